@@ -1,0 +1,1 @@
+"""What runs at a site: the only code that reads records."""

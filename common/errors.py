@@ -1,0 +1,54 @@
+"""One root for every error a user can meet; each says what was wrong, why it matters and what to do."""
+
+
+class GrandRoundsError(Exception):
+    """A refusal or failure with a diagnosis; the command line prints it and exits with 1.
+
+    None of the three texts may contain text from a record, nor a message of an exception that could.
+    """
+
+    def __init__(self, what: str, *, why: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def diagnostics(self) -> str:
+        """The diagnosis as one paragraph.
+
+        >>> print(StudyError("threshold is 9", why="only 5 sites exist", fix="choose 4").diagnostics())
+        threshold is 9. Why it matters: only 5 sites exist. What to do: choose 4.
+        """
+        return f"{self.what}. Why it matters: {self.why}. What to do: {self.fix}."
+
+
+class StudyError(GrandRoundsError):
+    """The study's parameters are contradictory, unsafe or unknown."""
+
+
+class DataError(GrandRoundsError):
+    """A site's records cannot be used as they are."""
+
+
+class ModelError(GrandRoundsError):
+    """The model cannot be loaded, or cannot be trained privately."""
+
+
+class PrivacyError(GrandRoundsError):
+    """A mechanism or an accountant was asked for something it cannot promise."""
+
+
+class ScheduleExhaustedError(PrivacyError):
+    """Another attempt would exceed the schedule that the claim covers."""
+
+
+class EnvelopeError(GrandRoundsError):
+    """Bytes that are not a well-formed message, or not signed by whom they name."""
+
+
+class ProtocolError(GrandRoundsError):
+    """A message that the protocol does not allow at this point; the attempt is abandoned."""
+
+
+class StorageError(GrandRoundsError):
+    """Something could not be written or read back whole."""

@@ -1,0 +1,1 @@
+"""Files that the commands fill in: example studies, the report's page."""

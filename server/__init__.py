@@ -1,0 +1,1 @@
+"""What runs at the aggregation server: rounds, the central accountant, the report."""
