@@ -1,0 +1,41 @@
+"""AES-256-CTR streams for masks, sampling and noise: the only randomness that privacy rests on."""
+
+import secrets
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+KEY_BYTES = 32
+_ZEROS = bytes(1 << 16)
+
+
+class Stream:
+    """The AES-256-CTR keystream of one key, from counter zero (NIST SP 800-38A, section 6.5).
+
+    A key must serve one purpose only: two streams of one key are the same stream. ``Stream.fresh`` draws a key from
+    the operating system; no configuration value ever becomes one.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        """Raises ValueError unless the key has 32 bytes."""
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"an AES-256 key has {KEY_BYTES} bytes, this one has {len(key)}")
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    @classmethod
+    def fresh(cls) -> "Stream":
+        """A stream under a key from the operating system that nothing else knows."""
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    def fill(self, out: memoryview) -> None:
+        """Write the next ``len(out)`` bytes of the keystream into a writable, contiguous buffer of bytes."""
+        for start in range(0, len(out), len(_ZEROS)):
+            block = out[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(block)], block)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """The next ``count`` independent uniform 64-bit words, little-endian, shape [count]."""
+        out = np.empty(count, dtype="<u8")
+        self.fill(out.view(np.uint8).data)
+        return out

@@ -1,0 +1,256 @@
+"""Turns what was released into epsilon, and a target epsilon into noise. Pure: no state but caches.
+
+Guarantee: every figure is an upper bound. The headline composes privacy loss distributions, discretised pessimistically
+(Koskela et al. 2020; Doroshenko et al. 2022, "Connect the Dots"), by Google's dp_accounting; beside it stands the
+Renyi bound of the same schedule (Mironov 2017; Mironov, Talwar and Zhang 2019). A schedule is fixed beforehand: neither
+figure may be added to that of another study (ARCHITECTURE.md, "Accounting").
+"""
+
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from dp_accounting import dp_event
+from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
+from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
+from ..errors import PrivacyError
+from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
+from .gaussian_mixture import binomial_mixture_pld
+from .mechanism import Trust
+
+Relation = Literal["add_or_remove_one", "replace_one"]
+
+INTERVAL: Final = 1e-4  # of the headline's discretisation; a coarser one is as valid and less tight
+SEARCH_INTERVAL: Final = 1e-3
+MIN_DELTA: Final = 1e-12  # below it the rounding errors of the composition, up to 1e-15, would show
+MAX_DELTA: Final = 0.1
+MAX_EPSILON: Final = 10_000.0
+
+_TOLERANCE: Final = 1.0005  # of a calibrated noise multiplier, before it is rounded up
+_LIBRARY: Final = f"dp_accounting {importlib.metadata.version('dp-accounting')}"
+_TIGHT_EPSILON: Final = 50  # above it the interval grows in proportion to epsilon, so that the cost stays bounded
+_COARSEST_INTERVAL: Final = 10.0
+_RELATIONS: Final = {
+    "add_or_remove_one": NeighboringRelation.ADD_OR_REMOVE_ONE,
+    "replace_one": NeighboringRelation.REPLACE_ONE,
+}
+# Without the orders below 2: there the library's series for fractional orders does not converge for large q.
+_RDP_ORDERS: Final = (*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epsilon:
+    """What a schedule costs at one delta.
+
+    Attributes:
+        epsilon: by composed privacy loss distributions, the headline.
+        epsilon_rdp: by Renyi divergences; None where no such analysis exists.
+        accountant: how and by which version of which library.
+    """
+
+    epsilon: float
+    epsilon_rdp: float | None
+    accountant: str
+
+
+def epsilon(
+    schedule: Schedule, *, delta: float, relation: Relation = "add_or_remove_one", slack: float = 0.0
+) -> Epsilon:
+    """The epsilon of ``schedule`` at ``delta``, with the ``slack`` of ``noise_sum_slack`` added.
+
+    One person at m sites costs, under local trust, m schedules (each site releases under its own noise); under
+    distributed trust the m contributions meet in one release, so what is composed is a mixture of Gaussians.
+
+    Raises PrivacyError for a delta outside 1e-12 .. 0.1, for an epsilon above 10000, and for replace-one with a
+    mixture, of which no analysis is known.
+    """
+    _check_delta(delta)
+    inner_delta = delta * math.exp(-slack)
+    interval = _interval(schedule, inner_delta, INTERVAL)
+    if math.isinf(interval):
+        raise PrivacyError(
+            f"epsilon is above {MAX_EPSILON:g} at delta {delta}",
+            why="such a figure promises nothing to anyone",
+            fix="add noise, sample less or plan fewer steps",
+        )
+    by_rdp = None
+    if relation == "add_or_remove_one" and not _is_mixture(schedule.event):
+        by_rdp = _rdp_epsilon(schedule, inner_delta) + 2 * slack
+    return Epsilon(
+        epsilon=_pld_epsilon(schedule, relation, interval, inner_delta) + 2 * slack,
+        epsilon_rdp=by_rdp,
+        accountant=f"PLD, pessimistic, interval {interval:.4g}, {_LIBRARY}",
+    )
+
+
+def epsilon_curve(schedule: Schedule, deltas: Iterable[float]) -> tuple[tuple[float, float], ...]:
+    """The pairs (delta, epsilon) of one schedule: each of them holds, and so do all of them together."""
+    return tuple((delta, epsilon(schedule, delta=delta).epsilon) for delta in deltas)
+
+
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    steps: int,
+    trust: Trust,
+    sites_per_patient: int = 1,
+) -> float:
+    """The least noise multiplier, to one part in a thousand and never too small, that keeps ``steps`` within a target.
+
+    It is rounded up to four decimals, and 0.1 if that already suffices. Raises PrivacyError if 10000 does not.
+    """
+    _check_delta(delta)
+
+    def satisfies(noise_multiplier: float, finest: float) -> bool:
+        event = SampledGaussianRelease(
+            sampling_probability=sampling_probability,
+            noise_multiplier=noise_multiplier,
+            trust=trust,
+            sites_per_patient=sites_per_patient,
+        )
+        schedule = Schedule(event=event, count=steps)
+        interval = _interval(schedule, delta, finest)
+        if math.isinf(interval):
+            return False
+        return _pld_epsilon(schedule, "add_or_remove_one", interval, delta) <= target_epsilon
+
+    coarse = functools.partial(satisfies, finest=SEARCH_INTERVAL)
+    fine = functools.partial(satisfies, finest=INTERVAL)
+    low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+    if coarse(low):
+        return low
+    if not fine(high):
+        raise PrivacyError(
+            f"no noise multiplier up to {high:g} reaches epsilon {target_epsilon} at delta {delta}",
+            why="the schedule has too many steps or too large a sample for that target",
+            fix="raise the target, or plan fewer rounds or smaller batches",
+        )
+    if coarse(high):
+        _, high = _bisect(coarse, low, high)
+    # A finer grid can only lower epsilon, so the answer is at most ``high``, usually just below it.
+    ratio = _TOLERANCE
+    low = high / ratio
+    while low > MIN_NOISE_MULTIPLIER and fine(low):
+        high, ratio = low, ratio**2
+        low = max(high / ratio, MIN_NOISE_MULTIPLIER)
+    _, high = _bisect(fine, low, high)
+    rounded = math.ceil(high * 1e4) / 1e4
+    while not fine(rounded):
+        rounded = math.ceil(rounded * _TOLERANCE * 1e4) / 1e4
+    return rounded
+
+
+def noise_sum_slack(stddevs: Sequence[float], *, dimension: int, releases: int) -> float:
+    """What summing rounded Gaussians costs beside one Gaussian of the same total variance: eta in every coordinate.
+
+    ``stddevs`` [h] are the shares'. With slack e, an (epsilon, delta) of the Gaussian mechanism becomes
+    (epsilon + 2 e, exp(e) delta). Adding share j to those before it, with S^2 their variance so far and
+    tau^2 = S^2 s_j^2 / (S^2 + s_j^2), changes each probability by a factor within 1 -+ theta_j, theta_j =
+    2 sum_{m >= 1} exp(-2 pi^2 tau^2 m^2), by Poisson summation; eta = - sum_j log(1 - theta_j) (ARCHITECTURE.md,
+    "Mechanism"). From 64 on, the least deviation the sampler accepts, theta is below 10^-17000: the result is 0.
+
+    Raises PrivacyError where the shares are so small that the bound says nothing.
+    """
+    eta, variance = 0.0, stddevs[0] ** 2
+    for stddev in stddevs[1:]:
+        decay = 2 * math.pi**2 / (1 / variance + 1 / stddev**2)
+        theta = 2 * math.fsum(math.exp(-decay * m * m) for m in range(1, 50))
+        if theta >= 1 or decay < 0.5:
+            raise PrivacyError(
+                f"a share of noise has a standard deviation of {stddev} lattice steps",
+                why="rounding then shapes the sum so much that it cannot be compared with a Gaussian",
+                fix="use 64 or more",
+            )
+        eta -= math.log1p(-theta)
+        variance += stddev**2
+    return dimension * releases * eta
+
+
+def _bisect(satisfies: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
+    """Narrow to high / low <= _TOLERANCE, keeping that ``high`` satisfies and ``low`` does not."""
+    while high > _TOLERANCE * low * (1 + 1e-9):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if satisfies(middle) else (middle, high)
+    return low, high
+
+
+def _check_delta(delta: float) -> None:
+    if not MIN_DELTA <= delta <= MAX_DELTA:
+        raise PrivacyError(
+            f"delta is {delta}",
+            why="delta is the chance that the promise fails, and must be far below one over the number of patients",
+            fix="choose 1/(10 * patients), between 1e-12 and 0.1",
+        )
+
+
+def _is_mixture(event: SampledGaussianRelease) -> bool:
+    return event.trust == "distributed" and event.sites_per_patient > 1
+
+
+def _interval(schedule: Schedule, delta: float, finest: float) -> float:
+    """``finest``, or a multiple of it where epsilon is above 50; infinity where it is above what means anything."""
+    event = schedule.event
+    if _is_mixture(event):
+        # That all m contributions arrive whenever one does is worse than what happens, and has a Renyi analysis.
+        m = event.sites_per_patient
+        bound = _rdp(1 - (1 - event.sampling_probability) ** m, event.noise_multiplier / m, schedule.count, delta)
+    else:
+        bound = _rdp_epsilon(schedule, delta)
+    previous = math.inf
+    while _TIGHT_EPSILON < bound < previous / 2:
+        interval = min(SEARCH_INTERVAL * bound / _TIGHT_EPSILON, _COARSEST_INTERVAL)
+        previous, bound = bound, min(bound, _pld_epsilon(schedule, "add_or_remove_one", interval, delta))
+    return finest * max(1.0, bound / _TIGHT_EPSILON) if bound <= MAX_EPSILON else math.inf
+
+
+def _rdp_epsilon(schedule: Schedule, delta: float) -> float:
+    event = schedule.event
+    return _rdp(event.sampling_probability, event.noise_multiplier, schedule.count * event.sites_per_patient, delta)
+
+
+@functools.cache
+def _rdp(sampling_probability: float, noise_multiplier: float, count: int, delta: float) -> float:
+    accountant = RdpAccountant(_RDP_ORDERS)
+    accountant.compose(_sampled_gaussian(sampling_probability, noise_multiplier), count)
+    return float(accountant.get_epsilon(delta))
+
+
+@functools.cache
+def _pld_epsilon(schedule: Schedule, relation: Relation, interval: float, delta: float) -> float:
+    return float(_composed(schedule, relation, interval)(delta))
+
+
+@functools.lru_cache(maxsize=4)  # a composed distribution takes tens of megabytes
+def _composed(schedule: Schedule, relation: Relation, interval: float) -> Callable[[float], float]:
+    """The function from delta to epsilon of the composed privacy loss distribution."""
+    event = schedule.event
+    q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
+    if _is_mixture(event) and q < 1:
+        if relation == "replace_one":
+            raise PrivacyError(
+                "replace-one for a patient at several sites under distributed trust",
+                why="no analysis of that mixture of Gaussians is known",
+                fix="report add-or-remove-one, or replace-one for one site per patient",
+            )
+        one = binomial_mixture_pld(noise_multiplier=z, contributions=m, sampling_probability=q, interval=interval)
+        mixture: Callable[[float], float] = one.self_compose(schedule.count).get_epsilon_for_delta
+        return mixture
+    accountant = PLDAccountant(_RELATIONS[relation], value_discretization_interval=interval)
+    if _is_mixture(event):
+        accountant.compose(dp_event.GaussianDpEvent(z / m), schedule.count)
+    else:
+        accountant.compose(_sampled_gaussian(q, z), schedule.count * m)
+    gaussians: Callable[[float], float] = accountant.get_epsilon
+    return gaussians
+
+
+def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> dp_event.DpEvent:
+    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
+    return gaussian if sampling_probability == 1 else dp_event.PoissonSampledDpEvent(sampling_probability, gaussian)

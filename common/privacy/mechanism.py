@@ -1,0 +1,194 @@
+"""The mechanism: a unit's contribution as a bounded integer vector, and the integer noise that hides it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import PrivacyError
+from .rounded_gaussian import MAX_STDDEV, MIN_STDDEV, add_rounded_gaussian
+
+Trust = Literal["distributed", "local"]
+
+_BLOCK: Final = 1 << 14
+
+
+def honest_shares(*, trust: Trust, threshold: int, corrupt_sites: int) -> int:
+    """The number h of noise shares in every released sum that the adversary does not know.
+
+    Distributed: at least ``threshold`` sites are in every sum that is unmasked, and the adversary knows the noise of
+    at most ``corrupt_sites`` of them, so h is the difference. Local: a site relies on its own noise only, h = 1.
+
+    Raises PrivacyError where distributed trust leaves h < 2 (a coalition could see one site's sum under a share of
+    the noise only) or assumes that no site at all is curious.
+    """
+    if trust == "local":
+        return 1
+    if corrupt_sites < 1:
+        raise PrivacyError(
+            f"corrupt_sites is {corrupt_sites}",
+            why="every site knows its own noise and can subtract it, so distributed noise must allow for one",
+            fix="set corrupt_sites to 1 or more",
+        )
+    shares = threshold - corrupt_sites
+    if shares < 2:
+        raise PrivacyError(
+            f"threshold {threshold} with {corrupt_sites} corrupt sites leaves {shares} honest noise shares",
+            why="with fewer than 2 the server and the corrupt sites could isolate the sum of one hospital",
+            fix="raise the threshold, tolerate fewer corrupt sites, or use local trust",
+        )
+    return shares
+
+
+def site_noise_stddev(*, noise_multiplier: float, sensitivity: int, honest_shares: int) -> int:
+    """The noise one site adds: the least integer sigma for which h shares reach ``noise_multiplier * sensitivity``.
+
+    That is ceil(z * Delta / sqrt(h)), computed exactly: sigma^2 h >= (z Delta)^2. Raises PrivacyError unless it lies
+    in 64 .. 2^30, where the sampler is exact and the sum of rounded Gaussians is as private as one Gaussian.
+    """
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0 and sensitivity > 0 and honest_shares > 0):
+        raise PrivacyError(
+            f"noise multiplier {noise_multiplier}, sensitivity {sensitivity} and {honest_shares} shares",
+            why="without positive, finite values there is no noise",
+            fix="give positive numbers",
+        )
+    variance = (Fraction(noise_multiplier) * sensitivity) ** 2 / honest_shares
+    stddev = math.isqrt(math.ceil(variance) - 1) + 1
+    if not MIN_STDDEV <= stddev <= MAX_STDDEV:
+        raise PrivacyError(
+            f"a site's noise would have a standard deviation of {stddev} lattice steps",
+            why="the guarantee is proved from 64 to 2^30",
+            fix="change the noise multiplier, or train more parameters or fewer",
+        )
+    return stddev
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """How a clipped gradient of a fixed dimension becomes integers, and how far one unit can then move their sum.
+
+    Formal guarantee: ``encode`` returns a vector of Euclidean norm at most ``sensitivity`` for every input, hostile
+    ones included, so adding or removing one unit moves an integer sum of encoded units by at most ``sensitivity``.
+    It holds by an exact integer check and does not rest on the clipping. For an input of norm at most
+    ``clipping_norm`` the check passes: rounding moves each coordinate by at most 1/2, the norm by at most sqrt(d)/2.
+
+    Attributes:
+        dimension: d, the number of trainable parameters.
+        clipping_norm: C, the largest Euclidean norm of a clipped gradient.
+        scale: s, the least power of two with s C >= 50 sqrt(d): the roundings then cost about 1 % of the norm.
+        sensitivity: Delta = ceil(s C + sqrt(d) / 2).
+    """
+
+    dimension: int
+    clipping_norm: float
+    scale: float = field(init=False)
+    sensitivity: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises PrivacyError unless there is a dimension and 2^-40 <= clipping_norm <= 2^40."""
+        if not (1 <= self.dimension <= 1 << 32 and 2.0**-40 <= self.clipping_norm <= 2.0**40):
+            raise PrivacyError(
+                f"dimension {self.dimension} with clipping norm {self.clipping_norm}",
+                why="such a lattice has no usable resolution",
+                fix="use 1 to 2^32 parameters and a clipping norm near the gradients' norms, often 0.1 to 10",
+            )
+        norm = Fraction(self.clipping_norm)
+        exponent = math.floor(math.log2(50 * math.sqrt(self.dimension) / self.clipping_norm)) - 1
+        while (Fraction(2) ** exponent * norm) ** 2 < 2500 * self.dimension:
+            exponent += 1
+        root = Fraction(math.isqrt((self.dimension << 64) - 1) + 1, 1 << 32)  # sqrt(d), rounded up
+        object.__setattr__(self, "scale", math.ldexp(1.0, exponent))
+        object.__setattr__(self, "sensitivity", math.ceil(Fraction(2) ** exponent * norm + root / 2))
+
+    def clip(self, gradient: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """``gradient`` [d] scaled down to norm ``clipping_norm`` where it is longer; zeros [d] if it is not finite.
+
+        The norm is summed in a fixed order in double precision, so that equal gradients clip to equal bits.
+        """
+        self._require_shape(gradient)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = [float(np.sum(np.square(gradient[block], dtype=np.float64))) for block in self._blocks(_BLOCK)]
+        if not all(map(math.isfinite, squares)):
+            return np.zeros(self.dimension)
+        norm = math.sqrt(math.fsum(squares))
+        factor = self.clipping_norm / norm if norm > self.clipping_norm else 1.0
+        clipped: NDArray[np.float64] = np.multiply(gradient, factor, dtype=np.float64)
+        return clipped
+
+    def encode(self, clipped: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """``clipped`` [d] times ``scale``, rounded to integers [d]; all zeros if it then exceeds ``sensitivity``."""
+        self._require_shape(clipped)
+        encoded = np.empty(self.dimension, dtype=np.int64)
+        squared_norm = 0
+        # Within the bounds a square is at most Delta^2, so a block this short cannot overflow int64.
+        for block in self._blocks(min(_BLOCK, ((1 << 63) - 1) // self.sensitivity**2)):
+            integers = encoded[block]
+            with np.errstate(over="ignore", invalid="ignore"):
+                integers[:] = np.rint(np.multiply(clipped[block], self.scale, dtype=np.float64))
+            # Not abs(): NaN and infinity become -2^63, which abs() keeps and whose square is 0 in int64.
+            if integers.min() < -self.sensitivity or integers.max() > self.sensitivity:
+                return np.zeros_like(encoded)
+            squared_norm += int(np.dot(integers, integers))
+        return encoded if squared_norm <= self.sensitivity**2 else np.zeros_like(encoded)
+
+    def decode(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Integers [d] back in the gradients' units."""
+        return integers / self.scale
+
+    def _blocks(self, size: int) -> Iterator[slice]:
+        return (slice(start, start + size) for start in range(0, self.dimension, size))
+
+    def _require_shape(self, vector: NDArray[np.floating[Any]]) -> None:
+        if vector.shape != (self.dimension,):
+            raise ValueError(f"the lattice has {self.dimension} dimensions, the vector has shape {vector.shape}")
+
+
+class Mechanism(Protocol):
+    """Adds one site's noise to the integer sum over its sampled units."""
+
+    @property
+    def noise_stddev(self) -> int:
+        """The standard deviation of the noise, in lattice steps."""
+
+    def add_noise(self, total: NDArray[np.int64]) -> None:
+        """Add noise to ``total`` [d] in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedGaussian:
+    """Adds round(N(0, noise_stddev^2)) to each coordinate, drawn exactly and from a fresh key on every call.
+
+    Formal guarantee: for an integer sum v, v + round(N) = round(v + N), so one site's release is post-processing of
+    the Gaussian mechanism with noise multiplier noise_stddev / sensitivity (Dwork and Roth 2014, appendix A, and every
+    later analysis of it). The sum of h such shares is, up to the factor of ``accountant.noise_sum_slack``,
+    post-processing of the Gaussian mechanism with deviation sqrt(h) * noise_stddev (ARCHITECTURE.md, "Mechanism").
+    """
+
+    noise_stddev: int
+
+    def __post_init__(self) -> None:
+        """Raises PrivacyError unless ``noise_stddev`` is an integer in 64 .. 2^30."""
+        if not (isinstance(self.noise_stddev, int) and MIN_STDDEV <= self.noise_stddev <= MAX_STDDEV):
+            raise PrivacyError(
+                f"noise_stddev is {self.noise_stddev}",
+                why="the guarantee is proved for integers from 64 to 2^30",
+                fix="take it from site_noise_stddev",
+            )
+
+    def add_noise(self, total: NDArray[np.int64]) -> None:
+        """Add a rounded Gaussian to each coordinate of ``total`` [d] in place."""
+        add_rounded_gaussian(total, self.noise_stddev)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNoise:
+    """Adds nothing, and so promises nothing: for synthetic data, tests and comparisons only."""
+
+    noise_stddev: int = 0
+
+    def add_noise(self, total: NDArray[np.int64]) -> None:
+        """Leave ``total`` [d] as it is."""

@@ -1,0 +1,53 @@
+"""``grandrounds epsilon``: what a schedule costs, without a study."""
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class TrustOption(StrEnum):
+    """Who is trusted with the noise."""
+
+    DISTRIBUTED = "distributed"
+    LOCAL = "local"
+
+
+def epsilon(
+    noise_multiplier: Annotated[float, typer.Option(help="Noise over sensitivity, z.")],
+    sampling_probability: Annotated[float, typer.Option(help="Chance of a patient to be in a step, q.")],
+    steps: Annotated[int, typer.Option(help="Noisy sums that are released.")],
+    delta: Annotated[float, typer.Option(help="At most 1/(10 * patients) by default in a study.")],
+    sites_per_patient: Annotated[int, typer.Option(help="Most sites at which one patient has records.")] = 1,
+    trust: Annotated[
+        TrustOption, typer.Option(help="Sites share the noise, or each adds all.")
+    ] = TrustOption.DISTRIBUTED,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compute epsilon of a schedule by privacy loss distributions, and by Renyi divergence beside it."""
+    from ...common.privacy import accountant
+    from ...common.privacy.events import SampledGaussianRelease, Schedule
+
+    event = SampledGaussianRelease(
+        sampling_probability=sampling_probability,
+        noise_multiplier=noise_multiplier,
+        trust=trust.value,
+        sites_per_patient=sites_per_patient,
+    )
+    result = accountant.epsilon(Schedule(event=event, count=steps), delta=delta)
+    if as_json:
+        figures = {"epsilon": result.epsilon, "epsilon_rdp": result.epsilon_rdp, "accountant": result.accountant}
+        typer.echo(json.dumps(figures))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
+    table.add_column("analysis")
+    table.add_column("epsilon", justify="right")
+    table.add_row("privacy loss distributions", f"{result.epsilon:.4f}")
+    table.add_row("Renyi", "none known" if result.epsilon_rdp is None else f"{result.epsilon_rdp:.4f}")
+    table.caption = result.accountant
+    Console().print(table)

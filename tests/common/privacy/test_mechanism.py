@@ -1,0 +1,271 @@
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from grandrounds.common.errors import PrivacyError
+from grandrounds.common.privacy.mechanism import (
+    Lattice,
+    Mechanism,
+    NoNoise,
+    RoundedGaussian,
+    honest_shares,
+    site_noise_stddev,
+)
+
+SPECIAL = [np.nan, np.inf, -np.inf, 1e30, -1e30, 2.0**32, 2.0**62, 2.0**63, -(2.0**63), 2.0**64, 5e-324, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("threshold, corrupt_sites, shares", [(4, 1, 3), (4, 2, 2), (3, 1, 2), (34, 17, 17)])
+def test_distributed_noise_counts_only_the_shares_the_adversary_cannot_know(
+    threshold: int, corrupt_sites: int, shares: int
+) -> None:
+    assert honest_shares(trust="distributed", threshold=threshold, corrupt_sites=corrupt_sites) == shares
+
+
+def test_a_site_in_local_trust_relies_on_its_own_noise() -> None:
+    assert honest_shares(trust="local", threshold=4, corrupt_sites=3) == 1
+
+
+@pytest.mark.parametrize("threshold, corrupt_sites", [(4, 3), (3, 2), (2, 2), (3, 5), (4, 0), (4, -1)])
+def test_too_few_honest_shares_are_refused(threshold: int, corrupt_sites: int) -> None:
+    with pytest.raises(PrivacyError, match="corrupt"):
+        honest_shares(trust="distributed", threshold=threshold, corrupt_sites=corrupt_sites)
+
+
+def _credits_enough(stddev: int, noise_multiplier: float, sensitivity: int, shares: int) -> bool:
+    return stddev**2 * shares >= (Fraction(noise_multiplier) * sensitivity) ** 2
+
+
+@given(st.floats(0.3, 50), st.integers(300, 10**6), st.integers(1, 50))
+def test_the_honest_shares_together_reach_the_noise_and_are_the_least_that_do(
+    noise_multiplier: float, sensitivity: int, shares: int
+) -> None:
+    try:
+        stddev = site_noise_stddev(noise_multiplier=noise_multiplier, sensitivity=sensitivity, honest_shares=shares)
+    except PrivacyError:
+        assert _credits_enough(63, noise_multiplier, sensitivity, shares)
+        return
+    assert _credits_enough(stddev, noise_multiplier, sensitivity, shares)
+    assert not _credits_enough(stddev - 1, noise_multiplier, sensitivity, shares)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda z, sensitivity, h, n: math.ceil(z * sensitivity / math.sqrt(n)),  # every site's noise taken for unknown
+        lambda z, sensitivity, h, n: math.ceil(z * sensitivity / h),  # deviations added where variances add
+        lambda z, sensitivity, h, n: math.ceil(math.sqrt(z * sensitivity / h)),  # the variance taken for the deviation
+        lambda z, sensitivity, h, n: math.ceil(z / math.sqrt(h)),  # the sensitivity forgotten
+        lambda z, sensitivity, h, n: math.floor(z * sensitivity / math.sqrt(h)),
+    ],
+)
+def test_a_wrong_share_of_the_noise_is_too_little(broken: Callable[[float, int, int, int], int]) -> None:
+    assert not _credits_enough(broken(1.63, 8268, 3, 5), 1.63, 8268, 3)
+
+
+@pytest.mark.parametrize(
+    "noise_multiplier, sensitivity", [(0.0, 100), (-1.0, 100), (math.nan, 100), (math.inf, 100), (1.0, 0), (1e9, 10**6)]
+)
+def test_noise_that_cannot_be_added_is_refused(noise_multiplier: float, sensitivity: int) -> None:
+    with pytest.raises(PrivacyError):
+        site_noise_stddev(noise_multiplier=noise_multiplier, sensitivity=sensitivity, honest_shares=2)
+
+
+def test_noise_below_the_proved_range_is_refused() -> None:
+    assert site_noise_stddev(noise_multiplier=1.0, sensitivity=64, honest_shares=1) == 64
+    with pytest.raises(PrivacyError, match="63"):
+        site_noise_stddev(noise_multiplier=1.0, sensitivity=63, honest_shares=1)
+
+
+@given(st.integers(1, 10**8), st.floats(1e-6, 1e6))
+def test_the_scale_is_the_least_power_of_two_and_the_sensitivity_covers_every_rounding(
+    dimension: int, clipping_norm: float
+) -> None:
+    lattice = Lattice(dimension=dimension, clipping_norm=clipping_norm)
+    reach = Fraction(lattice.scale) * Fraction(clipping_norm)
+    assert math.frexp(lattice.scale)[0] == 0.5
+    assert reach**2 >= 2500 * dimension
+    assert (reach / 2) ** 2 < 2500 * dimension
+    rounding = lattice.sensitivity - reach  # sensitivity >= s C + sqrt(d) / 2
+    assert rounding > 0
+    assert 4 * rounding**2 >= dimension
+    assert lattice.sensitivity <= float(reach) * 1.01 + 2
+
+
+def test_a_lattice_of_the_built_in_model() -> None:
+    lattice = Lattice(dimension=23_040, clipping_norm=0.5)
+    assert (lattice.scale, lattice.sensitivity) == (16384.0, 8268)  # 50 sqrt(d) = 7589 <= 8192; + 75.9
+
+
+@pytest.mark.parametrize("dimension, norm", [(0, 1.0), (-1, 1.0), (5, 0.0), (5, -1.0), (5, math.nan), (5, math.inf)])
+def test_a_lattice_without_resolution_is_refused(dimension: int, norm: float) -> None:
+    with pytest.raises(PrivacyError):
+        Lattice(dimension=dimension, clipping_norm=norm)
+
+
+def _norm_squared(integers: NDArray[np.int64]) -> int:
+    return sum(int(v) ** 2 for v in integers)
+
+
+def _stays_within(encode: Callable[[NDArray[np.float64]], NDArray[np.int64]], vector: list[float], bound: int) -> bool:
+    return _norm_squared(encode(np.array(vector))) <= bound**2
+
+
+hostile_vectors = st.lists(
+    st.one_of(st.sampled_from(SPECIAL), st.floats(allow_nan=True, allow_infinity=True), st.floats(-3, 3)),
+    min_size=7,
+    max_size=7,
+)
+
+
+@given(hostile_vectors)
+def test_adding_a_unit_never_moves_the_sum_by_more_than_the_sensitivity(vector: list[float]) -> None:
+    lattice = Lattice(dimension=7, clipping_norm=1.5)
+    others = lattice.encode(lattice.clip(np.linspace(-1, 1, 7)))
+    for encode in (lattice.encode, lambda v: lattice.encode(lattice.clip(v))):
+        with_unit = others + encode(np.array(vector))
+        assert _norm_squared(with_unit - others) <= lattice.sensitivity**2
+
+
+@pytest.mark.parametrize("special", [v for v in SPECIAL if not abs(v) < 1.5])
+def test_a_hostile_value_anywhere_makes_the_unit_count_as_zero(special: float) -> None:
+    lattice = Lattice(dimension=40_000, clipping_norm=1.5)
+    for position in (0, 17_000, 39_999):
+        vector = np.full(40_000, 1e-4)
+        vector[position] = special
+        assert not lattice.encode(vector).any()
+        assert not lattice.encode(vector.astype(np.float32)).any()
+
+
+def test_an_unclipped_unit_counts_as_zero() -> None:
+    lattice = Lattice(dimension=40_000, clipping_norm=1.5)
+    just_inside = np.full(40_000, 1.5 / 200)
+    assert lattice.encode(just_inside).any()
+    assert not lattice.encode(just_inside * 1.02).any()
+
+
+def _encode_checked_by(
+    check: Callable[[NDArray[np.int64], int], bool], lattice: Lattice
+) -> Callable[[NDArray[np.float64]], NDArray[np.int64]]:
+    def encode(vector: NDArray[np.float64]) -> NDArray[np.int64]:
+        with np.errstate(invalid="ignore"):
+            integers = np.rint(vector * lattice.scale).astype(np.int64)
+        return integers if check(integers, lattice.sensitivity) else np.zeros_like(integers)
+
+    return encode
+
+
+BROKEN_CHECKS: dict[str, Callable[[NDArray[np.int64], int], bool]] = {
+    "none": lambda v, bound: True,
+    "abs": lambda v, bound: bool((np.abs(v) <= bound).all()) and int(v @ v) <= bound**2,
+    "norm in int64 without bounds": lambda v, bound: int(v @ v) <= bound**2,
+    "bounds without norm": lambda v, bound: bool((v >= -bound).all() and (v <= bound).all()),
+}
+ATTACKS = [[np.nan] * 7, [2.0**26] * 7, [1.4] * 7]  # 2^26 times the scale is 2^32 or more: its int64 square wraps to 0
+
+
+@pytest.mark.parametrize("name", BROKEN_CHECKS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_weaker_check_lets_an_attack_through(name: str) -> None:
+    lattice = Lattice(dimension=7, clipping_norm=1.5)
+    broken = _encode_checked_by(BROKEN_CHECKS[name], lattice)
+    assert not all(_stays_within(broken, attack, lattice.sensitivity) for attack in ATTACKS)
+    assert all(_stays_within(lattice.encode, attack, lattice.sensitivity) for attack in ATTACKS)
+
+
+@given(st.integers(1, 60), st.floats(0.01, 100), st.integers(0, 2**32 - 1))
+def test_a_clipped_gradient_passes_the_check_and_decodes_to_itself(dimension: int, norm: float, seed: int) -> None:
+    gradient = np.random.default_rng(seed).standard_normal(dimension) * 10 * norm
+    lattice = Lattice(dimension=dimension, clipping_norm=norm)
+    clipped = lattice.clip(gradient)
+    assert np.linalg.norm(clipped) <= norm * (1 + 1e-12)
+    encoded = lattice.encode(clipped)
+    assert np.abs(lattice.decode(encoded) - clipped).max() <= 0.5 / lattice.scale * (1 + 1e-9)
+
+
+def test_the_sum_on_the_lattice_is_the_clipped_sum_to_its_resolution() -> None:
+    lattice = Lattice(dimension=30_000, clipping_norm=0.7)
+    units = np.random.default_rng(3).standard_normal((20, 30_000)) * np.linspace(1e-4, 1e-1, 20)[:, None]
+    total = sum(lattice.encode(lattice.clip(unit)) for unit in units)
+    plain = sum(unit * min(1.0, 0.7 / np.linalg.norm(unit)) for unit in units)
+    assert np.abs(lattice.decode(total) - plain).max() <= 20 * 0.5 / lattice.scale * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_is_clipped_to_zeros(special: float) -> None:
+    lattice = Lattice(dimension=5, clipping_norm=1.0)
+    assert not lattice.clip(np.array([1.0, 2.0, special, 0.0, 0.0])).any()
+
+
+def test_a_short_gradient_is_not_touched_and_a_zero_one_stays_zero() -> None:
+    lattice = Lattice(dimension=3, clipping_norm=1.0)
+    assert lattice.clip(np.array([0.3, -0.4, 0.0])).tolist() == [0.3, -0.4, 0.0]
+    assert not lattice.clip(np.zeros(3)).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_gradients_give_equal_bits_wherever_they_lie_in_memory(dtype: type) -> None:
+    dimension = 50_001
+    lattice = Lattice(dimension=dimension, clipping_norm=0.5)
+    gradient = np.random.default_rng(5).standard_normal(dimension).astype(dtype)
+    expected = lattice.clip(gradient)
+    for offset in range(1, 18):
+        elsewhere = np.zeros(dimension + 20, dtype=dtype)
+        elsewhere[offset : offset + dimension] = gradient
+        clipped = lattice.clip(elsewhere[offset : offset + dimension])
+        assert clipped.tobytes() == expected.tobytes()
+
+
+def test_a_vector_of_another_dimension_is_refused() -> None:
+    lattice = Lattice(dimension=3, clipping_norm=1.0)
+    for wrong in (np.zeros(4), np.zeros((3, 1))):
+        with pytest.raises(ValueError, match="dimensions"):
+            lattice.encode(wrong)
+        with pytest.raises(ValueError, match="dimensions"):
+            lattice.clip(wrong)
+
+
+def _has_the_credited_variance(sites: list[Mechanism], credited_stddev: float) -> bool:
+    """Whether the sum of the sites' noise has at least the credited variance; false alarm below 1e-8."""
+    total = np.zeros(200_000, dtype=np.int64)
+    for site in sites:
+        site.add_noise(total)
+    return bool(np.sum((total / credited_stddev) ** 2) > chi2.ppf(1e-8, len(total)))
+
+
+def test_the_honest_shares_of_a_sum_have_the_credited_variance() -> None:
+    stddev = site_noise_stddev(noise_multiplier=1.63, sensitivity=8268, honest_shares=3)
+    site = RoundedGaussian(noise_stddev=stddev)
+    assert _has_the_credited_variance([site] * 3, 1.63 * 8268)
+    assert not _has_the_credited_variance([site] * 2, 1.63 * 8268)  # one share missing
+    assert not _has_the_credited_variance([site, site, NoNoise()], 1.63 * 8268)  # one site forgot
+    shares_of_all = RoundedGaussian(noise_stddev=math.ceil(1.63 * 8268 / math.sqrt(5)))
+    assert not _has_the_credited_variance([shares_of_all] * 3, 1.63 * 8268)  # h taken as n
+
+
+def test_noise_is_independent_in_every_call() -> None:
+    mechanism = RoundedGaussian(noise_stddev=1 << 30)
+    first, second = np.zeros(1000, dtype=np.int64), np.zeros(1000, dtype=np.int64)
+    mechanism.add_noise(first)
+    mechanism.add_noise(second)
+    assert np.sum(first == second) < 3
+
+
+def test_no_noise_leaves_the_sum_as_it_is() -> None:
+    total = np.arange(10, dtype=np.int64)
+    NoNoise().add_noise(total)
+    assert total.tolist() == list(range(10))
+    assert NoNoise().noise_stddev == 0
+
+
+@pytest.mark.parametrize("stddev", [0, 63, (1 << 30) + 1, 100.0, math.nan])
+def test_a_mechanism_outside_the_proved_range_cannot_be_made(stddev: int) -> None:
+    with pytest.raises(PrivacyError):
+        RoundedGaussian(noise_stddev=stddev)
