@@ -1,0 +1,82 @@
+"""A search over all views that a server can show: no leak with every check, and one as soon as a needed one is gone.
+
+Checks that a later one implies are made early to spare keys and budget: without them alone nothing leaks, and without
+both something does.
+"""
+
+import pytest
+from secagg_symbolic import Checks, Game, View, find_leak
+
+
+def all_views(game: Game, variants: int = 1) -> dict[int, list[View]]:
+    return {site: list(game.views(site, variants=variants)) for site in game.honest}
+
+
+def survivor_views(game: Game) -> dict[int, list[View]]:
+    """Only U3 differs between sites: enough where all that matters is who is said to have survived."""
+    everyone = frozenset(range(game.sites))
+    return {
+        site: [view for view in game.views(site) if view.u1 == view.u2 == everyone and view.u3 is not None]
+        for site in game.honest
+    }
+
+
+@pytest.mark.parametrize(
+    ("sites", "corrupt_sites", "threshold", "transcripts"),
+    [(3, 1, 3, 2), (3, 2, 3, 2), (4, 1, 3, 2), (4, 3, 4, 2), (5, 2, 4, 2), (5, 1, 4, 1)],
+)
+def test_no_views_of_a_small_cohort_leak(sites: int, corrupt_sites: int, threshold: int, transcripts: int) -> None:
+    game = Game(sites, corrupt_sites, threshold)
+    assert find_leak(game, all_views(game, transcripts)) is None
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [
+        {"u2_size": False},
+        {"u1_size": False, "u2_size": False},
+        {"either_or": False},
+        {"u3_size": False, "signatures": False},
+    ],
+    ids=lambda removed: " and ".join(removed),
+)
+def test_a_check_that_is_gone_leaks(removed: dict[str, bool]) -> None:
+    game = Game(4, 1, 3, Checks(**removed))
+    leak = find_leak(game, all_views(game))
+    assert leak is not None
+    assert min(map(len, game.learned(leak))) == 1
+
+
+def test_without_signatures_split_survivors_leak_a_sum_of_too_few() -> None:
+    game = Game(6, 1, 4, Checks(signatures=False))
+    leak = find_leak(game, survivor_views(game))
+    assert leak is not None
+    assert min(map(len, game.learned(leak))) == 2 < game.threshold - game.corrupt_sites
+    assert not Game(6, 1, 4).leaks(leak)
+
+
+@pytest.mark.parametrize(("sites", "corrupt_sites", "threshold"), [(4, 2, 3), (3, 1, 2)])
+def test_a_threshold_that_is_too_low_for_the_corrupt_sites_leaks(
+    sites: int, corrupt_sites: int, threshold: int
+) -> None:
+    game = Game(sites, corrupt_sites, threshold)
+    assert 2 * threshold <= sites + corrupt_sites
+    assert find_leak(game, all_views(game)) is not None
+
+
+@pytest.mark.parametrize("implied", ["u1_size", "u3_size", "ciphertexts_open"])
+def test_a_check_that_others_imply_leaks_nothing_by_itself(implied: str) -> None:
+    game = Game(4, 1, 3, Checks(**{implied: False}))
+    assert find_leak(game, all_views(game, 2 if implied == "ciphertexts_open" else 1)) is None
+
+
+def test_an_honest_server_learns_the_sum_and_nothing_else() -> None:
+    game = Game(5, 1, 4)
+    everyone = frozenset(range(5))
+    for dropped in (None, 0, 3):
+        u3 = everyone - {dropped}
+        shown = {
+            site: View(transcript=(0, everyone), u2=everyone, u3=None if site == dropped else u3)
+            for site in game.honest
+        }
+        assert game.learned(shown) == [u3 & set(game.honest)]
