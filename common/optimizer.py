@@ -1,0 +1,104 @@
+"""Optimisers in NumPy: post-processing of released numbers, so that they cost no privacy."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+OptimizerName = Literal["sgd", "momentum", "adam"]
+ADAM_EPSILON = 1e-8
+
+
+class Optimizer(Protocol):
+    """Turns gradients into steps; its state is what a checkpoint has to keep."""
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """Copies of the arrays that ``restore`` takes; empty before the first step and for a stateless one."""
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Continue from a ``state``."""
+
+    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+        """New parameters [d] from parameters [d] and a gradient [d]; the arguments are left alone."""
+
+
+@dataclass
+class Sgd:
+    """Gradient descent, with Polyak momentum where ``momentum`` is positive."""
+
+    learning_rate: float
+    momentum: float = 0.0
+    _velocity: Vector | None = None
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """``velocity`` [d], once there is one."""
+        return {} if self._velocity is None else {"velocity": self._velocity.copy()}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Continue from a ``state``."""
+        self._velocity = state["velocity"].copy() if "velocity" in state else None
+
+    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+        """One step.
+
+        >>> Sgd(learning_rate=0.5).step(np.array([1.0]), np.array([2.0]))
+        array([0.])
+        """
+        if self.momentum == 0.0:
+            return parameters - self.learning_rate * gradient
+        velocity = gradient if self._velocity is None else self.momentum * self._velocity + gradient
+        self._velocity = velocity.copy()
+        return parameters - self.learning_rate * velocity
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    _steps: int = 0
+    _mean: Vector | None = None
+    _square: Vector | None = None
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """``mean`` and ``square`` [d] and ``steps`` [1], once there are some."""
+        if self._mean is None or self._square is None:
+            return {}
+        return {"mean": self._mean.copy(), "square": self._square.copy(), "steps": np.array([float(self._steps)])}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Continue from a ``state``."""
+        self._steps = int(state["steps"][0]) if state else 0
+        self._mean = state["mean"].copy() if state else None
+        self._square = state["square"].copy() if state else None
+
+    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+        """One step; the first moves every coordinate by about the learning rate."""
+        mean = np.zeros_like(gradient) if self._mean is None else self._mean
+        square = np.zeros_like(gradient) if self._square is None else self._square
+        self._steps += 1
+        self._mean = self.beta1 * mean + (1 - self.beta1) * gradient
+        self._square = self.beta2 * square + (1 - self.beta2) * gradient**2
+        unbiased_mean = self._mean / (1 - self.beta1**self._steps)
+        unbiased_square = self._square / (1 - self.beta2**self._steps)
+        return parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
+
+
+def make_optimizer(name: OptimizerName, *, learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Optimizer:
+    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum``.
+
+    >>> make_optimizer("sgd", learning_rate=1.0)
+    Sgd(learning_rate=1.0, momentum=0.0, _velocity=None)
+    """
+    if name == "sgd":
+        return Sgd(learning_rate)
+    if name == "momentum":
+        return Sgd(learning_rate, beta1)
+    return Adam(learning_rate, beta1, beta2)
