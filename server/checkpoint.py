@@ -1,0 +1,67 @@
+"""Checkpoints: the adapter and the optimiser's state after a round, written whole or not at all."""
+
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import StorageError
+from ..common.files import write_atomically
+
+# The newest, and one before it in case the newest is found damaged.
+KEPT = 2
+_NAME = re.compile(r"^round-(\d{6})\.npz$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State after a committed round; ``adapter`` is float32 [d]."""
+
+    manifest: str
+    round: int
+    attempts: int
+    adapter: NDArray[np.float32]
+    optimizer: dict[str, NDArray[np.float64]]
+
+    def save(self, folder: Path) -> None:
+        """Write into ``folder`` and drop older ones; raises StorageError."""
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {f"optimizer.{name}": value for name, value in self.optimizer.items()}
+        counters = np.array([self.round, self.attempts])
+        np.savez(buffer, adapter=self.adapter, counters=counters, manifest=np.array(self.manifest), **arrays)
+        write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
+        for path in _saved(folder)[:-KEPT]:
+            path.unlink()
+
+    @classmethod
+    def load(cls, path: Path, manifest: str) -> "Checkpoint":
+        """Read a checkpoint of the study ``manifest``; raises StorageError if it is damaged or another study's."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                stored = {name: arrays[name] for name in arrays.files}
+            round_, attempts = (int(counter) for counter in stored.pop("counters"))
+            owner = str(stored.pop("manifest"))
+            adapter = stored.pop("adapter")
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise StorageError(
+                f"{path} is no whole checkpoint",
+                why="training would continue from numbers that nobody released",
+                fix="use the checkpoint before it",
+            ) from error
+        if owner != manifest:
+            raise StorageError(
+                f"{path} belongs to study {owner[:16]}…, not to {manifest[:16]}…",
+                why="the schedule and its claim are another study's",
+                fix="choose the folder of this study",
+            )
+        optimizer = {name.removeprefix("optimizer."): value for name, value in stored.items()}
+        return cls(manifest=owner, round=round_, attempts=attempts, adapter=adapter, optimizer=optimizer)
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _NAME.match(path.name))

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from grandrounds.common.errors import GrandRoundsError
+from grandrounds.deploy.cli.epsilon import epsilon
+
+SCHEDULE = ["--noise-multiplier", "1", "--sampling-probability", "0.05", "--steps", "200", "--delta", "1e-5"]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(epsilon)
+    return app
+
+
+def test_json_has_the_two_figures_and_how_they_were_computed(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, [*SCHEDULE, "--json"], catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    assert set(figures) == {"epsilon", "epsilon_rdp", "accountant"}
+    assert figures["epsilon"] == pytest.approx(4.7659, rel=1e-3)
+    assert figures["epsilon_rdp"] > figures["epsilon"]
+
+
+def test_overlap_under_distributed_trust_has_no_renyi_figure(app: typer.Typer) -> None:
+    overlap = ["--sites-per-patient", "2", "--trust", "distributed", "--json"]
+    assert json.loads(CliRunner().invoke(app, [*SCHEDULE, *overlap]).stdout)["epsilon_rdp"] is None
+    overlap[3] = "local"
+    assert json.loads(CliRunner().invoke(app, [*SCHEDULE, *overlap]).stdout)["epsilon_rdp"] > 4.8
+
+
+def test_without_json_it_is_a_table(app: typer.Typer) -> None:
+    output = CliRunner().invoke(app, SCHEDULE, catch_exceptions=False).stdout
+    assert "4.76" in output
+    assert "PLD" in output
+
+
+@pytest.mark.parametrize("position, value", [(1, "0"), (1, "nan"), (3, "1.5"), (5, "0"), (7, "0"), (7, "0.9")])
+def test_a_value_out_of_range_is_refused_with_a_diagnosis(app: typer.Typer, position: int, value: str) -> None:
+    arguments = list(SCHEDULE)
+    arguments[position] = value
+    with pytest.raises(GrandRoundsError) as refusal:
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "What to do:" in refusal.value.diagnostics()
+
+
+def test_an_unknown_trust_is_a_usage_error(app: typer.Typer) -> None:
+    assert CliRunner().invoke(app, [*SCHEDULE, "--trust", "blind"]).exit_code == 2

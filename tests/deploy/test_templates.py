@@ -1,0 +1,47 @@
+"""The example studies say what is true."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import grandrounds.deploy.templates
+from grandrounds.common.study import Section, Study
+from grandrounds.deploy.simulation_config import Simulation, read_simulation
+
+TEMPLATES = Path(grandrounds.deploy.templates.__file__).parent
+
+
+def test_the_full_example_names_every_field_of_a_study() -> None:
+    text = (TEMPLATES / "study.full.toml").read_text(encoding="utf-8")
+    # Commented-out settings count: they are the ones that exclude another.
+    lines = [line.removeprefix("# ") for line in text.splitlines()]
+    named = {line.split("=")[0].strip() for line in lines if "=" in line}
+    sections = [Study.model_fields[name].annotation for name in ("model", "data", "privacy", "training", "secagg")]
+    for section in [*sections, Simulation]:
+        assert isinstance(section, type) and issubclass(section, Section)
+        assert set(section.model_fields) - named - {"data"} == set()
+
+
+def test_the_full_example_states_the_defaults() -> None:
+    tables = tomllib.loads((TEMPLATES / "study.full.toml").read_text(encoding="utf-8"))
+    study, _ = read_simulation(tables)
+    default, _ = read_simulation({})
+    assert study.sites == default.sites
+    assert (study.model, study.data) == (default.model, default.data)
+    given = study.privacy.model_dump(exclude_none=True)
+    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "sampling_probability": 0.3333}
+    assert given == {name: value for name, value in stated.items() if value is not None}
+    assert study.training == default.training.model_copy(update={"max_attempts": 24})
+
+
+def test_the_basic_example_runs_on_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables = tomllib.loads((TEMPLATES / "study.basic.toml").read_text(encoding="utf-8"))
+    for name, file in tables["simulation"]["data"].items():
+        path = Path(file).with_suffix(".jsonl")
+        path.write_text('{"patient_id": 1, "text": "well"}\n' * 12, encoding="utf-8")
+        tables["simulation"]["data"][name] = path
+    study, simulation = read_simulation(tables)
+    assert [site.name for site in study.sites] == ["north", "south", "west"]
+    assert simulation.evaluation == Path("evaluation.jsonl")
