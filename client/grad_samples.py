@@ -115,14 +115,11 @@ class GradSampler:
             raise ValueError("an example is not of the fixed length")
         padding = [Padding(self.max_tokens)] * (self.batch_size - len(examples))
         token_ids, labels = stack([*examples, *padding])
-        self._clear()
-        try:
-            with torch.enable_grad():
-                losses = sequence_losses(self.model.logits(token_ids), labels)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-            return self._collect()[: len(examples)]
-        finally:
-            self._clear()  # also after an error: nothing of this batch may be left for the next
+        self._clear()  # an earlier batch may have failed half-way
+        with torch.enable_grad():
+            losses = sequence_losses(self.model.logits(token_ids), labels)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        return self._collect()[: len(examples)]
 
     def _collect(self) -> torch.Tensor:
         gradients = torch.empty(self.batch_size, self.model.layout.dimension)
@@ -138,6 +135,7 @@ class GradSampler:
                 )
             end = start + parameter.numel()
             gradients[:, start:end] = grad_sample.flatten(1)
+            parameter.grad_sample = None  # so that memory holds one layer twice, not all of them
             start = end
         return gradients
 

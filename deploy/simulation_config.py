@@ -11,7 +11,8 @@ from pydantic import Field
 from ..client.records import read_records
 from ..common.errors import StudyError
 from ..common.identity import Name
-from ..common.study import Section, Study, default_delta, read_toml, validated
+from ..common.secagg.transcript import default_threshold
+from ..common.study import WHY_STUDY, Section, Study, default_delta, read_toml, validated
 from .demo_data import DemoOptions, demo_data
 from .progress import Observer, PhaseProgress, phase
 from .simulate import Dropout, Sources
@@ -20,6 +21,8 @@ from .simulate import Dropout, Sources
 BUILTIN_UNITS = 24
 BUILTIN_DELTA = 5e-4
 UNITS_PER_STEP = 40
+DEFAULT_DROPOUT = Dropout(site="hospital-2", round=3)
+NO_DROPOUT = "none"
 _SIMULATION = "simulation"
 
 
@@ -30,21 +33,32 @@ class Simulation(Section):
     evaluation: Path | None = None
     builtin_sites: int = Field(default=5, ge=3, le=50)
     units_per_step: int | None = Field(default=None, ge=1, le=10**9)
-    dropouts: tuple[str, ...] = ()
+    dropouts: tuple[str, ...] | None = None
 
 
 def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The tables of a TOML file, overridden by every option that was given (is not None or empty).
+    """The tables of a TOML file, overridden by every option that was given (is not None or empty). Raises StudyError.
 
     >>> read_tables(None, {"training": {"rounds": 3, "optimizer": None}})
     {'training': {'rounds': 3}}
     """
     tables = {} if config is None else read_toml(config)
     for section, values in options.items():
+        if not isinstance(tables.get(section, {}), dict):
+            raise StudyError(f"{section} is no table", why=WHY_STUDY, fix=f"begin its settings with [{section}]")
         given = {name: value for name, value in values.items() if value is not None and value != {} and value != ()}
         if given:
             tables[section] = {**tables.get(section, {}), **given}
     return tables
+
+
+def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
+    """The dropouts that were asked for; by default one in the third round, if the sites are built in and bear it."""
+    if simulation.dropouts is not None:
+        return [parse_dropout(text) for text in simulation.dropouts if text != NO_DROPOUT]
+    threshold = study.secagg.threshold or default_threshold(len(study.sites))
+    bearable = len(study.sites) > threshold and study.training.rounds >= DEFAULT_DROPOUT.round
+    return [DEFAULT_DROPOUT] if bearable and not simulation.data else []
 
 
 def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
@@ -104,8 +118,8 @@ def _coarse(count: int) -> int:
     >>> [_coarse(count) for count in (1, 24, 951)]
     [1, 20, 1000]
     """
-    magnitude = 10 ** math.floor(math.log10(count))
-    return round(count / magnitude) * magnitude
+    digits = math.floor(math.log10(count))
+    return round(count, -digits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The central accountant: counts a study's attempts, confirms that another one fits, refuses any beyond the schedule."""
+"""The central accountant: counts a study's attempts and refuses any beyond the schedule."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ class CentralAccountant:
     """
 
     def __init__(self, *, schedule: Schedule | None, max_attempts: int, delta: float, committed: int = 0) -> None:
-        """``schedule`` covers ``max_attempts`` attempts, ``committed`` of them already begun; None is a study without noise.
+        """``schedule`` covers ``max_attempts`` attempts, ``committed`` of them already begun; None: without noise.
 
         Raises PrivacyError where the schedule is no whole number of events an attempt.
         """

@@ -1,8 +1,8 @@
 """Checkpoints: the adapter and the optimiser's state after a round, written whole or not at all."""
 
+import hashlib
 import io
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..common.files import write_atomically
 
 # The newest, and one before it in case the newest is found damaged.
 KEPT = 2
+_OPTIMIZER = "optimizer."
 _NAME = re.compile(r"^round-(\d{6})\.npz$")
 
 
@@ -31,9 +32,10 @@ class Checkpoint:
     def save(self, folder: Path) -> None:
         """Write into ``folder`` and drop older ones; raises StorageError."""
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {f"optimizer.{name}": value for name, value in self.optimizer.items()}
         counters = np.array([self.round, self.attempts])
-        np.savez(buffer, adapter=self.adapter, counters=counters, manifest=np.array(self.manifest), **arrays)
+        arrays = {"adapter": self.adapter, "counters": counters, "manifest": np.array(self.manifest)}
+        arrays |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
+        np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
         write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
         for path in _saved(folder)[:-KEPT]:
             path.unlink()
@@ -42,12 +44,14 @@ class Checkpoint:
     def load(cls, path: Path, manifest: str) -> "Checkpoint":
         """Read a checkpoint of the study ``manifest``; raises StorageError if it is damaged or another study's."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
+            with np.load(path, allow_pickle=False) as archive:
+                stored = {name: archive[name] for name in archive.files}
+            if str(stored.pop("sha256")) != _digest(stored):
+                raise ValueError("not what was saved")
             round_, attempts = (int(counter) for counter in stored.pop("counters"))
             owner = str(stored.pop("manifest"))
             adapter = stored.pop("adapter")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive raises errors of every layer that reads it
             raise StorageError(
                 f"{path} is no whole checkpoint",
                 why="training would continue from numbers that nobody released",
@@ -59,8 +63,17 @@ class Checkpoint:
                 why="the schedule and its claim are another study's",
                 fix="choose the folder of this study",
             )
-        optimizer = {name.removeprefix("optimizer."): value for name, value in stored.items()}
+        optimizer = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items()}
         return cls(manifest=owner, round=round_, attempts=attempts, adapter=adapter, optimizer=optimizer)
+
+
+def _digest(arrays: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and bytes: an archive's own sums do not cover which entries it has."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _saved(folder: Path) -> list[Path]:

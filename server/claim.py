@@ -166,8 +166,8 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
         ),
         Limit(
             title="Side channels",
-            text="The timing and the volume of traffic may depend on data. Every exchange has a deadline, set so "
-            "that even a draw far larger than average meets it, but nothing more is claimed.",
+            text="The timing and the volume of traffic may depend on data. The deadline of an exchange must be long "
+            "enough for a draw far larger than average; nothing more is claimed.",
         ),
         Limit(
             title="A correct result",
@@ -205,6 +205,7 @@ def up(value: float, digits: int = 2) -> str:
     >>> up(3.9912)
     '4.00'
     """
+    # Without the inner rounding, 4 * 10**2 with an error in its last bit would become 401.
     return f"{math.ceil(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
 
 

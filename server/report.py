@@ -103,8 +103,8 @@ def build_report(
         "data": [{"site": site.name, "source": data_sources.get(site.name, "not stated")} for site in study.sites],
         "data_touches": list(claim.data_touches(manifest)),
         "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
-        "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the adapter "
-        "is public.",
+        "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the "
+        "adapter is public.",
         "number_representation": "Gradients are floating point until they are clipped. Each unit’s clipped gradient is "
         "rounded to integers and its norm checked exactly; sums, noise and secure aggregation are exact on integers.",
         "utility": {"evaluation": evaluation, "evaluation_kind": study.data.evaluation, "rounds": _rounds(rounds)},

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -19,7 +19,7 @@ DROPPED_WHEN: Final = {
     "consistency": "after its update was in",
     "unmask": "after its update was in",
 }
-_LARGEST_EXPONENT: Final = 40.0
+_LARGEST_IN_DIGITS: Final = 6  # powers of ten
 
 # A chart's own coordinates, which the page scales to its width, and the margins around what is drawn.
 _WIDTH, _HEIGHT = 440, 270
@@ -112,7 +112,7 @@ def ticks(largest: float) -> Sequence[float]:
     """From 0 in about five round steps to ``largest`` or just above it.
 
     >>> ticks(54.2)
-    [0, 20, 40, 60]
+    [0.0, 20.0, 40.0, 60.0]
     """
     magnitude = 10.0 ** math.floor(math.log10(largest / 4)) if largest > 0 else 1.0
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude * 5 >= largest)
@@ -121,10 +121,10 @@ def ticks(largest: float) -> Sequence[float]:
 
 def _charts(report: Report) -> list[Chart]:
     closed = report["utility"]["rounds"]
-    dropouts: dict[int, str] = {}
+    lost: dict[int, list[str]] = {}
     for dropout in report["dropouts"]:
-        earlier = dropouts.get(dropout["round"])
-        dropouts[dropout["round"]] = f"{earlier}, {dropout['site']}" if earlier else f"{dropout['site']} dropped out"
+        lost.setdefault(dropout["round"], []).append(dropout["site"])
+    dropouts = {round_: f"{', '.join(sites)} dropped out" for round_, sites in lost.items()}
     perplexities = {0: report["perplexity_before"], **{row["round"]: row["perplexity"] for row in closed}}
     known = {round_: perplexity for round_, perplexity in perplexities.items() if perplexity is not None}
     charts = []
@@ -184,25 +184,28 @@ def percent(share: float) -> str:
 def odds_factor(epsilon: float) -> str:
     """e^ε, rounded up.
 
-    >>> odds_factor(0.5), odds_factor(4.0)
-    ('1.7', '55')
+    >>> odds_factor(0.5), odds_factor(4.0), odds_factor(20.0)
+    ('1.7', '55', '10⁹')
     """
-    if epsilon > _LARGEST_EXPONENT:
-        return "more than can be said to bound anything"
+    exponent = math.ceil(epsilon / math.log(10))
+    if exponent > _LARGEST_IN_DIGITS:
+        return _power_of_ten(exponent)
     factor = math.exp(epsilon)
     return claim.up(factor, 1) if factor < 10 else f"{math.ceil(factor):,}"
 
 
-def power(value: float) -> str:
-    """A power of ten, or a number that is none, as people write it.
+def probability(value: float) -> str:
+    """A small probability as people write it.
 
-    >>> power(1e-05), power(0.0005)
+    >>> probability(1e-05), probability(0.0005)
     ('10⁻⁵', '0.0005')
     """
     exponent = math.log10(value)
-    if not exponent.is_integer():
-        return f"{value:g}"
-    return "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return _power_of_ten(int(exponent)) if exponent.is_integer() else f"{value:g}"
+
+
+def _power_of_ten(exponent: int) -> str:
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _environment(*, autoescape: bool) -> Environment:
@@ -214,6 +217,7 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters: dict[str, Any] = {"up": bound, "number": number, "percent": percent, "odds_factor": odds_factor}
-    environment.filters.update(filters, power=power)
+    for filter_ in (number, percent, odds_factor, probability):
+        environment.filters[filter_.__name__] = filter_
+    environment.filters["up"] = bound
     return environment

@@ -129,7 +129,7 @@ class Federation:
     server: Identity = field(default_factory=Identity.generate)
     manifest: Manifest = field(init=False)
     workers: dict[str, Worker] = field(init=False)
-    training: Training = field(init=False)
+    training: Training = field(init=False, repr=False)
     traffic: list[Traffic] = field(init=False, default_factory=list)
     # The global adapter after each round, and what was saved with it.
     adapters: list[NDArray[np.float32]] = field(init=False, default_factory=list)

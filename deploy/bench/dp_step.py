@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import resource
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -178,5 +177,8 @@ def _forget_peak() -> int:
 
 
 def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    status = Path("/proc/self/status")
+    if not status.exists():  # macOS, where getrusage counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: on Linux its peak includes that of the process which started this one.
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -29,16 +29,20 @@ def dp_step(
     model: Annotated[str, typer.Option(help="A model folder or hub name; 'builtin' is SmolLM2-135M.")] = "builtin",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Records in a physical batch.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
+    target_modules: Annotated[str, typer.Option(help="Layers to adapt, comma-separated.")] = "v_proj",
+    rank: Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter.")] = 4,
     as_json: AsJson = False,
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
+    from ...common.language_model import Lora
     from ...common.model_folder import model_folder
-    from ..bench.dp_step import bench_dp_step, dp_step_line
+    from ..bench.dp_step import StepBench, step_line
     from ..demo_data import demo_model
 
     folder = demo_model() if model == "builtin" else model_folder(model)
-    figures = bench_dp_step(folder, batch_size=batch, max_tokens=max_tokens)
-    _print(figures, dp_step_line(figures), as_json)
+    lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
+    figures = StepBench(folder=folder, lora=lora, batch_size=batch, max_tokens=max_tokens).run()
+    _print(figures, step_line(figures), as_json)
 
 
 def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:

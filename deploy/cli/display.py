@@ -63,7 +63,7 @@ class Display:
         self._exchanges: tuple[ExchangeClosed, ...] = ()
         self._phase_started_at = self._round_started_at = self._training_started_at = clock()
         self._spinner = Spinner("dots", style="cyan")
-        self._live = Live(get_renderable=self._picture, console=self.console, refresh_per_second=8, transient=True)
+        self._live = Live(get_renderable=self._picture, console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -259,7 +259,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """The last ``width`` values as blocks, from the lowest to the highest of them.
 
     >>> sparkline([54, 20, 9], 8)
-    '█▂▁'
+    '█▃▁'
     """
     shown = [value for value in values if value < float("inf")][-width:]
     if not shown:

@@ -44,10 +44,12 @@ def epsilon(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
+    table = Table()
     table.add_column("analysis")
     table.add_column("epsilon", justify="right")
     table.add_row("privacy loss distributions", f"{result.epsilon:.4f}")
     table.add_row("Renyi", "none known" if result.epsilon_rdp is None else f"{result.epsilon_rdp:.4f}")
-    table.caption = result.accountant
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
+    console.print(table)
+    console.print(result.accountant)

@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. Heavy imports wait until a command needs them."""
 
+import io
 import os
 import sys
 
@@ -9,6 +10,14 @@ from ...common.errors import GrandRoundsError
 from .bench import bench
 from .epsilon import epsilon
 from .simulate import simulate
+
+_ENVIRONMENT = {
+    # Flower reports usage and asks for updates unless told otherwise.
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # Threads that spin while they wait make a busy machine several times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 app = typer.Typer(
     name="grandrounds",
@@ -25,9 +34,12 @@ app.add_typer(bench)
 
 def main() -> None:
     """Run a command; a refusal or failure is printed as its diagnosis, with exit code 1."""
-    # Flower reports usage and asks for updates unless told otherwise.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no ε shows a question mark instead of a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except GrandRoundsError as error:

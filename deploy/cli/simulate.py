@@ -1,10 +1,12 @@
 """``grandrounds simulate``: a whole federation in one process."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +37,11 @@ def simulate(
     sites: Annotated[int | None, typer.Option(help="Built-in hospitals (default 5).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Steps of the shared adapter (default 20).")] = None,
     dropout: Annotated[
-        list[str] | None, typer.Option(metavar="SITE@ROUND", help="A site that goes away in the middle of a round.")
+        list[str] | None,
+        typer.Option(
+            metavar="SITE@ROUND",
+            help="A site that goes away in the middle of a round (default hospital-2@3 without --data); or 'none'.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results (default ./grandrounds-demo).")] = None,
     data: Annotated[
@@ -96,7 +102,7 @@ def simulate(
         typer.Option(help="Units in a step on average, over all sites (default 40).", rich_help_panel=_TRAINING),
     ] = None,
     physical_batch: Annotated[
-        int | None, typer.Option(help="Records computed at a time (default 8).", rich_help_panel=_TRAINING)
+        int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=_TRAINING)
     ] = None,
     max_attempts: Annotated[
         int | None,
@@ -114,7 +120,7 @@ def simulate(
 
     Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
     """
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "model": {"name": model, "target_modules": _listed(target_modules), "rank": rank},
         "data": {
             "max_tokens": max_tokens,
@@ -144,17 +150,17 @@ def simulate(
             "evaluation": evaluation,
             "builtin_sites": sites,
             "units_per_step": batch,
-            "dropouts": tuple(dropout or ()),
+            "dropouts": dropout,
         },
     }
-    from ..simulation_config import parse_dropout, prepare_records, read_simulation, read_tables
+    from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables
 
     study, simulation = read_simulation(read_tables(config, options))
     folder = output or _free_folder(DEFAULT_OUTPUT)
     from ..simulate import simulate as run_simulation
     from .display import Display
 
-    with Display(quiet=as_json) as display:
+    with Display(quiet=as_json) as display, _told_when_stopped(folder):
         records = prepare_records(simulation, display.observe)
         result = run_simulation(
             study,
@@ -162,13 +168,27 @@ def simulate(
             evaluation=records.evaluation,
             sources=records.sources,
             output=folder,
-            dropouts=[parse_dropout(text) for text in simulation.dropouts],
+            dropouts=chosen_dropouts(study, simulation),
             observe=display.observe,
         )
     if as_json:
         typer.echo(json.dumps(result.report))
     else:
         display.summary(result.report, folder)
+
+
+@contextmanager
+def _told_when_stopped(folder: Path) -> Iterator[None]:
+    from ...common.errors import StoppedError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"stopped; what is in {folder} is whole, up to the last round that was closed",
+            why="an unfinished study has no report and no adapter",
+            fix="start it again; the built-in data and model are kept",
+        ) from None
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

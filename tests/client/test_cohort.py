@@ -5,9 +5,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
+
 from grandrounds.client.cohort import Cohort
 from grandrounds.common.errors import DataError, PrivacyError
-from scipy.stats import binom
 
 FALSE_ALARM = 1e-7  # of one call of smallest_p_value on honest draws
 UNITS, PROBABILITY, DRAWS = 16, 0.25, 4000

@@ -2,14 +2,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grandrounds.client.data import Example, Tokenisation
-from grandrounds.client.records import Content, Conversation, Message, PromptCompletion, Record, Text
-from grandrounds.common.errors import DataError, ModelError
-from grandrounds.common.language_model import NO_LOSS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from grandrounds.client.data import Example, Tokenisation
+from grandrounds.client.records import Content, Conversation, Message, PromptCompletion, Record, Text
+from grandrounds.common.errors import DataError, ModelError
+from grandrounds.common.language_model import NO_LOSS
 
 MARKING_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"

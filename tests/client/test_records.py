@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from grandrounds.client.records import Conversation, Message, PromptCompletion, Record, Text, read_records
-from grandrounds.common.errors import DataError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from grandrounds.client.records import Conversation, Message, PromptCompletion, Record, Text, read_records
+from grandrounds.common.errors import DataError
 
 Row = dict[str, Any]
 

@@ -107,6 +107,9 @@ def bad_answers(cohort: Cohort) -> dict[str, tuple[str, object]]:
 
         return change
 
+    def by_a_peer(attempt: Attempt, answer: bytes) -> bytes:
+        return cohort.site_says("site-3", Advert.of(Envelope.parse(answer)))
+
     def copied_key(attempt: Attempt, answer: bytes) -> bytes:
         return advert(mask_key=attempt.server._adverts["site-1"].mask_key)(attempt, answer)
 
@@ -125,7 +128,7 @@ def bad_answers(cohort: Cohort) -> dict[str, tuple[str, object]]:
         "noise": ("advert", lambda attempt, answer: answer[:-1] + bytes([answer[-1] ^ 1])),
         "another attempt": ("advert", lambda attempt, answer: cohort.site_says(VICTIM, Shares(), attempt=2)),
         "another exchange": ("advert", says(Shares())),
-        "a peer's answer": ("advert", lambda attempt, answer: cohort.site_says("site-3", Shares())),
+        "a peer's answer": ("advert", by_a_peer),
         "a refusal": ("advert", says(Refusal(code=RefusalCode.ADAPTER))),
         "another begin": ("advert", advert(begin_hash="00" * 32)),
         "a low-order key": ("advert", advert(channel_key="00" * 32)),

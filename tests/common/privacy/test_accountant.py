@@ -51,7 +51,8 @@ def test_epsilon_agrees_with_the_published_libraries(
 
 
 def _passes(broken: Callable[[float, float, int, float, Trust, int], float]) -> bool:
-    return all(broken(*case) == pytest.approx(expected, rel=TOLERANCE) for *case, expected in CASES)
+    overlap_first = reversed(CASES)
+    return all(broken(*case) == pytest.approx(expected, rel=TOLERANCE) for *case, expected in overlap_first)
 
 
 BROKEN: dict[str, Callable[[float, float, int, float, Trust, int], float]] = {
@@ -93,7 +94,7 @@ def _analytic_gaussian_epsilon(mu: float, delta: float) -> float:
     def excess(eps: float) -> float:
         return float(ndtr(mu / 2 - eps / mu) - math.exp(eps + log_ndtr(-mu / 2 - eps / mu))) - delta
 
-    return float(brentq(excess, 0.0, 200.0, xtol=1e-12))
+    return float(brentq(excess, 0.0, 1000.0, xtol=1e-12))
 
 
 @pytest.mark.parametrize("z, steps", [(0.8, 1), (2.0, 7), (10.0, 100), (1.0, 20), (30.0, 24)])
@@ -184,7 +185,6 @@ def test_an_event_that_cannot_be_is_refused(q: float, z: float, steps: int, trus
         (4.0, 5e-4, 0.4, 24, "distributed", 1),
         (4.0, 5e-4, 0.4, 24, "distributed", 2),
         (1.0, 1e-5, 0.01, 1000, "local", 2),
-        (2.7, 1e-6, 0.001, 2000, "distributed", 1),
         (0.5, 1e-5, 1.0, 10, "distributed", 1),
     ],
 )

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from tiny_models import TARGETS, save_tiny_model
+from tiny_models import TARGETS, VOCABULARY, save_tiny_model
 
 from grandrounds.common.language_model import Lora
 from grandrounds.deploy.bench.dp_step import StepBench, step_line
@@ -23,4 +23,7 @@ def test_the_figures_are_ratios_with_the_step_without_privacy(bench):
     figures = bench.run()
     assert {"time_ratio", "memory_ratio", "opacus_time_ratio", "opacus_memory_ratio"} <= set(figures)
     assert all(math.isfinite(value) and value > 0 for value in figures.values())
+    assert figures["step_bytes"] > bench.batch_size * bench.max_tokens * VOCABULARY * 4, (
+        "the logits alone are this much"
+    )
     assert "Opacus" in step_line(figures)

@@ -1,0 +1,236 @@
+"""The command as its user meets it: what it writes, and what it says about wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import save_tiny_model
+
+from grandrounds.deploy.cli.main import main
+
+PATIENT_TEXT = "Wilhelmina Featherstone"  # no message may contain it
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Callable[[str, list[str]], Path]:
+    def write(name: str, lines: list[str]) -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def arguments(model: Path, records: Callable[[str, list[str]], Path], tmp_path: Path) -> list[str]:
+    """Options of a small study that runs in seconds."""
+    lines = [json.dumps({"patient_id": str(patient), "text": f"{PATIENT_TEXT} is well"}) for patient in range(12)]
+    files = {site: records(f"{site}.jsonl", lines) for site in ("north", "south", "west", "evaluation")}
+    data = [f"--data={site}={files[site]}" for site in ("north", "south", "west")]
+    shape = ["--target-modules=v_proj", "--rank=2", "--max-tokens=16", "--rounds=2", "--target-epsilon=8"]
+    output = f"--output={tmp_path / 'study'}"
+    return ["simulate", f"--model={model}", f"--evaluation={files['evaluation']}", output, *data, *shape]
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["grandrounds", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0)
+
+
+def test_a_study_on_own_records_leaves_what_the_readme_promises(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments, monkeypatch) == 0
+    folder = tmp_path / "study"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter",
+        "checkpoints",
+        "report.html",
+        "report.json",
+        "study.json",
+    }
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["epsilon"] <= 8
+    assert report["rounds"] == 2
+    output = capsys.readouterr()
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert PATIENT_TEXT not in output.out + output.err
+    assert PATIENT_TEXT.encode() not in written
+
+
+def test_json_prints_the_report_alone(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--json"], monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["sites"] == 3
+
+
+def test_without_noise_nothing_is_claimed_and_that_is_loud(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [argument for argument in arguments if not argument.startswith("--target-epsilon")]
+    assert run([*plain, "--no-privacy"], monkeypatch) == 0
+    assert "NO PRIVACY" in capsys.readouterr().out.upper()
+    report = json.loads((tmp_path / "study" / "report.json").read_text(encoding="utf-8"))
+    assert report["claim"] is None
+    assert report["epsilon"] is None
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "a threshold above the sites": (["--threshold=4"], "threshold"),
+    "a threshold too low for the corrupt sites": (["--threshold=2"], "threshold"),
+    "h below 2 under distributed trust": (["--corrupt-sites=2"], "corrupt"),
+    "a delta above one over all units": (["--delta=0.05"], "privacy.delta"),
+    "a target that cannot be reached": (["--target-epsilon=0.01", "--max-attempts=200000"], "0.01"),
+    "a target out of range": (["--target-epsilon=-1"], "privacy.target_epsilon"),
+    "a model without the target modules": (["--target-modules=w_qkv"], "w_qkv"),
+    "a model that does not exist": (["--model=no-such-folder/model"], "no-such-folder/model"),
+    "attempts below rounds": (["--max-attempts=1"], "max_attempts"),
+    "a rank out of range": (["--rank=0"], "model.rank"),
+    "more units a step than there are": (["--batch=1000"], "1000"),
+    "more tokens than the model has positions": (["--max-tokens=100"], "positions"),
+    "a dropout that is none": (["--dropout=north"], "SITE@ROUND"),
+    "a dropout of nobody": (["--dropout=nobody@1"], "nobody"),
+    "a dropout after the end": (["--dropout=north@3"], "round 3"),
+    "data without a name": (["--data=north.jsonl"], "NAME=FILE"),
+    "a file that is not there": (["--data=east=missing.jsonl"], "missing.jsonl"),
+    "a study file that is not there": (["--config=missing.toml"], "missing.toml"),
+    "noise and no privacy": (["--no-privacy"], "privacy.noise"),
+    "local steps under distributed trust": (["--local-steps=2"], "training.local_steps"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_option_is_refused_with_a_diagnosis(
+    wrong: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options, named = WRONG[wrong]
+    assert run([*arguments, *options], monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert named in message
+    assert "Why it matters: " in message
+    assert "What to do: " in message
+    assert PATIENT_TEXT not in message
+    assert not (tmp_path / "study" / "report.json").exists()
+
+
+BROKEN_RECORDS: dict[str, tuple[list[str], str]] = {
+    "no patients": ([], "north.jsonl"),
+    "a missing id": ([f'{{"text": "{PATIENT_TEXT}"}}'], "line 1"),
+    "an empty id": ([f'{{"patient_id": " ", "text": "{PATIENT_TEXT}"}}'], "line 1"),
+    "an empty text": (['{"patient_id": 1, "text": "ok"}', '{"patient_id": 1, "text": " "}'], "line 2"),
+    "a broken line": (['{"patient_id": 1, "text": "ok"}', f'{{"patient_id": 1, "text": "{PATIENT_TEXT}'], "line 2"),
+    "an unknown column": ([f'{{"patient_id": 1, "note": "{PATIENT_TEXT}"}}'], "line 1"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_RECORDS)
+def test_broken_records_are_refused_by_line_and_never_quoted(
+    broken: str,
+    arguments: list[str],
+    records: Callable[[str, list[str]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines, named = BROKEN_RECORDS[broken]
+    records("north.jsonl", lines)
+    assert run(arguments, monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert named in message
+    assert PATIENT_TEXT not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[privacy]\ntarget_epslion = 4\n", "privacy.target_epslion"),
+        ("[privcay]\ndelta = 4\n", "privcay"),
+        ("[privacy\n", "line 1"),
+        ("privacy = 4\n", "privacy"),
+        ("[simulation]\ndropout = []\n", "dropout"),
+    ],
+)
+def test_a_wrong_study_file_is_refused_by_name(
+    text: str,
+    named: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(text, encoding="utf-8")
+    assert run([*arguments, f"--config={study}"], monkeypatch) == 1
+    assert named in capsys.readouterr().err
+
+
+def test_a_folder_with_content_is_left_alone(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "study" / "thesis.tex"
+    kept.parent.mkdir()
+    kept.write_text("years of work", encoding="utf-8")
+    assert run(arguments, monkeypatch) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.read_text(encoding="utf-8") for path in kept.parent.iterdir()] == ["years of work"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert run([*arguments, f"--output={tmp_path / 'file' / 'study'}"], monkeypatch) == 1
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_fsync = os.fsync
+
+    def full_after_the_manifest(descriptor: int) -> None:
+        if (tmp_path / "study" / "study.json").exists():
+            raise OSError(28, "No space left on device")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_the_manifest)
+    assert run(arguments, monkeypatch) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    left = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["study.json"]
+
+
+def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_path: Path) -> None:
+    long = [argument for argument in arguments if not argument.startswith("--rounds")]
+    program = Path(sys.executable).with_name("grandrounds")
+    with subprocess.Popen(
+        [program, *long, "--rounds=2000", "--max-attempts=2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        seen = next((line for line in iter(process.stdout.readline, "") if line.startswith("round")), "no round closed")
+        process.send_signal(signal.SIGINT)
+        message = process.stderr.read()
+        assert process.wait(timeout=60) == 1, (seen, message)
+    assert "stopped" in message.lower()
+    assert "Traceback" not in message
+    names = {path.name for path in (tmp_path / "study").iterdir()}
+    assert names == {"study.json", "checkpoints"}
