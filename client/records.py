@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeGuard
@@ -67,8 +67,18 @@ def read_records(path: Path) -> list[Record]:
     read_rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower())
     if read_rows is None:
         source.refuse("", f"the ending {path.suffix!r} is not known", "name it .jsonl, .csv or .parquet, as it is")
+    return _parse_rows(source, read_rows(source))
+
+
+def parse_records(name: str, rows: Iterable[Mapping[str, object]]) -> list[Record]:
+    """Records of rows in memory, with the fields that ``read_records`` describes; errors call them ``name``."""
+    numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return _parse_rows(_Source(Path(name)), numbered)
+
+
+def _parse_rows(source: "_Source", rows: Iterable[tuple[str, Mapping[str, object]]]) -> list[Record]:
     records: list[Record] = []
-    for position, row in read_rows(source):
+    for position, row in rows:
         record = _parse_record(source, position, row)
         if records and type(record.content) is not type(records[0].content):
             source.refuse(

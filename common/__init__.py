@@ -1,1 +1,1 @@
-"""What both sides of a study share: its manifest, its messages, its privacy and its protocol. Nothing here knows Flower."""
+"""What both sides of a study share: manifest, messages, privacy and protocol. Nothing here knows Flower."""

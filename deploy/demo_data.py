@@ -137,6 +137,26 @@ def demo_model() -> Path:
     return _cached_folder(f"{MODEL_NAME}-{importlib.metadata.version(_MODEL_PACKAGE)}", convert)
 
 
+def tiny_model() -> Path:
+    """The folder of a random model of a few thousand numbers that reads bytes: for trying things in seconds."""
+
+    def build(folder: Path) -> None:
+        import torch
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)  # noqa: S106
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+            LlamaForCausalLM(LlamaConfig(vocab_size=len(letters) + 1, **sizes)).save_pretrained(folder)
+
+    return _cached_folder(f"tiny-{__version__}", build)
+
+
 def _convert_gguf(source: Path, folder: Path) -> None:
     import torch
     from safetensors import SafetensorError

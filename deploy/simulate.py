@@ -17,25 +17,26 @@ from ..client.cohort import Cohort
 from ..client.data import Example, Tokenisation
 from ..client.grad_samples import GradSampler
 from ..client.independence import independent_batch_size
-from ..client.records import Record, read_records
+from ..client.records import Record, parse_records, read_records
 from ..client.update import SiteUpdate
 from ..client.worker import Worker
 from ..common.errors import StudyError
 from ..common.identity import Envelope, Identity
 from ..common.language_model import LanguageModel, Lora
 from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
-from ..common.model_folder import model_folder, weights_sha256
+from ..common.model_folder import weights_sha256
 from ..common.study import Manifest, Study, complete_study, validated
 from ..server.accountant import CentralAccountant
 from ..server.app import make_app as make_server_app
 from ..server.report import build_report
 from ..server.training import Training
-from .demo_data import MODEL_HUB_NAME, demo_model
+from .base_model import base_model_folder, published_name
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .progress import Observer, StudyReady, phase
 from .study_folder import StudyFolder
 
-BUILTIN_MODEL = "builtin"
+# A file, or rows as such a file holds them.
+RecordSource = str | Path | Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ class Result:
 
 def simulate(
     study: Study,
-    cohorts: Mapping[str, Path | Sequence[Record]],
+    cohorts: Mapping[str, RecordSource],
     *,
-    evaluation: Path | Sequence[Record],
+    evaluation: RecordSource,
     sources: Sources = Sources(),
     output: Path | None = None,
     dropouts: Sequence[Dropout] = (),
@@ -76,22 +77,35 @@ def simulate(
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
-    ``cohorts`` gives each site's records, or the file that has them; ``evaluation`` must be public or synthetic, since
-    its figures are released without noise. Raises a GrandRoundsError that says what to do; what was written is whole.
+    ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
+    since its figures are released without noise. Raises a GrandRoundsError that says what to do; what was written is
+    whole.
+
+    >>> study = Study.model_validate({
+    ...     "model": {"name": "tiny"},
+    ...     "data": {"max_tokens": 16},
+    ...     "privacy": {"target_epsilon": 4.0},
+    ...     "training": {"rounds": 1},
+    ...     "sites": [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")],
+    ... })
+    >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
+    >>> result = simulate(study, {"north": notes, "south": notes, "west": notes}, evaluation=notes)
+    >>> round(result.report["epsilon"], 1)
+    4.0
     """
     _check_sites(study, cohorts, dropouts)
     folder = None if output is None else StudyFolder.create(output)
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
         study = complete_study(study)
     with phase(observe, "model", study.model.name):
-        base = _base_model(study)
+        base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
         model = LanguageModel.load(base, _lora(study), seed=secrets.randbits(63))
         model_sha256 = weights_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
-        site_cohorts = {site: _cohort(study, tokenisation, source) for site, source in cohorts.items()}
-        evaluation_set = tokenisation.examples(_records(evaluation))
+        site_cohorts = {site: _cohort(study, tokenisation, _records(site, source)) for site, source in cohorts.items()}
+        evaluation_set = tokenisation.examples(_records("evaluation", evaluation))
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = _sampler(study, model)
     identities = {site.name: Identity.generate() for site in study.sites}
@@ -144,7 +158,7 @@ def simulate(
             attempts=accountant.attempts_committed,
             exhausted=training.exhausted,
             perplexity_before=perplexity_before,
-            base_model=study.model.name if study.model.name != BUILTIN_MODEL else MODEL_HUB_NAME,
+            base_model=published_name(study.model.name),
             evaluation=sources.evaluation,
             data_sources=dict.fromkeys(cohorts, sources.cohorts),
             setting="simulation",
@@ -184,12 +198,6 @@ def _run(training: Training, workers: Mapping[str, Worker], dropouts: Sequence[D
     server_app(grid, local_context(SERVER_NODE, "server"))
 
 
-def _base_model(study: Study) -> Path:
-    if study.model.name == BUILTIN_MODEL:
-        return demo_model()
-    return model_folder(study.model.name)
-
-
 def _lora(study: Study) -> Lora:
     chosen = study.model
     return Lora(kind=chosen.adapter, target_modules=chosen.target_modules, rank=chosen.rank, alpha=chosen.alpha)
@@ -202,12 +210,11 @@ def _sampler(study: Study, model: LanguageModel) -> GradSampler:
     return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)
 
 
-def _records(source: Path | Sequence[Record]) -> Sequence[Record]:
-    return read_records(source) if isinstance(source, Path) else source
+def _records(name: str, source: RecordSource) -> list[Record]:
+    return read_records(Path(source)) if isinstance(source, str | Path) else parse_records(name, source)
 
 
-def _cohort(study: Study, tokenisation: Tokenisation, source: Path | Sequence[Record]) -> Cohort[Example]:
-    records = _records(source)
+def _cohort(study: Study, tokenisation: Tokenisation, records: Sequence[Record]) -> Cohort[Example]:
     patients = [record.patient_id for record in records]
     examples = tokenisation.examples(records)
     return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)

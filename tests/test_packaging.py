@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # From a copy of what git tracks: setuptools would leave its build folder in the checkout, and could pick up another.
+    # From a copy of what git tracks: setuptools would leave a build folder in the checkout, or pick one up.
     source = folder / "source"
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],  # noqa: S607
         cwd=ROOT,
         capture_output=True,
         check=True,

@@ -35,13 +35,11 @@ def dp_step(
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
     from ...common.language_model import Lora
-    from ...common.model_folder import model_folder
+    from ..base_model import base_model_folder
     from ..bench.dp_step import StepBench, step_line
-    from ..demo_data import demo_model
 
-    folder = demo_model() if model == "builtin" else model_folder(model)
     lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
-    figures = StepBench(folder=folder, lora=lora, batch_size=batch, max_tokens=max_tokens).run()
+    figures = StepBench(folder=base_model_folder(model), lora=lora, batch_size=batch, max_tokens=max_tokens).run()
     _print(figures, step_line(figures), as_json)
 
 

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grandrounds.client.records import Conversation, Message, PromptCompletion, Record, Text, read_records
+from grandrounds.client.records import (
+    Conversation,
+    Message,
+    PromptCompletion,
+    Record,
+    Text,
+    parse_records,
+    read_records,
+)
 from grandrounds.common.errors import DataError
 
 Row = dict[str, Any]
@@ -104,6 +112,21 @@ def test_a_cell_may_span_lines_and_its_record_is_named_by_the_first(tmp_path: Pa
     path = tmp_path / "site.csv"
     path.write_text('patient_id,text\na,"one\ntwo"\n\nb,three\n', encoding="utf-8")
     assert [record.position for record in read_records(path)] == ["site.csv, line 2", "site.csv, line 5"]
+
+
+def test_rows_in_memory_are_the_records_of_their_file(tmp_path: Path) -> None:
+    rows = [{"patient_id": 1, "text": "well"}, {"patient_id": 2, "text": "ill"}]
+    write_parquet(tmp_path / "site.parquet", rows)
+    in_memory, in_file = parse_records("site", rows), read_records(tmp_path / "site.parquet")
+    assert [(record.patient_id, record.content) for record in in_memory] == [
+        (record.patient_id, record.content) for record in in_file
+    ]
+
+
+def test_a_broken_row_in_memory_is_refused_by_number_and_never_quoted() -> None:
+    with pytest.raises(DataError, match="site, row 2") as refusal:
+        parse_records("site", [{"patient_id": 1, "text": "well"}, {"patient_id": " ", "text": QUOTE}])
+    assert QUOTE not in refusal.value.diagnostics()
 
 
 def test_a_printed_record_shows_neither_patient_nor_text() -> None:

@@ -14,7 +14,6 @@ import torch
 from tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from grandrounds.client.records import Record, Text
 from grandrounds.common.errors import DataError, GrandRoundsError, StorageError, StudyError
 from grandrounds.common.identity import sha256
 from grandrounds.common.language_model import LanguageModel, Lora
@@ -29,12 +28,10 @@ SITES = ("north", "south", "east", "west", "coast")
 ROUNDS = 3
 
 
-def records(site: str, count: int) -> list[Record]:
+def records(site: str, count: int) -> list[dict[str, str]]:
     """Two notes each of ``count`` patients."""
     return [
-        Record(patient_id=f"{site}-{i}", position=f"line {2 * i + j}", content=Text(text=f"{site} {i} slept {j} hours"))
-        for i in range(count)
-        for j in range(2)
+        {"patient_id": f"{site}-{i}", "text": f"{site} {i} slept {j} hours"} for i in range(count) for j in range(2)
     ]
 
 
@@ -167,10 +164,9 @@ def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]
 
 @pytest.mark.parametrize("trust", ["distributed", "local"])
 def test_a_private_study_of_files_runs_within_its_target(base: Path, tmp_path: Path, trust: str) -> None:
-    def written(name: str, content: list[Record]) -> Path:
+    def written(name: str, content: list[dict[str, str]]) -> Path:
         path = tmp_path / f"{name}.jsonl"
-        lines = [{"patient_id": record.patient_id, "text": record.content.text} for record in content]  # type: ignore[union-attr]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
         return path
 
     private = study(

@@ -1,0 +1,35 @@
+"""The benchmark command prints what it measured, for people and for machines."""
+
+import json
+import sys
+
+import pytest
+
+from grandrounds.deploy.cli.main import main
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(sys, "argv", ["grandrounds", "bench", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert not exit_.value.code
+    return capsys.readouterr().out
+
+
+def test_the_noise_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = json.loads(run(["noise", "--count=100000", "--json"], monkeypatch, capsys))
+    assert figures["draws_per_s"] > 0
+    assert figures["numpy_ratio"] > 0
+
+
+def test_the_step_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["dp-step", "--model=tiny", "--max-tokens=16", "--batch=2", "--json"]
+    figures = json.loads(run(arguments, monkeypatch, capsys))
+    assert {"time_ratio", "memory_ratio", "opacus_time_ratio"} <= figures.keys()
+    assert all(figure > 0 for figure in figures.values())
+
+
+def test_a_benchmark_says_in_words_beside_what_it_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "numpy" in run(["noise", "--count=100000"], monkeypatch, capsys)
