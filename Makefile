@@ -36,5 +36,8 @@ bench: install
 	$(BIN)/grandrounds bench noise
 	$(BIN)/grandrounds bench dp-step
 
+soak: install
+	$(BIN)/python tests/soak.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info

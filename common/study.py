@@ -41,7 +41,7 @@ class ModelSection(Section):
     adapter: Literal["ffa", "lora"] = "ffa"
     target_modules: tuple[str, ...] = Field(default=("v_proj",), min_length=1, max_length=64)
     rank: int = Field(default=4, ge=1, le=256)
-    alpha: float = Field(default=8.0, gt=0, le=4096)
+    alpha: float = Field(default=16.0, gt=0, le=4096)
 
 
 class DataSection(Section):

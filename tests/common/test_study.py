@@ -86,7 +86,7 @@ def others(leaf: Any) -> list[Any]:
         case bool():
             return [not leaf]
         case int() | float():
-            return [leaf + 1, leaf - 1, leaf / 2, 16]
+            return [value for value in (leaf + 1, leaf - 1, leaf / 2, 16) if value != leaf]
         case None:
             return []
     return [word for word in words if word != leaf]
