@@ -208,7 +208,7 @@ def test_a_place_that_is_no_folder_is_refused_before_anything_runs(base: Path, t
     [
         ({"cohorts": {site: COHORTS[site] for site in SITES[1:]}}, StudyError, "data for"),
         ({"cohorts": {**COHORTS, "moon": []}}, StudyError, "data for"),
-        ({"cohorts": {**COHORTS, "south": []}}, DataError, "no patients"),
+        ({"cohorts": {**COHORTS, "south": []}}, DataError, "no records"),
         ({"dropouts": [Dropout(site="moon", round=1)]}, StudyError, "there is no moon in round 1"),
         ({"dropouts": [Dropout(site="south", round=0)]}, StudyError, "there is no south in round 0"),
         ({"dropouts": [Dropout(site="south", round=ROUNDS + 1)]}, StudyError, "there is no south in round 4"),
