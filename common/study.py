@@ -61,7 +61,7 @@ class PrivacySection(Section):
     target_epsilon: float | None = Field(default=None, ge=0.01, le=100)
     delta: float | None = Field(default=None, gt=0, lt=0.1)
     noise_multiplier: float | None = Field(default=None, gt=0, le=1000)
-    sampling_probability: Probability = 1 / 3
+    sampling_probability: Probability = 0.2
     clipping_norm: float = Field(default=0.5, ge=1e-6, le=1e6)
     corrupt_sites: int = Field(default=1, ge=1, le=1000)
     sites_per_patient: int = Field(default=1, ge=1, le=1000)

@@ -17,10 +17,10 @@ from .demo_data import DemoOptions, demo_data
 from .progress import Observer, PhaseProgress, phase
 from .simulate import Dropout, Sources
 
-# The built-in study: hospitals of 24 synthetic patients; 40 of the five hospitals' 120 enter a step on average.
+# The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
 BUILTIN_DELTA = 5e-4
-UNITS_PER_STEP = 40
+UNITS_PER_STEP = 24
 DEFAULT_DROPOUT = Dropout(site="hospital-2", round=3)
 NO_DROPOUT = "none"
 _SIMULATION = "simulation"

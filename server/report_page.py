@@ -1,7 +1,7 @@
 """The report as people read it: one self-contained HTML page, and the model card of the adapter."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
@@ -102,13 +102,17 @@ def chart(
             for round_, text in dropouts.items()
             if round_ in values
         ),
-        x_ticks=tuple(Point(x=x(tick), y=_HEIGHT - _BOTTOM, label=f"{tick:g}") for tick in ticks(last) if tick <= last),
+        x_ticks=tuple(
+            Point(x=x(tick), y=_HEIGHT - _BOTTOM, label=f"{tick:g}")
+            for tick in ticks(last)
+            if tick <= last and tick.is_integer()
+        ),
         y_ticks=tuple(Point(x=_LEFT, y=y(tick), label=f"{tick:g}") for tick in y_ticks),
         limit=None if limit is None else Point(x=_WIDTH - _RIGHT, y=y(limit), label=claim.up(limit)),
     )
 
 
-def ticks(largest: float) -> Sequence[float]:
+def ticks(largest: float) -> list[float]:
     """From 0 in about five round steps to ``largest`` or just above it.
 
     >>> ticks(54.2)

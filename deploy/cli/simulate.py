@@ -99,7 +99,7 @@ def simulate(
     ] = False,
     batch: Annotated[
         int | None,
-        typer.Option(help="Units in a step on average, over all sites (default 40).", rich_help_panel=_TRAINING),
+        typer.Option(help="Units in a step on average, over all sites (default 24).", rich_help_panel=_TRAINING),
     ] = None,
     physical_batch: Annotated[
         int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=_TRAINING)

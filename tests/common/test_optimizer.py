@@ -88,3 +88,14 @@ def test_a_state_that_is_forgotten_would_show(name):
     resumed.step(np.zeros(3), np.array([1.0, 2.0, 3.0]))
     gradient = np.array([3.0, -1.0, 2.0])
     assert not np.array_equal(resumed.step(np.zeros(3), gradient), fresh.step(np.zeros(3), gradient))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_whoever_holds_a_state_cannot_change_the_optimizer_by_it(name):
+    optimizer, untouched = make_optimizer(name, **OPTIONS), make_optimizer(name, **OPTIONS)
+    for each in (optimizer, untouched):
+        each.step(np.zeros(3), np.array([1.0, 2.0, 3.0]))
+    for array in optimizer.state.values():
+        array += 7
+    gradient = np.array([3.0, -1.0, 2.0])
+    np.testing.assert_array_equal(optimizer.step(np.zeros(3), gradient), untouched.step(np.zeros(3), gradient))

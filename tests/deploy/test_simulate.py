@@ -79,10 +79,8 @@ def test_the_adapter_loads_with_peft_on_the_base_model_and_is_exactly_the_traine
     tokens = torch.arange(20)[None]
     before = plain(tokens).logits
     loaded = peft.PeftModel.from_pretrained(plain, result.folder / "adapter").eval()
-    named = {name.replace(".default", ""): tensor for name, tensor in loaded.named_parameters() if "lora_B" in name}
-    vector = np.concatenate([named[name].detach().numpy().ravel() for name in sorted(named)])
-    assert vector.tobytes() == result.adapter.tobytes()
-    assert vector.any()
+    assert exported(result.folder, base) == result.adapter.tobytes()
+    assert result.adapter.any()
     assert not torch.allclose(loaded(tokens).logits, before)
     assert (result.folder / "adapter" / "README.md").read_text(encoding="utf-8")
 
@@ -153,6 +151,28 @@ def test_two_dropouts_at_once_fail_the_attempt_and_are_back_for_its_retry(base: 
     assert [(outcome.attempt, outcome.survivors) for outcome in closed.outcomes] == [(1, ()), (2, SITES)]
     assert (result.report["rounds"], result.report["attempts"]) == (1, 2)
     assert result.folder is None
+
+
+def exported(folder: Path, base: Path) -> bytes:
+    """The trained vector of a folder, as peft loads it."""
+    loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
+    named = {name.replace(".default", ""): tensor for name, tensor in loaded.named_parameters() if "lora_B" in name}
+    return np.concatenate([named[name].detach().numpy().ravel() for name in sorted(named)]).tobytes()
+
+
+def test_where_the_schedule_ends_in_a_failed_attempt_the_last_round_s_adapter_is_written(
+    base: Path, tmp_path: Path
+) -> None:
+    """In that attempt sites took local steps: what they left in the model is no release."""
+    sections = {
+        "privacy": {"trust": "local"},
+        "training": {"rounds": 2, "max_attempts": 2, "local_steps": 2},
+    }
+    dropouts = [Dropout(site="south", round=2), Dropout(site="coast", round=2)]
+    result, events = run(base, output=tmp_path / "study", sections=sections, dropouts=dropouts)
+    assert result.report["exhausted"]
+    assert [event.round for event in events if isinstance(event, RoundClosed)] == [1]
+    assert exported(tmp_path / "study", base) == result.adapter.tobytes()
 
 
 def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]]) -> None:
