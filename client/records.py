@@ -177,6 +177,10 @@ def _parquet_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, object]]]
                 }
             except UnicodeDecodeError:
                 source.refuse(position, "is not UTF-8", "write strings as UTF-8")
+            except (ValueError, OverflowError, pyarrow.ArrowException):
+                source.refuse(
+                    position, "holds a value that cannot be read", "keep patient_id and the text columns only"
+                )
             yield position, row
 
 

@@ -349,9 +349,9 @@ def default_delta(total_nominal_units: int) -> float:
     return float(f"{math.floor(bound / 10.0**power + 1e-9)}e{power}")
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path | str) -> Study:
     """The study of a TOML file; raises StudyError that names the field."""
-    return validated(Study, read_toml(path))
+    return validated(Study, read_toml(Path(path)))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -49,10 +49,11 @@ class Dropout:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where records come from, in words for the report."""
+    """Where records come from, in words for the report; ``counted``: nominal units were counted in them."""
 
     cohorts: str = "records given to the simulation"
     evaluation: str = "records given to the simulation"
+    counted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,7 @@ def simulate(
             base_model=published_name(study.model.name),
             evaluation=sources.evaluation,
             data_sources=dict.fromkeys(cohorts, sources.cohorts),
+            counted=sources.counted,
             setting="simulation",
         )
         if folder is not None:

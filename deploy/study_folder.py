@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..common.errors import StorageError
 from ..common.files import write_atomically
 from ..common.identity import canonical_json
@@ -65,9 +67,9 @@ class StudyFolder:
                 model.export(whole, base_model=base_model)
                 write_atomically(whole / "README.md", card.encode())
                 whole.rename(adapter)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise StorageError(
-                f"{adapter} cannot be written: {error.strerror or error}",
+                f"{adapter} cannot be written: {getattr(error, 'strerror', None) or error}",
                 why="it is the study's result",
                 fix="free space; the checkpoints hold the trained adapter",
             ) from error

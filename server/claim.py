@@ -98,6 +98,12 @@ def protected(manifest: Manifest) -> str:
     )
 
 
+COUNTED = (
+    "Nominal units were counted in the records, rounded to one digit, because the simulation was given none. They are "
+    "in the manifest, and the privacy claim does not cover what they tell."
+)
+
+
 def released(manifest: Manifest) -> tuple[str, ...]:
     """The artefacts that the adversary is assumed to hold."""
     figures = {"synthetic": "synthetic patients", "public": "public text"}[manifest.study.data.evaluation]
@@ -105,11 +111,11 @@ def released(manifest: Manifest) -> tuple[str, ...]:
     return (
         f"{total} of every attempt, and the adapter after every round (to the server and to all sites)",
         "the finished adapter (to anyone)",
-        f"this report; its perplexities are measured on {figures} that trained nothing",
+        f"this report; its perplexities are measured without noise on {figures}, as the study declares",
     )
 
 
-def data_touches(manifest: Manifest) -> tuple[str, ...]:
+def data_touches(manifest: Manifest, *, counted: bool) -> tuple[str, ...]:
     """Every way in which the study reads the sites' records, and what it reads instead where one might expect more."""
     study = manifest.study
     steps = count(study.training.local_steps, "local step")
@@ -119,18 +125,21 @@ def data_touches(manifest: Manifest) -> tuple[str, ...]:
         "Reading: each site checks that its own file can be used. A fault in it is shown at that site and nowhere "
         "else.",
         "The test that one record’s gradient does not depend on its neighbours runs on random token ids, on no record.",
-        "Nothing else. No count, draw size, loss or norm leaves a site. The clipping norm, the learning rates and the "
-        "schedule were fixed before the first record was read; they must come from public or synthetic data.",
+        COUNTED if counted else "Nothing else. No count, draw size, loss or norm leaves a site.",
+        "The clipping norm, the learning rates and the schedule were fixed before the first record was read; they must "
+        "come from public or synthetic data.",
     )
 
 
-def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
+def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
     """All that the claim does not cover; without noise there is none, and so that is everything."""
     if not manifest.study.privacy.noise:
         return (Limit(title="Any privacy", text=NO_PRIVACY),)
     overlap = manifest.study.privacy.sites_per_patient
     assumed = "one site only" if overlap == 1 else f"at most {count(overlap, 'site')}"
+    counts = (Limit(title="The number of patients", text=COUNTED),) if counted else ()
     return (
+        *counts,
         Limit(
             title="Patients of a compromised site",
             text="Whoever controls a site’s machine can read its records there. The claim is for patients of honest "

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
+from ..common.errors import PrivacyError
 from ..common.messages import EMPTY_LEDGER_HEAD
-from ..common.privacy.accountant import epsilon, epsilon_curve
+from ..common.privacy.accountant import Relation, epsilon
 from ..common.privacy.events import Schedule
 from ..common.study import Manifest
 from . import claim
@@ -48,14 +49,16 @@ def build_report(
     base_model: str,
     evaluation: str,
     data_sources: Mapping[str, str],
+    counted: bool,
     setting: Literal["simulation", "federation"],
 ) -> Report:
     """The report of a study that ran ``rounds`` within ``attempts``; plain JSON values throughout.
 
     ``exhausted``: the schedule ended before the planned rounds. ``base_model`` is the name or folder that the adapter
-    is loaded onto; ``evaluation`` and ``data_sources`` (by site) say in words where the records come from. Every figure
-    is computed from the manifest, from releases, or from public or synthetic data. Without noise there is no claim, and
-    the figures that would support one are None.
+    is loaded onto; ``evaluation`` and ``data_sources`` (by site) say in words where the records come from, and
+    ``counted`` that nominal units were counted in them. Every other figure is computed from the manifest, from
+    releases, or from public or synthetic data. Without noise there is no claim, and the figures that would support
+    one are None; a figure beside the claim is None where no useful bound exists.
     """
     study = manifest.study
     training = study.training
@@ -101,7 +104,7 @@ def build_report(
             "learning_rate": training.learning_rate,
         },
         "data": [{"site": site.name, "source": data_sources.get(site.name, "not stated")} for site in study.sites],
-        "data_touches": list(claim.data_touches(manifest)),
+        "data_touches": list(claim.data_touches(manifest, counted=counted)),
         "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
         "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the "
         "adapter is public.",
@@ -111,7 +114,7 @@ def build_report(
         "audit": "not performed in this version",
         "verification": "not independently verifiable",
         "ledger": {"length": 0, "head": EMPTY_LEDGER_HEAD},
-        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest)],
+        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=counted)],
     }
 
 
@@ -126,7 +129,7 @@ def _claim(manifest: Manifest) -> Report:
     if schedule is None:
         return dict.fromkeys(_FIGURES_OF_THE_CLAIM)
     spent = epsilon(schedule, delta=delta)
-    curve = epsilon_curve(schedule, CURVE_DELTAS)
+    curve = [(at, value) for at in CURVE_DELTAS if (value := _bound(schedule, at)) is not None]
     return {
         "claim": claim.claim(manifest, spent.epsilon),
         "protected": claim.protected(manifest),
@@ -138,10 +141,10 @@ def _claim(manifest: Manifest) -> Report:
         "noise_multiplier": schedule.event.noise_multiplier,
         "sampling_probability": schedule.event.sampling_probability,
         "accountant": spent.accountant,
-        "epsilon_curve": [{"delta": at, "epsilon": _finite(value)} for at, value in curve],
-        "attack": _attack(curve),
+        "epsilon_curve": [{"delta": at, "epsilon": value} for at, value in curve],
+        "attack": _attack([*curve, (delta, spent.epsilon)]),
         "epsilon_replace_one": _epsilon_replace_one(schedule, delta),
-        "epsilon_without_amplification": _finite(epsilon(schedule.without_amplification(), delta=delta).epsilon),
+        "epsilon_without_amplification": _bound(schedule.without_amplification(), delta),
         "overlap": _overlap(schedule, delta, sites=len(manifest.study.sites)),
     }
 
@@ -170,22 +173,28 @@ def _epsilon_replace_one(schedule: Schedule, delta: float) -> float | None:
     event = schedule.event
     if event.trust == "distributed" and event.sites_per_patient > 1:
         return None
-    return _finite(epsilon(schedule, delta=delta, relation="replace_one").epsilon)
+    return _bound(schedule, delta, relation="replace_one")
+
+
+def _bound(schedule: Schedule, delta: float, *, relation: Relation = "add_or_remove_one") -> float | None:
+    """A figure beside the claim; None where no useful bound exists, which must not cost a finished study its report."""
+    try:
+        return epsilon(schedule, delta=delta, relation=relation).epsilon
+    except PrivacyError:
+        return None
 
 
 def _overlap(schedule: Schedule, delta: float, *, sites: int) -> list[Report]:
     """What the same schedule means for someone whose records are at one site, at the stated number, at all."""
-    rows = []
+    rows: list[Report] = []
     for overlap in sorted({1, schedule.event.sites_per_patient, sites}):
-        shared = replace(schedule, event=replace(schedule.event, sites_per_patient=overlap))
-        spent = epsilon(shared, delta=delta)
-        rows.append(
-            {
-                "sites_per_patient": overlap,
-                "epsilon": _finite(spent.epsilon),
-                "epsilon_rdp": None if spent.epsilon_rdp is None else _finite(spent.epsilon_rdp),
-            }
-        )
+        try:
+            shared = replace(schedule, event=replace(schedule.event, sites_per_patient=overlap))
+            spent = epsilon(shared, delta=delta)
+        except PrivacyError:
+            rows.append({"sites_per_patient": overlap, "epsilon": None, "epsilon_rdp": None})
+        else:
+            rows.append({"sites_per_patient": overlap, "epsilon": spent.epsilon, "epsilon_rdp": spent.epsilon_rdp})
     return rows
 
 

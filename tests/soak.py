@@ -1,7 +1,7 @@
 """What takes longer than the tests may: every property test again and again, each pass with a seed of its own.
 
-Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. A seed that fails is printed, so
-that ``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
+Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. A seed that fails is printed:
+``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
 """
 
 import secrets
@@ -31,7 +31,7 @@ def main() -> int:
             seed = secrets.randbits(32)
             print(f"pass {entry}, seed {seed}", flush=True)
             command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--hypothesis-seed={seed}", str(path)]
-            if subprocess.run(command, cwd=ROOT, check=False).returncode:  # noqa: S603
+            if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return 1
             with JOURNAL.open("a", encoding="utf-8") as journal:
                 journal.write(entry + "\n")

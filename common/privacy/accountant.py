@@ -185,7 +185,7 @@ def _check_delta(delta: float) -> None:
     if not MIN_DELTA <= delta <= MAX_DELTA:
         raise PrivacyError(
             f"delta is {delta}",
-            why="delta is the chance that the promise fails, and must be far below one over the number of patients",
+            why="delta is added to every probability that epsilon bounds, and must be far below one over the patients",
             fix="choose 1/(10 * patients), between 1e-12 and 0.1",
         )
 

@@ -155,13 +155,15 @@ def simulate(
     }
     from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables
 
-    study, simulation = read_simulation(read_tables(config, options))
+    tables = read_tables(config, options)
+    study, simulation = read_simulation(tables)
+    counted = bool(simulation.data) and "sites" not in tables
     folder = output or _free_folder(DEFAULT_OUTPUT)
     from ..simulate import simulate as run_simulation
     from .display import Display
 
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
-        records = prepare_records(simulation, display.observe)
+        records = prepare_records(simulation, display.observe, counted=counted)
         result = run_simulation(
             study,
             records.cohorts,

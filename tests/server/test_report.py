@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from grandrounds.common.privacy.accountant import epsilon
+from grandrounds.common.errors import PrivacyError
+from grandrounds.common.privacy.accountant import Epsilon, epsilon
+from grandrounds.common.privacy.events import Schedule
 from grandrounds.server.claim import up
 from grandrounds.server.report import build_report, render_json
 from grandrounds.server.report_page import chart, render_html, render_model_card, ticks
@@ -68,6 +70,7 @@ def report_of(federation: Federation, **changes: Any) -> dict[str, Any]:
         "base_model": "an/example",
         "evaluation": "synthetic notes",
         "data_sources": {f"site-{i}": "synthetic notes" for i in range(1, 6)},
+        "counted": False,
         "setting": "simulation",
     }
     return build_report(**(arguments | changes))
@@ -348,3 +351,27 @@ def test_a_round_is_reported_as_training_announced_it(federation: Federation, re
     announced = federation.training.rounds
     assert all(isinstance(closed, RoundClosed) for closed in announced)
     assert [row["survivors"] for row in report["utility"]["rounds"]] == [list(r.survivors) for r in announced]
+
+
+def test_a_figure_beside_the_claim_that_has_no_bound_costs_no_study_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_the_claim(schedule: Schedule, *, delta: float, relation: str = "add_or_remove_one") -> Epsilon:
+        if (schedule, delta, relation) != (claimed.schedule, claimed.delta, "add_or_remove_one"):
+            raise PrivacyError("above 10000", why="it promises nothing", fix="use less")
+        return Epsilon(epsilon=4.0, epsilon_rdp=None, accountant="PLD")
+
+    federation = ran()
+    claimed = federation.manifest
+    monkeypatch.setattr("grandrounds.server.report.epsilon", only_the_claim)
+    report = report_of(federation)
+    assert report["epsilon"] == 4.0
+    assert report["epsilon_without_amplification"] is None
+    assert report["overlap"][-1]["epsilon"] is None
+    assert "ε = 4.00" in render_html(report)
+
+
+def test_units_that_were_counted_in_the_records_are_told() -> None:
+    federation = ran()
+    counted, stated = report_of(federation, counted=True), report_of(federation)
+    assert any("counted in the records" in limit["text"] for limit in counted["not_claimed"])
+    assert not any("No count" in touch for touch in counted["data_touches"])
+    assert any("No count" in touch for touch in stated["data_touches"])

@@ -60,6 +60,7 @@ class Study:
             PhaseEnded(name="training", seconds=372.0),
         ]
         self.report: Report = build_report(
+            counted=False,
             manifest=federation.manifest,
             rounds=federation.training.rounds,
             attempts=3,

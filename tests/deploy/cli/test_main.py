@@ -39,7 +39,15 @@ def arguments(model: Path, records: Callable[[str, list[str]], Path], tmp_path: 
     data = [f"--data={site}={files[site]}" for site in ("north", "south", "west")]
     shape = ["--target-modules=v_proj", "--rank=2", "--max-tokens=16", "--rounds=2", "--target-epsilon=8"]
     output = f"--output={tmp_path / 'study'}"
-    return ["simulate", f"--model={model}", f"--evaluation={files['evaluation']}", output, *data, *shape]
+    return [
+        "simulate",
+        f"--model={model}",
+        f"--evaluation={files['evaluation']}",
+        "--evaluation-kind=synthetic",
+        output,
+        *data,
+        *shape,
+    ]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -178,6 +186,14 @@ def test_a_wrong_study_file_is_refused_by_name(
     study.write_text(text, encoding="utf-8")
     assert run([*arguments, f"--config={study}"], monkeypatch) == 1
     assert named in capsys.readouterr().err
+
+
+def test_evaluation_records_of_an_undeclared_kind_are_refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undeclared = [argument for argument in arguments if not argument.startswith("--evaluation-kind")]
+    assert run(undeclared, monkeypatch) == 1
+    assert "public or synthetic" in capsys.readouterr().err
 
 
 def test_a_folder_with_content_is_left_alone(
