@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.adapter import vector_bytes
 from ..common.identity import Identity, sha256
 from ..common.messages import EMPTY_LEDGER_HEAD, Begin
 from ..common.study import Manifest
@@ -42,7 +43,7 @@ class Round:
         """Begin the next attempt; raises ScheduleExhaustedError where the schedule holds no further one."""
         self.accountant.check()
         self.accountant.commit()
-        payload = self.adapter.astype("<f4").tobytes()
+        payload = vector_bytes(self.adapter)
         begin = Begin(
             round=self.number,
             invited=tuple(site.name for site in self.manifest.study.sites),
