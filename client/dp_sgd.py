@@ -36,8 +36,11 @@ class DpSgd:
     *Formal guarantee.* Adding or removing one unit changes the integer sum by at most ``lattice.sensitivity`` in the
     Euclidean norm, whatever its records and whatever the others do (Abadi et al. 2016, algorithm 1, on integers;
     ARCHITECTURE.md, "Mechanism"): a unit's gradient is a function of that unit alone, is clipped and checked alone, and
-    where a unit fails only it counts as zero. What leaves is that sum under ``mechanism``'s noise, computed the same
-    way for every draw, the empty one included.
+    where a unit fails, from the reading of its records to its integers, only it counts as zero. What leaves is that
+    sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included.
+
+    Not covered: a failure of the machine itself (no memory for the sum, a source of units that breaks off) leaves pure
+    noise. Were a record able to bring one about, its presence would move the sum by more than ``lattice.sensitivity``.
     """
 
     sampler: GradSampler
@@ -86,9 +89,18 @@ class DpSgd:
         after another, so that memory does not grow with their number.
         """
         total = np.zeros(self.lattice.dimension, dtype=np.int64)
-        for unit_gradient in self._unit_gradients(units):
-            total += self.lattice.encode(self.lattice.clip(unit_gradient))
+        with np.errstate(all="ignore"):  # a caller's setting could turn one record's infinity into an exception
+            for unit_gradient in self._unit_gradients(units):
+                total += self._encoded(unit_gradient)
         return total
+
+    def _encoded(self, unit_gradient: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The unit's integers, int64 [d]; zeros where anything about its gradient fails."""
+        try:
+            return self.lattice.encode(self.lattice.clip(unit_gradient))
+        except Exception as error:
+            _log.warning("a unit cannot be encoded (%s) and counts as zero", type(error).__name__)
+            return np.zeros(self.lattice.dimension, dtype=np.int64)
 
     def _sum_or_zero(self, draw: Draw) -> NDArray[np.int64]:
         try:

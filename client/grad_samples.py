@@ -79,9 +79,9 @@ class Padding:
 class GradSampler:
     """Per-example gradients of a language model's adapter, in physical batches of one fixed shape.
 
-    *Formal guarantee.* Row i of ``gradients`` is a function of example i and the adapter alone: exactly, since the loss
-    is each sequence's own and what couples records is refused; and to the last bit, at the batch size that
-    ``independent_batch_size`` finds for this machine (ARCHITECTURE.md, "Gradients").
+    *Formal guarantee.* Row i of ``gradients`` is a function of example i and the adapter alone, since the loss is each
+    sequence's own and what couples records is refused (ARCHITECTURE.md, "Gradients"). That this holds to the last bit
+    of this machine's arithmetic is not proved but tested: at start, by ``independent_batch_size``, on random tokens.
     """
 
     def __init__(self, model: LanguageModel, *, batch_size: int, max_tokens: int) -> None:

@@ -133,6 +133,41 @@ def test_a_failing_record_leaves_its_site_s_step_as_it_was_without_its_unit(mode
     assert "Abernathy" not in caplog.text
 
 
+class FailsOnSome(Lattice):
+    """Raises for a unit in the middle of the order, with a patient's name in the message."""
+
+    def clip(self, gradient):
+        if np.array_equal(gradient, self.hated):
+            raise ArithmeticError("Mrs Abernathy's gradient")
+        return super().clip(gradient)
+
+
+def test_a_failure_between_a_unit_s_gradient_and_its_integers_costs_that_unit_alone(model, caplog):
+    dp = dp_sgd(model)
+    expected = dp.sum_units([UNITS[0], UNITS[2]])
+    lattice = FailsOnSome(dimension=dp.lattice.dimension, clipping_norm=CLIPPING_NORM)
+    object.__setattr__(lattice, "hated", next(dp._unit_gradients([UNITS[1]])))
+    failing = DpSgd(sampler=dp.sampler, lattice=lattice, mechanism=dp.mechanism)
+    np.testing.assert_array_equal(failing.release(lambda: UNITS[:3]), expected)
+    assert "Abernathy" not in caplog.text
+
+
+class InfiniteBothWays(DpSgd):
+    """The first unit's two records have opposite infinities, so that their sum is an invalid operation."""
+
+    def _isolated_gradients(self, examples):
+        sound = list(super()._isolated_gradients(examples[2:]))
+        return [np.full(self.lattice.dimension, value) for value in (np.inf, -np.inf)] + sound
+
+
+def test_a_caller_s_floating_point_settings_do_not_let_one_unit_empty_the_sum(model):
+    dp = dp_sgd(model, batch_size=8)
+    hostile = InfiniteBothWays(sampler=dp.sampler, lattice=dp.lattice, mechanism=dp.mechanism)
+    with np.errstate(all="raise"):
+        released = hostile.release(lambda: [[record(), record()], UNITS[0], UNITS[1]])
+    np.testing.assert_array_equal(released, dp.sum_units([UNITS[0], UNITS[1]]))
+
+
 def plausible_noise(values, stddev):
     """Whether ``values`` may be pure noise of this deviation; a sound mechanism is called implausible once in 1e7."""
     square = float(np.square(values / stddev).sum())
