@@ -9,10 +9,11 @@ figure may be added to that of another study (ARCHITECTURE.md, "Accounting").
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
 from dp_accounting import dp_event
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
@@ -29,12 +30,13 @@ INTERVAL: Final = 1e-4  # of the headline's discretisation; a coarser one is as 
 SEARCH_INTERVAL: Final = 1e-3
 MIN_DELTA: Final = 1e-12  # below it the rounding errors of the composition, up to 1e-15, would show
 MAX_DELTA: Final = 0.1
-MAX_EPSILON: Final = 10_000.0
+MAX_EPSILON: Final = 1e6  # what one patient at every one of a thousand sites may come to
 
 _TOLERANCE: Final = 1.0005  # of a calibrated noise multiplier, before it is rounded up
 _LIBRARY: Final = f"dp_accounting {importlib.metadata.version('dp-accounting')}"
 _TIGHT_EPSILON: Final = 50  # above it the interval grows in proportion to epsilon, so that the cost stays bounded
 _COARSEST_INTERVAL: Final = 10.0
+_OVERFLOW: Final = (600.0, 800.0)  # about the logarithm of the least and of the largest double
 _RELATIONS: Final = {
     "add_or_remove_one": NeighboringRelation.ADD_OR_REMOVE_ONE,
     "replace_one": NeighboringRelation.REPLACE_ONE,
@@ -66,13 +68,14 @@ def epsilon(
     One person at m sites costs, under local trust, m schedules (each site releases under its own noise); under
     distributed trust the m contributions meet in one release, so what is composed is a mixture of Gaussians.
 
-    Raises PrivacyError for a delta outside 1e-12 .. 0.1, for an epsilon above 10000, and for replace-one with a
+    Raises PrivacyError for a delta outside 1e-12 .. 0.1, for an epsilon above a million, and for replace-one with a
     mixture, of which no analysis is known.
     """
     _check_delta(delta)
     inner_delta = delta * math.exp(-slack)
     interval = _interval(schedule, inner_delta, INTERVAL)
-    if math.isinf(interval):
+    by_pld = math.inf if math.isinf(interval) else _pld_epsilon(schedule, relation, interval, inner_delta) + 2 * slack
+    if math.isinf(by_pld):
         raise PrivacyError(
             f"epsilon is above {MAX_EPSILON:g} at delta {delta}",
             why="such a figure promises nothing to anyone",
@@ -82,15 +85,10 @@ def epsilon(
     if relation == "add_or_remove_one" and not _is_mixture(schedule.event):
         by_rdp = _rdp_epsilon(schedule, inner_delta) + 2 * slack
     return Epsilon(
-        epsilon=_pld_epsilon(schedule, relation, interval, inner_delta) + 2 * slack,
+        epsilon=by_pld,
         epsilon_rdp=by_rdp,
         accountant=f"PLD, pessimistic, interval {interval:.4g}, {_LIBRARY}",
     )
-
-
-def epsilon_curve(schedule: Schedule, deltas: Iterable[float]) -> tuple[tuple[float, float], ...]:
-    """The pairs (delta, epsilon) of one schedule: each of them holds, and so do all of them together."""
-    return tuple((delta, epsilon(schedule, delta=delta).epsilon) for delta in deltas)
 
 
 def calibrate_noise_multiplier(
@@ -224,12 +222,26 @@ def _rdp(sampling_probability: float, noise_multiplier: float, count: int, delta
 
 @functools.cache
 def _pld_epsilon(schedule: Schedule, relation: Relation, interval: float, delta: float) -> float:
-    return float(_composed(schedule, relation, interval)(delta))
+    epsilon_at, delta_at = _composed(schedule, relation, interval)
+    with np.errstate(over="ignore"):
+        found = float(epsilon_at(delta))
+    if math.isfinite(found):
+        return found
+    # Around 720 the library divides by e^-epsilon, which has underflowed; its delta is right there too.
+    low, high = _OVERFLOW
+    if delta_at(high) > delta:
+        return math.inf
+    while high - low > interval:
+        middle = (low + high) / 2
+        low, high = (low, middle) if delta_at(middle) <= delta else (middle, high)
+    return high
 
 
 @functools.lru_cache(maxsize=4)  # a composed distribution takes tens of megabytes
-def _composed(schedule: Schedule, relation: Relation, interval: float) -> Callable[[float], float]:
-    """The function from delta to epsilon of the composed privacy loss distribution."""
+def _composed(
+    schedule: Schedule, relation: Relation, interval: float
+) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    """The functions from delta to epsilon and from epsilon to delta of the composed privacy loss distribution."""
     event = schedule.event
     q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
     if _is_mixture(event) and q < 1:
@@ -240,15 +252,14 @@ def _composed(schedule: Schedule, relation: Relation, interval: float) -> Callab
                 fix="report add-or-remove-one, or replace-one for one site per patient",
             )
         one = binomial_mixture_pld(noise_multiplier=z, contributions=m, sampling_probability=q, interval=interval)
-        mixture: Callable[[float], float] = one.self_compose(schedule.count).get_epsilon_for_delta
-        return mixture
+        mixture = one.self_compose(schedule.count)
+        return mixture.get_epsilon_for_delta, mixture.get_delta_for_epsilon
     accountant = PLDAccountant(_RELATIONS[relation], value_discretization_interval=interval)
     if _is_mixture(event):
         accountant.compose(dp_event.GaussianDpEvent(z / m), schedule.count)
     else:
         accountant.compose(_sampled_gaussian(q, z), schedule.count * m)
-    gaussians: Callable[[float], float] = accountant.get_epsilon
-    return gaussians
+    return accountant.get_epsilon, accountant.get_delta
 
 
 def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> dp_event.DpEvent:

@@ -8,7 +8,7 @@ from .mechanism import Trust
 
 MIN_NOISE_MULTIPLIER: Final = 0.1
 MAX_NOISE_MULTIPLIER: Final = 10_000.0
-MAX_SITES_PER_PATIENT: Final = 100
+MAX_SITES_PER_PATIENT: Final = 1000
 MAX_RELEASES: Final = 1_000_000
 
 

@@ -13,7 +13,8 @@ from scipy.stats import binom
 
 Array = NDArray[np.float64]
 
-_TAIL_DEVIATIONS: Final = 10.2  # Q(10.2) < 1e-24, far below every delta; what lies beyond counts as a certain loss
+_NEGLIGIBLE: Final = 1e-24  # a probability far below every delta; what lies beyond it counts as a certain loss
+_TAIL_DEVIATIONS: Final = 10.2  # Q(10.2) < 1e-24
 _CHUNK: Final = 1 << 14
 
 
@@ -28,11 +29,13 @@ def binomial_mixture_pld(
     Guarantee: the pair N(0, z^2) and sum_j Binomial(m, q)(j) N(j, z^2) dominates, in both directions (Choquette-Choo
     et al. 2024, Privacy Amplification for Matrix Mechanisms, Corollary 4.7). The discretisation is Connect-the-Dots
     (Doroshenko et al. 2022, Algorithm 1), dp_accounting's own; only the hockey-stick divergences are computed here,
-    because its root search takes minutes where this takes a second.
+    because its root search takes minutes where this takes a second. Its grid may end anywhere: the divergence at its
+    upper end becomes the probability of an infinite loss, and what lies below its lower end counts as that end. It
+    ends with the counts that are at all likely, because the loss of m contributions grows as m^2.
     """
     pair = _Pair(noise_multiplier, contributions, sampling_probability)
     reach = _TAIL_DEVIATIONS * noise_multiplier
-    removal = _pmf(pair.removal_delta, pair.loss(-reach), pair.loss(contributions + reach), interval)
+    removal = _pmf(pair.removal_delta, pair.loss(-reach), pair.loss(pair.most + reach), interval)
     addition = _pmf(pair.addition_delta, -pair.loss(reach), -pair.loss(-reach), interval)
     return PrivacyLossDistribution(removal, addition)
 
@@ -47,14 +50,22 @@ def _pmf(delta: Callable[[Array], Array], lowest: float, highest: float, interva
 
 
 class _Pair:
-    """The dominating pair P = sum_j p_j N(j, z^2), Q = N(0, z^2), and its hockey-stick divergences both ways."""
+    """The dominating pair P = sum_j p_j N(j, z^2), Q = N(0, z^2), and upper bounds on its divergences both ways.
+
+    Counts j above ``most`` have a probability of at most 1e-24 in all and are left out of P, which leaves P' <= P. So
+    P(S) - e^epsilon Q(S) <= P'(S) - e^epsilon Q(S) + P(j > most), and Q(S) - e^epsilon P(S) <= Q(S) - e^epsilon P'(S).
+    """
 
     def __init__(self, noise_multiplier: float, contributions: int, sampling_probability: float) -> None:
         counts = np.arange(contributions + 1)
         log_weights = binom.logpmf(counts, contributions, sampling_probability)
+        at_least = np.cumsum(np.exp(log_weights)[::-1])[::-1]  # each count
+        self.most = max(1, int(np.count_nonzero(at_least > _NEGLIGIBLE)) - 1)
+        self._beyond = float(np.exp(log_weights[self.most + 1 :]).sum())
+        counts, log_weights = counts[: self.most + 1], log_weights[: self.most + 1]
         self._z = noise_multiplier
         self._counts = counts.astype(np.float64)
-        self._weights = np.exp(log_weights)
+        self._log_weights = log_weights
         self._log_weight_of_none = float(log_weights[0])
         # log p_j N(x; j, z^2) / N(x; 0, z^2) = offset_j + slope_j x
         self._slopes = self._counts / noise_multiplier**2
@@ -65,20 +76,20 @@ class _Pair:
         return float(logsumexp(self._offsets + self._slopes * x))
 
     def removal_delta(self, epsilons: Array) -> Array:
-        """sup over sets S of P(S) - e^epsilon Q(S), for each of ``epsilons`` [n]."""
+        """At least sup over sets S of P(S) - e^epsilon Q(S), for each of ``epsilons`` [n]."""
         deltas = -np.expm1(np.minimum(epsilons, 0.0))  # below log p_0 < 0 the supremum is over everything
         rising = epsilons > self._log_weight_of_none
         threshold = self._inverse_loss(epsilons[rising])
-        above = ndtr((self._counts - threshold[:, None]) / self._z) @ self._weights
-        deltas[rising] = above - np.exp(epsilons[rising] + log_ndtr(-threshold / self._z))
+        above = ndtr((self._counts - threshold[:, None]) / self._z) @ np.exp(self._log_weights)
+        deltas[rising] = above - np.exp(epsilons[rising] + log_ndtr(-threshold / self._z)) + self._beyond
         return deltas
 
     def addition_delta(self, epsilons: Array) -> Array:
-        """sup over sets S of Q(S) - e^epsilon P(S), for each of ``epsilons`` [n]."""
+        """At least sup over sets S of Q(S) - e^epsilon P(S), for each of ``epsilons`` [n]."""
         deltas = np.zeros_like(epsilons)  # from -log p_0 on, Q is nowhere above e^epsilon P
         falling = -epsilons > self._log_weight_of_none
         threshold = self._inverse_loss(-epsilons[falling])
-        log_below = logsumexp(log_ndtr((threshold[:, None] - self._counts) / self._z), axis=1, b=self._weights)
+        log_below = logsumexp(self._log_weights + log_ndtr((threshold[:, None] - self._counts) / self._z), axis=1)
         deltas[falling] = ndtr(threshold / self._z) - np.exp(epsilons[falling] + log_below)
         return deltas
 

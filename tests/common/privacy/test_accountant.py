@@ -9,13 +9,13 @@ from opacus.accountants import PRVAccountant
 from scipy.interpolate import BSpline
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
+from scipy.stats import binom
 
 from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.accountant import (
     Epsilon,
     calibrate_noise_multiplier,
     epsilon,
-    epsilon_curve,
     noise_sum_slack,
 )
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
@@ -135,11 +135,9 @@ def test_replacing_a_patient_of_several_sites_under_distributed_trust_is_refused
         epsilon(_schedule(0.1, 5.0, 50, "distributed", 2), delta=1e-5, relation="replace_one")
 
 
-def test_the_curve_is_the_epsilon_at_each_delta_and_falls() -> None:
-    schedule = _schedule(0.3, 2.0, 20)
-    curve = epsilon_curve(schedule, [1e-6, 1e-5, 1e-4, 1e-3])
-    assert curve == tuple((delta, epsilon(schedule, delta=delta).epsilon) for delta, _ in curve)
-    assert sorted((eps for _, eps in curve), reverse=True) == [eps for _, eps in curve]
+def test_epsilon_falls_as_delta_grows() -> None:
+    curve = [_epsilon(0.3, 2.0, 20, delta).epsilon for delta in (1e-6, 1e-5, 1e-4, 1e-3)]
+    assert curve == sorted(set(curve), reverse=True)
 
 
 def test_a_hopeless_epsilon_is_still_bounded_at_a_coarser_interval() -> None:
@@ -149,9 +147,27 @@ def test_a_hopeless_epsilon_is_still_bounded_at_a_coarser_interval() -> None:
     assert "interval 0.0001," not in result.accountant
 
 
+@pytest.mark.parametrize("z", [0.414, 0.416, 0.418, 0.42])
+def test_an_epsilon_at_which_the_library_overflows_is_still_bounded(z: float) -> None:
+    truth = _analytic_gaussian_epsilon(math.sqrt(200) / z, 1e-5)
+    assert truth <= _epsilon(1.0, z, 200, 1e-5).epsilon <= truth * 1.002
+
+
 def test_an_epsilon_that_promises_nothing_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="above 10000"):
-        _epsilon(1.0, 0.1, 1000, 1e-5)
+    with pytest.raises(PrivacyError, match=r"above 1e\+06"):
+        _epsilon(1.0, 0.1, 100_000, 1e-5)
+
+
+def test_a_patient_at_each_of_a_thousand_sites_has_a_figure() -> None:
+    q, z, steps, delta = 0.01, 2.0, 100, 1e-5
+    ours = _epsilon(q, z, steps, delta, "distributed", 1000).epsilon
+    # An adversary who adds up all releases and takes someone for present above a threshold: a lower bound on epsilon.
+    counts = np.arange(3000)
+    total_stddev = z * math.sqrt(steps)
+    thresholds = np.linspace(1000, 1300, 301)
+    present = ndtr((counts - thresholds[:, None]) / total_stddev) @ binom.pmf(counts, 1000 * steps, q)
+    gained = np.log(np.maximum(present - delta, 1e-300)) - log_ndtr(-thresholds / total_stddev)
+    assert gained.max() <= ours <= 1.2 * gained.max()
 
 
 @pytest.mark.parametrize("delta", [0.0, -1e-5, 1e-13, 0.2, 1.0, math.nan])
