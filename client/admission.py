@@ -4,8 +4,8 @@ from .. import __version__
 from ..common.errors import StudyError
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
+from ..common.manifest import Manifest
 from ..common.privacy.accountant import epsilon
-from ..common.study import Manifest
 
 _WHY = "the study's claim holds only at sites that run exactly what its manifest says"
 
@@ -13,11 +13,13 @@ _WHY = "the study's claim holds only at sites that run exactly what its manifest
 def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:
     """Raises StudyError unless this site can run the study as its manifest says, at no more than the target ε.
 
-    ``model_sha256`` is the hash of the weights that ``model`` was loaded from.
+    ``model_sha256`` is the hash of the folder that ``model`` was loaded from.
     """
     _require(manifest.site_keys.get(name) == identity.public_key, f"the manifest has another key for {name}")
     _require(manifest.package_version == __version__, f"the study runs version {manifest.package_version}")
-    _require(manifest.model_sha256 == model_sha256, "the base model's weights are not those of the study")
+    _require(manifest.model_sha256 == model_sha256, "the base model's files are not those of the study")
+    differences = model.differences_from(manifest.study.model.lora)
+    _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")
     _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")
     _require(
         manifest.frozen_adapter_sha256 == model.frozen_adapter_sha256, "the frozen adapter is another than the study's"

@@ -162,7 +162,7 @@ def _parquet_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, object]]]
         # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
         with pyarrow.parquet.ParquetFile(source.path) as file:
             table = file.read()
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
         source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
     if len(set(table.column_names)) != table.num_columns:
         source.refuse("", "two columns have one name", "give each column one name")

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.adapter import Vector
+from ..common.manifest import Manifest
 from ..common.optimizer import make_optimizer
 from ..common.secagg.encoding import residues
-from ..common.study import Manifest
 from .cohort import Cohort
 from .data import Example
 from .dp_sgd import DpSgd

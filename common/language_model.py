@@ -119,6 +119,25 @@ class LanguageModel:
                 parameter.requires_grad_(False)
         return cls(module)
 
+    def differences_from(self, lora: Lora) -> list[str]:
+        """In what the adapter that is on the model is not ``lora``, in words: kind; rank, scaling, place of a layer.
+
+        Where there is none and the dimension is that of ``lora``, no layer that ``lora`` names is without its adapter.
+        """
+        kind = "ffa" if self._frozen else "lora"
+        found = [] if kind == lora.kind else [f"its kind is {kind}, not {lora.kind}"]
+        for name, layer in self.module.named_modules():
+            if not hasattr(layer, "lora_A"):
+                continue
+            rank, scaling = layer.r["default"], layer.scaling["default"]
+            if rank != lora.rank:
+                found.append(f"{name} has rank {rank}, not {lora.rank}")
+            elif scaling != lora.alpha / lora.rank:
+                found.append(f"{name} is scaled by {scaling}, not by {lora.alpha / lora.rank}")
+            if not any(name.endswith("." + target) for target in lora.target_modules):
+                found.append(f"{name} is none of {', '.join(lora.target_modules)}")
+        return found
+
     def get_adapter(self) -> Vector:
         """A copy of the trained vector, float32 [d]."""
         return self.layout.flatten({name: tensor.detach().numpy() for name, tensor in self.trained.items()})

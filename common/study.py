@@ -1,4 +1,4 @@
-"""A study: what people write in study.toml, and the manifest that every site agrees to and machines sign."""
+"""A study: what people write in study.toml, and what follows from it."""
 
 import math
 import tomllib
@@ -8,40 +8,45 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import StudyError
-from .identity import Hex32, Name, canonical_json, sha256
+from .identity import Name
+from .language_model import Lora
 from .optimizer import OptimizerName
 from .privacy.events import SampledGaussianRelease, Schedule
-from .privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, Trust, honest_shares, site_noise_stddev
-from .secagg.encoding import FixedPoint
-from .secagg.transcript import RosterEntry, SecaggParameters, default_threshold
+from .privacy.mechanism import Trust, honest_shares
+from .secagg.transcript import default_threshold
 
-MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
 # Attempts that a schedule holds in reserve for rounds that fail: a fifth.
 ATTEMPTS_PER_ROUND = 1.2
 DEFAULT_TARGET_EPSILON = 4.0
-# Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
-DRAW_DEVIATIONS = 6
 WHY_STUDY = "every site signs these parameters, and the privacy claim is computed from them"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-ValueT = TypeVar("ValueT")
+# tomllib's memory grows with the square of the parts of a dotted key.
+_MAX_TOML_BYTES = 1 << 18
+_MAX_DOTS = 200
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of a study: frozen, and unknown fields are refused."""
+    """A part of a study: frozen; unknown fields and values of another type are refused, for "no" is not false."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+# Tuples are not strict: TOML and JSON have lists alone. What stands in them is as strict as the rest.
 class ModelSection(Section):
     """The base model and the adapter trained on it."""
 
     name: str = Field(default="builtin", min_length=1, max_length=512)
     adapter: Literal["ffa", "lora"] = "ffa"
-    target_modules: tuple[str, ...] = Field(default=("v_proj",), min_length=1, max_length=64)
+    target_modules: tuple[str, ...] = Field(default=("v_proj",), min_length=1, max_length=64, strict=False)
     rank: int = Field(default=4, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0, le=4096)
+
+    @property
+    def lora(self) -> Lora:
+        """The adapter, as the language model is loaded with it."""
+        return Lora(kind=self.adapter, target_modules=self.target_modules, rank=self.rank, alpha=self.alpha)
 
 
 class DataSection(Section):
@@ -106,7 +111,7 @@ class Study(Section):
     privacy: PrivacySection = PrivacySection()
     training: TrainingSection = TrainingSection()
     secagg: SecaggSection = SecaggSection()
-    sites: tuple[Site, ...] = Field(min_length=3, max_length=1000)
+    sites: tuple[Site, ...] = Field(min_length=3, max_length=1000, strict=False)
 
     @property
     def total_nominal_units(self) -> int:
@@ -151,133 +156,6 @@ class Study(Section):
         return self
 
 
-class Manifest(Section):
-    """What every site checks, signs and runs: a complete study with its keys and hashes."""
-
-    study_id: Hex32
-    version: int = Field(default=1, ge=1)
-    previous: Hex32 = "00" * 32
-    study: Study
-    site_keys: dict[Name, Hex32]
-    server_key: Hex32
-    dimension: int = Field(ge=1, le=2**32)
-    model_sha256: Hex32
-    frozen_adapter_sha256: Hex32
-    package_version: str
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if set(self.site_keys) != {site.name for site in self.study.sites}:
-            raise ValueError("site_keys: not exactly the sites of the study")
-        privacy = self.study.privacy
-        needed = [
-            privacy.delta,
-            self.study.training.max_attempts,
-            self.study.secagg.threshold,
-            self.study.secagg.modulus_bits,
-        ]
-        if privacy.noise:
-            needed += [privacy.target_epsilon, privacy.noise_multiplier]
-        if None in needed:
-            raise ValueError("study: incomplete; a manifest states every parameter")
-        # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
-        _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
-        if privacy.trust == "distributed" and self.largest_sum >= 2**31:
-            raise ValueError(
-                f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
-                "choose a smaller sampling_probability or adapter"
-            )
-        return self
-
-    @property
-    def sha256(self) -> str:
-        """The manifest's hash, which every message of the study repeats."""
-        return sha256(MANIFEST_LABEL + canonical_json(self.model_dump(mode="json")))
-
-    @property
-    def threshold(self) -> int:
-        """t: how many sites must answer."""
-        return _known(self.study.secagg.threshold)
-
-    @property
-    def max_attempts(self) -> int:
-        """The schedule's length in attempts; the claim covers all of them."""
-        return _known(self.study.training.max_attempts)
-
-    @property
-    def schedule(self) -> Schedule | None:
-        """What the claim covers: every release that ``max_attempts`` allow. None without noise, and then no claim."""
-        if not self.study.privacy.noise:
-            return None
-        return _schedule(self.study, self.max_attempts, _known(self.study.privacy.noise_multiplier))
-
-    @property
-    def delta(self) -> float:
-        """δ of the claim."""
-        return _known(self.study.privacy.delta)
-
-    @property
-    def honest_shares(self) -> int:
-        """h: shares of the noise that the adversary cannot know in any sum that is unmasked."""
-        privacy = self.study.privacy
-        return honest_shares(trust=privacy.trust, threshold=self.threshold, corrupt_sites=privacy.corrupt_sites)
-
-    @property
-    def lattice(self) -> Lattice:
-        """The integers that clipped gradients are rounded to."""
-        return Lattice(dimension=self.dimension, clipping_norm=self.study.privacy.clipping_norm)
-
-    @property
-    def noise_stddev(self) -> int:
-        """σ of one site's noise, in lattice units; 0 without noise."""
-        privacy = self.study.privacy
-        if not privacy.noise:
-            return 0
-        return site_noise_stddev(
-            noise_multiplier=_known(privacy.noise_multiplier),
-            sensitivity=self.lattice.sensitivity,
-            honest_shares=self.honest_shares,
-        )
-
-    @property
-    def largest_sum(self) -> float:
-        """A bound on one coordinate of the aggregate that a study meets only with negligible probability."""
-        expected = self.study.privacy.sampling_probability * self.study.total_nominal_units
-        draw = expected + DRAW_DEVIATIONS * math.sqrt(expected) + 1
-        return draw * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
-
-    def mechanism(self) -> Mechanism:
-        """The noise that one site adds to one release."""
-        return RoundedGaussian(noise_stddev=self.noise_stddev) if self.study.privacy.noise else NoNoise()
-
-    @property
-    def secagg_parameters(self) -> SecaggParameters:
-        """What the protocol takes from the manifest; the server chooses none of it."""
-        return SecaggParameters(
-            manifest=self.sha256,
-            roster=tuple(
-                RosterEntry(name=site.name, public_key=self.site_keys[site.name]) for site in self.study.sites
-            ),
-            server_key=self.server_key,
-            threshold=self.threshold,
-            corrupt_sites=self.study.privacy.corrupt_sites,
-            modulus_bits=_known(self.study.secagg.modulus_bits),
-            dimension=self.dimension,
-        )
-
-    @property
-    def fixed_point(self) -> FixedPoint:
-        """How local trust's updates become integers: transport only, so that no sum can wrap."""
-        secagg = self.study.secagg
-        return FixedPoint(
-            modulus_bits=_known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
-        )
-
-    def nominal_units(self, name: str) -> int:
-        """The nominal units of one site."""
-        return next(site.nominal_units for site in self.study.sites if site.name == name)
-
-
 def complete_study(study: Study) -> Study:
     """Fill in what the study leaves open: δ, attempts, threshold, modulus, and noise for the target (or its ε).
 
@@ -308,7 +186,9 @@ def complete_study(study: Study) -> Study:
             sites_per_patient=privacy.sites_per_patient,
         )
     elif privacy.noise_multiplier is not None:
-        spent = epsilon(_schedule(study, attempts, privacy.noise_multiplier), delta=delta).epsilon
+        spent = epsilon(
+            schedule_of(study, attempts=attempts, noise_multiplier=privacy.noise_multiplier), delta=delta
+        ).epsilon
         filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
         if spent > filled["target_epsilon"]:
             raise StudyError(
@@ -328,7 +208,8 @@ def complete_study(study: Study) -> Study:
     )
 
 
-def _schedule(study: Study, attempts: int, noise_multiplier: float) -> Schedule:
+def schedule_of(study: Study, *, attempts: int, noise_multiplier: float) -> Schedule:
+    """Every release that ``attempts`` allow."""
     event = SampledGaussianRelease(
         sampling_probability=study.privacy.sampling_probability,
         noise_multiplier=noise_multiplier,
@@ -357,8 +238,12 @@ def read_study(path: Path | str) -> Study:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; raises StudyError with the place of a syntax error."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MAX_TOML_BYTES + 1).decode("utf-8")
+        if len(text) > _MAX_TOML_BYTES or any(line.count(".") > _MAX_DOTS for line in text.split("\n")):
+            raise ValueError("it is larger than any study, or names something by far too many parts")
+        return tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # tomllib lets integers and nesting raise what they like
         raise StudyError(
             f"{path} cannot be read: {error}", why=WHY_STUDY, fix="correct the file or its name"
         ) from error
@@ -380,13 +265,15 @@ def _problems(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             problems.append(f"{place}: no such field")
         elif place and item["type"] != "missing":
-            problems.append(f"{place} = {item['input']!r}: {message}")
+            problems.append(f"{place} = {_shown(item['input'])}: {message}")
         else:
             problems.append(f"{place}: {message}".removeprefix(": "))
     return "; ".join(problems)
 
 
-def _known(value: ValueT | None) -> ValueT:
-    # A Manifest is validated to be complete; this states it to the type checker.
-    assert value is not None  # noqa: S101
-    return value
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "(too large to show)"
+    return text if len(text) <= 200 else f"{text[:200]}…"

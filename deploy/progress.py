@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..common.study import Manifest
+from ..common.manifest import Manifest
 from ..server.training import ExchangeClosed, RoundClosed
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -27,13 +27,17 @@ _SIMULATION = "simulation"
 
 
 class Simulation(Section):
-    """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given."""
+    """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
-    data: dict[Name, Path] = Field(default_factory=dict)
-    evaluation: Path | None = None
+    ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``.
+    """
+
+    data: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
+    nominal_units: dict[Name, Annotated[int, Field(ge=1, le=10**9)]] = Field(default_factory=dict)
+    evaluation: Path | None = Field(default=None, strict=False)
     builtin_sites: int = Field(default=5, ge=3, le=50)
     units_per_step: int | None = Field(default=None, ge=1, le=10**9)
-    dropouts: tuple[str, ...] | None = None
+    dropouts: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
 def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -62,14 +66,12 @@ def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
 
 
 def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
-    """The study and the simulation that the tables describe. Raises StudyError or DataError.
-
-    Without ``[[sites]]``, the nominal units of a site with data are the count of its units, coarsely rounded: a
-    simulation has the data at hand, where a real study has to ask for a public figure.
-    """
+    """The study and the simulation that the tables describe. Raises StudyError or DataError."""
     simulation = validated(Simulation, tables.get(_SIMULATION, {}))
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
-    fields.setdefault("sites", _nominal_sites(simulation, unit=fields.get("privacy", {}).get("unit", "patient")))
+    _check_stated_units(simulation, sites_given="sites" in fields)
+    if "sites" not in fields:
+        fields["sites"] = _nominal_sites(simulation, unit=fields.get("privacy", {}).get("unit", "patient"))
     study = validated(Study, fields)
     if simulation.evaluation and "evaluation" not in study.data.model_fields_set:
         raise StudyError(
@@ -104,13 +106,45 @@ def _sampling_probability(units_per_step: int | None, total: int) -> float:
     return units_per_step / total
 
 
+def units_are_counted(tables: Mapping[str, Any], simulation: Simulation) -> bool:
+    """Whether nominal units are counted in the records, because neither the study nor an option states them."""
+    return bool(simulation.data) and not simulation.nominal_units and "sites" not in tables
+
+
+def _check_stated_units(simulation: Simulation, *, sites_given: bool) -> None:
+    stated, sites = set(simulation.nominal_units), set(simulation.data)
+    if not stated:
+        return
+    if sites_given:
+        raise StudyError(
+            "nominal units are stated twice: by [[sites]], and by --nominal-units or [simulation.nominal_units]",
+            why="every site signs them, and the noise follows from them",
+            fix="give one of the two",
+        )
+    if stated != sites:
+        unknown, missing = sorted(stated - sites), sorted(sites - stated)
+        raise StudyError(
+            "; ".join(
+                [f"nominal units are stated for {name}, of which there is no data" for name in unknown]
+                + [f"nominal units are not stated for {name}" for name in missing]
+            ),
+            why="they are stated for every site with data, or counted in the records of all",
+            fix="give one --nominal-units SITE=N for each --data SITE=FILE, or none at all",
+        )
+
+
 def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:
+    """Each site's nominal units: built in, stated, or the count of its units, coarsely rounded.
+
+    A simulation has the data at hand, where a real study has to ask for a public figure.
+    """
     if not simulation.data:
         numbers = range(1, simulation.builtin_sites + 1)
         return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS} for number in numbers]
-    return [
-        {"name": name, "nominal_units": _coarse(_count_units(path, unit))} for name, path in simulation.data.items()
-    ]
+    units = simulation.nominal_units or {
+        name: _coarse(_count_units(path, unit)) for name, path in simulation.data.items()
+    }
+    return [{"name": name, "nominal_units": units[name]} for name in simulation.data]
 
 
 def _count_units(path: Path, unit: str) -> int:

@@ -1,6 +1,7 @@
 """``grandrounds simulate``: a whole federation in one process."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -47,6 +48,14 @@ def simulate(
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="A site and its records (.jsonl .csv .parquet).", rich_help_panel=_DATA),
+    ] = None,
+    nominal_units: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=N",
+            help="A site's number of units, public or coarse (default: counted, to one digit).",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="Records to evaluate on: public or synthetic only.", rich_help_panel=_DATA)
@@ -147,17 +156,18 @@ def simulate(
         "secagg": {"threshold": threshold},
         "simulation": {
             "data": _named_files(data or []),
+            "nominal_units": _named_numbers(nominal_units or []),
             "evaluation": evaluation,
             "builtin_sites": sites,
             "units_per_step": batch,
             "dropouts": dropout,
         },
     }
-    from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables
+    from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
 
     tables = read_tables(config, options)
     study, simulation = read_simulation(tables)
-    counted = bool(simulation.data) and "sites" not in tables
+    counted = units_are_counted(tables, simulation)
     folder = output or _free_folder(DEFAULT_OUTPUT)
     from ..simulate import simulate as run_simulation
     from .display import Display
@@ -203,8 +213,8 @@ def _named_files(texts: list[str]) -> dict[str, str]:
 
     files: dict[str, str] = {}
     for text in texts:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file) or name in files:
+        name, _, file = text.partition("=")
+        if not (name and file) or name in files:
             raise StudyError(
                 f"--data {text} is not NAME=FILE with a name of its own",
                 why="each site has one file of its own records",
@@ -212,6 +222,23 @@ def _named_files(texts: list[str]) -> dict[str, str]:
             )
         files[name] = file
     return files
+
+
+def _named_numbers(texts: list[str]) -> dict[str, int]:
+    """``SITE=N`` options as a mapping; raises StudyError."""
+    from ...common.errors import StudyError
+
+    numbers: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if not (name and re.fullmatch("[0-9]{1,10}", number)) or name in numbers:
+            raise StudyError(
+                f"--nominal-units {text} is not SITE=N, a whole number and a site of its own",
+                why="every site signs its units, and the noise follows from them",
+                fix="write for example --nominal-units north=200",
+            )
+        numbers[name] = int(number)
+    return numbers
 
 
 def _free_folder(wanted: Path) -> Path:

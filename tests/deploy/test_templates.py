@@ -43,5 +43,5 @@ def test_the_basic_example_runs_on_three_files(tmp_path: Path, monkeypatch: pyte
         path.write_text('{"patient_id": 1, "text": "well"}\n' * 12, encoding="utf-8")
         tables["simulation"]["data"][name] = path
     study, simulation = read_simulation(tables)
-    assert [site.name for site in study.sites] == ["north", "south", "west"]
+    assert [(site.name, site.nominal_units) for site in study.sites] == [("north", 200), ("south", 80), ("west", 100)]
     assert simulation.evaluation == Path("evaluation.jsonl")

@@ -67,11 +67,13 @@ def test_a_study_on_own_records_leaves_what_the_readme_promises(
         "checkpoints",
         "report.html",
         "report.json",
+        "sites",
         "study.json",
     }
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["epsilon"] <= 8
     assert report["rounds"] == 2
+    assert any("counted in the records" in limit["text"] for limit in report["not_claimed"])
     output = capsys.readouterr()
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert PATIENT_TEXT not in output.out + output.err
@@ -83,6 +85,17 @@ def test_json_prints_the_report_alone(
 ) -> None:
     assert run([*arguments, "--json"], monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["sites"] == 3
+
+
+def test_stated_units_are_the_manifest_s_and_the_report_tells_of_no_count(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = {"north": 30, "south": 11, "west": 7}
+    options = [f"--nominal-units={site}={units}" for site, units in stated.items()]
+    assert run([*arguments, *options, "--rounds=1", "--json"], monkeypatch) == 0
+    assert "counted in the records" not in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "study" / "study.json").read_text(encoding="utf-8"))
+    assert {site["name"]: site["nominal_units"] for site in manifest["study"]["sites"]} == stated
 
 
 def test_without_noise_nothing_is_claimed_and_that_is_loud(
@@ -113,6 +126,18 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a dropout of nobody": (["--dropout=nobody@1"], "nobody"),
     "a dropout after the end": (["--dropout=north@3"], "round 3"),
     "data without a name": (["--data=north.jsonl"], "NAME=FILE"),
+    "units that are no number": (["--nominal-units=north=many"], "SITE=N"),
+    "units of nobody": (["--nominal-units=20"], "SITE=N"),
+    "units stated twice": (["--nominal-units=north=20", "--nominal-units=north=30"], "SITE=N"),
+    "units of some sites alone": (["--nominal-units=north=20"], "not stated for south"),
+    "units of a site without data": (
+        [f"--nominal-units={site}=20" for site in ("north", "south", "west", "east")],
+        "stated for east, of which there is no data",
+    ),
+    "no units at a site": (
+        [f"--nominal-units={site}" for site in ("north=0", "south=20", "west=20")],
+        "nominal_units.north = 0",
+    ),
     "a file that is not there": (["--data=east=missing.jsonl"], "missing.jsonl"),
     "a study file that is not there": (["--config=missing.toml"], "missing.toml"),
     "noise and no privacy": (["--no-privacy"], "privacy.noise"),
@@ -172,6 +197,8 @@ def test_broken_records_are_refused_by_line_and_never_quoted(
         ("[privacy\n", "line 1"),
         ("privacy = 4\n", "privacy"),
         ("[simulation]\ndropout = []\n", "dropout"),
+        ('[privacy]\nnoise = "no"\n', "privacy.noise = 'no'"),
+        ("[simulation.nominal_units]\nnorth = true\n", "nominal_units.north = True"),
     ],
 )
 def test_a_wrong_study_file_is_refused_by_name(
@@ -251,4 +278,4 @@ def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_p
     assert "stopped" in message.lower()
     assert "Traceback" not in message
     names = {path.name for path in (tmp_path / "study").iterdir()}
-    assert names == {"study.json", "checkpoints"}
+    assert names == {"study.json", "checkpoints", "sites"}

@@ -1,0 +1,158 @@
+"""The manifest: a complete study with its keys and hashes, which every site checks, signs and runs."""
+
+import math
+from typing import Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from .identity import Hex32, Name, canonical_json, sha256
+from .privacy.events import Schedule
+from .privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
+from .secagg.encoding import FixedPoint
+from .secagg.transcript import RosterEntry, SecaggParameters
+from .study import Section, Study, schedule_of
+
+MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
+# Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
+DRAW_DEVIATIONS = 6
+
+ValueT = TypeVar("ValueT")
+
+
+class Manifest(Section):
+    """What every site checks, signs and runs: a complete study with its keys and hashes.
+
+    ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
+    ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
+    """
+
+    study_id: Hex32
+    version: int = Field(default=1, ge=1)
+    previous: Hex32 = "00" * 32
+    study: Study
+    site_keys: dict[Name, Hex32]
+    server_key: Hex32
+    dimension: int = Field(ge=1, le=2**32)
+    model_sha256: Hex32
+    frozen_adapter_sha256: Hex32
+    package_version: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if set(self.site_keys) != {site.name for site in self.study.sites}:
+            raise ValueError("site_keys: not exactly the sites of the study")
+        privacy = self.study.privacy
+        needed = [
+            privacy.delta,
+            self.study.training.max_attempts,
+            self.study.secagg.threshold,
+            self.study.secagg.modulus_bits,
+        ]
+        if privacy.noise:
+            needed += [privacy.target_epsilon, privacy.noise_multiplier]
+        if None in needed:
+            raise ValueError("study: incomplete; a manifest states every parameter")
+        # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
+        _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
+        if privacy.trust == "distributed" and self.largest_sum >= 2**31:
+            raise ValueError(
+                f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
+                "choose a smaller sampling_probability or adapter"
+            )
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """The manifest's hash, which every message of the study repeats."""
+        return sha256(MANIFEST_LABEL + canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def threshold(self) -> int:
+        """t: how many sites must answer."""
+        return _known(self.study.secagg.threshold)
+
+    @property
+    def max_attempts(self) -> int:
+        """The schedule's length in attempts; the claim covers all of them."""
+        return _known(self.study.training.max_attempts)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What the claim covers: every release that ``max_attempts`` allow. None without noise, and then no claim."""
+        if not self.study.privacy.noise:
+            return None
+        return schedule_of(
+            self.study, attempts=self.max_attempts, noise_multiplier=_known(self.study.privacy.noise_multiplier)
+        )
+
+    @property
+    def delta(self) -> float:
+        """δ of the claim."""
+        return _known(self.study.privacy.delta)
+
+    @property
+    def honest_shares(self) -> int:
+        """h: shares of the noise that the adversary cannot know in any sum that is unmasked."""
+        privacy = self.study.privacy
+        return honest_shares(trust=privacy.trust, threshold=self.threshold, corrupt_sites=privacy.corrupt_sites)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The integers that clipped gradients are rounded to."""
+        return Lattice(dimension=self.dimension, clipping_norm=self.study.privacy.clipping_norm)
+
+    @property
+    def noise_stddev(self) -> int:
+        """σ of one site's noise, in lattice units; 0 without noise."""
+        privacy = self.study.privacy
+        if not privacy.noise:
+            return 0
+        return site_noise_stddev(
+            noise_multiplier=_known(privacy.noise_multiplier),
+            sensitivity=self.lattice.sensitivity,
+            honest_shares=self.honest_shares,
+        )
+
+    @property
+    def largest_sum(self) -> float:
+        """A bound on one coordinate of the aggregate that a study meets only with negligible probability."""
+        expected = self.study.privacy.sampling_probability * self.study.total_nominal_units
+        draw = expected + DRAW_DEVIATIONS * math.sqrt(expected) + 1
+        return draw * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
+
+    def mechanism(self) -> Mechanism:
+        """The noise that one site adds to one release."""
+        return RoundedGaussian(noise_stddev=self.noise_stddev) if self.study.privacy.noise else NoNoise()
+
+    @property
+    def secagg_parameters(self) -> SecaggParameters:
+        """What the protocol takes from the manifest; the server chooses none of it."""
+        return SecaggParameters(
+            manifest=self.sha256,
+            roster=tuple(
+                RosterEntry(name=site.name, public_key=self.site_keys[site.name]) for site in self.study.sites
+            ),
+            server_key=self.server_key,
+            threshold=self.threshold,
+            corrupt_sites=self.study.privacy.corrupt_sites,
+            modulus_bits=_known(self.study.secagg.modulus_bits),
+            dimension=self.dimension,
+        )
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """How local trust's updates become integers: transport only, so that no sum can wrap."""
+        secagg = self.study.secagg
+        return FixedPoint(
+            modulus_bits=_known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
+        )
+
+    def nominal_units(self, name: str) -> int:
+        """The nominal units of one site."""
+        return next(site.nominal_units for site in self.study.sites if site.name == name)
+
+
+def _known(value: ValueT | None) -> ValueT:
+    # A Manifest is validated to be complete; this states it to the type checker.
+    assert value is not None  # noqa: S101
+    return value
