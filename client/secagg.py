@@ -84,9 +84,9 @@ class ClientAttempt:
         identity: Identity,
         begin: Envelope,
         charge_counter: int,
-        ledger_charge_counters: Mapping[str, int],
+        least_charge_counters: Mapping[str, int],
     ) -> None:
-        """``charge_counter`` is how often this site was charged in this study; the ledger's counters are by name."""
+        """``charge_counter`` is this site's own; no peer's may be below ``least_charge_counters``."""
         self._parameters = parameters
         self._name = name
         self._identity = identity
@@ -94,7 +94,7 @@ class ClientAttempt:
         self._attempt = begin.attempt
         self._begin_hash = begin_hash(begin)
         self._charge_counter = charge_counter
-        self._ledger_charge_counters = dict(ledger_charge_counters)
+        self._least_charge_counters = dict(least_charge_counters)
         self._due = Turn.ADVERTISE
         self._secrets = keys.AttemptSecrets.fresh()
         self._own_advert = b""
@@ -104,12 +104,17 @@ class ClientAttempt:
         self._u2: tuple[str, ...] = ()
         self._u3: tuple[str, ...] = ()
 
+    @property
+    def peer_charge_counters(self) -> dict[str, int]:
+        """What each peer advertised as its charge counter."""
+        return {peer: advert.charge_counter for peer, advert in self._adverts.items() if peer != self._name}
+
     def advertise(self) -> bytes:
         """Advert: this site's keys and the commitment to its seed."""
         with self._taking(Turn.ADVERTISE):
             advert = Advert(
-                channel_key=keys.public_key(self._secrets.channel),
-                mask_key=keys.public_key(self._secrets.mask),
+                channel_key=keys.public_key(self._secrets.channel_key),
+                mask_key=keys.public_key(self._secrets.mask_key),
                 seed_commitment=keys.seed_commitment(
                     self._secrets.seed, manifest=self._parameters.manifest, attempt=self._attempt, sender=self._name
                 ),
@@ -214,7 +219,7 @@ class ClientAttempt:
         for peer, advert in adverts.items():
             if advert.begin_hash != self._begin_hash:
                 raise refused(f"{peer} was shown another Begin", why="sites would train different adapters or rounds")
-            if advert.charge_counter < self._ledger_charge_counters.get(peer, 0):
+            if advert.charge_counter < self._least_charge_counters.get(peer, 0):
                 raise refused(f"the charge counter of {peer} fell", why="its record of what it spent was set back")
         return adverts, transcript_hash(self._begin_hash, [envelope for envelope, _ in opened])
 
@@ -242,7 +247,11 @@ class ClientAttempt:
 
     def _pair_mask(self, peer: str, *, first: str, second: str) -> bytes:
         return keys.pair_mask_key(
-            self._secrets.mask, self._adverts[peer].mask_key, transcript=self._transcript, first=first, second=second
+            self._secrets.mask_key,
+            self._adverts[peer].mask_key,
+            transcript=self._transcript,
+            first=first,
+            second=second,
         )
 
     def _encrypt(self, peer: str, shares: bytes) -> bytes:
@@ -260,7 +269,7 @@ class ClientAttempt:
 
     def _channel(self, peer: str, *, sender: str, recipient: str) -> bytes:
         return keys.channel_key(
-            self._secrets.channel,
+            self._secrets.channel_key,
             self._adverts[peer].channel_key,
             transcript=self._transcript,
             sender=sender,

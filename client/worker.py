@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.adapter import Vector, vector_from_bytes
-from ..common.errors import EnvelopeError, GrandRoundsError, ProtocolError
+from ..common.errors import EnvelopeError, GrandRoundsError, ProtocolError, StorageError
 from ..common.identity import Envelope, Identity, sha256
+from ..common.manifest import Manifest
 from ..common.messages import (
     EMPTY_LEDGER_HEAD,
     Adverts,
@@ -19,7 +20,7 @@ from ..common.messages import (
     RefusalCode,
     Survivors,
 )
-from ..common.study import Manifest
+from .budget import Budget
 from .secagg import ClientAttempt, check_begin
 
 # adapter [d] -> this attempt's update as unsigned integers [d]; never raises.
@@ -43,24 +44,33 @@ class Worker:
     From the charge on, nothing computed from records changes whether or what kind of message is sent: ``release``
     turns every failure of data into noise, and a message that breaks the protocol is met with silence (empty bytes).
     The texts of errors stay here.
+
+    What it has begun and paid for is in ``budget``, on disk before the answer leaves. An attempt's secrets are in
+    memory only: a worker that was started anew answers nothing in an attempt that was begun before.
     """
 
-    def __init__(self, *, name: str, identity: Identity, manifest: Manifest, release: Release) -> None:
+    def __init__(self, *, name: str, identity: Identity, manifest: Manifest, release: Release, budget: Budget) -> None:
+        """``budget`` is this site's, open for this worker alone. Raises StorageError."""
         self._name = name
         self._identity = identity
         self._manifest = manifest
         self._parameters = manifest.secagg_parameters
         self._release = release
-        self._last_attempt = 0
-        self._charges = 0
-        self._charged = False
+        self._budget = budget
+        self._last_attempt = budget.last_attempt(manifest.sha256)
+        # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
+        self._charged = budget.is_charged(manifest.sha256, self._last_attempt)
         self._attempt: ClientAttempt | None = None
         self._adapter = np.empty(0, dtype=np.float32)
 
     @property
     def charges(self) -> int:
         """How many attempts this site has paid for in this study."""
-        return self._charges
+        return self._budget.charges(self._manifest.sha256)
+
+    def close(self) -> None:
+        """Give the site's state free for another worker."""
+        self._budget.close()
 
     def handle(self, request: bytes) -> bytes:
         """The answer to one message; empty where the site stays silent."""
@@ -98,14 +108,20 @@ class Worker:
             self._adapter = vector_from_bytes(bytes(envelope.payload), dimension=self._manifest.dimension)
         except GrandRoundsError as error:
             raise _RefusedError(RefusalCode.ADAPTER, envelope) from error
+        study = self._manifest.sha256
+        try:
+            self._budget.begin(study, envelope.attempt)
+            charges, peer_charges = self._budget.charges(study), self._budget.peer_charges(study)
+        except StorageError as error:
+            raise self._unwritten(error, envelope) from error
         self._last_attempt, self._charged = envelope.attempt, False
         self._attempt = ClientAttempt(
             parameters=self._parameters,
             name=self._name,
             identity=self._identity,
             begin=envelope,
-            charge_counter=self._charges,
-            ledger_charge_counters={},
+            charge_counter=charges,
+            least_charge_counters=peer_charges,
         )
         return self._attempt.advertise()
 
@@ -117,8 +133,8 @@ class Worker:
             return attempt.share(request)
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
-            self._charges, self._charged = self._charges + 1, True
-            return attempt.mask(self._release(self._adapter), self._charges)
+            charges = self._charge(attempt, envelope)
+            return attempt.mask(self._release(self._adapter), charges)
         if envelope.exchange == Survivors.exchange:
             return attempt.sign_survivors(request)
         if envelope.exchange == Consistencies.exchange:
@@ -128,6 +144,20 @@ class Worker:
         raise EnvelopeError(
             "a message that no server sends", why="it has no answer", fix="compare the versions of both ends"
         )
+
+    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> int:
+        """Pay for the attempt; the new charge counter. Nothing was computed from records yet."""
+        try:
+            charges = self._budget.charge(self._manifest.sha256, envelope.attempt, attempt.peer_charge_counters)
+        except StorageError as error:
+            self._attempt = None
+            raise self._unwritten(error, envelope) from error
+        self._charged = True
+        return charges
+
+    def _unwritten(self, error: StorageError, envelope: Envelope) -> _RefusedError:
+        _log.error("%s cannot take part: %s", self._name, error.diagnostics())
+        return _RefusedError(RefusalCode.STORAGE, envelope)
 
     def _refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
         """A refusal; silence where a charge was paid and its attempt is not over."""

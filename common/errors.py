@@ -50,6 +50,10 @@ class ProtocolError(GrandRoundsError):
     """A message that the protocol does not allow at this point; the attempt is abandoned."""
 
 
+class LedgerError(GrandRoundsError):
+    """A ledger that is not whole, or does not bear out what is claimed from it."""
+
+
 class StorageError(GrandRoundsError):
     """Something could not be written or read back whole."""
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and stay."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     The bytes are fsynced before the rename and the folder after it. Raises StorageError, leaving nothing behind.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
             try:
                 file.write(data)
@@ -25,14 +25,35 @@ def write_atomically(path: Path, data: bytes) -> None:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _fsync(path.parent)
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror}",
             why="the study's results and its progress are kept there",
             fix="free space or choose another folder; what was written before is whole",
         ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing, so that they outlast a crash. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _fsync(folder.parent)
+
+
+def rename_folder(source: Path, target: Path) -> None:
+    """Rename a finished folder such that a crash leaves all of it under ``target`` or nothing. Raises OSError."""
+    for path in (*source.rglob("*"), source):
+        _fsync(path)
+    source.rename(target)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

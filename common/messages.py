@@ -62,7 +62,7 @@ class Advert(Message):
     mask_key: Hex32
     seed_commitment: Hex32
     begin_hash: Hex32
-    charge_counter: int = Field(ge=0)
+    charge_counter: int = Field(ge=0, le=2**31)
 
 
 class Adverts(Message):
@@ -92,7 +92,7 @@ class MaskedInput(Message):
 
     exchange = "masked-input"
     has_payload = True
-    charge_counter: int = Field(ge=1)
+    charge_counter: int = Field(ge=1, le=2**31)
 
 
 class Survivors(Message):
@@ -133,6 +133,7 @@ class RefusalCode(StrEnum):
     SERIAL = "serial"
     ADAPTER = "adapter"
     SCHEDULE = "schedule"
+    STORAGE = "storage"
     PROTOCOL = "protocol"
 
 

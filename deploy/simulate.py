@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..client.admission import admit
 from ..client.app import make_app as make_client_app
+from ..client.budget import Budget
 from ..client.cohort import Cohort
 from ..client.data import Example, Tokenisation
 from ..client.grad_samples import GradSampler
@@ -22,10 +23,11 @@ from ..client.update import SiteUpdate
 from ..client.worker import Worker
 from ..common.errors import StudyError
 from ..common.identity import Envelope, Identity
-from ..common.language_model import LanguageModel, Lora
+from ..common.language_model import LanguageModel
+from ..common.manifest import Manifest
 from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
-from ..common.model_folder import weights_sha256
-from ..common.study import Manifest, Study, complete_study, validated
+from ..common.model_folder import model_folder_sha256
+from ..common.study import Study, complete_study, validated
 from ..server.accountant import CentralAccountant
 from ..server.app import make_app as make_server_app
 from ..server.report import build_report
@@ -101,8 +103,8 @@ def simulate(
     with phase(observe, "model", study.model.name):
         base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
-        model = LanguageModel.load(base, _lora(study), seed=secrets.randbits(63))
-        model_sha256 = weights_sha256(base)
+        model = LanguageModel.load(base, study.model.lora, seed=secrets.randbits(63))
+        model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
         site_cohorts = {site: _cohort(study, tokenisation, _records(site, source)) for site, source in cohorts.items()}
@@ -130,7 +132,8 @@ def simulate(
     for site, identity in identities.items():
         admit(manifest, name=site, identity=identity, model=model, model_sha256=model_sha256)
         update = SiteUpdate(manifest=manifest, name=site, cohort=site_cohorts[site], sampler=sampler)
-        workers[site] = Worker(name=site, identity=identity, manifest=manifest, release=update)
+        budget = Budget.in_memory() if folder is None else Budget.open(folder.site_state(site))
+        workers[site] = Worker(name=site, identity=identity, manifest=manifest, release=update, budget=budget)
     adapter = model.get_adapter()
     with phase(observe, "evaluation", "the base model on held-out records"):
         perplexity_before = model.perplexity(evaluation_set, adapter)
@@ -197,12 +200,11 @@ def _run(training: Training, workers: Mapping[str, Worker], dropouts: Sequence[D
     client_app = make_client_app(lambda context: workers[str(context.node_config["site"])].handle)
     grid = LocalGrid(dict.fromkeys(workers, client_app), Outages(dropouts).is_lost)
     server_app = make_server_app(lambda context: training, lambda grid_: grid.nodes)
-    server_app(grid, local_context(SERVER_NODE, "server"))
-
-
-def _lora(study: Study) -> Lora:
-    chosen = study.model
-    return Lora(kind=chosen.adapter, target_modules=chosen.target_modules, rank=chosen.rank, alpha=chosen.alpha)
+    try:
+        server_app(grid, local_context(SERVER_NODE, "server"))
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
 def _sampler(study: Study, model: LanguageModel) -> GradSampler:

@@ -8,10 +8,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..common.errors import StorageError
-from ..common.files import write_atomically
+from ..common.files import make_folder, rename_folder, write_atomically
 from ..common.identity import canonical_json
 from ..common.language_model import LanguageModel
-from ..common.study import Manifest
+from ..common.manifest import Manifest
 from ..server.checkpoint import Checkpoint
 from ..server.report import render_json
 from ..server.report_page import render_html, render_model_card
@@ -19,7 +19,7 @@ from ..server.report_page import render_html, render_model_card
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """``study.json``, ``checkpoints/``, ``adapter/``, ``report.json`` and ``report.html`` below ``path``."""
+    """``study.json``, ``checkpoints/``, ``adapter/``, ``report.json``, ``report.html``, ``sites/`` below ``path``."""
 
     path: Path
 
@@ -27,7 +27,7 @@ class StudyFolder:
     def create(cls, path: Path) -> "StudyFolder":
         """Claim a new or empty folder. Raises StorageError for one with content, or that cannot be written."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             taken = any(path.iterdir())
             with tempfile.TemporaryFile(dir=path):
                 pass
@@ -44,6 +44,10 @@ class StudyFolder:
                 fix="choose another folder with --output, or move that one away",
             )
         return cls(path)
+
+    def site_state(self, site: str) -> Path:
+        """Where a simulated site keeps what a real one keeps at its hospital."""
+        return self.path / "sites" / site
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the study's manifest in its canonical form."""
@@ -66,7 +70,7 @@ class StudyFolder:
                 whole = Path(folder) / "adapter"
                 model.export(whole, base_model=base_model)
                 write_atomically(whole / "README.md", card.encode())
-                whole.rename(adapter)
+                rename_folder(whole, adapter)
         except (OSError, SafetensorError) as error:
             raise StorageError(
                 f"{adapter} cannot be written: {getattr(error, 'strerror', None) or error}",

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,23 @@ class Checkpoint:
         arrays |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
         np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
         write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
-        for path in _saved(folder)[:-KEPT]:
-            path.unlink()
+        try:
+            for path in _saved(folder)[:-KEPT]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"older checkpoints in {folder} cannot be removed: {error.strerror}",
+                why="only the newest are needed, and the others would fill the disk",
+                fix="make the folder writable; the newest checkpoint is whole",
+            ) from error
 
     @classmethod
     def load(cls, path: Path, manifest: str) -> "Checkpoint":
         """Read a checkpoint of the study ``manifest``; raises StorageError if it is damaged or another study's."""
         try:
             with np.load(path, allow_pickle=False) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
+                    raise ValueError("compressed, as no checkpoint is: it could unpack to any size")
                 stored = {name: archive[name] for name in archive.files}
             if str(stored.pop("sha256")) != _digest(stored):
                 raise ValueError("not what was saved")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from ..common.study import Manifest
+from ..common.manifest import Manifest
 
 UNVERIFIED: Final = (
     "Not independently verifiable. This version keeps no signed ledger, no policies of the sites and no privacy "

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any, Final, Literal
 
 from ..common.errors import PrivacyError
+from ..common.manifest import Manifest
 from ..common.messages import EMPTY_LEDGER_HEAD
 from ..common.privacy.accountant import Relation, epsilon
 from ..common.privacy.events import Schedule
-from ..common.study import Manifest
 from . import claim
 from .training import RoundClosed
 
@@ -44,7 +44,7 @@ def build_report(
     manifest: Manifest,
     rounds: Sequence[RoundClosed],
     attempts: int,
-    exhausted: bool,
+    exhausted: RoundClosed | None,
     perplexity_before: float,
     base_model: str,
     evaluation: str,
@@ -52,16 +52,18 @@ def build_report(
     counted: bool,
     setting: Literal["simulation", "federation"],
 ) -> Report:
-    """The report of a study that ran ``rounds`` within ``attempts``; plain JSON values throughout.
+    """The report of a study that committed ``rounds`` within ``attempts``; plain JSON values throughout.
 
-    ``exhausted``: the schedule ended before the planned rounds. ``base_model`` is the name or folder that the adapter
-    is loaded onto; ``evaluation`` and ``data_sources`` (by site) say in words where the records come from, and
-    ``counted`` that nominal units were counted in them. Every other figure is computed from the manifest, from
-    releases, or from public or synthetic data. Without noise there is no claim, and the figures that would support
-    one are None; a figure beside the claim is None where no useful bound exists.
+    ``exhausted`` is the round that was not committed because the schedule ended, if there is one: its attempts are
+    spent like any other's, so it is in every figure but the number of rounds and the perplexity. ``base_model`` is the
+    name or folder that the adapter is loaded onto; ``evaluation`` and ``data_sources`` (by site) say in words where
+    the records come from, and ``counted`` that nominal units were counted in them. Every other figure is computed from
+    the manifest, from releases, or from public or synthetic data. Without noise there is no claim, and the figures
+    that would support one are None; a figure beside the claim is None where no useful bound exists.
     """
     study = manifest.study
     training = study.training
+    ended = [*rounds, exhausted] if exhausted else rounds
     return {
         "format": FORMAT,
         "study_id": manifest.study_id,
@@ -77,13 +79,13 @@ def build_report(
         "planned_rounds": training.rounds,
         "attempts": attempts,
         "max_attempts": manifest.max_attempts,
-        "exhausted": exhausted,
+        "exhausted": exhausted is not None,
         "local_steps": training.local_steps,
         "sites": len(study.sites),
         "sites_per_patient": study.privacy.sites_per_patient,
         "perplexity_before": _finite(perplexity_before),
         "perplexity_after": _finite(rounds[-1].perplexity if rounds else perplexity_before),
-        "dropouts": _dropouts(rounds),
+        "dropouts": _dropouts(ended),
         "released": list(claim.released(manifest)),
         "mechanism": _mechanism(manifest),
         "secure_aggregation": {
@@ -110,7 +112,7 @@ def build_report(
         "adapter is public.",
         "number_representation": "Gradients are floating point until they are clipped. Each unit’s clipped gradient is "
         "rounded to integers and its norm checked exactly; sums, noise and secure aggregation are exact on integers.",
-        "utility": {"evaluation": evaluation, "evaluation_kind": study.data.evaluation, "rounds": _rounds(rounds)},
+        "utility": {"evaluation": evaluation, "evaluation_kind": study.data.evaluation, "rounds": _rounds(ended)},
         "audit": "not performed in this version",
         "verification": "not independently verifiable",
         "ledger": {"length": 0, "head": EMPTY_LEDGER_HEAD},

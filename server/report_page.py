@@ -128,7 +128,7 @@ def _charts(report: Report) -> list[Chart]:
     lost: dict[int, list[str]] = {}
     for dropout in report["dropouts"]:
         lost.setdefault(dropout["round"], []).append(dropout["site"])
-    dropouts = {round_: f"{', '.join(sites)} dropped out" for round_, sites in lost.items()}
+    dropouts = {round_: f"{', '.join(dict.fromkeys(sites))} dropped out" for round_, sites in lost.items()}
     perplexities = {0: report["perplexity_before"], **{row["round"]: row["perplexity"] for row in closed}}
     known = {round_: perplexity for round_, perplexity in perplexities.items() if perplexity is not None}
     charts = []

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from ..common.adapter import vector_bytes
 from ..common.identity import Identity, sha256
+from ..common.manifest import Manifest
 from ..common.messages import EMPTY_LEDGER_HEAD, Begin
-from ..common.study import Manifest
 from .accountant import CentralAccountant
 from .secagg import ServerAttempt
 
@@ -28,7 +28,8 @@ class Round:
     """Attempts of one round: ``open_attempt`` again where one ``failed``, until one is unmasked.
 
     Each attempt is checked against the schedule before it begins and counted as it begins, unmasked or not: once a
-    site has answered, noise and draw are spent.
+    site has answered, noise and draw are spent. ``charge_counters``, the last that each site told, is brought up to
+    date: a site whose counter fell is left out, since its peers would refuse the attempt.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Round:
     identity: Identity
     accountant: CentralAccountant
     adapter: NDArray[np.float32]
+    charge_counters: dict[str, int] = field(default_factory=dict)
     outcomes: list[AttemptOutcome] = field(default_factory=list)
     _attempt: ServerAttempt | None = None
 
@@ -57,6 +59,7 @@ class Round:
             begin=begin,
             attempt=self.accountant.attempts_committed,
             adapter=payload,
+            least_charge_counters=self.charge_counters,
         )
 
     def messages(self) -> dict[str, bytes]:
@@ -73,6 +76,7 @@ class Round:
         exchange, answered = attempt.exchange, attempt.answered
         attempt.advance()
         if attempt.done or attempt.aborted:
+            self.charge_counters |= attempt.charge_counters
             self.outcomes.append(
                 AttemptOutcome(
                     attempt=self.accountant.attempts_committed,
@@ -100,8 +104,8 @@ class Round:
 
     @property
     def survivors(self) -> tuple[str, ...]:
-        """Whose updates are in the aggregate."""
-        return self.outcomes[-1].survivors
+        """Whose updates are in the aggregate; nobody's before an attempt was unmasked."""
+        return self.outcomes[-1].survivors if self.outcomes else ()
 
     @property
     def _running(self) -> ServerAttempt:

@@ -53,7 +53,8 @@ class ServerAttempt:
 
     ``advance`` is for when ``awaited`` is empty or the exchange's deadline has passed; who has not answered by then
     has dropped out. ``dropouts`` says at which exchange a site was lost and ``reasons`` why, for the operator;
-    ``statements`` has what the sites signed, by exchange and site; ``aborted`` is the reason if the attempt failed.
+    ``statements`` has what the sites signed, by exchange and site; ``charge_counters`` the last that each site told;
+    ``aborted`` is the reason if the attempt failed.
     Once ``done``, ``aggregate`` is the sum over ``survivors``. Memory: one vector of the update's size and one of the
     aggregate's, however many sites there are.
     """
@@ -66,9 +67,9 @@ class ServerAttempt:
         begin: Begin,
         attempt: int,
         adapter: bytes,
-        ledger_charge_counters: Mapping[str, int] | None = None,
+        least_charge_counters: Mapping[str, int] | None = None,
     ) -> None:
-        """``attempt`` is the serial, ``adapter`` Begin's payload; the counters are the last in the ledger, by site."""
+        """``attempt`` is the serial, ``adapter`` Begin's payload; no advert may count fewer charges than given."""
         self.dropouts: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         self.statements: dict[str, dict[str, Statement]] = {exchange: {} for exchange in _EXCHANGES}
@@ -76,8 +77,9 @@ class ServerAttempt:
         self._parameters = parameters
         self._identity = identity
         self._attempt = attempt
-        self._ledger_charge_counters = dict(ledger_charge_counters or {})
+        self.charge_counters = dict(least_charge_counters or {})
         self._begin = self._seal(begin, payload=adapter)
+        self._begin_hash = begin_hash(self._begin)
         # The invited, then U1 (advertised), U2 (shared), U3 (sent masked input), U4 (signed), U5 (unmasked).
         self._groups: list[tuple[str, ...]] = [begin.invited]
         self._answered: set[str] = set()
@@ -165,7 +167,7 @@ class ServerAttempt:
         self._groups.append(group)
         self._answered.clear()
         if len(self._groups) == 2:
-            self._transcript = transcript_hash(begin_hash(self._begin), [self._envelopes[site] for site in group])
+            self._transcript = transcript_hash(self._begin_hash, [self._envelopes[site] for site in group])
         elif len(self._groups) > len(_EXCHANGES):
             self._unmask(group[: self._parameters.threshold])
 
@@ -194,10 +196,11 @@ class ServerAttempt:
 
     def _take_advert(self, site: str, envelope: Envelope) -> None:
         advert = Advert.of(envelope)
-        if advert.begin_hash != begin_hash(self._begin):
+        if advert.begin_hash != self._begin_hash:
             raise refused("it advertises for another Begin", why="its peers would refuse the attempt")
-        if advert.charge_counter < self._ledger_charge_counters.get(site, 0):
+        if advert.charge_counter < self.charge_counters.get(site, 0):
             raise refused("its charge counter fell", why="its peers would refuse the attempt")
+        self.charge_counters[site] = advert.charge_counter
         others = [key for other in self._adverts.values() for key in (other.channel_key, other.mask_key)]
         keys.check_public_keys([*others, advert.channel_key, advert.mask_key])
         self._adverts[site] = advert
@@ -212,12 +215,14 @@ class ServerAttempt:
         self._ciphertexts[site] = dict(zip(peers, ciphertexts, strict=True))
 
     def _take_masked_input(self, site: str, envelope: Envelope) -> None:
-        if MaskedInput.of(envelope).charge_counter <= self._adverts[site].charge_counter:
+        charge_counter = MaskedInput.of(envelope).charge_counter
+        if charge_counter <= self._adverts[site].charge_counter:
             raise refused("its masked input comes without a charge", why="the ledger would not verify")
         if len(envelope.payload) != self._parameters.update_bytes:
             raise refused(
                 f"its masked input has {len(envelope.payload)} bytes", why="it is no vector of the manifest's"
             )
+        self.charge_counters[site] = charge_counter
         self._sum += np.frombuffer(envelope.payload, dtype=self._sum.dtype)
 
     def _take_consistency(self, site: str, envelope: Envelope) -> None:
@@ -261,12 +266,13 @@ class ServerAttempt:
         return keys.self_mask_key(seed, transcript=self._transcript, name=site)
 
     def _collect_pair_masks(self, dropped: str, *, mask_key: bytes, plus: list[bytes], minus: list[bytes]) -> None:
-        if keys.public_key(mask_key) != self._adverts[dropped].mask_key:
+        loaded = keys.load(mask_key)
+        if keys.public_key(loaded) != self._adverts[dropped].mask_key:
             raise _wrong_secret(f"the mask key of {dropped}")
         for survivor in self.survivors:
             first, second = self._parameters.in_order((dropped, survivor))
             pair_mask = keys.pair_mask_key(
-                mask_key, self._adverts[survivor].mask_key, transcript=self._transcript, first=first, second=second
+                loaded, self._adverts[survivor].mask_key, transcript=self._transcript, first=first, second=second
             )
             (minus if survivor == first else plus).append(pair_mask)
 

@@ -15,6 +15,7 @@ from scipy import stats
 
 from grandrounds import __version__
 from grandrounds.client.app import make_app as make_client_app
+from grandrounds.client.budget import Budget
 from grandrounds.client.cohort import Cohort
 from grandrounds.client.data import Example
 from grandrounds.client.grad_samples import GradSampler
@@ -22,6 +23,7 @@ from grandrounds.client.update import SiteUpdate
 from grandrounds.client.worker import Release, Worker
 from grandrounds.common.adapter import vector_bytes
 from grandrounds.common.identity import Envelope, Identity, sha256
+from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import (
     EMPTY_LEDGER_HEAD,
     FIELD,
@@ -34,7 +36,7 @@ from grandrounds.common.messages import (
 )
 from grandrounds.common.messages import Message as Body
 from grandrounds.common.secagg.transcript import seal_message
-from grandrounds.common.study import Manifest, Study, validated
+from grandrounds.common.study import Study, validated
 from grandrounds.deploy.local_grid import SERVER_NODE, LocalGrid, local_context
 from grandrounds.server.accountant import CentralAccountant
 from grandrounds.server.app import make_app as make_server_app
@@ -125,6 +127,8 @@ class Federation:
     dimension: int
     release: Callable[[Manifest, str], Release]
     adapter: NDArray[np.float32] | None = None
+    # A site's state: of this process alone, unless a test gives folders.
+    budget: Callable[[str], Budget] = lambda site: Budget.in_memory()
     identities: dict[str, Identity] = field(default_factory=dict)
     server: Identity = field(default_factory=Identity.generate)
     manifest: Manifest = field(init=False)
@@ -139,17 +143,24 @@ class Federation:
         names = [site.name for site in self.study.sites]
         self.identities = self.identities or {name: Identity.generate() for name in names}
         self.manifest = small_manifest(self.study, self.identities, self.server, dimension=self.dimension)
-        self.workers = {
-            name: Worker(
-                name=name,
-                identity=self.identities[name],
-                manifest=self.manifest,
-                release=self.release(self.manifest, name),
-            )
-            for name in names
-        }
+        self.workers = {name: self.worker(name) for name in names}
         if self.adapter is None:
             self.adapter = np.zeros(self.dimension, dtype=np.float32)
+
+    def worker(self, name: str) -> Worker:
+        """A site's worker as it starts, with whatever its state remembers."""
+        return Worker(
+            name=name,
+            identity=self.identities[name],
+            manifest=self.manifest,
+            release=self.release(self.manifest, name),
+            budget=self.budget(name),
+        )
+
+    def restart(self, name: str) -> None:
+        """The site's worker dies and is started anew."""
+        self.workers[name].close()
+        self.workers[name] = self.worker(name)
 
     def open_training(self, observe: Observer = lambda event: None) -> Training:
         """The server's state machine at its first attempt."""

@@ -5,8 +5,10 @@ and speaks on in the server's or a site's name with ``server_says`` and ``site_s
 given.
 """
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from grandrounds.server.secagg import ServerAttempt
 
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")
 ADAPTER = b"adapter"
+MachineT = TypeVar("MachineT")
 Updates = Mapping[str, NDArray[np.int64]]
 # What may happen to an answer on its way: (site, exchange, answer) -> what arrives.
 Tamper = Callable[[str, str, bytes], bytes]
@@ -36,13 +39,12 @@ class Cohort:
     dimension: int = 5
     manifest: str = "ab" * 32
     machine: type[ClientAttempt] = ClientAttempt
-    identities: dict[str, Identity] = field(init=False)
-    server: Identity = field(init=False)
+    identities: dict[str, Identity] = field(default_factory=dict)
+    server: Identity = field(default_factory=Identity.generate)
     parameters: SecaggParameters = field(init=False)
 
     def __post_init__(self) -> None:
-        self.identities = {f"site-{i}": Identity.generate() for i in range(1, self.sites + 1)}
-        self.server = Identity.generate()
+        self.identities = self.identities or {f"site-{i}": Identity.generate() for i in range(1, self.sites + 1)}
         self.parameters = SecaggParameters(
             manifest=self.manifest,
             roster=tuple(RosterEntry(name=n, public_key=i.public_key) for n, i in self.identities.items()),
@@ -86,7 +88,7 @@ class Cohort:
             identity=self.identities[name],
             begin=Envelope.parse(begin),
             charge_counter=charge_counter,
-            ledger_charge_counters=ledger or {},
+            least_charge_counters=ledger or {},
         )
 
     def updates(self, seed: int = 0) -> Updates:
@@ -156,7 +158,25 @@ class Attempt:
             case _:
                 return self.clients[site].unmask(message)
 
+    def fork(self) -> "Attempt":
+        """The same attempt once more."""
+        clients = {site: fork(client) for site, client in self.clients.items()}
+        return replace(self, server=fork(self.server), clients=clients, silent=set(self.silent))
+
     @property
     def exact(self) -> bool:
         """Whether the aggregate is the survivors' plain sum."""
         return self.server.aggregate.tolist() == sum(self.updates[site] for site in self.server.survivors).tolist()
+
+
+def fork(machine: MachineT) -> MachineT:
+    """A machine in the same state: messages and keys never change and are shared, what holds them is not."""
+    twin = copy.copy(machine)
+    vars(twin).update({name: _copied(value) for name, value in vars(machine).items()})
+    return twin
+
+
+def _copied(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return copy.copy(value) if isinstance(value, (list, set, np.ndarray)) else value

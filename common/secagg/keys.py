@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -49,10 +50,25 @@ class AttemptSecrets:
         """New secrets, 32 bytes each, from the operating system."""
         return cls(channel=secrets.token_bytes(32), mask=secrets.token_bytes(32), seed=secrets.token_bytes(32))
 
+    @cached_property
+    def channel_key(self) -> X25519PrivateKey:
+        """``channel``, ready to agree with many peers."""
+        return load(self.channel)
 
-def public_key(private_key: bytes) -> str:
-    """The X25519 public key of 32 private bytes, in hex."""
-    return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw().hex()
+    @cached_property
+    def mask_key(self) -> X25519PrivateKey:
+        """``mask``, ready to agree with many peers."""
+        return load(self.mask)
+
+
+def load(private_key: bytes) -> X25519PrivateKey:
+    """32 private bytes as a key. Loading costs as much as agreeing, so what agrees with many is loaded once."""
+    return X25519PrivateKey.from_private_bytes(private_key)
+
+
+def public_key(private_key: bytes | X25519PrivateKey) -> str:
+    """The X25519 public key in hex."""
+    return _loaded(private_key).public_key().public_bytes_raw().hex()
 
 
 def check_public_keys(public_keys: Sequence[str]) -> None:
@@ -78,12 +94,16 @@ def self_mask_key(seed: bytes, *, transcript: bytes, name: str) -> bytes:
     return _derive(seed, SELF_MASK_LABEL + transcript + named(name))
 
 
-def pair_mask_key(private_key: bytes, peer_key: str, *, transcript: bytes, first: str, second: str) -> bytes:
+def pair_mask_key(
+    private_key: bytes | X25519PrivateKey, peer_key: str, *, transcript: bytes, first: str, second: str
+) -> bytes:
     """The key of the mask that ``first`` adds and ``second`` subtracts (roster order); both derive the same."""
     return _derive(_agree(private_key, peer_key), PAIR_MASK_LABEL + transcript + named(first) + named(second))
 
 
-def channel_key(private_key: bytes, peer_key: str, *, transcript: bytes, sender: str, recipient: str) -> bytes:
+def channel_key(
+    private_key: bytes | X25519PrivateKey, peer_key: str, *, transcript: bytes, sender: str, recipient: str
+) -> bytes:
     """The key of the one message that ``sender`` encrypts for ``recipient``; both derive the same."""
     return _derive(_agree(private_key, peer_key), CHANNEL_LABEL + transcript + named(sender) + named(recipient))
 
@@ -110,9 +130,12 @@ def named(name: str) -> bytes:
     return bytes([len(name)]) + name.encode("ascii")
 
 
-def _agree(private_key: bytes, peer_key: str) -> bytes:
-    peer = X25519PublicKey.from_public_bytes(bytes.fromhex(peer_key))
-    return X25519PrivateKey.from_private_bytes(private_key).exchange(peer)
+def _loaded(private_key: bytes | X25519PrivateKey) -> X25519PrivateKey:
+    return load(private_key) if isinstance(private_key, bytes) else private_key
+
+
+def _agree(private_key: bytes | X25519PrivateKey, peer_key: str) -> bytes:
+    return _loaded(private_key).exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(peer_key)))
 
 
 def _derive(secret: bytes, info: bytes) -> bytes:

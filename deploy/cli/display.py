@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from ...common.study import Manifest
+from ...common.manifest import Manifest
 from ...server.claim import NO_PRIVACY, up
 from ...server.report import Report
 from ...server.report_page import DROPPED_WHEN, number
@@ -141,12 +141,17 @@ class Display:
         if study is None:
             return
         planned = study.manifest.study.training.rounds
+        seconds = duration(took)
+        if event.committed:
+            became = self._participation(study.manifest, event).append(f"perplexity {number(event.perplexity):<6}")
+            seconds += "" if self.console.is_terminal else f", {self._time_left(planned)}"
+        else:
+            became = Text(f"not finished: all {study.manifest.max_attempts} attempts are used up ")
         line = Text.assemble(
             f"{f'round {event.round:>{len(str(planned))}}/{planned}':<{_INDENT}}",
-            self._participation(study.manifest, event),
-            f"perplexity {number(event.perplexity):<6}",
+            became,
             f" {self._spent(event)}  ",
-            (duration(took) if self.console.is_terminal else f"{duration(took)}, {self._time_left(planned)}", "dim"),
+            (seconds, "dim"),
         )
         between = "\n" + " " * _INDENT if self.console.is_terminal else "; "
         for note in _notes(event):

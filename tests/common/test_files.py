@@ -9,7 +9,7 @@ import pytest
 
 from grandrounds.common import files
 from grandrounds.common.errors import StorageError
-from grandrounds.common.files import write_atomically
+from grandrounds.common.files import make_folder, rename_folder, write_atomically
 
 OLD, NEW = b"old content", b"new content, and longer"
 
@@ -72,23 +72,53 @@ def test_a_crash_at_any_step_leaves_the_old_file_whole_and_nothing_behind(tmp_pa
     assert path.read_bytes() == NEW
 
 
-def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
-    steps = []
-    fsync, replace = os.fsync, Path.replace
+@pytest.fixture
+def steps(monkeypatch):
+    """The names of what was fsynced, in order, and "rename" where something got its name."""
+    taken = []
+    fsync = os.fsync
 
     def recording_fsync(descriptor):
-        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        taken.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
-    def recording_replace(path, target):
-        steps.append("rename")
-        return replace(path, target)
+    def recording(rename):
+        def renaming(path, target):
+            taken.append("rename")
+            return rename(path, target)
+
+        return renaming
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(Path, "replace", recording_replace)
+    monkeypatch.setattr(Path, "replace", recording(Path.replace))
+    monkeypatch.setattr(Path, "rename", recording(Path.rename))
+    return taken
+
+
+def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(tmp_path, steps):
     write_atomically(tmp_path / "report.json", NEW)
     assert steps[0].startswith(".report.json-")
     assert steps[1:] == ["rename", tmp_path.name]
+
+
+def test_a_folder_s_files_and_names_are_on_disk_before_it_gets_its_name(tmp_path, steps):
+    whole = tmp_path / "half" / "whole"
+    (whole / "below").mkdir(parents=True)
+    for name in ("adapter.safetensors", "below/README.md"):
+        (whole / name).write_bytes(NEW)
+    rename_folder(whole, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "below" / "README.md").read_bytes() == NEW
+    before, after = steps[: steps.index("rename")], steps[steps.index("rename") + 1 :]
+    assert sorted(before) == sorted(["adapter.safetensors", "below", "README.md", "whole"])
+    assert after == [tmp_path.name]
+
+
+def test_a_new_folder_s_name_is_on_disk_in_every_folder_above_it(tmp_path, steps):
+    make_folder(tmp_path / "a" / "b")
+    assert sorted(steps) == sorted([tmp_path.name, "a"])
+    steps.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert steps == []
 
 
 def test_a_reader_that_opened_the_old_file_keeps_it(tmp_path):

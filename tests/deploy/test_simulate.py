@@ -1,6 +1,7 @@
 """The simulation: what it leaves in its folder, what it refuses, and who drops out when."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from grandrounds.common.errors import DataError, GrandRoundsError, StorageError, StudyError
 from grandrounds.common.identity import sha256
 from grandrounds.common.language_model import LanguageModel, Lora
-from grandrounds.common.study import MANIFEST_LABEL, Manifest, Study, validated
+from grandrounds.common.manifest import MANIFEST_LABEL, Manifest
+from grandrounds.common.study import Study, validated
 from grandrounds.deploy.progress import PhaseEnded, PhaseStarted, StudyReady
 from grandrounds.deploy.simulate import Dropout, Result, simulate
 from grandrounds.deploy.study_folder import StudyFolder
@@ -104,6 +106,7 @@ def test_the_folder_holds_the_results_and_nothing_half_written(finished: tuple[R
         "checkpoints",
         "report.html",
         "report.json",
+        "sites",
         "study.json",
     }
     assert json.loads((folder / "report.json").read_bytes()) == result.report
@@ -171,7 +174,9 @@ def test_where_the_schedule_ends_in_a_failed_attempt_the_last_round_s_adapter_is
     dropouts = [Dropout(site="south", round=2), Dropout(site="coast", round=2)]
     result, events = run(base, output=tmp_path / "study", sections=sections, dropouts=dropouts)
     assert result.report["exhausted"]
-    assert [event.round for event in events if isinstance(event, RoundClosed)] == [1]
+    closed = [event for event in events if isinstance(event, RoundClosed)]
+    assert [(event.round, event.committed) for event in closed] == [(1, True), (2, False)]
+    assert {row["site"] for row in result.report["dropouts"]} == {"south", "coast"}
     assert exported(tmp_path / "study", base) == result.adapter.tobytes()
 
 
@@ -255,10 +260,36 @@ def test_whoever_stops_it_finds_whole_what_was_written(base: Path, tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         simulate(study(base), COHORTS, evaluation=EVALUATION, output=tmp_path, observe=stop_in_round_two)
-    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "checkpoints", "sites"}
     manifest = validated(Manifest, json.loads((tmp_path / "study.json").read_bytes()))
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert Checkpoint.load(path, manifest.sha256).round == 1
+
+
+def test_all_that_was_written_is_on_disk_before_the_study_ends(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fsynced has not been changed since: the same inode, last modified when it was fsynced."""
+
+    def state(status: os.stat_result) -> tuple[int, int]:
+        return status.st_ino, status.st_mtime_ns
+
+    on_disk = set()
+    fsync = os.fsync
+
+    def recording(descriptor: int) -> None:
+        fsync(descriptor)
+        on_disk.add(state(os.fstat(descriptor)))
+
+    monkeypatch.setattr(os, "fsync", recording)
+    folder = tmp_path / "studies" / "first"
+    run(base, output=folder, sections={"training": {"rounds": 1}})
+    # What sites keep is theirs, and SQLite's to bring to disk.
+    written = [folder.parent, folder, *(path for path in folder.rglob("*") if "sites" not in path.parts)]
+    assert {path.name for path in written} >= {"adapter_model.safetensors", "checkpoints", "report.json", "study.json"}
+    # What the sites' databases write, SQLite brings to the disk itself.
+    written = [path for path in written if "sites" not in path.relative_to(tmp_path).parts]
+    assert [path for path in written if state(path.stat()) not in on_disk] == []
 
 
 @contextmanager

@@ -88,6 +88,15 @@ def test_a_save_that_fails_leaves_the_ones_before_it(tmp_path, monkeypatch):
         assert equal(Checkpoint.load(tmp_path / f"round-{number:06d}.npz", MANIFEST), checkpoint(number))
 
 
+def test_an_older_checkpoint_that_cannot_be_removed_is_told_and_the_newest_is_whole(tmp_path):
+    for number in (2, 3):
+        saved(tmp_path, number)
+    (tmp_path / "round-000001.npz").mkdir()
+    with pytest.raises(StorageError, match=r"older checkpoints in .* cannot be removed"):
+        saved(tmp_path, 4)
+    assert equal(Checkpoint.load(tmp_path / "round-000004.npz", MANIFEST), checkpoint(4))
+
+
 def test_another_study_s_checkpoint_is_refused(tmp_path):
     path = saved(tmp_path, manifest="cd" * 32)
     with pytest.raises(StorageError, match="belongs to study cdcdcdcdcdcdcdcd"):

@@ -122,6 +122,29 @@ def test_dropouts_say_when_and_whether_the_update_is_in_the_sum(report: dict[str
     assert report["utility"]["rounds"][2]["attempts"] == [3, 4]
 
 
+def test_the_attempts_of_a_round_that_was_never_finished_are_dropouts_and_spending_like_any_other_s() -> None:
+    study = small_study(
+        noise_multiplier=NOISE_MULTIPLIER,
+        privacy={"sampling_probability": SAMPLING, "delta": DELTA},
+        training={"rounds": 2, "max_attempts": 3},
+    )
+    federation = Federation(
+        study=study, dimension=DIMENSION, release=lambda m, s: lambda a: np.zeros(DIMENSION, np.uint32)
+    )
+    federation.run(
+        lambda site, envelope: (
+            envelope.attempt > 1 and site in ("site-4", "site-5") and envelope.exchange == "ciphertexts"
+        )
+    )
+    report = report_of(federation)
+    assert report["exhausted"] and (report["rounds"], report["attempts"]) == (1, 3)
+    lost = [(row["round"], row["attempt"], row["site"], row["in_sum"]) for row in report["dropouts"]]
+    assert lost == [(2, attempt, site, False) for attempt in (2, 3) for site in ("site-4", "site-5")]
+    assert report["utility"]["rounds"][-1]["attempts"] == [2, 3]
+    assert report["utility"]["rounds"][-1]["epsilon_spent"] == report["epsilon"], "all of the schedule is spent"
+    assert render_html(report).count("round 2: site-4, site-5 dropped out") == 4
+
+
 def test_the_bound_on_attacks_is_never_below_the_best_attack_and_close_to_it() -> None:
     # One step that everyone takes part in: the best attack on a Gaussian is known exactly (Dong et al. 2022, 2.6).
     study = small_study(
@@ -216,7 +239,8 @@ def test_an_evaluation_that_overflowed_is_null_and_not_infinity(federation: Fede
 
 
 def test_a_study_without_a_finished_round_has_a_report(federation: Federation) -> None:
-    report = report_of(federation, rounds=[], exhausted=True)
+    never_begun = replace(federation.training.rounds[0], outcomes=(), survivors=(), epsilon_spent=0.0, perplexity=50.0)
+    report = report_of(federation, rounds=[], exhausted=never_begun)
     assert report["perplexity_after"] == report["perplexity_before"]
     assert "schedule of attempts was used up" in render_html(report)
 

@@ -13,15 +13,15 @@ from grandrounds.client import update as client_update
 from grandrounds.client.dp_sgd import DpSgd
 from grandrounds.client.grad_samples import GradSampler
 from grandrounds.client.update import SiteUpdate
-from grandrounds.common import study as common_study
+from grandrounds.common import manifest as common_manifest
 from grandrounds.common.language_model import NO_LOSS, LanguageModel, Lora
+from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import Advert, Begin
 from grandrounds.common.privacy.mechanism import NoNoise
 from grandrounds.common.secagg.encoding import residues
 from grandrounds.common.secagg.masks import add_masks
-from grandrounds.common.study import Manifest
 from grandrounds.server import secagg as server_secagg
-from grandrounds.server.training import ExchangeClosed
+from grandrounds.server.training import ExchangeClosed, RoundClosed
 
 TOKENS = 16
 LORA = Lora(target_modules=("q_proj", "v_proj"), rank=2, alpha=4.0)
@@ -207,7 +207,7 @@ def clipped_first(noisy_sum, modulus_bits):
 
 
 BROKEN_NOISE = {
-    "h taken as n": (common_study, "honest_shares", lambda **_: len(SITES)),
+    "h taken as n": (common_manifest, "honest_shares", lambda **_: len(SITES)),
     "a mask left in": (server_secagg, "add_masks", one_mask_left),
     "a noised vector clipped before the sum": (client_update, "residues", clipped_first),
 }
@@ -250,6 +250,7 @@ def test_a_schedule_without_a_further_attempt_ends_the_training_whole():
     assert training.exhausted
     assert training.finished
     assert [closed.round for closed in training.rounds] == [1, 2]
+    assert (training.exhausted.round, training.exhausted.outcomes, training.exhausted.survivors) == (3, (), ())
     assert training.accountant.attempts_committed == 4
     assert [checkpoint.attempts for checkpoint in run.checkpoints] == [1, 4]
     np.testing.assert_array_equal(run.checkpoints[-1].adapter, training.adapter)
@@ -267,6 +268,18 @@ def test_a_study_whose_every_attempt_fails_keeps_its_adapter():
     np.testing.assert_array_equal(run.training.adapter, run.adapter)
     exchanges = [event.exchange for event in closed if isinstance(event, ExchangeClosed)]
     assert exchanges == ["advert", "shares", "masked-input"] * 2
+
+
+def test_the_attempts_of_a_round_that_the_schedule_left_unfinished_are_kept_and_told():
+    run = plain_federation(training={"rounds": 2, "max_attempts": 3})
+    events = []
+    training = run.run(losing_two(2, 3), observe=events.append).training
+    assert [closed.committed for closed in (*training.rounds, training.exhausted)] == [True, False]
+    assert [outcome.attempt for outcome in training.exhausted.outcomes] == [2, 3]
+    for outcome in training.exhausted.outcomes:
+        assert outcome.dropouts == {"site-1": "masked-input", "site-5": "masked-input"}
+    assert [event for event in events if isinstance(event, RoundClosed)] == [*training.rounds, training.exhausted]
+    np.testing.assert_array_equal(run.checkpoints[-1].adapter, training.adapter)
 
 
 def test_an_adapter_that_is_not_finite_ends_the_training_and_no_site_spends_on_it():

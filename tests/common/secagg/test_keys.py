@@ -69,6 +69,13 @@ def test_both_ends_of_a_pair_derive_one_mask_key_and_no_other_pair_does() -> Non
     assert own != copied
 
 
+def test_a_loaded_key_agrees_on_what_its_bytes_agree_on() -> None:
+    one, other = secrets_of(1, 2)
+    peer, ends = keys.public_key(other.mask), {"transcript": bytes(32), "first": "a", "second": "b"}
+    assert keys.public_key(one.mask_key) == keys.public_key(one.mask)
+    assert keys.pair_mask_key(one.mask_key, peer, **ends) == keys.pair_mask_key(one.mask, peer, **ends)
+
+
 def test_every_derivation_differs_by_purpose_transcript_and_ends() -> None:
     a, b = secrets_of(1, 2)
     public = keys.public_key(b.mask)

@@ -131,7 +131,7 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(modulus_bits: int, mon
             identity=identities[name],
             begin=Envelope.parse(begin),
             charge_counter=known["charge_counter"],
-            ledger_charge_counters={},
+            least_charge_counters={},
         )
 
     messages = server.messages()

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Collection
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,17 @@ SECONDS_PER_EVENT = 5.0
 
 
 class Study:
-    """A study that ran, with the events that a display would have seen: site-2 is lost in the middle of round 2."""
+    """A study that ran, with the events that a display would have seen.
 
-    def __init__(self, sites: int = 5, noise_multiplier: float | None = 1.5) -> None:
+    ``lost`` says which sites are away in the middle of which attempt: by default site-2 in round 2.
+    """
+
+    def __init__(
+        self,
+        sites: int = 5,
+        noise_multiplier: float | None = 1.5,
+        lost: Collection[tuple[int, str]] = frozenset({(2, "site-2")}),
+    ) -> None:
         study = small_study(
             [4] * sites,
             noise_multiplier=noise_multiplier,
@@ -48,7 +57,7 @@ class Study:
         ]
         seen: list[Any] = []
         federation.run(
-            lambda site, envelope: (envelope.attempt, site, envelope.exchange) == (2, "site-2", "ciphertexts"),
+            lambda site, envelope: envelope.exchange == "ciphertexts" and (envelope.attempt, site) in lost,
             observe=seen.append,
         )
         accountant = federation.training.accountant.epsilon_of_schedule
@@ -63,8 +72,8 @@ class Study:
             counted=False,
             manifest=federation.manifest,
             rounds=federation.training.rounds,
-            attempts=3,
-            exhausted=False,
+            attempts=federation.training.accountant.attempts_committed,
+            exhausted=federation.training.exhausted,
             perplexity_before=54.2,
             base_model="an/example",
             evaluation="synthetic notes",
@@ -76,6 +85,12 @@ class Study:
 @pytest.fixture(scope="module")
 def study() -> Study:
     return Study()
+
+
+@pytest.fixture(scope="module")
+def unfinished() -> Study:
+    """Its second round fails until the four attempts are used up."""
+    return Study(lost={(attempt, site) for attempt in (2, 3, 4) for site in ("site-1", "site-2")})
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +154,19 @@ def test_in_lines_every_round_is_one_line_with_all_its_facts(study: Study) -> No
     assert "●✕●●●" in rounds[1] and "site-2 dropped out before its update was in" in rounds[1]
     for line in rounds:
         assert re.search(r"perplexity \S+ +ε \d\.\d\d of \d\.\d\d  \d+ s, about .* left", line)
+
+
+def test_a_round_that_the_schedule_left_unfinished_says_so_with_its_dropouts_and_what_it_spent(
+    study: Study, unfinished: Study
+) -> None:
+    rounds = re.findall(r"^round.*$", in_lines(unfinished.events), flags=re.MULTILINE)
+    assert len(rounds) == 2
+    assert re.match(r"round 2/3 +not finished: all 4 attempts are used up +ε (\S+) of \1  \d+ s; ", rounds[1])
+    assert rounds[1].count("site-1 dropped out") == rounds[1].count("was lost") == 3
+    assert "left" not in rounds[1] and "perplexity" not in rounds[1]
+    picture_after = "\n".join(picture(unfinished.events[:-1]))
+    assert re.search(r"ε (\S+) spent of \1 at", picture_after)
+    assert "1 of 3 in four attempts; a site dropped out six times" in " ".join(summary_of(unfinished).split())
 
 
 def test_in_lines_nothing_moves_and_nothing_is_coloured(study: Study) -> None:

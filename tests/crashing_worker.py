@@ -1,0 +1,42 @@
+"""A site's worker as a process of its own, which dies at a named point: ``crashing_worker.py FOLDER [POINT]``.
+
+FOLDER holds ``manifest.json``, ``key`` and the site's state; the worker is ``site-2``. Requests and answers travel over
+standard input and output, each after its length in four bytes. At POINT the process ends as if it were killed.
+"""
+
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from grandrounds.client.budget import Budget
+from grandrounds.client.worker import Worker
+from grandrounds.common.identity import Identity
+from grandrounds.common.manifest import Manifest
+
+KILLED = 9
+
+
+def main(folder: Path, point: str | None) -> None:
+    def reach(reached: str) -> None:
+        if reached == point:
+            os._exit(KILLED)
+
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    worker = Worker(
+        name="site-2",
+        identity=Identity.from_bytes((folder / "key").read_bytes()),
+        manifest=manifest,
+        release=lambda adapter: np.ones(manifest.dimension, "<u4"),
+        budget=Budget.open(folder / "state", reach=reach),
+    )
+    while size := sys.stdin.buffer.read(4):
+        answer = worker.handle(sys.stdin.buffer.read(struct.unpack("<I", size)[0]))
+        sys.stdout.buffer.write(struct.pack("<I", len(answer)) + answer)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
