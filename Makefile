@@ -35,8 +35,10 @@ check: install
 bench: install
 	$(BIN)/grandrounds bench noise
 	$(BIN)/grandrounds bench dp-step
+	$(BIN)/grandrounds bench secagg
 
 soak: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'
 	$(BIN)/python tests/soak.py
 
 clean:

@@ -1,6 +1,7 @@
 """Ed25519 identities, and the signed envelope that every message travels in."""
 
 import hashlib
+import json
 import struct
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from .errors import EnvelopeError
 ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
 MAX_HEADER_BYTES = 1 << 20
 _SIGNATURE_BYTES = 64
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _WHY_ENVELOPE = "only intact messages of known senders may act on a study"
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -28,7 +30,21 @@ def canonical_json(value: Any) -> bytes:
     >>> canonical_json({"b": 1, "a": "x"})
     b'{"a":"x","b":1}'
     """
+    if _is_plain(value):  # then both write the same, and this one in a third of the time
+        return _ENCODER.encode(value).encode()
     return rfc8785.dumps(value)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether there are only printable ASCII strings and integers that a double holds, which have one form in JSON."""
+    # Exact types: a float, a boolean or a subclass is left to the library.
+    if type(value) is str:
+        return value.isascii() and value.isprintable()
+    if type(value) is dict:
+        return all(type(key) is str and _is_plain(key) for key in value) and all(map(_is_plain, value.values()))
+    if type(value) is list or type(value) is tuple:
+        return all(map(_is_plain, value))
+    return type(value) is int and -(2**53) < value < 2**53
 
 
 def sha256(data: bytes | memoryview) -> str:

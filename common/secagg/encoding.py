@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..errors import StudyError
 
 ModulusBits = Literal[16, 32]
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 
 
 def residue_dtype(modulus_bits: int) -> np.dtype[np.unsignedinteger]:
@@ -75,10 +75,13 @@ class FixedPoint:
         if not 0 < share <= 1:
             raise ValueError(f"a site's share of the total is in (0, 1], not {share}")
         encoded = np.empty(len(update), dtype=residue_dtype(self.modulus_bits))
+        block = np.empty(min(_BLOCK, len(update)))
         for start in range(0, len(update), _BLOCK):
-            block = np.nan_to_num(update[start : start + _BLOCK], nan=0.0, posinf=np.inf, neginf=-np.inf)
-            np.clip(block, -self.update_range, self.update_range, out=block)
-            encoded[start : start + _BLOCK] = np.rint(block * (share * self.scale)).astype(np.int64)
+            values = update[start : start + _BLOCK]
+            scaled = np.clip(values, -self.update_range, self.update_range, out=block[: len(values)])
+            scaled[np.isnan(scaled)] = 0.0
+            scaled *= share * self.scale
+            encoded[start : start + _BLOCK] = np.rint(scaled, out=scaled).astype(np.int64)
         return encoded
 
     def decode(self, aggregate: NDArray[np.int64]) -> NDArray[np.float64]:

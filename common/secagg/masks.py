@@ -5,10 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..csprng import Stream
-
-# One block of the vector and one of keystream stay in a core's second-level cache while every mask passes over them.
-BLOCK_BYTES = 1 << 17
+from ..csprng import BLOCK_BYTES, Stream
 
 
 def add_masks(vector: NDArray[np.unsignedinteger], *, plus: Iterable[bytes] = (), minus: Iterable[bytes] = ()) -> None:
@@ -16,7 +13,9 @@ def add_masks(vector: NDArray[np.unsignedinteger], *, plus: Iterable[bytes] = ()
 
     ``vector`` has shape [d] and type ``<u2`` or ``<u4``; a mask is the AES-256-CTR stream of a 32-byte key read as
     integers of that type, so that a uniform key makes a uniform mask (Bonawitz et al. 2017, section 4.0.1, with a
-    generator in place of its PRG). Needs one block of memory beside the vector, however many masks there are.
+    generator in place of its PRG). Needs one block of memory beside the vector, however many masks there are: a block
+    of the vector and one of keystream stay in a core's second-level cache while every mask passes over them. One
+    thread: the cipher holds the interpreter's lock while it runs.
 
     >>> vector = np.arange(3, dtype="<u4")
     >>> add_masks(vector, plus=[bytes(32)])

@@ -1,6 +1,5 @@
 """What a private training step costs beside the same LoRA step without privacy, and beside Opacus's hooks."""
 
-import contextlib
 import multiprocessing
 import resource
 import statistics
@@ -20,6 +19,7 @@ from ...client.independence import random_example
 from ...common.language_model import LanguageModel, Lora, TokenisedExample, stack
 from ...common.optimizer import make_optimizer
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
+from . import peak_memory
 
 _CLIPPING_NORM = 0.5
 _NOISE_MULTIPLIER = 1.0
@@ -72,10 +72,10 @@ class StepBench:
     def peak_bytes(self, kind: str) -> int:
         """How far this process's peak memory rises in two steps above what it held before them."""
         step = self._step(kind)
-        before = _forget_peak()
+        before = peak_memory.forget_peak()
         step()
         step()
-        return max(_peak_bytes() - before, resource.getpagesize())
+        return max(peak_memory.peak_bytes() - before, resource.getpagesize())
 
     def _step(self, kind: str) -> Step:
         model = LanguageModel.load(self.folder, self.lora, seed=0)
@@ -167,18 +167,3 @@ def _seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def _forget_peak() -> int:
-    """Let the kernel count the peak anew from what is held now, which is returned in bytes."""
-    with contextlib.suppress(OSError):  # where it cannot, the peak of loading stands in for it
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():  # macOS, where getrusage counts bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not getrusage: on Linux its peak includes that of the process which started this one.
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))

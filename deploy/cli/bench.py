@@ -1,7 +1,7 @@
 """``grandrounds bench``: what a piece costs on this machine, beside a named baseline, in one run."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,6 +41,34 @@ def dp_step(
     lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
     figures = StepBench(folder=base_model_folder(model), lora=lora, batch_size=batch, max_tokens=max_tokens).run()
     _print(figures, step_line(figures), as_json)
+
+
+@bench.command()
+def secagg(
+    sites: Annotated[int, typer.Option(min=3, max=1000, help="Sites in the cohort.")] = 20,
+    dimension: Annotated[int, typer.Option(min=1, max=10**9, help="Numbers in an update.")] = 1_000_000,
+    dropouts: Annotated[int, typer.Option(min=0, help="Sites lost before their masked input.")] = 1,
+    modulus_bits: Annotated[Literal["16", "32"], typer.Option(help="16 suits local trust, 32 distributed.")] = "16",
+    repetitions: Annotated[int, typer.Option(min=1, help="Attempts of each kind; the fastest counts.")] = 3,
+    table: Annotated[bool, typer.Option("--table", help="Ours alone, for larger updates and smaller cohorts.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """An attempt of secure aggregation, beside Flower's SecAgg+ and the machine's own speed."""
+    from ..bench.secagg import SecaggBench, secagg_lines, secagg_table, table_lines
+
+    measured = SecaggBench(
+        sites=sites,
+        dimension=dimension,
+        dropouts=dropouts,
+        modulus_bits=16 if modulus_bits == "16" else 32,
+        repetitions=repetitions,
+    )
+    if table:
+        rows = secagg_table(measured)
+        _print({"rows": rows}, table_lines(rows), as_json)
+        return
+    figures = measured.run()
+    _print(figures, secagg_lines(figures, measured), as_json)
 
 
 def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:

@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -185,3 +186,23 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read() -> None:
 
 def test_canonical_json_sorts_and_leaves_no_space() -> None:
     assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'.encode()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
+    )
+)
+@example({"\U00010000": 1, "\uffff": 2})
+@example(['"\\/', "\x7f", "\x1f", "\ud800"])
+@example([2**53 - 1, -(2**53) + 1, 2**53, 1e21, -0.0])
+@example({1: "a"})
+def test_canonical_json_is_that_of_rfc_8785_or_nothing(value: object) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except ValueError as error:
+        with pytest.raises(type(error)):
+            canonical_json(value)
+    else:
+        assert canonical_json(value) == expected

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grandrounds.common.csprng import Stream
+from grandrounds.common.csprng import BLOCK_BYTES, Stream
 from grandrounds.common.secagg.encoding import residue_dtype
-from grandrounds.common.secagg.masks import BLOCK_BYTES, add_masks
+from grandrounds.common.secagg.masks import add_masks
 
 KEYS = [bytes([i]) * 32 for i in range(5)]
 

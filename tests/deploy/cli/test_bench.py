@@ -29,6 +29,19 @@ def test_the_step_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys:
     assert all(figure > 0 for figure in figures.values())
 
 
+def test_the_secagg_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["secagg", "--sites=4", "--dimension=5000", "--dropouts=1", "--modulus-bits=32", "--repetitions=1"]
+    figures = json.loads(run([*arguments, "--json"], monkeypatch, capsys))
+    assert {"client_cpu_ratio", "server_cpu_ratio", "floor_ratio", "client_peak_bytes"} <= figures.keys()
+    assert all(figure > 0 for figure in figures.values())
+
+
+def test_the_secagg_benchmark_prints_a_table_of_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "1,600" in run(["secagg", "--sites=4", "--dimension=100", "--table", "--repetitions=1"], monkeypatch, capsys)
+
+
 def test_a_benchmark_says_in_words_beside_what_it_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
