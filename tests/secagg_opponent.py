@@ -10,7 +10,7 @@ import numpy as np
 from secagg_cohort import Cohort
 
 from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.identity import Envelope
+from grandrounds.common.identity import Envelope, Identity
 from grandrounds.common.messages import (
     Advert,
     Adverts,
@@ -25,14 +25,19 @@ from grandrounds.common.messages import (
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.masks import add_masks
+from grandrounds.common.secagg.transcript import SecaggParameters, seal_message, transcript_hash
 
 Lie = Callable[[str, dict[str, Advert]], Advert]
+Group = tuple[str, ...]
 
 
 class Opponent:
     """One attempt with a server that has plans of its own."""
 
-    def __init__(self, cohort: Cohort, accomplices: Sequence[str] = ()) -> None:
+    def __init__(
+        self, cohort: Cohort, accomplices: Sequence[str] = (), *, begins: Mapping[str, bytes] | None = None
+    ) -> None:
+        """``begins`` is what is sent to whom in exchange 1 instead of one honest Begin."""
         self.cohort = cohort
         self.names = cohort.names
         self.accomplices = tuple(accomplices)
@@ -44,35 +49,41 @@ class Opponent:
         self.inputs: dict[str, np.ndarray] = {}
         self.seed_shares: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
         self.key_shares: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
-        begin = cohort.server_says(cohort.begin())
-        self.clients: dict[str, ClientAttempt] = {name: cohort.client(name, begin) for name in self.names}
+        begins = begins or dict.fromkeys(self.names, cohort.server_says(cohort.begin()))
+        self.clients: dict[str, ClientAttempt] = {name: cohort.client(name, begins[name]) for name in self.names}
         self.accomplice_keys = {name: self.clients[name]._secrets.mask for name in accomplices}
 
-    def collect_shares(self, lie: Lie = lambda name, adverts: adverts[name]) -> None:
-        """Exchanges 1 and 2. An accomplice advertises what ``lie`` makes of its advert."""
+    def collect_shares(
+        self, lie: Lie = lambda name, adverts: adverts[name], *, u1_for: Callable[[str], Group] | None = None
+    ) -> None:
+        """Exchanges 1 and 2. An accomplice advertises what ``lie`` makes of its advert; each site is told a U1."""
         wires = {name: client.advertise() for name, client in self.clients.items()}
         said = {name: Advert.of(Envelope.parse(wire)) for name, wire in wires.items()}
         for name in self.accomplices:
             wires[name] = self.clients[name]._own_advert = self.cohort.site_says(name, lie(name, said))
         self.adverts = {name: Advert.of(Envelope.parse(wire)) for name, wire in wires.items()}
-        message = self.say(Adverts(), list(wires.values()))
         for name in (*self.honest, *self.accomplices):
-            shares = unpack(Envelope.parse(self.clients[name].share(message)).payload)
-            peers = [peer for peer in self.names if peer != name]
-            self.ciphertexts[name] = dict(zip(peers, shares, strict=True))
+            u1 = u1_for(name) if u1_for else self.names
+            answer = self.clients[name].share(self.say(Adverts(), [wires[site] for site in u1]))
+            peers = [peer for peer in u1 if peer != name]
+            self.ciphertexts[name] = dict(zip(peers, unpack(Envelope.parse(answer).payload), strict=True))
         self.transcript = self.clients[self.honest[0]]._transcript
 
-    def collect_inputs(self, u2_for: Callable[[str], tuple[str, ...]] | None = None) -> None:
+    def collect_inputs(self, u2_for: Callable[[str], Group] | None = None) -> None:
         """Exchange 3, where each site is told a U2 of its own; accomplices hand over the shares they hold."""
         for name, client in self.clients.items():
-            u2 = u2_for(name) if u2_for else self.names
-            client.accept(self.say(Ciphertexts(u2=u2), [self.ciphertexts[p][name] for p in u2 if p != name]))
+            client.accept(self.ciphertexts_for(name, u2_for(name) if u2_for else self.names))
             if name in self.honest:
                 wire = client.mask(residues(self.updates[name], 32), 1)
                 self.inputs[name] = np.frombuffer(Envelope.parse(wire).payload, "<u4")
             else:
                 for owner, shares in client._held_shares.items():
                     self._keep(owner, name, *shares)
+
+    def ciphertexts_for(self, name: str, u2: Group | None = None) -> bytes:
+        """Exchange 3's message to one site: who shared, and what they sent to it."""
+        u2 = u2 or self.names
+        return self.say(Ciphertexts(u2=u2), [self.ciphertexts[peer][name] for peer in u2 if peer != name])
 
     def sign(self, signers: Sequence[str], u3: tuple[str, ...]) -> list[bytes]:
         """Exchange 4: signatures on ``u3``, from accomplices at will."""
@@ -96,14 +107,17 @@ class Opponent:
                 self._keep(owner, name, None, share)
 
     def loot(self, *sites: str, masked_with: Sequence[str] | None = None) -> list[int]:
-        """The sum of the sites' updates, from their inputs and the secrets that the shares give away."""
+        """The sum of the sites' updates, from their inputs and the secrets that the shares give away.
+
+        Raises LookupError for want of t shares of a secret, and ProtocolError where they are of none.
+        """
         mask_keys = {
             name: self._combine(shares)
             for name, shares in self.key_shares.items()
             if len(shares) >= self.cohort.parameters.threshold
         }
         return unmasked(
-            self.cohort,
+            self.cohort.parameters,
             {site: self.inputs[site] for site in sites},
             transcript=self.transcript,
             adverts=self.adverts,
@@ -129,11 +143,54 @@ class Opponent:
 
     def _combine(self, shares: Mapping[int, bytes]) -> bytes:
         points = list(shares)[: self.cohort.parameters.threshold]
+        if len(points) < self.cohort.parameters.threshold:
+            raise LookupError(f"{len(points)} shares")
         return shamir.combine(shamir.lagrange_weights(points), shares)
 
 
+def surrounded(cohort: Cohort, client: ClientAttempt, puppets: Mapping[str, Identity]) -> tuple[list[int], list[int]]:
+    """An attempt in which all peers of a site are the server's puppets: the update as it then has it, and as it is.
+
+    The puppets speak under the names, and sign with the keys, that are given.
+    """
+    parameters, victim = client._parameters, client._name
+    own = client.advertise()
+    drawn = {name: keys.AttemptSecrets.fresh() for name in puppets}
+    wires = {victim: own}
+    for name, secrets in drawn.items():
+        changes = {"channel_key": keys.public_key(secrets.channel), "mask_key": keys.public_key(secrets.mask)}
+        advert = Advert.of(Envelope.parse(own)).model_copy(update=changes)
+        wires[name] = seal_message(parameters, puppets[name], advert, attempt=1, sender=name).to_bytes()
+    u1 = parameters.in_order(wires)
+    adverts = {name: Advert.of(Envelope.parse(wires[name])) for name in u1}
+    answer = client.share(cohort.server_says(Adverts(), pack([wires[name] for name in u1])))
+    transcript = transcript_hash(adverts[victim].begin_hash, [Envelope.parse(wires[name]) for name in u1])
+
+    peers, shares, ciphertexts = [name for name in u1 if name != victim], {}, []
+    for name, ciphertext in zip(peers, unpack(Envelope.parse(answer).payload), strict=True):
+        route = {"transcript": transcript, "sender": victim, "recipient": name}
+        channel = keys.channel_key(drawn[name].channel, adverts[victim].channel_key, **route)
+        shares[parameters.point(name)] = keys.decrypt(channel, ciphertext, **route)[: shamir.SHARE_BYTES]
+        route = {"transcript": transcript, "sender": name, "recipient": victim}
+        channel = keys.channel_key(drawn[name].channel, adverts[victim].channel_key, **route)
+        ciphertexts.append(keys.encrypt(channel, bytes(2 * shamir.SHARE_BYTES), **route))
+    client.accept(cohort.server_says(Ciphertexts(u2=u1), pack(ciphertexts)))
+    update = cohort.updates()[victim]
+    wire = client.mask(residues(update, 32), 1)
+    loot = unmasked(
+        parameters,
+        {victim: np.frombuffer(Envelope.parse(wire).payload, "<u4")},
+        transcript=transcript,
+        adverts=adverts,
+        seeds={victim: shamir.combine(shamir.lagrange_weights(list(shares)), shares)},
+        mask_keys={name: secrets.mask for name, secrets in drawn.items()},
+        peers=u1,
+    )
+    return loot, update.tolist()
+
+
 def unmasked(
-    cohort: Cohort,
+    parameters: SecaggParameters,
     inputs: Mapping[str, np.ndarray],
     *,
     transcript: bytes,
@@ -142,14 +199,17 @@ def unmasked(
     mask_keys: Mapping[str, bytes],
     peers: Sequence[str],
 ) -> list[int]:
-    """The sum of ``inputs`` without their self masks and without the pair masks that tie them to other ``peers``."""
+    """The sum of ``inputs`` without their self masks, and without the pair masks that tie them to other ``peers``.
+
+    A peer's mask is removed as often as the peer is given.
+    """
     total = sum(inputs.values())
     plus: list[bytes] = []
     minus: list[bytes] = []
     for site in inputs:
         minus.append(keys.self_mask_key(seeds[site], transcript=transcript, name=site))
-        for peer in set(peers) - inputs.keys():
-            first, second = cohort.parameters.in_order((site, peer))
+        for peer in (peer for peer in peers if peer not in inputs):
+            first, second = parameters.in_order((site, peer))
             own, other = (site, peer) if site in mask_keys else (peer, site)
             pair_mask = keys.pair_mask_key(
                 mask_keys[own], adverts[other].mask_key, transcript=transcript, first=first, second=second

@@ -33,7 +33,8 @@ class Checks:
     u1_size: bool = True
     u2_size: bool = True
     u3_size: bool = True
-    signatures: bool = True
+    signed_by_t: bool = True
+    signed: frozenset[str] = frozenset({"transcript", "u2", "u3"})
     ciphertexts_open: bool = True
     either_or: bool = True
 
@@ -103,10 +104,13 @@ class Game:
         view = shown[site]
         if view.u3 is None:
             return False
-        if not self.checks.signatures:
+        if not self.checks.signed_by_t:
             return True
-        signers = [peer for peer in view.u3 if peer not in shown or shown[peer] == view]
+        signers = [peer for peer in view.u3 if peer not in shown or self._signs(shown[peer], view)]
         return len(signers) >= self.threshold
+
+    def _signs(self, own: View, view: View) -> bool:
+        return own.u3 is not None and all(getattr(own, part) == getattr(view, part) for part in self.checks.signed)
 
     def _recovered(self, owner: int, shown: dict[int, View], answering: list[int], *, of: str) -> bool:
         dealt = shown[owner]

@@ -1,17 +1,22 @@
-"""What takes longer than the tests may: every property test again and again, each pass with a seed of its own.
+"""What takes longer than the tests may: every parser fuzzed, then every property test again and again.
 
-Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. A seed that fails is printed:
-``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
+Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. Each pass of a property test
+has a seed of its own: one that fails is printed, and ``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
+An input that breaks a parser is kept in ``soak/fuzz``; ``tests/fuzz.py`` says how to feed it again.
 """
 
+import importlib.util
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-JOURNAL = ROOT / "soak" / "passes"
+FOLDER = ROOT / "soak"
+JOURNAL = FOLDER / "passes"
 PASSES = 100
+FUZZ_SECONDS = 300
 
 
 def property_tests() -> list[Path]:
@@ -19,23 +24,34 @@ def property_tests() -> list[Path]:
     return sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "hypothesis" in path.read_text("utf-8"))
 
 
-def main() -> int:
-    """Run what is left of the passes; 1 at the first failure."""
-    JOURNAL.parent.mkdir(exist_ok=True)
-    done = set(JOURNAL.read_text("utf-8").splitlines()) if JOURNAL.exists() else set()
+def steps() -> Iterator[tuple[str, list[str]]]:
+    """Every step: what the journal calls it, and its command."""
+    from fuzz_targets import TARGETS
+
+    for name in TARGETS:
+        yield f"fuzz {name}", [str(ROOT / "tests" / "fuzz.py"), name, str(FUZZ_SECONDS), str(FOLDER / "fuzz")]
     for number in range(1, PASSES + 1):
         for path in property_tests():
-            entry = f"{number} {path.relative_to(ROOT)}"
-            if entry in done:
-                continue
-            seed = secrets.randbits(32)
-            print(f"pass {entry}, seed {seed}", flush=True)
-            command = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--hypothesis-seed={seed}", str(path)]
-            if subprocess.run(command, cwd=ROOT, check=False).returncode:
-                return 1
-            with JOURNAL.open("a", encoding="utf-8") as journal:
-                journal.write(entry + "\n")
-    print(f"all {PASSES} passes are done; remove {JOURNAL.parent} to begin again")
+            seed = f"--hypothesis-seed={secrets.randbits(32)}"
+            yield f"{number} {path.relative_to(ROOT)}", ["-m", "pytest", "-q", "--no-header", seed, str(path)]
+
+
+def main() -> int:
+    """Run the steps that are left; 1 at the first failure."""
+    if importlib.util.find_spec("atheris") is None:
+        print("fuzzing needs atheris: pip install --constraint constraints.txt '.[soak]'", file=sys.stderr)
+        return 1
+    FOLDER.mkdir(exist_ok=True)
+    done = set(JOURNAL.read_text("utf-8").splitlines()) if JOURNAL.exists() else set()
+    for entry, command in steps():
+        if entry in done:
+            continue
+        print(f"{entry}: {' '.join(command)}", flush=True)
+        if subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
+            return 1
+        with JOURNAL.open("a", encoding="utf-8") as journal:
+            journal.write(entry + "\n")
+    print(f"all is done; remove {FOLDER} to begin again")
     return 0
 
 

@@ -4,6 +4,8 @@ Checks that a later one implies are made early to spare keys and budget: without
 both something does.
 """
 
+from typing import Any
+
 import pytest
 from secagg_symbolic import Checks, Game, View, find_leak
 
@@ -36,7 +38,7 @@ def test_no_views_of_a_small_cohort_leak(sites: int, corrupt_sites: int, thresho
         {"u2_size": False},
         {"u1_size": False, "u2_size": False},
         {"either_or": False},
-        {"u3_size": False, "signatures": False},
+        {"u3_size": False, "signed_by_t": False},
     ],
     ids=lambda removed: " and ".join(removed),
 )
@@ -47,8 +49,9 @@ def test_a_check_that_is_gone_leaks(removed: dict[str, bool]) -> None:
     assert min(map(len, game.learned(leak))) == 1
 
 
-def test_without_signatures_split_survivors_leak_a_sum_of_too_few() -> None:
-    game = Game(6, 1, 4, Checks(signatures=False))
+@pytest.mark.parametrize("checks", [Checks(signed_by_t=False), Checks(signed=frozenset({"transcript", "u2"}))])
+def test_without_t_signatures_on_the_survivors_a_split_leaks_a_sum_of_too_few(checks: Checks) -> None:
+    game = Game(6, 1, 4, checks)
     leak = find_leak(game, survivor_views(game))
     assert leak is not None
     assert min(map(len, game.learned(leak))) == 2 < game.threshold - game.corrupt_sites
@@ -64,10 +67,20 @@ def test_a_threshold_that_is_too_low_for_the_corrupt_sites_leaks(
     assert find_leak(game, all_views(game)) is not None
 
 
-@pytest.mark.parametrize("implied", ["u1_size", "u3_size", "ciphertexts_open"])
-def test_a_check_that_others_imply_leaks_nothing_by_itself(implied: str) -> None:
-    game = Game(4, 1, 3, Checks(**{implied: False}))
-    assert find_leak(game, all_views(game, 2 if implied == "ciphertexts_open" else 1)) is None
+@pytest.mark.parametrize(
+    "implied",
+    [
+        {"u1_size": False},
+        {"u3_size": False},
+        {"ciphertexts_open": False},
+        {"signed": frozenset({"u2", "u3"})},
+        {"signed": frozenset({"transcript", "u3"})},
+    ],
+    ids=str,
+)
+def test_a_check_that_others_imply_leaks_nothing_by_itself(implied: dict[str, Any]) -> None:
+    game = Game(4, 1, 3, Checks(**implied))
+    assert find_leak(game, all_views(game, 1 if "u1_size" in implied or "u3_size" in implied else 2)) is None
 
 
 def test_an_honest_server_learns_the_sum_and_nothing_else() -> None:
