@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/grandrounds bench noise
 	$(BIN)/grandrounds bench dp-step
 	$(BIN)/grandrounds bench secagg
+	$(BIN)/grandrounds bench accountant
 
 soak: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'

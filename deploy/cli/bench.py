@@ -71,5 +71,19 @@ def secagg(
     _print(figures, secagg_lines(figures, measured), as_json)
 
 
+@bench.command()
+def accountant(
+    sites: Annotated[int, typer.Option(min=1, max=1000, help="Sites, each with noise of its own in each round.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds.")] = 40,
+    identical: Annotated[int, typer.Option(min=1, max=1_000_000, help="Releases that are all alike.")] = 100_000,
+    as_json: AsJson = False,
+) -> None:
+    """Epsilon of releases that differ in their noise, beside dp_accounting on a few of them."""
+    from ..bench.accountant import accountant_lines, bench_accountant
+
+    figures = bench_accountant(sites=sites, rounds=rounds, identical=identical, for_library=20)
+    _print(figures, accountant_lines(figures), as_json)
+
+
 def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:
     typer.echo(json.dumps(figures) if as_json else line)

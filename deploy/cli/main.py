@@ -9,6 +9,7 @@ import typer
 from ...common.errors import GrandRoundsError
 from .bench import bench
 from .epsilon import epsilon
+from .plan import plan
 from .simulate import simulate
 
 _ENVIRONMENT = {
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(simulate)
+app.command()(plan)
 app.command()(epsilon)
 app.add_typer(bench)
 

@@ -130,7 +130,7 @@ def simulate(
     Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
     """
     options: dict[str, dict[str, Any]] = {
-        "model": {"name": model, "target_modules": _listed(target_modules), "rank": rank},
+        "model": {"name": model, "target_modules": listed(target_modules), "rank": rank},
         "data": {
             "max_tokens": max_tokens,
             "records_per_unit": records_per_unit,
@@ -156,7 +156,7 @@ def simulate(
         "secagg": {"threshold": threshold},
         "simulation": {
             "data": _named_files(data or []),
-            "nominal_units": _named_numbers(nominal_units or []),
+            "nominal_units": named_numbers(nominal_units or []),
             "evaluation": evaluation,
             "builtin_sites": sites,
             "units_per_step": batch,
@@ -203,7 +203,8 @@ def _told_when_stopped(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _listed(names: str | None) -> tuple[str, ...]:
+def listed(names: str | None) -> tuple[str, ...]:
+    """The names of a comma-separated option."""
     return tuple(name.strip() for name in names.split(",")) if names else ()
 
 
@@ -224,7 +225,7 @@ def _named_files(texts: list[str]) -> dict[str, str]:
     return files
 
 
-def _named_numbers(texts: list[str]) -> dict[str, int]:
+def named_numbers(texts: list[str]) -> dict[str, int]:
     """``SITE=N`` options as a mapping; raises StudyError."""
     from ...common.errors import StudyError
 

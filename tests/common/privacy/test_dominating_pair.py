@@ -37,10 +37,19 @@ def test_each_direction_dominates_the_divergences_of_the_densities_and_exceeds_t
 
 
 @pytest.mark.parametrize("q, z, m", [(1.0, 0.1, 100), (0.9999, 0.1, 100), (1e-9, 10_000.0, 100), (1e-30, 1.0, 2)])
-@pytest.mark.parametrize("interval", [1e4, 10.0])
-def test_all_probability_is_accounted_for_at_the_ends_of_the_range(q: float, z: float, m: int, interval: float) -> None:
-    for loss in _pair(q, z, m).discretised(interval, 9.0):
+@pytest.mark.parametrize("interval, deviations", [(1e4, 9.0), (10.0, 9.0), (10.0, 1.0)])
+def test_all_probability_is_accounted_for_at_the_ends_of_the_range(
+    q: float, z: float, m: int, interval: float, deviations: float
+) -> None:
+    for loss in _pair(q, z, m).discretised(interval, deviations):
         assert loss.pmf.min() >= 0
+        assert loss.pmf.sum() + loss.infinite == pytest.approx(1, abs=1e-12)
+
+
+def test_a_tail_that_is_cut_counts_as_an_infinite_loss() -> None:
+    interval = 1e-3
+    for loss in _pair(1.0, 1.0).discretised(interval, 2.0):
+        assert loss.infinite == pytest.approx(norm.sf(2.0), rel=1e-2)
         assert loss.pmf.sum() + loss.infinite == pytest.approx(1, abs=1e-12)
 
 

@@ -76,7 +76,7 @@ def test_a_threshold_that_is_too_low_for_the_corrupt_sites_leaks(
         {"signed": frozenset({"u2", "u3"})},
         {"signed": frozenset({"transcript", "u3"})},
     ],
-    ids=str,
+    ids=["u1-size", "u3-size", "ciphertexts-open", "transcript-unsigned", "u2-unsigned"],
 )
 def test_a_check_that_others_imply_leaks_nothing_by_itself(implied: dict[str, Any]) -> None:
     game = Game(4, 1, 3, Checks(**implied))
