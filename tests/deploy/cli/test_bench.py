@@ -42,6 +42,16 @@ def test_the_secagg_benchmark_prints_a_table_of_costs(
     assert "1,600" in run(["secagg", "--sites=4", "--dimension=100", "--table", "--repetitions=1"], monkeypatch, capsys)
 
 
+def test_the_accountant_benchmark_prints_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["accountant", "--sites=5", "--rounds=4", "--identical=100", "--json"]
+    figures = json.loads(run(arguments, monkeypatch, capsys))
+    assert {"heterogeneous_s", "homogeneous_s"} <= figures.keys()
+    assert figures["epsilon_fine"] <= figures["epsilon"] * (1 + 1e-9)
+    assert figures["epsilon"] <= figures["epsilon_fine"] * 1.01
+
+
 def test_a_benchmark_says_in_words_beside_what_it_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
