@@ -19,6 +19,7 @@ from .simulate import Dropout, Sources
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
+MAX_BUILTIN_SITES = 50
 BUILTIN_DELTA = 5e-4
 UNITS_PER_STEP = 24
 DEFAULT_DROPOUT = Dropout(site="hospital-2", round=3)
@@ -35,7 +36,7 @@ class Simulation(Section):
     data: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
     nominal_units: dict[Name, Annotated[int, Field(ge=1, le=10**9)]] = Field(default_factory=dict)
     evaluation: Path | None = Field(default=None, strict=False)
-    builtin_sites: int = Field(default=5, ge=3, le=50)
+    builtin_sites: int = Field(default=5, ge=3, le=MAX_BUILTIN_SITES)
     units_per_step: int | None = Field(default=None, ge=1, le=10**9)
     dropouts: tuple[str, ...] | None = Field(default=None, strict=False)
 

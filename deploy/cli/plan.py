@@ -7,16 +7,33 @@ from typing import Annotated, Any
 
 import typer
 
-from .epsilon import TrustOption
-from .simulate import UnitOption, listed, named_numbers
-
-_MODEL = "Data and model"
-_PRIVACY = "Privacy"
-_TRAINING = "Training"
+from .options import (
+    MODEL,
+    PRIVACY,
+    TRAINING,
+    ConfigOption,
+    CorruptSitesOption,
+    DeltaOption,
+    LocalStepsOption,
+    MaxAttemptsOption,
+    MaxTokensOption,
+    ModelOption,
+    PhysicalBatchOption,
+    PrivacyUnitOption,
+    RankOption,
+    RecordsPerUnitOption,
+    SitesPerPatientOption,
+    StudyTrustOption,
+    TargetEpsilonOption,
+    TargetModulesOption,
+    ThresholdOption,
+    listed,
+    named_numbers,
+)
 
 
 def plan(
-    config: Annotated[Path | None, typer.Option(help="A TOML file; options given beside it win.")] = None,
+    config: ConfigOption = None,
     sites: Annotated[int | None, typer.Option(min=3, max=1000, help="Hospitals (default 5).")] = None,
     nominal_units: Annotated[
         list[str] | None,
@@ -33,75 +50,44 @@ def plan(
         typer.Option(
             help="Records of nobody who has to be protected (.jsonl .csv .parquet), for the clipping norm "
             "(default: built-in synthetic patients).",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     no_benchmark: Annotated[
-        bool, typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=_MODEL)
+        bool,
+        typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=MODEL),
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a causal language model.", rich_help_panel=_MODEL)
-    ] = None,
-    target_modules: Annotated[
-        str | None,
-        typer.Option(help="Layers to adapt, by name, comma-separated (default v_proj).", rich_help_panel=_MODEL),
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter (default 4).", rich_help_panel=_MODEL)] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens read of a record (default 64).", rich_help_panel=_MODEL)
-    ] = None,
-    records_per_unit: Annotated[
-        int | None, typer.Option(help="Records of a patient read in a step (default 1).", rich_help_panel=_MODEL)
-    ] = None,
-    target_epsilon: Annotated[
-        float | None, typer.Option(help="ε of the whole study (default 4).", rich_help_panel=_PRIVACY)
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="δ (default: a tenth of one over all units).", rich_help_panel=_PRIVACY)
-    ] = None,
-    trust: Annotated[
-        TrustOption | None,
-        typer.Option(help="Sites share the noise (default), or each adds all.", rich_help_panel=_PRIVACY),
-    ] = None,
-    privacy_unit: Annotated[
-        UnitOption | None, typer.Option(help="Who is protected (default patient).", rich_help_panel=_PRIVACY)
-    ] = None,
-    sites_per_patient: Annotated[
-        int | None, typer.Option(help="Most sites that hold one patient (default 1).", rich_help_panel=_PRIVACY)
-    ] = None,
-    corrupt_sites: Annotated[
-        int | None,
-        typer.Option(help="Corrupt sites tolerated beside the server (default 1).", rich_help_panel=_PRIVACY),
-    ] = None,
-    threshold: Annotated[
-        int | None, typer.Option(help="Sites that must answer (default two thirds).", rich_help_panel=_PRIVACY)
-    ] = None,
+    model: ModelOption = None,
+    target_modules: TargetModulesOption = None,
+    rank: RankOption = None,
+    max_tokens: MaxTokensOption = None,
+    records_per_unit: RecordsPerUnitOption = None,
+    target_epsilon: TargetEpsilonOption = None,
+    delta: DeltaOption = None,
+    trust: StudyTrustOption = None,
+    privacy_unit: PrivacyUnitOption = None,
+    sites_per_patient: SitesPerPatientOption = None,
+    corrupt_sites: CorruptSitesOption = None,
+    threshold: ThresholdOption = None,
     clipping_norm: Annotated[
         float | None,
         typer.Option(
-            help="Largest norm of a unit's gradient (default: median on public text).", rich_help_panel=_PRIVACY
+            help="Largest norm of a unit's gradient (default: median on public text).", rich_help_panel=PRIVACY
         ),
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
             help="Units in a step on average, over all sites (default 24, or as many as the noise needs).",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
-    physical_batch: Annotated[
-        int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=_TRAINING)
-    ] = None,
+    physical_batch: PhysicalBatchOption = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Steps of the shared adapter (default 20).", rich_help_panel=_TRAINING)
+        int | None, typer.Option(help="Steps of the shared adapter (default 20).", rich_help_panel=TRAINING)
     ] = None,
-    max_attempts: Annotated[
-        int | None,
-        typer.Option(help="Attempts that the claim covers (default 1.2 × rounds).", rich_help_panel=_TRAINING),
-    ] = None,
-    local_steps: Annotated[
-        int | None, typer.Option(help="Steps a site takes in a round (local trust).", rich_help_panel=_TRAINING)
-    ] = None,
+    max_attempts: MaxAttemptsOption = None,
+    local_steps: LocalStepsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan a study: its noise, batch and hours for a target epsilon, and a clipping norm from public text.

@@ -11,12 +11,11 @@ from rich.text import Text
 
 from ...common.study import Study
 from ..plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
-from ..simulation_config import Simulation
+from ..simulation_config import MAX_BUILTIN_SITES, Simulation
 from ..study_toml import study_toml
 from .summary import duration
 
 _NONE: Final = "none"
-_MOST_BUILTIN_SITES: Final = 50  # as [simulation] allows
 
 
 def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
@@ -47,7 +46,7 @@ def study_file(plan: Plan, proposed: Study, simulation: Simulation) -> str:
     study = plan.study
     if proposed.privacy.noise_multiplier is None:
         study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": None})})
-    if not simulation.data and len(study.sites) <= _MOST_BUILTIN_SITES:
+    if not simulation.data and len(study.sites) <= MAX_BUILTIN_SITES:
         simulation = simulation.model_copy(update={"builtin_sites": len(study.sites)})
     heading = (
         "A study proposed by grandrounds plan.\n"

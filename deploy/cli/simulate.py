@@ -1,7 +1,6 @@
 """``grandrounds simulate``: a whole federation in one process."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -11,12 +10,31 @@ from typing import Annotated, Any
 
 import typer
 
-from .epsilon import TrustOption
+from .options import (
+    MODEL,
+    PRIVACY,
+    TRAINING,
+    ConfigOption,
+    CorruptSitesOption,
+    DeltaOption,
+    LocalStepsOption,
+    MaxAttemptsOption,
+    MaxTokensOption,
+    ModelOption,
+    PhysicalBatchOption,
+    PrivacyUnitOption,
+    RankOption,
+    RecordsPerUnitOption,
+    SitesPerPatientOption,
+    StudyTrustOption,
+    TargetEpsilonOption,
+    TargetModulesOption,
+    ThresholdOption,
+    listed,
+    named_numbers,
+)
 
 DEFAULT_OUTPUT = Path("grandrounds-demo")
-_DATA = "Data and model"
-_PRIVACY = "Privacy"
-_TRAINING = "Training"
 
 
 class EvaluationKind(StrEnum):
@@ -26,15 +44,8 @@ class EvaluationKind(StrEnum):
     PUBLIC = "public"
 
 
-class UnitOption(StrEnum):
-    """What one person's presence means."""
-
-    PATIENT = "patient"
-    RECORD = "record"
-
-
 def simulate(
-    config: Annotated[Path | None, typer.Option(help="A TOML file; options given beside it win.")] = None,
+    config: ConfigOption = None,
     sites: Annotated[int | None, typer.Option(help="Built-in hospitals (default 5).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Steps of the shared adapter (default 20).")] = None,
     dropout: Annotated[
@@ -47,81 +58,51 @@ def simulate(
     output: Annotated[Path | None, typer.Option(help="Folder for the results (default ./grandrounds-demo).")] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="A site and its records (.jsonl .csv .parquet).", rich_help_panel=_DATA),
+        typer.Option(metavar="NAME=FILE", help="A site and its records (.jsonl .csv .parquet).", rich_help_panel=MODEL),
     ] = None,
     nominal_units: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SITE=N",
             help="A site's number of units, public or coarse (default: counted, to one digit).",
-            rich_help_panel=_DATA,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="Records to evaluate on: public or synthetic only.", rich_help_panel=_DATA)
+        Path | None, typer.Option(help="Records to evaluate on: public or synthetic only.", rich_help_panel=MODEL)
     ] = None,
     evaluation_kind: Annotated[
-        EvaluationKind | None, typer.Option(help="Which of the two they are.", rich_help_panel=_DATA)
+        EvaluationKind | None, typer.Option(help="Which of the two they are.", rich_help_panel=MODEL)
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a causal language model.", rich_help_panel=_DATA)
-    ] = None,
-    target_modules: Annotated[
-        str | None,
-        typer.Option(help="Layers to adapt, by name, comma-separated (default v_proj).", rich_help_panel=_DATA),
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter (default 4).", rich_help_panel=_DATA)] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens read of a record (default 64).", rich_help_panel=_DATA)
-    ] = None,
-    records_per_unit: Annotated[
-        int | None, typer.Option(help="Records of a patient read in a step (default 1).", rich_help_panel=_DATA)
-    ] = None,
-    target_epsilon: Annotated[
-        float | None, typer.Option(help="ε of the whole study (default 4).", rich_help_panel=_PRIVACY)
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="δ (default: a tenth of one over all units).", rich_help_panel=_PRIVACY)
-    ] = None,
-    trust: Annotated[
-        TrustOption | None,
-        typer.Option(help="Sites share the noise (default), or each adds all.", rich_help_panel=_PRIVACY),
-    ] = None,
-    privacy_unit: Annotated[
-        UnitOption | None, typer.Option(help="Who is protected (default patient).", rich_help_panel=_PRIVACY)
-    ] = None,
-    sites_per_patient: Annotated[
-        int | None, typer.Option(help="Most sites that hold one patient (default 1).", rich_help_panel=_PRIVACY)
-    ] = None,
-    corrupt_sites: Annotated[
-        int | None,
-        typer.Option(help="Corrupt sites tolerated beside the server (default 1).", rich_help_panel=_PRIVACY),
-    ] = None,
-    threshold: Annotated[
-        int | None, typer.Option(help="Sites that must answer (default two thirds).", rich_help_panel=_PRIVACY)
-    ] = None,
+    model: ModelOption = None,
+    target_modules: TargetModulesOption = None,
+    rank: RankOption = None,
+    max_tokens: MaxTokensOption = None,
+    records_per_unit: RecordsPerUnitOption = None,
+    target_epsilon: TargetEpsilonOption = None,
+    delta: DeltaOption = None,
+    trust: StudyTrustOption = None,
+    privacy_unit: PrivacyUnitOption = None,
+    sites_per_patient: SitesPerPatientOption = None,
+    corrupt_sites: CorruptSitesOption = None,
+    threshold: ThresholdOption = None,
     clipping_norm: Annotated[
-        float | None, typer.Option(help="Largest norm of a unit's gradient (default 0.5).", rich_help_panel=_PRIVACY)
+        float | None,
+        typer.Option(help="Largest norm of a unit's gradient (default 0.5).", rich_help_panel=PRIVACY),
     ] = None,
     no_privacy: Annotated[
-        bool, typer.Option("--no-privacy", help="No noise, for comparison; makes no claim.", rich_help_panel=_PRIVACY)
+        bool,
+        typer.Option("--no-privacy", help="No noise, for comparison; makes no claim.", rich_help_panel=PRIVACY),
     ] = False,
     batch: Annotated[
         int | None,
-        typer.Option(help="Units in a step on average, over all sites (default 24).", rich_help_panel=_TRAINING),
+        typer.Option(help="Units in a step on average, over all sites (default 24).", rich_help_panel=TRAINING),
     ] = None,
-    physical_batch: Annotated[
-        int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=_TRAINING)
-    ] = None,
-    max_attempts: Annotated[
-        int | None,
-        typer.Option(help="Attempts that the claim covers (default 1.2 × rounds).", rich_help_panel=_TRAINING),
-    ] = None,
-    local_steps: Annotated[
-        int | None, typer.Option(help="Steps a site takes in a round (local trust).", rich_help_panel=_TRAINING)
-    ] = None,
+    physical_batch: PhysicalBatchOption = None,
+    max_attempts: MaxAttemptsOption = None,
+    local_steps: LocalStepsOption = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the server's optimiser (default 0.05).", rich_help_panel=_TRAINING)
+        float | None, typer.Option(help="Of the server's optimiser (default 0.05).", rich_help_panel=TRAINING)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the display.")] = False,
 ) -> None:
@@ -203,11 +184,6 @@ def _told_when_stopped(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def listed(names: str | None) -> tuple[str, ...]:
-    """The names of a comma-separated option."""
-    return tuple(name.strip() for name in names.split(",")) if names else ()
-
-
 def _named_files(texts: list[str]) -> dict[str, str]:
     """``NAME=FILE`` options as a mapping; raises StudyError."""
     from ...common.errors import StudyError
@@ -223,23 +199,6 @@ def _named_files(texts: list[str]) -> dict[str, str]:
             )
         files[name] = file
     return files
-
-
-def named_numbers(texts: list[str]) -> dict[str, int]:
-    """``SITE=N`` options as a mapping; raises StudyError."""
-    from ...common.errors import StudyError
-
-    numbers: dict[str, int] = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if not (name and re.fullmatch("[0-9]{1,10}", number)) or name in numbers:
-            raise StudyError(
-                f"--nominal-units {text} is not SITE=N, a whole number and a site of its own",
-                why="every site signs its units, and the noise follows from them",
-                fix="write for example --nominal-units north=200",
-            )
-        numbers[name] = int(number)
-    return numbers
 
 
 def _free_folder(wanted: Path) -> Path:
