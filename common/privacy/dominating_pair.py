@@ -122,23 +122,26 @@ class DominatingPair:
         return np.log(self.weights) - counts**2 / (2 * variance), counts / variance
 
     def _inverse_loss(self, losses: Array) -> Array:
-        """The x [n] at which the loss is each of ``losses`` [n]; minus infinity up to log p_0.
-
-        One count has a closed form. For several, Newton's iteration on log sum_{j >= 1}, which is convex and steep,
-        starts where one term alone reaches the target and the sum exceeds it: it falls monotonically.
-        """
+        """The x [n] at which the loss is each of ``losses`` [n]; minus infinity up to log p_0."""
         offsets, slopes = self._lines
         with np.errstate(divide="ignore"):
             targets = losses + np.log1p(-np.exp(np.minimum(self._log_none - losses, 0.0)))
-        x: Array = np.min((targets[:, None] - offsets) / slopes, axis=1)
-        if len(slopes) == 1:
-            return x
+        x = np.full_like(targets, -np.inf)
         finite = np.isfinite(targets)
-        x[finite] = _newton(offsets, slopes, targets[finite], x[finite])
+        x[finite] = where_sum_reaches(targets[finite], offsets, slopes)
         return x
 
 
-def _newton(offsets: Array, slopes: Array, targets: Array, x: Array) -> Array:
+def where_sum_reaches(targets: Array, offsets: Array, slopes: Array) -> Array:
+    """The x [n] at which log sum_j exp(offset_j + slope_j x) is each of ``targets`` [n], all finite.
+
+    ``offsets`` and ``slopes`` (all above 0) are [m]. One term has a closed form. For several, Newton's iteration on the
+    sum, which is convex and steep, starts where one term alone reaches the target and the sum exceeds it: it falls
+    monotonically.
+    """
+    x: Array = np.min((targets[:, None] - offsets) / slopes, axis=1)
+    if len(slopes) == 1:
+        return x
     for _ in range(50):
         terms = offsets + slopes * x[:, None]
         peak = terms.max(axis=1)

@@ -7,11 +7,10 @@ from typing import Final
 import numpy as np
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp, ndtr
 from scipy.stats import binom
 
-Array = NDArray[np.float64]
+from .dominating_pair import Array, where_sum_reaches
 
 _NEGLIGIBLE: Final = 1e-24  # a probability far below every delta; what lies beyond it counts as a certain loss
 _TAIL_DEVIATIONS: Final = 10.2  # Q(10.2) < 1e-24
@@ -96,20 +95,7 @@ class _Pair:
     def _inverse_loss(self, losses: Array) -> Array:
         """The x [n] at which the loss is each of ``losses`` [n], all above log p_0.
 
-        Newton's iteration on log sum_{j >= 1}, which is convex and steep, from a point where one term alone reaches
-        the target and the sum exceeds it: it falls monotonically. An error e in x lowers the divergence by O(e^2)
-        only, since x maximises it.
+        An error e in x lowers the divergence by O(e^2) only, since x maximises it.
         """
         targets = losses + np.log(-np.expm1(self._log_weight_of_none - losses))
-        offsets, slopes = self._offsets[1:], self._slopes[1:]
-        x: Array = np.min((targets[:, None] - offsets) / slopes, axis=1)
-        for _ in range(50):
-            terms = offsets + slopes * x[:, None]
-            peak = terms.max(axis=1)
-            weights = np.exp(terms - peak[:, None])
-            total = weights.sum(axis=1)
-            step = (peak + np.log(total) - targets) / ((weights @ slopes) / total)
-            x -= step
-            if np.all(np.abs(step) <= 1e-9 * (1 + np.abs(x))):
-                break
-        return x
+        return where_sum_reaches(targets, self._offsets[1:], self._slopes[1:])
