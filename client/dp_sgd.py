@@ -90,7 +90,7 @@ class DpSgd:
         """
         total = np.zeros(self.lattice.dimension, dtype=np.int64)
         with np.errstate(all="ignore"):  # a caller's setting could turn one record's infinity into an exception
-            for unit_gradient in self._unit_gradients(units):
+            for unit_gradient in self.unit_gradients(units):
                 total += self._encoded(unit_gradient)
         return total
 
@@ -110,8 +110,11 @@ class DpSgd:
             _log.error("the data cannot be read (%s): this step is pure noise", type(error).__name__)
             return np.zeros(self.lattice.dimension, dtype=np.int64)
 
-    def _unit_gradients(self, units: Iterable[Unit]) -> Iterator[NDArray[np.float64]]:
-        """Each unit's gradient, float64 [d], in turn; one that failed is not finite somewhere."""
+    def unit_gradients(self, units: Iterable[Unit]) -> Iterator[NDArray[np.float64]]:
+        """Each unit's gradient before clipping, float64 [d], in turn: not to be released.
+
+        One that failed is not finite somewhere.
+        """
         unit, records = 0, 0
         gradient = np.zeros(self.lattice.dimension)
         for record, record_gradient in self._record_gradients(_records(units)):

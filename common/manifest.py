@@ -1,7 +1,7 @@
 """The manifest: a complete study with its keys and hashes, which every site checks, signs and runs."""
 
 import math
-from typing import Self, TypeVar
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -10,13 +10,11 @@ from .privacy.events import Schedule
 from .privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
 from .secagg.encoding import FixedPoint
 from .secagg.transcript import RosterEntry, SecaggParameters
-from .study import Section, Study, schedule_of
+from .study import Section, Study, known, schedule_of
 
 MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
 # Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
 DRAW_DEVIATIONS = 6
-
-ValueT = TypeVar("ValueT")
 
 
 class Manifest(Section):
@@ -69,12 +67,12 @@ class Manifest(Section):
     @property
     def threshold(self) -> int:
         """t: how many sites must answer."""
-        return _known(self.study.secagg.threshold)
+        return known(self.study.secagg.threshold)
 
     @property
     def max_attempts(self) -> int:
         """The schedule's length in attempts; the claim covers all of them."""
-        return _known(self.study.training.max_attempts)
+        return known(self.study.training.max_attempts)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -82,13 +80,13 @@ class Manifest(Section):
         if not self.study.privacy.noise:
             return None
         return schedule_of(
-            self.study, attempts=self.max_attempts, noise_multiplier=_known(self.study.privacy.noise_multiplier)
+            self.study, attempts=self.max_attempts, noise_multiplier=known(self.study.privacy.noise_multiplier)
         )
 
     @property
     def delta(self) -> float:
         """δ of the claim."""
-        return _known(self.study.privacy.delta)
+        return known(self.study.privacy.delta)
 
     @property
     def honest_shares(self) -> int:
@@ -108,7 +106,7 @@ class Manifest(Section):
         if not privacy.noise:
             return 0
         return site_noise_stddev(
-            noise_multiplier=_known(privacy.noise_multiplier),
+            noise_multiplier=known(privacy.noise_multiplier),
             sensitivity=self.lattice.sensitivity,
             honest_shares=self.honest_shares,
         )
@@ -135,7 +133,7 @@ class Manifest(Section):
             server_key=self.server_key,
             threshold=self.threshold,
             corrupt_sites=self.study.privacy.corrupt_sites,
-            modulus_bits=_known(self.study.secagg.modulus_bits),
+            modulus_bits=known(self.study.secagg.modulus_bits),
             dimension=self.dimension,
         )
 
@@ -144,15 +142,9 @@ class Manifest(Section):
         """How local trust's updates become integers: transport only, so that no sum can wrap."""
         secagg = self.study.secagg
         return FixedPoint(
-            modulus_bits=_known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
+            modulus_bits=known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
         )
 
     def nominal_units(self, name: str) -> int:
         """The nominal units of one site."""
         return next(site.nominal_units for site in self.study.sites if site.name == name)
-
-
-def _known(value: ValueT | None) -> ValueT:
-    # A Manifest is validated to be complete; this states it to the type checker.
-    assert value is not None  # noqa: S101
-    return value

@@ -21,6 +21,7 @@ DEFAULT_TARGET_EPSILON = 4.0
 WHY_STUDY = "every site signs these parameters, and the privacy claim is computed from them"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ValueT = TypeVar("ValueT")
 # tomllib's memory grows with the square of the parts of a dotted key.
 _MAX_TOML_BYTES = 1 << 18
 _MAX_DOTS = 200
@@ -206,6 +207,12 @@ def complete_study(study: Study) -> Study:
             "secagg": secagg.model_dump(),
         },
     )
+
+
+def known(value: ValueT | None) -> ValueT:
+    """A field that a complete study has: states to the type checker what ``complete_study`` or a Manifest saw to."""
+    assert value is not None  # noqa: S101
+    return value
 
 
 def schedule_of(study: Study, *, attempts: int, noise_multiplier: float) -> Schedule:

@@ -4,18 +4,16 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from ..common.errors import PrivacyError, StudyError
 from ..common.privacy import accountant
 from ..common.privacy.events import MAX_SITES_PER_PATIENT
 from ..common.privacy.mechanism import Trust, honest_shares
-from ..common.study import Site, Study, complete_study, schedule_of, validated
+from ..common.study import Site, Study, complete_study, known, schedule_of, validated
 
 if TYPE_CHECKING:  # it loads torch, which a plan without a trial does not need
     from .trial import Trial
-
-ValueT = TypeVar("ValueT")
 
 EPSILONS: Final = (1.0, 2.0, 4.0, 8.0, 10.0)
 # At these noise-to-signal ratios the noise reverses 2 and 16 steps of 100: see ``steps_reversed``.
@@ -102,9 +100,9 @@ class Plan:
         _require_noise(study)
         complete = complete_study(study)
         privacy, training = complete.privacy, complete.training
-        z, attempts = _known(privacy.noise_multiplier), _known(training.max_attempts)
+        z, attempts = known(privacy.noise_multiplier), known(training.max_attempts)
         schedule = schedule_of(complete, attempts=attempts, noise_multiplier=z)
-        epsilon = accountant.epsilon(schedule, delta=_known(privacy.delta)).epsilon
+        epsilon = accountant.epsilon(schedule, delta=known(privacy.delta)).epsilon
         shares = _shares(complete, trial)
         epochs = privacy.sampling_probability * training.rounds * training.local_steps
         return cls(
@@ -129,7 +127,7 @@ def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, tria
     nothing: each takes its noise and its units away. Raises PrivacyError where there are not enough honest shares.
     """
     privacy = study.privacy
-    h = honest_shares(trust=trust, threshold=_known(study.secagg.threshold), corrupt_sites=privacy.corrupt_sites)
+    h = honest_shares(trust=trust, threshold=known(study.secagg.threshold), corrupt_sites=privacy.corrupt_sites)
     stddev_of_sum = noise_multiplier * math.sqrt(len(study.sites) / h) * privacy.clipping_norm
     mean_norm = privacy.clipping_norm if trial is None else trial.mean_clipped_norm(privacy.clipping_norm)
     return stddev_of_sum / (math.sqrt(_units_per_step(study)) * mean_norm)
@@ -161,7 +159,7 @@ def with_enough_units(study: Study, trial: "Trial | None") -> Study:
     """
     _require_noise(study)
     complete = complete_study(study)
-    z, q = _known(complete.privacy.noise_multiplier), complete.privacy.sampling_probability
+    z, q = known(complete.privacy.noise_multiplier), complete.privacy.sampling_probability
     ratio = noise_to_signal(complete, noise_multiplier=z, trust=complete.privacy.trust, trial=trial)
     if ratio <= NOISE_SHOWS or q == 1:
         return study
@@ -184,9 +182,9 @@ def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") ->
     try:
         z = accountant.calibrate_noise_multiplier(
             target_epsilon=epsilon,
-            delta=_known(privacy.delta),
+            delta=known(privacy.delta),
             sampling_probability=privacy.sampling_probability,
-            steps=_known(training.max_attempts) * local_steps,
+            steps=known(training.max_attempts) * local_steps,
             trust=counted_as,
             sites_per_patient=privacy.sites_per_patient,
         )
@@ -218,19 +216,19 @@ def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | N
     ).model_copy(update={"training": study.training.model_copy(update={"local_steps": local_steps})})
     schedule = schedule_of(
         changed,
-        attempts=_known(study.training.max_attempts),
-        noise_multiplier=_known(study.privacy.noise_multiplier),
+        attempts=known(study.training.max_attempts),
+        noise_multiplier=known(study.privacy.noise_multiplier),
     )
     try:
-        return accountant.epsilon(schedule, delta=_known(study.privacy.delta)).epsilon
+        return accountant.epsilon(schedule, delta=known(study.privacy.delta)).epsilon
     except PrivacyError:  # above a million; the table shows that there is none
         return None
 
 
 def _shares(study: Study, trial: "Trial | None") -> Shares:
-    privacy, threshold = study.privacy, _known(study.secagg.threshold)
+    privacy, threshold = study.privacy, known(study.secagg.threshold)
     h = honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
-    z = _known(privacy.noise_multiplier)
+    z = known(privacy.noise_multiplier)
     return Shares(
         sites=len(study.sites),
         threshold=threshold,
@@ -254,7 +252,7 @@ def _one_more_site(study: Study, noise_multiplier: float, trial: "Trial | None")
 
 
 def _hours(study: Study, trial: "Trial") -> Hours:
-    training, attempts = study.training, _known(study.training.max_attempts)
+    training, attempts = study.training, known(study.training.max_attempts)
 
     def hours(sites: Sequence[Site]) -> tuple[float, float]:
         records = study.privacy.sampling_probability * study.data.records_per_unit
@@ -304,9 +302,3 @@ def _require_noise(study: Study) -> None:
             why="a study without noise promises nothing, so there is nothing to plan",
             fix="leave it out",
         )
-
-
-def _known(value: ValueT | None) -> ValueT:
-    # complete_study filled it in; this states it to the type checker.
-    assert value is not None  # noqa: S101
-    return value

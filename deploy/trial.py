@@ -2,13 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
-import torch
+import numpy as np
 
 from ..client.data import Example, Tokenisation
 from ..client.dp_sgd import DpSgd
@@ -91,32 +90,16 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     batch_size = independent_batch_size(
         model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
     )
-    sampler = GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens)
-    norms = tuple(unit_norms(sampler, units))
+    dp_sgd = _dp_sgd(GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens), study)
+    norms = tuple(float(np.linalg.norm(gradient)) for gradient in dp_sgd.unit_gradients(units))
     tell("a private step")
     return Trial(
         source=source,
         norms=norms,
         dimension=model.layout.dimension,
         batch_size=batch_size,
-        batch_s=_batch_s(sampler, units, study),
+        batch_s=_batch_s(dp_sgd, units),
     )
-
-
-def unit_norms(sampler: GradSampler, units: Iterable[Unit]) -> Iterator[float]:
-    """The norm of each unit's gradient before clipping: of the mean over its records, as DP-SGD takes it."""
-    records = ((index, example) for index, unit in enumerate(units) for example in unit)
-    open_unit, total, count = 0, torch.zeros(sampler.model.layout.dimension, dtype=torch.float64), 0
-    while batch := list(islice(records, sampler.batch_size)):
-        gradients = sampler.gradients([example for _, example in batch])
-        for (index, _), gradient in zip(batch, gradients, strict=True):
-            if index != open_unit:
-                yield float(total.norm()) / count
-                open_unit, total, count = index, torch.zeros_like(total), 0
-            total += gradient
-            count += 1
-    if count:
-        yield float(total.norm()) / count
 
 
 def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -> list[Unit]:
@@ -129,13 +112,17 @@ def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -
     return units[:: max(1, -(-len(units) // MAX_UNITS))]
 
 
-def _batch_s(sampler: GradSampler, units: Sequence[Unit], study: Study) -> float:
-    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
+def _dp_sgd(sampler: GradSampler, study: Study) -> DpSgd:
+    """A site's DP-SGD; how much noise it adds changes no figure of a trial."""
     lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
     stddev = site_noise_stddev(noise_multiplier=1.0, sensitivity=lattice.sensitivity, honest_shares=1)
-    dp_sgd = DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
+    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
+
+
+def _batch_s(dp_sgd: DpSgd, units: Sequence[Unit]) -> float:
+    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
     examples = [example for unit in units for example in unit]
-    batch = [[examples[index % len(examples)]] for index in range(sampler.batch_size)]
+    batch = [[examples[index % len(examples)]] for index in range(dp_sgd.sampler.batch_size)]
     seconds = []
     for _ in range(_BATCHES_TIMED):  # the norms have warmed up everything but the noise
         started = time.perf_counter()

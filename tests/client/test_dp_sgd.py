@@ -146,7 +146,7 @@ def test_a_failure_between_a_unit_s_gradient_and_its_integers_costs_that_unit_al
     dp = dp_sgd(model)
     expected = dp.sum_units([UNITS[0], UNITS[2]])
     lattice = FailsOnSome(dimension=dp.lattice.dimension, clipping_norm=CLIPPING_NORM)
-    object.__setattr__(lattice, "hated", next(dp._unit_gradients([UNITS[1]])))
+    object.__setattr__(lattice, "hated", next(dp.unit_gradients([UNITS[1]])))
     failing = DpSgd(sampler=dp.sampler, lattice=lattice, mechanism=dp.mechanism)
     np.testing.assert_array_equal(failing.release(lambda: UNITS[:3]), expected)
     assert "Abernathy" not in caplog.text

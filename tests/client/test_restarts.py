@@ -196,7 +196,11 @@ def exchanges(federation, attempt, worker):
 
 
 def sent(answers, kind):
-    return sum(bool(answer) and Envelope.parse(answer).exchange == kind.exchange for answer in answers)
+    return sum(bool(answer) and is_a(kind, answer) for answer in answers)
+
+
+def is_a(kind, answer):
+    return Envelope.parse(answer).exchange == kind.exchange
 
 
 @pytest.mark.parametrize("point", CrashPoint)
@@ -224,9 +228,5 @@ def test_a_worker_killed_at_any_point_loses_budget_at_most_and_answers_no_attemp
 
     budget = Budget.open(tmp_path / "state")
     assert budget.charges(federation.manifest.sha256) >= sent(died, MaskedInput) + sent(answers, MaskedInput)
-    counters = [MaskedInput.of(Envelope.parse(a)).charge_counter for a in answers if a and _is(a, MaskedInput)]
+    counters = [MaskedInput.of(Envelope.parse(a)).charge_counter for a in answers if a and is_a(MaskedInput, a)]
     assert counters == [budget.charges(federation.manifest.sha256)]
-
-
-def _is(answer, kind):
-    return Envelope.parse(answer).exchange == kind.exchange

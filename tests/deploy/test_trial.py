@@ -10,7 +10,7 @@ from tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.grad_samples import GradSampler
 from grandrounds.common.study import Study, validated
-from grandrounds.deploy.trial import MAX_UNITS, run_trial, unit_norms
+from grandrounds.deploy.trial import MAX_UNITS, _dp_sgd, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_unit_s_norm_is_that_of_the_mean_over_its_records(base: Path) -> None:
     examples = [tiny_example(rng, length=length, max_tokens=16) for length in (16, 9, 12, 5, 16, 7)]
     units = [examples[:1], examples[1:4], examples[4:]]  # across the borders of batches of two
     sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
-    norms = list(unit_norms(sampler, units))  # type: ignore[arg-type]
+    norms = [np.linalg.norm(gradient) for gradient in _dp_sgd(sampler, study(base)).unit_gradients(units)]
     alone = [torch.cat([sampler.gradients([example]) for example in unit]).mean(dim=0) for unit in units]
     assert norms == pytest.approx([float(gradient.norm()) for gradient in alone], rel=1e-4)
 
