@@ -2,8 +2,8 @@
 
 Guarantee: every figure is an upper bound. The headline composes privacy loss distributions, discretised pessimistically
 (Koskela et al. 2020; Doroshenko et al. 2022, "Connect the Dots"), by Google's dp_accounting; beside it stands the
-Renyi bound of the same schedule (Mironov 2017; Mironov, Talwar and Zhang 2019). A schedule is fixed beforehand: neither
-figure may be added to that of another study (ARCHITECTURE.md, "Accounting").
+Renyi bound of the same schedule (Mironov 2017; Mironov, Talwar and Zhang 2019). A schedule is fixed beforehand; studies
+that are chosen one after another take a filter (``filters``; ARCHITECTURE.md, "Accounting").
 """
 
 import functools
@@ -51,7 +51,7 @@ class Epsilon:
 
     Attributes:
         epsilon: by composed privacy loss distributions, the headline.
-        epsilon_rdp: by Renyi divergences; None where no such analysis exists.
+        epsilon_rdp: by Renyi divergences; None for what the library does not analyse so: mixtures, and replace-one.
         accountant: how and by which version of which library.
     """
 

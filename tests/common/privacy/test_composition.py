@@ -1,10 +1,13 @@
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from closed_form import gaussian_epsilon
 from dp_accounting.pld.privacy_loss_distribution import (
     PrivacyLossDistribution,
     from_gaussian_mechanism,
@@ -12,18 +15,17 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.accountants import PRVAccountant
-from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
 from scipy.stats import binom
 
 from grandrounds.common.privacy import composition, dominating_pair
-from grandrounds.common.privacy.composition import composed_epsilon
+from grandrounds.common.privacy.accountant import epsilon
+from grandrounds.common.privacy.composition import composed_epsilon, recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Trust
 
 Case = tuple[float, float, int]  # q, z, steps
 FINE = 1e-6
+CASES = json.loads((Path(__file__).parents[2] / "vectors" / "accountant.json").read_text())["cases"]
 _INTERVAL = 1e-3  # of the library's, fine enough for so few releases
 
 
@@ -33,13 +35,7 @@ def _schedule(q: float, z: float, count: int = 1, trust: Trust = "local", m: int
 
 
 def _analytic_gaussian_epsilon(noise_multipliers: Sequence[float], delta: float) -> float:
-    """Balle and Wang 2018, Theorem 8: Gaussians compose to the one whose squared mu is the sum of theirs."""
-    mu = math.sqrt(math.fsum(1 / z**2 for z in noise_multipliers))
-
-    def excess(eps: float) -> float:
-        return float(ndtr(mu / 2 - eps / mu) - math.exp(eps + log_ndtr(-mu / 2 - eps / mu))) - delta
-
-    return float(brentq(excess, 0.0, 1e6, xtol=1e-13)) if excess(0.0) > 0 else 0.0
+    return gaussian_epsilon(math.sqrt(math.fsum(1 / z**2 for z in noise_multipliers)), delta)
 
 
 @given(
@@ -100,12 +96,39 @@ def test_without_sampling_a_person_s_contributions_to_one_release_add_up() -> No
 
 @pytest.mark.parametrize("cases, delta", SETS)
 def test_epsilon_lies_within_the_bounds_of_opacus_prv(cases: list[Case], delta: float) -> None:
+    from opacus.accountants import PRVAccountant  # it loads torch
+
     prv = PRVAccountant()
     prv.history = [(z, q, steps) for q, z, steps in cases]
     error = 0.01
     upper = prv.get_epsilon(delta, eps_error=error, delta_error=delta / 1000)  # true epsilon is within 2 errors below
     assert upper - 2 * error <= composed_epsilon(list(itertools.starmap(_schedule, cases)), delta=delta)
     assert composed_epsilon(list(itertools.starmap(_schedule, cases)), delta=delta) <= upper + error
+
+
+@pytest.mark.parametrize("q, z, steps, delta, trust, m, expected", CASES)
+def test_a_recomputed_epsilon_agrees_with_the_published_libraries(
+    q: float, z: float, steps: int, delta: float, trust: Trust, m: int, expected: float
+) -> None:
+    assert recomputed_epsilon(_schedule(q, z, steps, trust, m), delta=delta) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("trust, m", [("local", 1), ("local", 3), ("distributed", 2), ("distributed", 5)])
+@pytest.mark.parametrize(
+    "q, z, steps, delta", [(0.4, 1.642, 24, 5e-4), (1.0, 10.0, 50, 1e-5), (0.1, 4.0, 300, 1e-6), (0.25, 6.0, 60, 1e-3)]
+)
+def test_a_recomputed_epsilon_agrees_with_the_claimed_one(
+    q: float, z: float, steps: int, delta: float, trust: Trust, m: int
+) -> None:
+    schedule = _schedule(q, z, steps, trust, m)
+    claimed = epsilon(schedule, delta=delta).epsilon
+    assert recomputed_epsilon(schedule, delta=delta) == pytest.approx(claimed, rel=1e-3)
+
+
+def test_a_recomputed_epsilon_charges_slack_to_epsilon_twice_and_to_delta_once() -> None:
+    schedule, slack = _schedule(0.3, 2.0, 20), 0.01
+    at_less_delta = recomputed_epsilon(schedule, delta=1e-5 * math.exp(-slack))
+    assert recomputed_epsilon(schedule, delta=1e-5, slack=slack) == at_less_delta + 2 * slack
 
 
 def _sampled(seed: int, number: int) -> list[Schedule]:
