@@ -18,6 +18,11 @@ ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
 MAX_HEADER_BYTES = 1 << 20
 _SIGNATURE_BYTES = 64
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+# The y of every point of order 1, 2, 4 or 8 on the curve of Ed25519, also as y + p; the library does not refuse them.
+_P = 2**255 - 19
+_COORDINATE = 2**255 - 1
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = frozenset({0, 1, _ORDER_8, _P - _ORDER_8, _P - 1, _P, _P + 1})
 _WHY_ENVELOPE = "only intact messages of known senders may act on a study"
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -69,6 +74,11 @@ class Identity:
         return cls(Ed25519PrivateKey.from_private_bytes(secret))
 
     @property
+    def secret(self) -> bytes:
+        """The 32 secret bytes, for who keeps the key."""
+        return self._key.private_bytes_raw()
+
+    @property
     def public_key(self) -> str:
         """The public key in lower-case hex, 32 bytes."""
         return self._key.public_key().public_bytes_raw().hex()
@@ -79,9 +89,12 @@ class Identity:
 
 
 def verify_signature(public_key: str, signature: bytes, label: bytes, data: bytes) -> None:
-    """Raises EnvelopeError unless ``signature`` is the key's on ``label ‖ data``."""
+    """Raises EnvelopeError unless ``signature`` is the key's on ``label ‖ data``, and nobody but its owner's."""
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(signature, label + data)
+        key = bytes.fromhex(public_key)
+        if int.from_bytes(key, "little") & _COORDINATE in _SMALL_ORDER:
+            raise ValueError("anybody can sign under a key of small order")
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, label + data)
     except (InvalidSignature, ValueError) as error:
         raise EnvelopeError(
             f"a signature does not verify under key {public_key[:16]}…",
@@ -102,6 +115,14 @@ class _Header(BaseModel):
     body: dict[str, Any]
     payload_bytes: int = Field(ge=0, le=2**40)
     payload_sha256: Hex32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What somebody signed, without its payload, which the header names by hash."""
+
+    header: bytes
+    signature: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +176,7 @@ class Envelope:
             raise _malformed("its header has an impossible length")
         header = bytes(wire[4 : 4 + size])
         payload = memoryview(wire)[4 + size + _SIGNATURE_BYTES :]
-        try:
-            fields = _Header.model_validate_json(header)
-            canonical = canonical_json(fields.model_dump())
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise _malformed("its header is not what this version writes") from error
-        if canonical != header:
-            raise _malformed("its header is not canonical JSON")
+        fields = _read_header(header)
         if len(payload) != fields.payload_bytes or sha256(payload) != fields.payload_sha256:
             raise _malformed("its payload is not the one that was signed")
         return cls(
@@ -171,6 +186,22 @@ class Envelope:
             signature=bytes(wire[4 + size : 4 + size + _SIGNATURE_BYTES]),
         )
 
+    @classmethod
+    def of_statement(cls, statement: "Statement") -> "Envelope":
+        """What was signed, with an empty payload whatever the header says; raises EnvelopeError."""
+        fields = _read_header(statement.header)
+        return cls(
+            **fields.model_dump(exclude={"payload_bytes", "payload_sha256"}),
+            payload=memoryview(b""),
+            header=statement.header,
+            signature=statement.signature,
+        )
+
+    @property
+    def statement(self) -> "Statement":
+        """Header and signature: proof of who said what, without the payload."""
+        return Statement(header=self.header, signature=self.signature)
+
     def verify(self, public_key: str) -> None:
         """Raises EnvelopeError unless the owner of ``public_key`` signed exactly this."""
         verify_signature(public_key, self.signature, ENVELOPE_LABEL, self.header)
@@ -178,6 +209,17 @@ class Envelope:
     def to_bytes(self) -> bytes:
         """The envelope as it travels."""
         return b"".join((struct.pack("<I", len(self.header)), self.header, self.signature, self.payload))
+
+
+def _read_header(header: bytes) -> _Header:
+    try:
+        fields = _Header.model_validate_json(header)
+        canonical = canonical_json(fields.model_dump())
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise _malformed("its header is not what this version writes") from error
+    if canonical != header:
+        raise _malformed("its header is not canonical JSON")
+    return fields
 
 
 def _malformed(detail: str) -> EnvelopeError:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import rfc8785
@@ -19,6 +20,11 @@ from grandrounds.common.identity import (
     verify_signature,
 )
 
+VECTORS = Path(__file__).parents[1] / "vectors"
+RFC_8785 = json.loads((VECTORS / "rfc8785.json").read_text())
+RFC_8032 = json.loads((VECTORS / "ed25519.json").read_text())
+
+GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493  # L of RFC 8032
 IDENTITY = Identity.from_bytes(bytes(32))
 CONTEXT = {"manifest": "ab" * 32, "attempt": 1, "exchange": "advert", "sender": "site-1"}
 BODIES = st.dictionaries(
@@ -74,6 +80,51 @@ def test_a_signature_holds_for_its_key_label_and_data_only() -> None:
     ):
         with pytest.raises(EnvelopeError, match="does not verify"):
             verify_signature(key, s, label, data)
+
+
+@pytest.mark.parametrize("name, secret, public, message, signature", RFC_8032["cases"])
+def test_keys_and_signatures_are_those_of_rfc_8032(
+    name: str, secret: str, public: str, message: str, signature: str
+) -> None:
+    identity = Identity.from_bytes(bytes.fromhex(secret))
+    assert identity.public_key == public
+    data = bytes.fromhex(message)
+    for cut in (0, len(data) // 2, len(data)):  # a label is nothing but the beginning of what is signed
+        assert identity.sign(data[:cut], data[cut:]).hex() == signature
+        verify_signature(public, bytes.fromhex(signature), data[:cut], data[cut:])
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 14])
+def test_a_signature_has_one_encoding(multiple: int) -> None:
+    # S and S + L satisfy the same equation; RFC 8032, section 5.1.7, accepts S < L only. 14 L is the most that fits.
+    signature = IDENTITY.sign(b"label\n", b"data")
+    scalar = int.from_bytes(signature[32:], "little") + multiple * GROUP_ORDER
+    malleated = signature[:32] + scalar.to_bytes(32, "little")
+    with pytest.raises(EnvelopeError, match="does not verify"):
+        verify_signature(IDENTITY.public_key, malleated, b"label\n", b"data")
+
+
+@pytest.mark.parametrize("size", [0, 1, 32, 63, 65, 128])
+def test_a_signature_of_another_length_is_refused(size: int) -> None:
+    signature = (IDENTITY.sign(b"label\n", b"data") * 2)[:size]
+    with pytest.raises(EnvelopeError, match="does not verify"):
+        verify_signature(IDENTITY.public_key, signature, b"label\n", b"data")
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 64])
+def test_a_public_key_of_another_length_is_refused(size: int) -> None:
+    key = (IDENTITY.public_key * 2)[: 2 * size]
+    with pytest.raises(EnvelopeError, match="does not verify"):
+        verify_signature(key, IDENTITY.sign(b"label\n", b"data"), b"label\n", b"data")
+
+
+@pytest.mark.parametrize("key", RFC_8032["small_order_keys"])
+def test_a_key_under_which_anybody_can_sign_is_refused(key: str) -> None:
+    # With R of order 1 or 2 and S = 0, one message in the key's order (at most 8) verifies at least.
+    for commitment in RFC_8032["small_order_keys"][:2]:
+        for message in range(64):
+            with pytest.raises(EnvelopeError):
+                verify_signature(key, bytes.fromhex(commitment) + bytes(32), b"label\n", bytes([message]))
 
 
 @given(position=st.integers(0, 10**6), change=st.integers(1, 255))
@@ -186,6 +237,26 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read() -> None:
 
 def test_canonical_json_sorts_and_leaves_no_space() -> None:
     assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'.encode()
+
+
+@pytest.mark.parametrize("bits, expected", RFC_8785["numbers"])
+def test_numbers_are_written_as_rfc_8785_says(bits: str, expected: str) -> None:
+    (number,) = struct.unpack(">d", bytes.fromhex(bits))
+    assert canonical_json(number) == expected.encode()
+    assert canonical_json({"x": [number]}) == b'{"x":[%b]}' % expected.encode()
+
+
+@pytest.mark.parametrize("bits", RFC_8785["refused_numbers"])
+def test_numbers_without_a_form_in_json_are_refused(bits: str) -> None:
+    with pytest.raises(ValueError, match="not representable"):
+        canonical_json(struct.unpack(">d", bytes.fromhex(bits)))
+
+
+@pytest.mark.parametrize("name", RFC_8785["documents"])
+def test_documents_are_written_as_rfc_8785_says(name: str) -> None:
+    document, expected = RFC_8785["documents"][name]
+    assert canonical_json(json.loads(document)) == expected.encode()
+    assert canonical_json(json.loads(expected)) == expected.encode()
 
 
 @given(
