@@ -5,13 +5,12 @@ from ..common.errors import StudyError
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
-from ..common.privacy.accountant import epsilon
 
 _WHY = "the study's claim holds only at sites that run exactly what its manifest says"
 
 
 def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:
-    """Raises StudyError unless this site can run the study as its manifest says, at no more than the target ε.
+    """Raises StudyError unless this site can run the study as its manifest says.
 
     ``model_sha256`` is the hash of the folder that ``model`` was loaded from.
     """
@@ -24,10 +23,6 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     _require(
         manifest.frozen_adapter_sha256 == model.frozen_adapter_sha256, "the frozen adapter is another than the study's"
     )
-    schedule, target = manifest.schedule, manifest.study.privacy.target_epsilon
-    if schedule is not None and target is not None:
-        own = epsilon(schedule, delta=manifest.delta).epsilon
-        _require(own <= target, f"the schedule costs ε = {own:.4f}, above its target {target}")
 
 
 def _require(holds: bool, otherwise: str) -> None:

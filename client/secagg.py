@@ -90,9 +90,10 @@ class ClientAttempt:
         self._parameters = parameters
         self._name = name
         self._identity = identity
-        self._invited = check_begin(parameters, name, begin).invited
+        opened = check_begin(parameters, name, begin)
+        self._invited = opened.invited
         self._attempt = begin.attempt
-        self._begin_hash = begin_hash(begin)
+        self._begin_hash = begin_hash(opened, manifest=begin.manifest, attempt=begin.attempt)
         self._charge_counter = charge_counter
         self._least_charge_counters = dict(least_charge_counters)
         self._due = Turn.ADVERTISE

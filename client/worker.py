@@ -1,31 +1,42 @@
 """The resident worker of a site: owns its data, model and key, and answers one request at a time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.adapter import Vector, vector_from_bytes
-from ..common.errors import EnvelopeError, GrandRoundsError, ProtocolError, StorageError
+from ..common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
 from ..common.identity import Envelope, Identity, sha256
 from ..common.manifest import Manifest
 from ..common.messages import (
-    EMPTY_LEDGER_HEAD,
+    SERVER,
     Adverts,
     Begin,
     Ciphertexts,
+    Close,
     Consistencies,
+    Message,
     Refusal,
     RefusalCode,
     Survivors,
+    unpack,
 )
+from ..common.secagg.transcript import open_message, seal_message
 from .budget import Budget
 from .secagg import ClientAttempt, check_begin
+from .site_ledger import SetBackError, SiteLedger
 
 # adapter [d] -> this attempt's update as unsigned integers [d]; never raises.
 Release = Callable[[Vector], NDArray[np.unsignedinteger]]
 _log = logging.getLogger(__name__)
+_CODES = {
+    SetBackError: RefusalCode.SET_BACK,
+    StorageError: RefusalCode.STORAGE,
+    PrivacyError: RefusalCode.BUDGET,
+}
 
 
 class _RefusedError(Exception):
@@ -45,28 +56,31 @@ class Worker:
     turns every failure of data into noise, and a message that breaks the protocol is met with silence (empty bytes).
     The texts of errors stay here.
 
-    What it has begun and paid for is in ``budget``, on disk before the answer leaves. An attempt's secrets are in
-    memory only: a worker that was started anew answers nothing in an attempt that was begun before.
+    What it has begun and paid for is in ``budget``, on disk before the answer leaves, and with it the ledger, which a
+    Begin must continue. An attempt's secrets are in memory only: a worker that was started anew answers nothing in an
+    attempt that was begun before.
     """
 
     def __init__(self, *, name: str, identity: Identity, manifest: Manifest, release: Release, budget: Budget) -> None:
-        """``budget`` is this site's, open for this worker alone. Raises StorageError."""
+        """``budget`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
         self._name = name
         self._identity = identity
         self._manifest = manifest
         self._parameters = manifest.secagg_parameters
         self._release = release
         self._budget = budget
-        self._last_attempt = budget.last_attempt(manifest.sha256)
+        self._study = manifest.study_id
+        self._ledger = SiteLedger(budget, manifest, name=name)
+        self._last_attempt = budget.last_attempt(self._study)
         # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
-        self._charged = budget.is_charged(manifest.sha256, self._last_attempt)
+        self._charged = budget.is_charged(self._study, self._last_attempt)
         self._attempt: ClientAttempt | None = None
         self._adapter = np.empty(0, dtype=np.float32)
 
     @property
     def charges(self) -> int:
         """How many attempts this site has paid for in this study."""
-        return self._budget.charges(self._manifest.sha256)
+        return self._budget.charges(self._study)
 
     def close(self) -> None:
         """Give the site's state free for another worker."""
@@ -76,7 +90,9 @@ class Worker:
         """The answer to one message; empty where the site stays silent."""
         try:
             envelope = Envelope.parse(request)
-            return self._begin(envelope) if envelope.exchange == Begin.exchange else self._answer(envelope, request)
+            if envelope.exchange == Begin.exchange:
+                return self._begin(envelope)
+            return self._close(request) if envelope.exchange == Close.exchange else self._answer(envelope, request)
         except _RefusedError as refusal:
             return self._refuse(refusal.code, attempt=refusal.attempt)
         except GrandRoundsError as error:
@@ -89,41 +105,45 @@ class Worker:
 
         A Begin that does not pass leaves the attempt in progress as it is: anyone can send one.
         """
-        if envelope.manifest != self._manifest.sha256:
+        if envelope.manifest != self._parameters.manifest:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
-        try:
+        with self._refusing(RefusalCode.BEGIN, envelope):
             begin = check_begin(self._parameters, self._name, envelope)
-        except GrandRoundsError as error:
-            _log.warning("%s refuses a Begin: %s", self._name, error.diagnostics())
-            raise _RefusedError(RefusalCode.BEGIN, envelope) from error
+            adapter, *lines = unpack(envelope.payload) or [b""]
         if envelope.attempt <= self._last_attempt:
             raise _RefusedError(RefusalCode.SERIAL, envelope)
         if envelope.attempt > self._manifest.max_attempts:
             raise _RefusedError(RefusalCode.SCHEDULE, envelope)
-        if (begin.ledger_length, begin.ledger_head) != (0, EMPTY_LEDGER_HEAD):
-            raise _RefusedError(RefusalCode.BEGIN, envelope)
-        if sha256(envelope.payload) != begin.adapter_sha256:
+        with self._refusing(RefusalCode.ADAPTER, envelope):
+            vector = vector_from_bytes(adapter, dimension=self._manifest.dimension)
+        if sha256(adapter) != begin.adapter_sha256:
             raise _RefusedError(RefusalCode.ADAPTER, envelope)
-        try:
-            self._adapter = vector_from_bytes(bytes(envelope.payload), dimension=self._manifest.dimension)
-        except GrandRoundsError as error:
-            raise _RefusedError(RefusalCode.ADAPTER, envelope) from error
-        study = self._manifest.sha256
-        try:
-            self._budget.begin(study, envelope.attempt)
-            charges, peer_charges = self._budget.charges(study), self._budget.peer_charges(study)
-        except StorageError as error:
-            raise self._unwritten(error, envelope) from error
-        self._last_attempt, self._charged = envelope.attempt, False
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            audit = self._ledger.begun(lines, begin, attempt=envelope.attempt)
+            charges = self._ledger.begin(audit)
+        self._last_attempt, self._charged, self._adapter = envelope.attempt, False, vector
+        peers = self._budget.peer_charges(self._study)
         self._attempt = ClientAttempt(
             parameters=self._parameters,
             name=self._name,
             identity=self._identity,
             begin=envelope,
             charge_counter=charges,
-            least_charge_counters=peer_charges,
+            least_charge_counters={
+                site: max(peers.get(site, 0), told) for site, told in (peers | audit.charges).items()
+            },
         )
         return self._attempt.advertise()
+
+    def _close(self, request: bytes) -> bytes:
+        """Sign the ledger of a study that is over, if it is whole; no attempt can follow."""
+        attempt = Envelope.parse(request).attempt
+        envelope, close = open_message(self._parameters, request, Close, attempt=attempt, senders=(SERVER,))
+        self._attempt, self._charged = None, False
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            report, *lines = unpack(envelope.payload) or [b""]
+            closed = self._ledger.close(lines, close, report)
+        return self._seal(closed, attempt=attempt)
 
     def _answer(self, envelope: Envelope, request: bytes) -> bytes:
         attempt = self._attempt
@@ -148,26 +168,28 @@ class Worker:
     def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> int:
         """Pay for the attempt; the new charge counter. Nothing was computed from records yet."""
         try:
-            charges = self._budget.charge(self._manifest.sha256, envelope.attempt, attempt.peer_charge_counters)
-        except StorageError as error:
+            with self._refusing(RefusalCode.STORAGE, envelope):
+                charges = self._budget.charge(self._study, envelope.attempt, attempt.peer_charge_counters)
+        except _RefusedError:
             self._attempt = None
-            raise self._unwritten(error, envelope) from error
+            raise
         self._charged = True
         return charges
 
-    def _unwritten(self, error: StorageError, envelope: Envelope) -> _RefusedError:
-        _log.error("%s cannot take part: %s", self._name, error.diagnostics())
-        return _RefusedError(RefusalCode.STORAGE, envelope)
+    @contextmanager
+    def _refusing(self, code: RefusalCode, envelope: Envelope) -> Iterator[None]:
+        """Whatever is wrong inside stays in this site's log; the server learns ``code``, or one more exact."""
+        try:
+            yield
+        except GrandRoundsError as error:
+            _log.warning("%s refuses %s: %s", self._name, envelope.exchange, error.diagnostics())
+            exact = next((known for kind, known in _CODES.items() if isinstance(error, kind)), code)
+            raise _RefusedError(exact, envelope) from error
 
     def _refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
-        """A refusal; silence where a charge was paid and its attempt is not over."""
-        if self._charged:
-            return b""
-        return Envelope.seal(
-            self._identity,
-            manifest=self._manifest.sha256,
-            attempt=attempt,
-            exchange=Refusal.exchange,
-            sender=self._name,
-            body=Refusal(code=code).model_dump(mode="json"),
-        ).to_bytes()
+        """A refusal; silence in an attempt that was paid for and is not over."""
+        silent = self._charged and attempt <= self._last_attempt
+        return b"" if silent else self._seal(Refusal(code=code), attempt=attempt)
+
+    def _seal(self, message: Message, *, attempt: int) -> bytes:
+        return seal_message(self._parameters, self._identity, message, attempt=attempt, sender=self._name).to_bytes()

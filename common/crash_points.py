@@ -12,10 +12,20 @@ class CrashPoint(StrEnum):
 
     BEFORE_STATE = auto()
     AFTER_STATE = auto()
+    BEFORE_ASSET = auto()
+    AFTER_ASSET = auto()
+    BEFORE_RESERVATION = auto()
+    AFTER_RESERVATION = auto()
+    BEFORE_SIGNATURE = auto()
+    AFTER_SIGNATURE = auto()
+    BEFORE_CANCELLATION = auto()
+    AFTER_CANCELLATION = auto()
     BEFORE_SERIAL = auto()
     AFTER_SERIAL = auto()
     BEFORE_CHARGE = auto()
     AFTER_CHARGE = auto()
+    BEFORE_LEDGER = auto()
+    AFTER_LEDGER = auto()
 
 
 Reach = Callable[[CrashPoint], None]

@@ -7,7 +7,7 @@ from tempfile import NamedTemporaryFile
 from .errors import StorageError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data``: a reader, also after a crash, sees the old content or all of the new.
 
     The bytes are fsynced before the rename and the folder after it. Raises StorageError, leaving nothing behind.
@@ -19,13 +19,13 @@ def write_atomically(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                # The temporary file is private (0600); what it replaces is for whoever may read the folder.
-                os.fchmod(file.fileno(), 0o644)
+                # The temporary file is private (0600); most of what is written is for whoever may read the folder.
+                os.fchmod(file.fileno(), mode)
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror}",
@@ -39,19 +39,19 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        _fsync(folder.parent)
+        fsync(folder.parent)
 
 
 def rename_folder(source: Path, target: Path) -> None:
     """Rename a finished folder such that a crash leaves all of it under ``target`` or nothing. Raises OSError."""
     for path in (*source.rglob("*"), source):
-        _fsync(path)
+        fsync(path)
     source.rename(target)
-    _fsync(target.parent)
+    fsync(target.parent)
 
 
-def _fsync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
+def fsync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

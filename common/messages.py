@@ -2,6 +2,7 @@
 
 The order is Begin → Advert → Adverts → Shares → Ciphertexts → MaskedInput → Survivors → Consistency → Consistencies →
 Unmask: the server's five messages and the sites' five answers. ``Refusal`` is a site's other answer, before its charge.
+After the study's last attempt, ``Close`` brings each site the end of the ledger, which it signs with ``Closed``.
 """
 
 import struct
@@ -18,8 +19,7 @@ SERVER = "server"
 RECORD = "grandrounds"
 FIELD = "envelope"
 BEGIN_LABEL = b"grandrounds/begin/v1\n"
-EMPTY_LEDGER_HEAD = "00" * 32
-MAX_PARTS = 4096
+MAX_PARTS = 1 << 20
 
 
 class Message(BaseModel):
@@ -43,14 +43,17 @@ class Message(BaseModel):
 
 
 class Begin(Message):
-    """The server opens an attempt. Payload: the adapter, float32 [d]."""
+    """The server opens an attempt. Payload, packed: the adapter, float32 [d]; then ledger entries that the site lacks.
+
+    The ledger ends with the entry that records this attempt: its length and head include it.
+    """
 
     exchange = "begin"
     has_payload = True
     round: int = Field(ge=1, le=2**31)
     invited: tuple[Name, ...]
     adapter_sha256: Hex32
-    ledger_length: int = Field(ge=0)
+    ledger_length: int = Field(ge=0, le=2**40)
     ledger_head: Hex32
 
 
@@ -133,8 +136,12 @@ class RefusalCode(StrEnum):
     SERIAL = "serial"
     ADAPTER = "adapter"
     SCHEDULE = "schedule"
+    LEDGER = "ledger"
+    SET_BACK = "set-back"
+    BUDGET = "budget"
     STORAGE = "storage"
     PROTOCOL = "protocol"
+    PAUSED = "paused"
 
 
 class Refusal(Message):
@@ -144,9 +151,26 @@ class Refusal(Message):
     code: RefusalCode
 
 
-def begin_hash(envelope: Envelope) -> str:
+class Close(Message):
+    """The server closes the study. Payload, packed: report.json; then ledger entries that the site lacks."""
+
+    exchange = "close"
+    has_payload = True
+    ledger_length: int = Field(ge=1, le=2**40)
+    ledger_head: Hex32
+
+
+class Closed(Message):
+    """A site signs the ledger up to the entry that closed the study."""
+
+    exchange = "closed"
+    ledger_length: int = Field(ge=1, le=2**40)
+    ledger_head: Hex32
+
+
+def begin_hash(begin: Begin, *, manifest: str, attempt: int) -> str:
     """H(Begin): what every advert repeats, so that sites shown different Begins share no transcript."""
-    fields = {"manifest": envelope.manifest, "attempt": envelope.attempt, "body": envelope.body}
+    fields = {"manifest": manifest, "attempt": attempt, "body": begin.model_dump(mode="json")}
     return sha256(BEGIN_LABEL + canonical_json(fields))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import StudyError
-from .identity import Name
+from .identity import Hex32, Name
 from .language_model import Lora
 from .optimizer import OptimizerName
 from .privacy.events import SampledGaussianRelease, Schedule
@@ -26,6 +26,10 @@ ValueT = TypeVar("ValueT")
 _MAX_TOML_BYTES = 1 << 18
 _MAX_DOTS = 200
 Probability = Annotated[float, Field(gt=0, le=1)]
+# A line of text, without control characters and without those that turn its direction.
+Words = Annotated[str, Field(pattern=r"^\P{C}+$", max_length=200)]
+# From records of nobody to records that name people.
+Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 
 
 class Section(BaseModel):
@@ -98,10 +102,27 @@ class SecaggSection(Section):
 
 
 class Site(Section):
-    """A hospital in the roster; ``nominal_units`` is public or coarsely rounded, and never updated."""
+    """A hospital in the roster; ``nominal_units`` is public or coarsely rounded, and never updated.
+
+    ``records`` says in words what its records are, ``residency`` where they are kept. ``sha256`` is of the records
+    themselves, and only for those that are no person's: whoever can guess a record could confirm it by its hash.
+    """
 
     name: Name
     nominal_units: int = Field(ge=1, le=10**9)
+    records: Words | None = None
+    sensitivity: Sensitivity = "identifiable"
+    residency: Words | None = None
+    sha256: Hex32 | None = None
+
+    @model_validator(mode="after")
+    def _reveals_nobody(self) -> Self:
+        if self.sha256 is not None and self.sensitivity not in ("synthetic", "public"):
+            raise ValueError(
+                f"sha256: a hash of {self.sensitivity} records is a release that no noise protects; "
+                "leave it out, or say that they are synthetic or public"
+            )
+        return self
 
 
 class Study(Section):

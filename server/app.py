@@ -1,19 +1,42 @@
 """The Flower ServerApp of a study: grid in, grid out. Nothing else."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from ..common.messages import FIELD, RECORD
-from .training import Training
 
 POLL_INTERVAL_S = 0.2
 
 
-def make_app(open_training: Callable[[Context], Training], nodes: Callable[[Grid], Mapping[str, int]]) -> ServerApp:
-    """A ServerApp that carries a study's messages until its training is finished.
+class Conversation(Protocol):
+    """A state machine at the server: a study's training, or its closing."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to say."""
+
+    @property
+    def deadline_s(self) -> float:
+        """How long the current exchange may take."""
+
+    def messages(self) -> Mapping[str, bytes]:
+        """What each site is to be sent now."""
+
+    def receive(self, site: str, answer: bytes) -> None:
+        """One site's answer."""
+
+    def advance(self) -> None:
+        """All answers are in, or the deadline passed."""
+
+
+def make_app(
+    open_study: Callable[[Context], Iterable[Conversation]], nodes: Callable[[Grid], Mapping[str, int]]
+) -> ServerApp:
+    """A ServerApp that carries a study's conversations, one after the other.
 
     ``nodes`` says which Flower node is which site; who a message is from is proven by its signature, not by its node.
     """
@@ -21,11 +44,12 @@ def make_app(open_training: Callable[[Context], Training], nodes: Callable[[Grid
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        training = open_training(context)
-        while not training.finished:
-            for site, answer in _exchange(grid, nodes(grid), training.messages(), training.deadline_s):
-                training.receive(site, answer)
-            training.advance()
+        for conversation in open_study(context):
+            while not conversation.finished:
+                messages = conversation.messages()
+                for site, answer in _exchange(grid, nodes(grid), messages, conversation.deadline_s):
+                    conversation.receive(site, answer)
+                conversation.advance()
 
     return app
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import StorageError
 from ..common.files import write_atomically
+from ..common.ledger import EMPTY_LEDGER_HEAD
 
 # The newest, and one before it in case the newest is found damaged.
 KEPT = 2
@@ -22,19 +23,41 @@ _NAME = re.compile(r"^round-(\d{6})\.npz$")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """State after a committed round; ``adapter`` is float32 [d]."""
+    """State after a committed round, or before the first.
 
-    manifest: str
+    ``study`` is its id; ``adapter`` is float32 [d]; ``perplexities`` [round + 1] are those before the first round and
+    after each; ``ledger_head`` is the head of the ledger of ``ledger_length`` entries with which it was saved.
+    """
+
+    study: str
     round: int
     attempts: int
     adapter: NDArray[np.float32]
     optimizer: dict[str, NDArray[np.float64]]
+    perplexities: NDArray[np.float64]
+    ledger_length: int
+    ledger_head: str
+
+    @classmethod
+    def initial(cls, *, study: str, adapter: NDArray[np.float32], perplexity: float) -> "Checkpoint":
+        """The state before the first round and the first attempt."""
+        return cls(
+            study=study,
+            round=0,
+            attempts=0,
+            adapter=adapter,
+            optimizer={},
+            perplexities=np.array([perplexity]),
+            ledger_length=0,
+            ledger_head=EMPTY_LEDGER_HEAD,
+        )
 
     def save(self, folder: Path) -> None:
         """Write into ``folder`` and drop older ones; raises StorageError."""
         buffer = io.BytesIO()
-        counters = np.array([self.round, self.attempts])
-        arrays = {"adapter": self.adapter, "counters": counters, "manifest": np.array(self.manifest)}
+        counters = np.array([self.round, self.attempts, self.ledger_length])
+        arrays = {"adapter": self.adapter, "counters": counters, "study": np.array(self.study)}
+        arrays |= {"ledger_head": np.array(self.ledger_head), "perplexities": self.perplexities}
         arrays |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
         np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
         write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
@@ -49,8 +72,14 @@ class Checkpoint:
             ) from error
 
     @classmethod
-    def load(cls, path: Path, manifest: str) -> "Checkpoint":
-        """Read a checkpoint of the study ``manifest``; raises StorageError if it is damaged or another study's."""
+    def newest(cls, folder: Path, study: str) -> "Checkpoint | None":
+        """The last that was saved, if one was; raises StorageError if it is damaged or another study's."""
+        saved = _saved(folder) if folder.exists() else []
+        return cls.load(saved[-1], study) if saved else None
+
+    @classmethod
+    def load(cls, path: Path, study: str) -> "Checkpoint":
+        """Read a checkpoint of ``study``; raises StorageError if it is damaged or another study's."""
         try:
             with np.load(path, allow_pickle=False) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
@@ -58,23 +87,32 @@ class Checkpoint:
                 stored = {name: archive[name] for name in archive.files}
             if str(stored.pop("sha256")) != _digest(stored):
                 raise ValueError("not what was saved")
-            round_, attempts = (int(counter) for counter in stored.pop("counters"))
-            owner = str(stored.pop("manifest"))
-            adapter = stored.pop("adapter")
+            round_, attempts, ledger_length = (int(counter) for counter in stored.pop("counters"))
+            owner, ledger_head = str(stored.pop("study")), str(stored.pop("ledger_head"))
+            adapter, perplexities = stored.pop("adapter"), stored.pop("perplexities")
         except Exception as error:  # a damaged archive raises errors of every layer that reads it
             raise StorageError(
                 f"{path} is no whole checkpoint",
                 why="training would continue from numbers that nobody released",
-                fix="use the checkpoint before it",
+                fix="put back a whole copy; the checkpoint before it serves if the ledger has not closed this round",
             ) from error
-        if owner != manifest:
+        if owner != study:
             raise StorageError(
-                f"{path} belongs to study {owner[:16]}…, not to {manifest[:16]}…",
+                f"{path} belongs to study {owner[:16]}…, not to {study[:16]}…",
                 why="the schedule and its claim are another study's",
                 fix="choose the folder of this study",
             )
         optimizer = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items()}
-        return cls(manifest=owner, round=round_, attempts=attempts, adapter=adapter, optimizer=optimizer)
+        return cls(
+            study=owner,
+            round=round_,
+            attempts=attempts,
+            adapter=adapter,
+            optimizer=optimizer,
+            perplexities=perplexities,
+            ledger_length=ledger_length,
+            ledger_head=ledger_head,
+        )
 
 
 def _digest(arrays: dict[str, NDArray[Any]]) -> str:

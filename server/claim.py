@@ -6,13 +6,14 @@ from typing import Final
 
 from ..common.manifest import Manifest
 
-UNVERIFIED: Final = (
-    "Not independently verifiable. This version keeps no signed ledger, no policies of the sites and no privacy "
-    "budgets: the claim rests on the word of those who ran the study."
+RECOMPUTE: Final = (
+    "Recompute it. The claim follows from what the sites and the server signed. Whoever has the study’s folder DIR can "
+    "recompute it without a network, and without the server’s word for it:"
 )
+AUTHORSHIP: Final = "Ask a site for that hash, which is of the manifest it signed: a page cannot vouch for itself."
 SIMULATED: Final = (
-    "A simulation. Every site ran in one process on one machine. The protocol between them ran in full, but it hides "
-    "nothing from whoever operates that machine."
+    "A simulation. Every site ran in one process on one machine, which made every key and every signature. The "
+    "protocol between them ran in full, but it hides nothing from whoever operates that machine."
 )
 NO_PRIVACY: Final = (
     "NO PRIVACY. This study ran without noise and promises nothing to anyone in its data. Its adapter may repeat "
@@ -111,7 +112,20 @@ def released(manifest: Manifest) -> tuple[str, ...]:
     return (
         f"{total} of every attempt, and the adapter after every round (to the server and to all sites)",
         "the finished adapter (to anyone)",
+        "the ledger: who was in which attempt, and what they signed of it (to all sites, and to whoever verifies)",
         f"this report; its perplexities are measured without noise on {figures}, as the study declares",
+    )
+
+
+def epochs(manifest: Manifest, *, attempts: int) -> str:
+    """Why there is no number of epochs, and how often each unit takes part instead."""
+    study = manifest.study
+    q, steps, unit = study.privacy.sampling_probability, study.training.local_steps, study.privacy.unit
+    return (
+        f"None. An epoch reads every {unit} once; here each step draws anew, since it is of such draws that the claim "
+        f"is computed. On average a {unit} took part in {q * steps * attempts:.3g} of "
+        f"{count(steps * attempts, 'step')}, and would take part in {q * steps * manifest.max_attempts:.3g} of all "
+        f"{steps * manifest.max_attempts} that the claim covers."
     )
 
 
@@ -122,8 +136,8 @@ def data_touches(manifest: Manifest, *, counted: bool) -> tuple[str, ...]:
     return (
         f"Training: {steps} in each attempt, each on a fresh Poisson draw in which every {study.privacy.unit} takes "
         f"part with probability {study.privacy.sampling_probability:.4g}, independently of all others.",
-        "Reading: each site checks that its own file can be used. A fault in it is shown at that site and nowhere "
-        "else.",
+        "Reading: each site checks that its own file can be used, and leaves out the records of patients who opted "
+        "out. A fault in a file is shown at that site and nowhere else.",
         "The test that one record’s gradient does not depend on its neighbours runs on random token ids, on no record.",
         COUNTED if counted else "Nothing else. No count, draw size, loss or norm leaves a site.",
         "The clipping norm, the learning rates and the schedule were fixed before the first record was read; they must "
@@ -161,8 +175,8 @@ def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
         ),
         Limit(
             title="Other studies on the same patients",
-            text="What other studies release about a patient adds to what this one does. This version keeps no "
-            "budget across studies.",
+            text="What other studies release about a patient adds to what this one does. Each site keeps a budget "
+            "for all studies on its patients together; this report is of one.",
         ),
         Limit(
             title="What the base model already knew",
@@ -179,6 +193,11 @@ def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
             "enough for a draw far larger than average; nothing more is claimed.",
         ),
         Limit(
+            title="What those who ran the study declare",
+            text="The perplexities, the description of the evaluation set and the name of the base model are the "
+            "server’s word. What a site’s records are, and where they are kept, is that site’s word.",
+        ),
+        Limit(
             title="A correct result",
             text="A malicious server or a single malicious site can make the sums, and so the adapter, anything at "
             "all.",
@@ -189,7 +208,8 @@ def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
         ),
         Limit(
             title="A site’s machine set back to an earlier state",
-            text="Restoring an old copy of a site’s state can make it forget what it has already released.",
+            text="Restoring an old copy of a site’s state can make it forget what it has already released. The ledger "
+            "shows that where its counter of charges falls, and not otherwise.",
         ),
         Limit(
             title="Withdrawal of consent",
@@ -198,14 +218,14 @@ def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
     )
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun, small numbers as words.
 
-    >>> count(1, "site"), count(3, "site"), count(24, "attempt")
-    ('one site', 'three sites', '24 attempts')
+    >>> count(1, "site"), count(3, "site"), count(24, "entry", "entries")
+    ('one site', 'three sites', '24 entries')
     """
     word = _WORDS[number] if number < len(_WORDS) else str(number)
-    return f"{word} {noun}" if number == 1 else f"{word} {noun}s"
+    return f"{word} {noun}" if number == 1 else f"{word} {plural or noun + 's'}"
 
 
 def up(value: float, digits: int = 2) -> str:

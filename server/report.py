@@ -1,91 +1,103 @@
 """The report of a study: what it claims, from which figures, and how useful its adapter is, as one JSON object."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from ..common.errors import PrivacyError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..common.audit import AttemptRecord, Audit
+from ..common.ledger import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
 from ..common.manifest import Manifest
-from ..common.messages import EMPTY_LEDGER_HEAD
-from ..common.privacy.accountant import Relation, epsilon
+from ..common.privacy.composition import composed_epsilon
 from ..common.privacy.events import Schedule
 from . import claim
-from .training import RoundClosed
+from .figures import privacy_figures
 
 FORMAT: Final = "grandrounds/report/v1"
 Report = dict[str, Any]
-
-# The large ones are no claim of their own: with them, what an attack can find is bounded nearly as well as it can be.
-CURVE_DELTAS: Final = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.02, 0.05, 0.1)
-FALSE_ALARM_RATES: Final = (0.001, 0.01, 0.05)
-_FIGURES_OF_THE_CLAIM: Final = (
-    "claim",
-    "protected",
-    "adversary",
-    "adversary_sees",
-    "epsilon",
-    "epsilon_rdp",
-    "delta",
-    "noise_multiplier",
-    "sampling_probability",
-    "accountant",
-    "epsilon_curve",
-    "attack",
-    "epsilon_replace_one",
-    "epsilon_without_amplification",
-    "overlap",
-)
+Perplexity = Annotated[float, Field(ge=1)]
 
 
-def build_report(
-    *,
-    manifest: Manifest,
-    rounds: Sequence[RoundClosed],
-    attempts: int,
-    exhausted: RoundClosed | None,
-    perplexity_before: float,
-    base_model: str,
-    evaluation: str,
-    data_sources: Mapping[str, str],
-    counted: bool,
-    setting: Literal["simulation", "federation"],
-) -> Report:
-    """The report of a study that committed ``rounds`` within ``attempts``; plain JSON values throughout.
+class Declared(BaseModel):
+    """What the report says and no ledger can bear out: the word of those who ran the study.
 
-    ``exhausted`` is the round that was not committed because the schedule ended, if there is one: its attempts are
-    spent like any other's, so it is in every figure but the number of rounds and the perplexity. ``base_model`` is the
-    name or folder that the adapter is loaded onto; ``evaluation`` and ``data_sources`` (by site) say in words where
-    the records come from, and ``counted`` that nominal units were counted in them. Every other figure is computed from
-    the manifest, from releases, or from public or synthetic data. Without noise there is no claim, and the figures
-    that would support one are None; a figure beside the claim is None where no useful bound exists.
+    Attributes:
+        perplexity_before: of the base model on the evaluation set; None, as in all perplexities, if it is not finite.
+        perplexities: after each round that was closed; for one that was begun and not closed, what it left.
+        base_model: the name or folder that the adapter is loaded onto.
+        evaluation: what the evaluation set is, in words.
+        counted: whether nominal units were counted in the records.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    perplexity_before: Perplexity | None
+    perplexities: dict[int, Perplexity | None]
+    base_model: str
+    evaluation: str
+    counted: bool
+    setting: Literal["simulation", "federation"]
+
+    @classmethod
+    def of(cls, report: Any) -> Self:
+        """What the JSON of a report declares; raises LedgerError where it is none."""
+        try:
+            utility = report["utility"]
+            return cls(
+                perplexity_before=report["perplexity_before"],
+                perplexities={row["round"]: row["perplexity"] for row in utility["rounds"]},
+                base_model=report["base_model"],
+                evaluation=utility["evaluation"],
+                counted=report["nominal_units_counted"],
+                setting=report["setting"],
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise broken("the report is not one that this version writes") from error
+
+
+def build_report(audit: Audit, declared: Declared) -> Report:
+    """The report of a study that has ended, from its ledger and what is declared; plain JSON values throughout.
+
+    Pure: whoever has the ledger and what was declared gets the same, before the study is closed and after. Every
+    figure is computed from the manifest, from releases, or from public or synthetic data. Without noise there is no
+    claim, and the figures that would support one are None. Raises LedgerError where the ledger begins with no study.
+    """
+    manifest = audit.manifest
     study = manifest.study
     training = study.training
-    ended = [*rounds, exhausted] if exhausted else rounds
+    figures = privacy_figures(manifest)
+    rounds = _rounds(audit, declared, figures["epsilon"])
+    closed = len(audit.rounds)
+    before = _finite(declared.perplexity_before)
     return {
         "format": FORMAT,
         "study_id": manifest.study_id,
         "manifest_sha256": manifest.sha256,
+        "manifest_version": manifest.version,
         "package_version": manifest.package_version,
-        "setting": setting,
-        "base_model": base_model,
-        **_claim(manifest),
+        "setting": declared.setting,
+        "base_model": declared.base_model,
+        **figures,
         "privacy_unit": study.privacy.unit,
         "neighboring_relation": "add_or_remove_one",
         "trust": study.privacy.trust,
-        "rounds": len(rounds),
+        "rounds": closed,
         "planned_rounds": training.rounds,
-        "attempts": attempts,
+        "attempts": len(audit.attempts),
         "max_attempts": manifest.max_attempts,
-        "exhausted": exhausted is not None,
+        "exhausted": _is_exhausted(audit),
         "local_steps": training.local_steps,
         "sites": len(study.sites),
         "sites_per_patient": study.privacy.sites_per_patient,
-        "perplexity_before": _finite(perplexity_before),
-        "perplexity_after": _finite(rounds[-1].perplexity if rounds else perplexity_before),
-        "dropouts": _dropouts(ended),
+        "perplexity_before": before,
+        "perplexity_after": rounds[closed - 1]["perplexity"] if closed else before,
+        "dropouts": _dropouts(audit.attempts),
+        "never_ended": [{"round": each.round, "attempt": each.attempt} for each in audit.attempts if not each.ended],
+        "charges": audit.charges,
         "released": list(claim.released(manifest)),
         "mechanism": _mechanism(manifest),
         "secure_aggregation": {
@@ -93,11 +105,7 @@ def build_report(
             "corrupt_sites": study.privacy.corrupt_sites,
             "modulus_bits": study.secagg.modulus_bits,
         },
-        "sampler": {
-            "name": "Poisson" if study.privacy.sampling_probability < 1 else "none: everyone takes part in every step",
-            "max_records_per_unit": study.data.records_per_unit,
-            "max_tokens": study.data.max_tokens,
-        },
+        "sampler": _sampler(manifest, attempts=len(audit.attempts)),
         "training": {
             "model": study.model.model_dump(mode="json"),
             "model_sha256": manifest.model_sha256,
@@ -105,99 +113,39 @@ def build_report(
             "optimizer": training.optimizer,
             "learning_rate": training.learning_rate,
         },
-        "data": [{"site": site.name, "source": data_sources.get(site.name, "not stated")} for site in study.sites],
-        "data_touches": list(claim.data_touches(manifest, counted=counted)),
+        "data": [
+            {
+                "site": site.name,
+                "source": site.records,
+                "sensitivity": site.sensitivity,
+                "nominal_size": site.nominal_units,
+                "residency": site.residency,
+                "sha256": site.sha256,
+            }
+            for site in study.sites
+        ],
+        "data_touches": list(claim.data_touches(manifest, counted=declared.counted)),
+        "nominal_units_counted": declared.counted,
         "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
         "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the "
         "adapter is public.",
         "number_representation": "Gradients are floating point until they are clipped. Each unit’s clipped gradient is "
         "rounded to integers and its norm checked exactly; sums, noise and secure aggregation are exact on integers.",
-        "utility": {"evaluation": evaluation, "evaluation_kind": study.data.evaluation, "rounds": _rounds(ended)},
+        "utility": {"evaluation": declared.evaluation, "evaluation_kind": study.data.evaluation, "rounds": rounds},
         "audit": "not performed in this version",
-        "verification": "not independently verifiable",
-        "ledger": {"length": 0, "head": EMPTY_LEDGER_HEAD},
-        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=counted)],
+        "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
+        "signatures": {
+            "server": manifest.server_key,
+            "sites": {site: manifest.site_keys[site] for site in sorted(audit.countersigned)},
+        },
+        "ledger": _ledger(audit.ledger),
+        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=declared.counted)],
     }
 
 
 def render_json(report: Report) -> bytes:
     """The report as report.json: UTF-8, indented, in the order in which ``build_report`` states it."""
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _claim(manifest: Manifest) -> Report:
-    """The claim and every figure of privacy; all None without noise."""
-    schedule, delta = manifest.schedule, manifest.delta
-    if schedule is None:
-        return dict.fromkeys(_FIGURES_OF_THE_CLAIM)
-    spent = epsilon(schedule, delta=delta)
-    curve = [(at, value) for at in CURVE_DELTAS if (value := _bound(schedule, at)) is not None]
-    return {
-        "claim": claim.claim(manifest, spent.epsilon),
-        "protected": claim.protected(manifest),
-        "adversary": claim.adversary(manifest),
-        "adversary_sees": claim.seen(manifest),
-        "epsilon": spent.epsilon,
-        "epsilon_rdp": spent.epsilon_rdp,
-        "delta": delta,
-        "noise_multiplier": schedule.event.noise_multiplier,
-        "sampling_probability": schedule.event.sampling_probability,
-        "accountant": spent.accountant,
-        "epsilon_curve": [{"delta": at, "epsilon": value} for at, value in curve],
-        "attack": _attack([*curve, (delta, spent.epsilon)]),
-        "epsilon_replace_one": _epsilon_replace_one(schedule, delta),
-        "epsilon_without_amplification": _bound(schedule.without_amplification(), delta),
-        "overlap": _overlap(schedule, delta, sites=len(manifest.study.sites)),
-    }
-
-
-def _attack(curve: Sequence[tuple[float, float]]) -> list[Report]:
-    """The largest share of patients that any attack finds, by the share of false alarms it accepts.
-
-    An (epsilon, delta) allows at most min(e^epsilon a + delta, 1 - e^-epsilon (1 - delta - a)) at false alarm rate a
-    (Kairouz, Oh and Viswanath 2015, theorem 2.1). Every pair of the curve holds, so the least of these bounds does.
-    """
-    return [
-        {"false_alarm_rate": rate, "detection_rate_at_most": min(_detection(rate, *pair) for pair in curve)}
-        for rate in FALSE_ALARM_RATES
-    ]
-
-
-def _detection(false_alarm_rate: float, delta: float, epsilon: float) -> float:
-    without_overflow = min(epsilon, 700.0)
-    by_removal = math.exp(without_overflow) * false_alarm_rate + delta
-    by_addition = 1 - math.exp(-without_overflow) * (1 - delta - false_alarm_rate)
-    return min(by_removal, by_addition, 1.0)
-
-
-def _epsilon_replace_one(schedule: Schedule, delta: float) -> float | None:
-    """None where no analysis exists: a patient at several sites under distributed trust."""
-    event = schedule.event
-    if event.trust == "distributed" and event.sites_per_patient > 1:
-        return None
-    return _bound(schedule, delta, relation="replace_one")
-
-
-def _bound(schedule: Schedule, delta: float, *, relation: Relation = "add_or_remove_one") -> float | None:
-    """A figure beside the claim; None where no useful bound exists, which must not cost a finished study its report."""
-    try:
-        return epsilon(schedule, delta=delta, relation=relation).epsilon
-    except PrivacyError:
-        return None
-
-
-def _overlap(schedule: Schedule, delta: float, *, sites: int) -> list[Report]:
-    """What the same schedule means for someone whose records are at one site, at the stated number, at all."""
-    rows: list[Report] = []
-    for overlap in sorted({1, schedule.event.sites_per_patient, sites}):
-        try:
-            shared = replace(schedule, event=replace(schedule.event, sites_per_patient=overlap))
-            spent = epsilon(shared, delta=delta)
-        except PrivacyError:
-            rows.append({"sites_per_patient": overlap, "epsilon": None, "epsilon_rdp": None})
-        else:
-            rows.append({"sites_per_patient": overlap, "epsilon": spent.epsilon, "epsilon_rdp": spent.epsilon_rdp})
-    return rows
 
 
 def _mechanism(manifest: Manifest) -> Report:
@@ -216,34 +164,82 @@ def _mechanism(manifest: Manifest) -> Report:
     }
 
 
-def _dropouts(rounds: Sequence[RoundClosed]) -> list[Report]:
+def _sampler(manifest: Manifest, *, attempts: int) -> Report:
+    """How units are drawn, and how often each takes part on average."""
+    study = manifest.study
+    q, steps = study.privacy.sampling_probability, study.training.local_steps
+    return {
+        "name": "Poisson" if q < 1 else "none: everyone takes part in every step",
+        "epochs": claim.epochs(manifest, attempts=attempts),
+        "expected_participations": q * steps * attempts,
+        "expected_participations_in_whole_schedule": q * steps * manifest.max_attempts,
+        "max_records_per_unit": study.data.records_per_unit,
+        "max_tokens": study.data.max_tokens,
+    }
+
+
+def _dropouts(attempts: Sequence[AttemptRecord]) -> list[Report]:
     return [
         {
-            "round": closed.round,
-            "attempt": outcome.attempt,
+            "round": attempt.round,
+            "attempt": attempt.attempt,
             "site": site,
             "exchange": exchange,
-            "in_sum": site in outcome.survivors,
+            "in_sum": site in attempt.survivors,
         }
-        for closed in rounds
-        for outcome in closed.outcomes
-        for site, exchange in outcome.dropouts.items()
+        for attempt in attempts
+        for site, exchange in attempt.dropouts.items()
     ]
 
 
-def _rounds(rounds: Sequence[RoundClosed]) -> list[Report]:
+def _rounds(audit: Audit, declared: Declared, claimed: float | None) -> list[Report]:
+    """Every round that was begun; the last of them may not have been closed, and then has no survivors."""
+    survivors = {closed.round: list(closed.survivors) for closed in audit.rounds}
+    attempts: dict[int, list[int]] = {}
+    for attempt in audit.attempts:
+        attempts.setdefault(attempt.round, []).append(attempt.attempt)
     return [
         {
-            "round": closed.round,
-            "attempts": [outcome.attempt for outcome in closed.outcomes],
-            "survivors": list(closed.survivors),
-            "epsilon_spent": closed.epsilon_spent,
-            "perplexity": _finite(closed.perplexity),
+            "round": round_,
+            "attempts": serials,
+            "survivors": survivors.get(round_, []),
+            "epsilon_spent": _spent(audit.manifest, serials[-1], claimed),
+            "perplexity": _finite(declared.perplexities.get(round_)),
         }
-        for closed in rounds
+        for round_, serials in attempts.items()
     ]
 
 
-def _finite(value: float) -> float | None:
+def _spent(manifest: Manifest, attempts: int, claimed: float | None) -> float | None:
+    """What the attempts so far cost: a figure of progress, which the claim bounds as well."""
+    if manifest.schedule is None or claimed is None:
+        return None
+    begun = replace(manifest.schedule, count=attempts * manifest.study.training.local_steps)
+    return min(claimed, _epsilon(begun, manifest.delta))
+
+
+@functools.cache
+def _epsilon(schedule: Schedule, delta: float) -> float:
+    """In milliseconds, where the claim's accountant takes a third of a second; there may be a thousand rounds."""
+    return composed_epsilon([schedule], delta=delta)
+
+
+def _is_exhausted(audit: Audit) -> bool:
+    """Whether the schedule has no attempt left for a round that needs one."""
+    spent = len(audit.attempts) == audit.manifest.max_attempts
+    return spent and len(audit.rounds) < audit.manifest.study.training.rounds and not audit.attempts[-1].unmasked
+
+
+def _ledger(ledger: Ledger) -> Report:
+    """What the report was made from: the ledger without its end, which names the report's own hash."""
+    length, head = 0, EMPTY_LEDGER_HEAD
+    for entry in ledger:
+        if entry.type is EntryType.STUDY_CLOSED:
+            break
+        length, head = entry.sequence + 1, entry.hash
+    return {"length": length, "head": head}
+
+
+def _finite(value: float | None) -> float | None:
     """JSON knows no infinity."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None

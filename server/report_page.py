@@ -1,5 +1,6 @@
 """The report as people read it: one self-contained HTML page, and the model card of the adapter."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ DROPPED_WHEN: Final = {
     "consistency": "after its update was in",
     "unmask": "after its update was in",
 }
+# What a site says of its records, in words.
+SENSITIVITY: Final = {
+    "synthetic": "synthetic: of nobody",
+    "public": "public",
+    "deidentified": "de-identified",
+    "identifiable": "identifiable",
+}
 _LARGEST_IN_DIGITS: Final = 6  # powers of ten
 
 # A chart's own coordinates, which the page scales to its width, and the margins around what is drawn.
@@ -31,7 +39,7 @@ def render_html(report: Report) -> str:
     return (
         _environment(autoescape=True)
         .get_template("report.html")
-        .render(report=report, charts=_charts(report), dropped_when=DROPPED_WHEN, claim=claim)
+        .render(report=report, charts=_charts(report), dropped_when=DROPPED_WHEN, sensitivity=SENSITIVITY, claim=claim)
     )
 
 
@@ -169,10 +177,10 @@ def number(value: float | None) -> str:
     """A measured figure to three digits.
 
     >>> number(9.1), number(54.26), number(None)
-    ('9.1', '54.3', 'too large to state')
+    ('9.1', '54.3', 'no finite figure')
     """
     if value is None:
-        return "too large to state"
+        return "no finite figure"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
@@ -212,6 +220,7 @@ def _power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+@functools.cache
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")),

@@ -5,61 +5,74 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common import entries
 from ..common.adapter import vector_bytes
+from ..common.audit import AttemptRecord, begin_of
+from ..common.entries import SignedStatement, Statements
 from ..common.identity import Identity, sha256
 from ..common.manifest import Manifest
-from ..common.messages import EMPTY_LEDGER_HEAD, Begin
+from ..common.messages import Advert, Consistency, MaskedInput, pack
 from .accountant import CentralAccountant
+from .ledger import LedgerWriter
 from .secagg import ServerAttempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptOutcome:
-    """How one attempt of a round ended; ``reason`` is empty where it was unmasked."""
+    """How one attempt of a round ended: with survivors where it was unmasked."""
 
     attempt: int
     survivors: tuple[str, ...]
     dropouts: dict[str, str]
-    reason: str
+
+    @classmethod
+    def of(cls, record: AttemptRecord) -> "AttemptOutcome":
+        """What the ledger says of it."""
+        return cls(attempt=record.attempt, survivors=record.survivors, dropouts=dict(record.dropouts))
 
 
 @dataclass(kw_only=True)
 class Round:
     """Attempts of one round: ``open_attempt`` again where one ``failed``, until one is unmasked.
 
-    Each attempt is checked against the schedule before it begins and counted as it begins, unmasked or not: once a
-    site has answered, noise and draw are spent. ``charge_counters``, the last that each site told, is brought up to
-    date: a site whose counter fell is left out, since its peers would refuse the attempt.
+    Each attempt is checked against the schedule before it begins, and counted and on the ledger as it begins, unmasked
+    or not: once a site has answered, noise and draw are spent. Of ``held``, how many of the ledger's entries each site
+    is known to have, what is out of date is brought up to date. A site whose charge counter fell is left out, since
+    its peers would refuse the attempt.
     """
 
     number: int
     manifest: Manifest
     identity: Identity
     accountant: CentralAccountant
+    ledger: LedgerWriter
     adapter: NDArray[np.float32]
-    charge_counters: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
     outcomes: list[AttemptOutcome] = field(default_factory=list)
     _attempt: ServerAttempt | None = None
 
     def open_attempt(self) -> None:
         """Begin the next attempt; raises ScheduleExhaustedError where the schedule holds no further one."""
         self.accountant.check()
-        self.accountant.commit()
-        payload = vector_bytes(self.adapter)
-        begin = Begin(
-            round=self.number,
-            invited=tuple(site.name for site in self.manifest.study.sites),
-            adapter_sha256=sha256(payload),
-            ledger_length=0,
-            ledger_head=EMPTY_LEDGER_HEAD,
+        adapter = vector_bytes(self.adapter)
+        entry = self.ledger.append(
+            entries.AttemptBegun(
+                attempt=self.accountant.attempts_committed + 1,
+                round=self.number,
+                invited=tuple(site.name for site in self.manifest.study.sites),
+                adapter_sha256=sha256(adapter),
+            )
         )
+        self.accountant.commit()
+        begin = begin_of(entry)
+        lacking = {start: pack([adapter, *self.ledger.lines(start)]) for start in {0, *self.held.values()}}
         self._attempt = ServerAttempt(
             parameters=self.manifest.secagg_parameters,
             identity=self.identity,
             begin=begin,
             attempt=self.accountant.attempts_committed,
-            adapter=payload,
-            least_charge_counters=self.charge_counters,
+            payloads={site: lacking[self.held.get(site, 0)] for site in begin.invited},
+            possible_charges={site: self.ledger.audit.possible_charges(site) for site in begin.invited},
         )
 
     def messages(self) -> dict[str, bytes]:
@@ -75,17 +88,33 @@ class Round:
         attempt = self._running
         exchange, answered = attempt.exchange, attempt.answered
         attempt.advance()
+        if exchange == Advert.exchange:
+            # Who advertised has the ledger up to this attempt; who did not is sent all of it next time.
+            length = len(self.ledger.audit.ledger)
+            self.held |= {site: length if site in answered else 0 for site in self.manifest.site_keys}
         if attempt.done or attempt.aborted:
-            self.charge_counters |= attempt.charge_counters
-            self.outcomes.append(
-                AttemptOutcome(
-                    attempt=self.accountant.attempts_committed,
-                    survivors=tuple(attempt.survivors) if attempt.done else (),
-                    dropouts=dict(attempt.dropouts),
-                    reason=attempt.aborted or "",
-                )
-            )
+            self._end(attempt)
         return exchange, answered
+
+    def _end(self, attempt: ServerAttempt) -> None:
+        serial = self.accountant.attempts_committed
+        self.ledger.append(
+            entries.AttemptEnded(
+                attempt=serial,
+                unmasked=attempt.done,
+                dropouts=attempt.dropouts,
+                adverts=self._statements(attempt, Advert.exchange),
+                masked_inputs=self._statements(attempt, MaskedInput.exchange),
+                consistencies=self._statements(attempt, Consistency.exchange),
+            )
+        )
+        record = self.ledger.audit.attempts[-1]
+        self.accountant.record(serial, record.charged)
+        self.outcomes.append(AttemptOutcome.of(record))
+
+    def _statements(self, attempt: ServerAttempt, exchange: str) -> Statements:
+        said = attempt.statements[exchange]
+        return tuple(SignedStatement.of(said[site]) for site in self.manifest.secagg_parameters.in_order(said))
 
     @property
     def finished(self) -> bool:

@@ -5,13 +5,12 @@ here keeps one bad answer from spoiling the attempt.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import EnvelopeError, ProtocolError
-from ..common.identity import Envelope, Identity
+from ..common.identity import Envelope, Identity, Statement
 from ..common.messages import (
     SERVER,
     Advert,
@@ -40,21 +39,12 @@ _EXCHANGES = tuple(answer.exchange for answer in (Advert, Shares, MaskedInput, C
 _CIPHERTEXT_BYTES = 2 * shamir.SHARE_BYTES + keys.TAG_BYTES
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """What a site signed, without its payload, which the header names by hash."""
-
-    header: bytes
-    signature: bytes
-
-
 class ServerAttempt:
     """One attempt: in each exchange ``messages`` go out, answers come in by ``receive``, and ``advance`` closes it.
 
     ``advance`` is for when ``awaited`` is empty or the exchange's deadline has passed; who has not answered by then
     has dropped out. ``dropouts`` says at which exchange a site was lost and ``reasons`` why, for the operator;
-    ``statements`` has what the sites signed, by exchange and site; ``charge_counters`` the last that each site told;
-    ``aborted`` is the reason if the attempt failed.
+    ``statements`` has what the sites signed, by exchange and site; ``aborted`` is the reason if the attempt failed.
     Once ``done``, ``aggregate`` is the sum over ``survivors``. Memory: one vector of the update's size and one of the
     aggregate's, however many sites there are.
     """
@@ -66,10 +56,10 @@ class ServerAttempt:
         identity: Identity,
         begin: Begin,
         attempt: int,
-        adapter: bytes,
-        least_charge_counters: Mapping[str, int] | None = None,
+        payloads: Mapping[str, bytes],
+        possible_charges: Mapping[str, range] | None = None,
     ) -> None:
-        """``attempt`` is the serial, ``adapter`` Begin's payload; no advert may count fewer charges than given."""
+        """``attempt`` is the serial, ``payloads`` are Begin's by site, ``possible_charges`` their charge counters'."""
         self.dropouts: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         self.statements: dict[str, dict[str, Statement]] = {exchange: {} for exchange in _EXCHANGES}
@@ -77,9 +67,10 @@ class ServerAttempt:
         self._parameters = parameters
         self._identity = identity
         self._attempt = attempt
-        self.charge_counters = dict(least_charge_counters or {})
-        self._begin = self._seal(begin, payload=adapter)
-        self._begin_hash = begin_hash(self._begin)
+        self._possible_charges = possible_charges or {}
+        self._begin = begin
+        self._begin_payloads = payloads
+        self._begin_hash = begin_hash(begin, manifest=parameters.manifest, attempt=attempt)
         # The invited, then U1 (advertised), U2 (shared), U3 (sent masked input), U4 (signed), U5 (unmasked).
         self._groups: list[tuple[str, ...]] = [begin.invited]
         self._answered: set[str] = set()
@@ -130,7 +121,10 @@ class ServerAttempt:
         group = self._groups[-1]
         match self.exchange:
             case Advert.exchange:
-                return dict.fromkeys(group, self._begin.to_bytes())
+                # Sites that lack the same are sent the same bytes, sealed once.
+                payloads = {site: self._begin_payloads[site] for site in group}
+                sealed = {payload: self._seal(self._begin, payload).to_bytes() for payload in set(payloads.values())}
+                return {site: sealed[payload] for site, payload in payloads.items()}
             case Shares.exchange:
                 return dict.fromkeys(group, self._relay(Adverts()))
             case MaskedInput.exchange:
@@ -152,7 +146,7 @@ class ServerAttempt:
             self._drop(site, error.what)
             return
         self._answered.add(site)
-        self.statements[self.exchange][site] = Statement(header=envelope.header, signature=envelope.signature)
+        self.statements[self.exchange][site] = envelope.statement
 
     def advance(self) -> None:
         """Close the exchange and open the next; with too few answers, or secrets that do not fit, abort."""
@@ -198,9 +192,12 @@ class ServerAttempt:
         advert = Advert.of(envelope)
         if advert.begin_hash != self._begin_hash:
             raise refused("it advertises for another Begin", why="its peers would refuse the attempt")
-        if advert.charge_counter < self.charge_counters.get(site, 0):
-            raise refused("its charge counter fell", why="its peers would refuse the attempt")
-        self.charge_counters[site] = advert.charge_counter
+        possible = self._possible_charges.get(site)
+        if possible is not None and advert.charge_counter not in possible:
+            raise refused(
+                f"its charge counter is {advert.charge_counter}, not from {possible[0]} to {possible[-1]}",
+                why="its state was set back, or it counts attempts that never began",
+            )
         others = [key for other in self._adverts.values() for key in (other.channel_key, other.mask_key)]
         keys.check_public_keys([*others, advert.channel_key, advert.mask_key])
         self._adverts[site] = advert
@@ -215,14 +212,12 @@ class ServerAttempt:
         self._ciphertexts[site] = dict(zip(peers, ciphertexts, strict=True))
 
     def _take_masked_input(self, site: str, envelope: Envelope) -> None:
-        charge_counter = MaskedInput.of(envelope).charge_counter
-        if charge_counter <= self._adverts[site].charge_counter:
-            raise refused("its masked input comes without a charge", why="the ledger would not verify")
+        if MaskedInput.of(envelope).charge_counter != self._adverts[site].charge_counter + 1:
+            raise refused("its masked input comes without one charge", why="the ledger would not verify")
         if len(envelope.payload) != self._parameters.update_bytes:
             raise refused(
                 f"its masked input has {len(envelope.payload)} bytes", why="it is no vector of the manifest's"
             )
-        self.charge_counters[site] = charge_counter
         self._sum += np.frombuffer(envelope.payload, dtype=self._sum.dtype)
 
     def _take_consistency(self, site: str, envelope: Envelope) -> None:

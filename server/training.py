@@ -1,17 +1,22 @@
 """A study's training at the server: rounds in order, the global adapter, its optimiser and its checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ScheduleExhaustedError
-from ..common.identity import Identity
+from ..common import entries
+from ..common.adapter import vector_bytes
+from ..common.audit import AttemptRecord, RoundRecord
+from ..common.errors import ScheduleExhaustedError, StorageError
+from ..common.identity import Identity, sha256
+from ..common.ledger import EMPTY_LEDGER_HEAD
 from ..common.manifest import Manifest
 from ..common.optimizer import Optimizer, make_optimizer
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
+from .ledger import LedgerWriter
 from .round import AttemptOutcome, Round
 
 
@@ -51,28 +56,40 @@ Observer = Callable[[ExchangeClosed | RoundClosed], None]
 class Training:
     """The rounds of a study as one state machine: the transport asks for messages, delivers answers, and advances.
 
+    It goes on from ``checkpoint``, the last that was saved, and from the ledger: attempts that were begun since count.
     ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set; ``save`` stores a checkpoint.
     The training ends after the manifest's rounds, or earlier where the schedule holds no further attempt: ``rounds``
-    are those that were committed, and ``exhausted`` is then the one that was not.
+    are those that were committed, and ``exhausted`` is then the one that was not. Raises StorageError where checkpoint
+    and ledger do not belong together.
     """
 
     manifest: Manifest
     identity: Identity
-    accountant: CentralAccountant
-    adapter: NDArray[np.float32]
+    ledger: LedgerWriter
+    checkpoint: Checkpoint
     evaluate: Callable[[NDArray[np.float32]], float]
     save: Callable[[Checkpoint], None]
     observe: Observer
     rounds: list[RoundClosed] = field(default_factory=list)
     exhausted: RoundClosed | None = None
+    # How many of the ledger's entries each site is known to have.
+    held: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         training = self.manifest.study.training
         self._optimizer: Optimizer = make_optimizer(
             training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
         )
-        self._charge_counters: dict[str, int] = {}
-        self._open_attempt(self._new_round(1))
+        self._optimizer.restore(self.checkpoint.optimizer)
+        self.accountant = accountant_of(self.manifest, self.ledger.audit.attempts)
+        self._resume()
+        if not self.finished:
+            self._open_attempt(self._new_round(len(self.rounds) + 1))
+
+    @property
+    def adapter(self) -> NDArray[np.float32]:
+        """The global adapter [d] after the last committed round."""
+        return self.checkpoint.adapter
 
     @property
     def finished(self) -> bool:
@@ -110,33 +127,71 @@ class Training:
         try:
             round_.open_attempt()
         except ScheduleExhaustedError:
-            self.exhausted = self._closed(round_)
+            self.exhausted = RoundClosed(
+                round=round_.number,
+                outcomes=tuple(round_.outcomes),
+                survivors=(),
+                epsilon_spent=self.accountant.epsilon_spent,
+                perplexity=float(self.checkpoint.perplexities[-1]),
+            )
             self.observe(self.exhausted)
 
     def _commit(self, closing: Round) -> None:
         gradient = mean_gradient(self.manifest, closing.aggregate, closing.survivors)
-        stepped = self._optimizer.step(self.adapter.astype(np.float64), gradient)
-        self.adapter = stepped.astype(np.float32)
-        self.rounds.append(self._closed(closing))
-        self.save(
-            Checkpoint(
-                manifest=self.manifest.sha256,
-                round=closing.number,
-                attempts=self.accountant.attempts_committed,
-                adapter=self.adapter,
-                optimizer=self._optimizer.state,
-            )
+        adapter = self._optimizer.step(self.adapter.astype(np.float64), gradient).astype(np.float32)
+        ledger = self.ledger.audit.ledger
+        self.checkpoint = Checkpoint(
+            study=self.manifest.study_id,
+            round=closing.number,
+            attempts=self.accountant.attempts_committed,
+            adapter=adapter,
+            optimizer=self._optimizer.state,
+            perplexities=np.append(self.checkpoint.perplexities, self.evaluate(adapter)),
+            ledger_length=len(ledger),
+            ledger_head=ledger.head,
         )
+        self.save(self.checkpoint)
+        self._close_round()
         self.observe(self.rounds[-1])
 
-    def _closed(self, round_: Round) -> RoundClosed:
-        return RoundClosed(
-            round=round_.number,
-            outcomes=tuple(round_.outcomes),
-            survivors=round_.survivors,
-            epsilon_spent=self.accountant.epsilon_spent,
-            perplexity=self.evaluate(self.adapter),
+    def _close_round(self) -> None:
+        """Enter the checkpoint's round in the ledger: after it was saved, so that no round of the ledger is lost."""
+        self.ledger.append(
+            entries.RoundClosed(
+                attempt=self.checkpoint.attempts,
+                round=self.checkpoint.round,
+                adapter_sha256=sha256(vector_bytes(self.adapter)),
+            )
         )
+        self.rounds.append(self._closed(self.ledger.audit.rounds[-1]))
+
+    def _resume(self) -> None:
+        """Take up what the ledger and the checkpoint hold; the last round may be in the checkpoint alone."""
+        audit, checkpoint = self.ledger.audit, self.checkpoint
+        heads = [EMPTY_LEDGER_HEAD, *(entry.hash for entry in audit.ledger)]
+        saved_with = (checkpoint.study, checkpoint.ledger_head)
+        if saved_with not in [(self.manifest.study_id, head) for head in heads[checkpoint.ledger_length :][:1]]:
+            raise _foreign("was not saved with this ledger")
+        self.rounds = [self._closed(closed) for closed in audit.rounds[: checkpoint.round]]
+        if checkpoint.round == len(audit.rounds) + 1:
+            self._close_round()
+        if checkpoint.round != len(self.ledger.audit.rounds):
+            raise _foreign(f"is of round {checkpoint.round}, and the ledger has {len(audit.rounds)}")
+        if audit.rounds and self.ledger.audit.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
+            raise _foreign("has another adapter than the ledger")
+
+    def _closed(self, closed: RoundRecord) -> RoundClosed:
+        return RoundClosed(
+            round=closed.round,
+            outcomes=self._outcomes(closed.round),
+            survivors=closed.survivors,
+            epsilon_spent=accountant_of(self.manifest, self.ledger.audit.attempts[: closed.attempt]).epsilon_spent,
+            perplexity=float(self.checkpoint.perplexities[closed.round]),
+        )
+
+    def _outcomes(self, round_: int) -> tuple[AttemptOutcome, ...]:
+        attempts = [record for record in self.ledger.audit.attempts if record.round == round_]
+        return tuple(AttemptOutcome.of(record) for record in attempts)
 
     def _new_round(self, number: int) -> Round:
         return Round(
@@ -144,9 +199,33 @@ class Training:
             manifest=self.manifest,
             identity=self.identity,
             accountant=self.accountant,
+            ledger=self.ledger,
             adapter=self.adapter,
-            charge_counters=self._charge_counters,
+            held=self.held,
+            outcomes=list(self._outcomes(number)),
         )
+
+
+def accountant_of(manifest: Manifest, attempts: Sequence[AttemptRecord]) -> CentralAccountant:
+    """The central accountant of a study after the ``attempts`` of its ledger."""
+    accountant = CentralAccountant(
+        schedule=manifest.schedule,
+        max_attempts=manifest.max_attempts,
+        delta=manifest.delta,
+        committed=len(attempts),
+    )
+    for record in attempts:
+        if record.ended:
+            accountant.record(record.attempt, record.charged)
+    return accountant
+
+
+def _foreign(what: str) -> StorageError:
+    return StorageError(
+        f"the checkpoint {what}",
+        why="training would go on from an adapter that the ledger does not have",
+        fix="put back ledger and checkpoints as they were; an older ledger must never replace a newer one",
+    )
 
 
 def mean_gradient(manifest: Manifest, aggregate: NDArray[np.int64], survivors: tuple[str, ...]) -> NDArray[np.float64]:

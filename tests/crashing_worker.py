@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from grandrounds.client.amounts import Amounts
 from grandrounds.client.budget import Budget
+from grandrounds.client.data_asset import Asset
+from grandrounds.client.reservations import Reservations
 from grandrounds.client.worker import Worker
 from grandrounds.common.identity import Identity
 from grandrounds.common.manifest import Manifest
@@ -25,12 +28,16 @@ def main(folder: Path, point: str | None) -> None:
             os._exit(KILLED)
 
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    budget = Budget.open(folder / "state", reach=reach)
+    reservations = Reservations(budget.database)
+    reservations.register(Asset.synthetic("records"))
+    reservations.reserve("records", manifest.study_id, Amounts())
     worker = Worker(
         name="site-2",
         identity=Identity.from_bytes((folder / "key").read_bytes()),
         manifest=manifest,
         release=lambda adapter: np.ones(manifest.dimension, "<u4"),
-        budget=Budget.open(folder / "state", reach=reach),
+        budget=budget,
     )
     while size := sys.stdin.buffer.read(4):
         answer = worker.handle(sys.stdin.buffer.read(struct.unpack("<I", size)[0]))

@@ -14,33 +14,31 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from grandrounds import __version__
+from grandrounds.client.amounts import Amounts
 from grandrounds.client.app import make_app as make_client_app
 from grandrounds.client.budget import Budget
 from grandrounds.client.cohort import Cohort
 from grandrounds.client.data import Example
+from grandrounds.client.data_asset import Asset
 from grandrounds.client.grad_samples import GradSampler
+from grandrounds.client.reservations import Reservations
 from grandrounds.client.update import SiteUpdate
 from grandrounds.client.worker import Release, Worker
+from grandrounds.common import entries
 from grandrounds.common.adapter import vector_bytes
+from grandrounds.common.audit import begin_of
+from grandrounds.common.countersignature import Countersignature
 from grandrounds.common.identity import Envelope, Identity, sha256
+from grandrounds.common.ledger import Entry
 from grandrounds.common.manifest import Manifest
-from grandrounds.common.messages import (
-    EMPTY_LEDGER_HEAD,
-    FIELD,
-    RECORD,
-    SERVER,
-    Begin,
-    Ciphertexts,
-    Consistencies,
-    Survivors,
-)
+from grandrounds.common.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.messages import Message as Body
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study import Study, validated
 from grandrounds.deploy.local_grid import SERVER_NODE, LocalGrid, local_context
-from grandrounds.server.accountant import CentralAccountant
 from grandrounds.server.app import make_app as make_server_app
 from grandrounds.server.checkpoint import Checkpoint
+from grandrounds.server.ledger import LedgerWriter
 from grandrounds.server.secagg import ServerAttempt
 from grandrounds.server.training import Observer, Training
 
@@ -88,6 +86,29 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
     return validated(Manifest, fields | changes)
 
 
+def reserved(budget: Budget, manifest: Manifest) -> Budget:
+    """The budget of a site that has joined, with records of nobody."""
+    reservations = Reservations(budget.database)
+    reservations.register(Asset.synthetic("records"))
+    reservations.reserve("records", manifest.study_id, Amounts())
+    return budget
+
+
+def agreed_ledger(
+    manifest: Manifest,
+    identities: Mapping[str, Identity],
+    server: Identity,
+    store: Callable[[bytes], Any] = lambda line: None,
+) -> LedgerWriter:
+    """The ledger of a study that every site has signed."""
+    ledger = LedgerWriter(identity=server, store=store)
+    ledger.append(entries.StudyEntry(manifest=manifest))
+    for site in manifest.secagg_parameters.names:
+        signature = Countersignature.of(identities[site], site=site, manifest=manifest.sha256)
+        ledger.append(entries.CountersignatureEntry(countersignature=signature))
+    return ledger
+
+
 def trained_on(
     cohorts: Mapping[str, Sequence[Unit]],
     sampler: GradSampler,
@@ -133,6 +154,9 @@ class Federation:
     server: Identity = field(default_factory=Identity.generate)
     manifest: Manifest = field(init=False)
     workers: dict[str, Worker] = field(init=False)
+    # The server's ledger, as it was stored line by line.
+    lines: list[bytes] = field(init=False, default_factory=list)
+    ledger: LedgerWriter = field(init=False, repr=False)
     training: Training = field(init=False, repr=False)
     traffic: list[Traffic] = field(init=False, default_factory=list)
     # The global adapter after each round, and what was saved with it.
@@ -143,6 +167,7 @@ class Federation:
         names = [site.name for site in self.study.sites]
         self.identities = self.identities or {name: Identity.generate() for name in names}
         self.manifest = small_manifest(self.study, self.identities, self.server, dimension=self.dimension)
+        self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
         self.workers = {name: self.worker(name) for name in names}
         if self.adapter is None:
             self.adapter = np.zeros(self.dimension, dtype=np.float32)
@@ -154,7 +179,7 @@ class Federation:
             identity=self.identities[name],
             manifest=self.manifest,
             release=self.release(self.manifest, name),
-            budget=self.budget(name),
+            budget=reserved(self.budget(name), self.manifest),
         )
 
     def restart(self, name: str) -> None:
@@ -163,15 +188,15 @@ class Federation:
         self.workers[name] = self.worker(name)
 
     def open_training(self, observe: Observer = lambda event: None) -> Training:
-        """The server's state machine at its first attempt."""
+        """The server's state machine at its first attempt, or at the next after its last checkpoint."""
         manifest = self.manifest
         self.training = Training(
             manifest=manifest,
             identity=self.server,
-            accountant=CentralAccountant(
-                schedule=manifest.schedule, max_attempts=manifest.max_attempts, delta=manifest.delta
-            ),
-            adapter=self.adapter,
+            ledger=self.ledger,
+            checkpoint=self.checkpoints[-1]
+            if self.checkpoints
+            else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, perplexity=1.0),
             evaluate=self._keep_adapter,
             save=self.checkpoints.append,
             observe=observe,
@@ -187,27 +212,45 @@ class Federation:
             {site: _Tap(site, app, self.traffic) for site in self.workers},
             lambda site, message: self._is_lost(site, message, is_lost),
         )
-        server_app = make_server_app(lambda context: self.open_training(observe), lambda grid_: grid.nodes)
+        server_app = make_server_app(lambda context: [self.open_training(observe)], lambda grid_: grid.nodes)
         server_app(grid, local_context(SERVER_NODE, SERVER))
         return self
 
     def attempt(self, serial: int = 1, *, payload: bytes | None = None, **begin: Any) -> ServerAttempt:
-        """One attempt, to be driven by hand with ``exchange``; ``begin`` changes what its Begin says."""
-        payload = vector_bytes(self.adapter) if payload is None else payload
-        fields: dict[str, Any] = {
-            "round": 1,
-            "invited": tuple(self.workers),
-            "adapter_sha256": sha256(payload),
-            "ledger_length": 0,
-            "ledger_head": EMPTY_LEDGER_HEAD,
-        }
+        """One attempt, to be driven by hand with ``exchange``; ``begin`` changes what its Begin says.
+
+        The ledger shown with it has the attempts up to it as begun, and of none that it ended.
+        """
+        adapter = vector_bytes(self.adapter) if payload is None else payload
+        lines = self.lines[: 1 + len(self.workers)]
+        for attempt in range(1, serial + 1):
+            lines.append(
+                self.forged(
+                    entries.AttemptBegun(
+                        attempt=attempt, round=1, invited=tuple(self.workers), adapter_sha256=sha256(adapter)
+                    ),
+                    after=lines[-1],
+                )
+            )
+        message = begin_of(Entry.parse(lines[-1])).model_copy(update=begin)
         return ServerAttempt(
             parameters=self.manifest.secagg_parameters,
             identity=self.server,
-            begin=Begin(**(fields | begin)),
+            begin=message,
             attempt=serial,
-            adapter=payload,
+            payloads=dict.fromkeys({*self.workers, *message.invited}, pack([adapter, *lines])),
         )
+
+    def forged(self, body: entries.Body, *, after: bytes) -> bytes:
+        """Any entry that the server signs, whether or not an honest one would write it."""
+        previous = Entry.parse(after)
+        return Entry.seal(
+            self.server,
+            entry_type=body.type,
+            body=body.fields,
+            sequence=previous.sequence + 1,
+            previous=previous.hash,
+        ).line
 
     def server_says(self, body: Body, payload: bytes = b"", *, attempt: int = 1) -> bytes:
         """Any message, signed by the server."""

@@ -97,12 +97,13 @@ class Cohort:
         return {name: generator.integers(-300, 300, self.dimension) for name in self.names}
 
     def attempt(self, serial: int = 1, *, updates: Updates | None = None, **begin: object) -> "Attempt":
+        message = self.begin(**begin)
         server = ServerAttempt(
             parameters=self.parameters,
             identity=self.server,
-            begin=self.begin(**begin),
+            begin=message,
             attempt=serial,
-            adapter=ADAPTER,
+            payloads=dict.fromkeys(message.invited, ADAPTER),
         )
         return Attempt(cohort=self, server=server, updates=updates or self.updates())
 

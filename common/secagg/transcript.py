@@ -161,14 +161,14 @@ def verify_sender(parameters: SecaggParameters, envelope: Envelope, *, attempt: 
 
 
 def check_group(
-    parameters: SecaggParameters, group: Sequence[str], *, what: str, within: Iterable[str], member: str
+    parameters: SecaggParameters, group: Sequence[str], *, what: str, within: Iterable[str], member: str | None = None
 ) -> None:
     """Raises ProtocolError unless ``group`` is t or more of ``within``, each once, in roster order, with ``member``."""
     if not set(group) <= set(within):
         raise _bad_group(f"{what} has sites that cannot be in it")
     if any(parameters.point(one) >= parameters.point(other) for one, other in pairwise(group)):
         raise _bad_group(f"{what} is not in roster order, each site once")
-    if member not in group:
+    if member is not None and member not in group:
         raise _bad_group(f"{what} is without {member}, to whom it was sent")
     if len(group) < parameters.threshold:
         raise _bad_group(f"{what} has {len(group)} sites where {parameters.threshold} are needed")

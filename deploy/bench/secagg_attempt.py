@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ...client.secagg import ClientAttempt
 from ...common.errors import StudyError
 from ...common.identity import Envelope, Identity, sha256
+from ...common.ledger import EMPTY_LEDGER_HEAD
 from ...common.messages import (
-    EMPTY_LEDGER_HEAD,
     Advert,
     Adverts,
     Begin,
@@ -200,7 +200,11 @@ def play(cohort: BenchCohort, answer: Answer, clock: Clock) -> NDArray[np.float6
     )
     with clock("server"):
         server = ServerAttempt(
-            parameters=cohort.parameters, identity=cohort.server_identity, begin=begin, attempt=_ATTEMPT, adapter=b""
+            parameters=cohort.parameters,
+            identity=cohort.server_identity,
+            begin=begin,
+            attempt=_ATTEMPT,
+            payloads=dict.fromkeys(begin.invited, b""),
         )
     while not (server.done or server.aborted):
         exchange = server.exchange

@@ -283,8 +283,8 @@ def _notes(event: RoundClosed) -> Iterator[str]:
     for outcome in event.outcomes:
         for site, exchange in outcome.dropouts.items():
             yield f"{site} dropped out {DROPPED_WHEN[exchange]}"
-        if outcome.reason:
-            yield f"attempt {outcome.attempt} was lost: {outcome.reason}"
+        if not outcome.survivors:
+            yield f"attempt {outcome.attempt} was lost: too few sites stayed"
 
 
 def _beside(left: RenderableType, right: str) -> Table:

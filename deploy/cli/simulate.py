@@ -56,6 +56,9 @@ def simulate(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results (default ./grandrounds-demo).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the study in --output, from its last checkpoint.")
+    ] = False,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="A site and its records (.jsonl .csv .parquet).", rich_help_panel=MODEL),
@@ -147,23 +150,32 @@ def simulate(
     from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
 
     tables = read_tables(config, options)
+    if resume:
+        folder = output or DEFAULT_OUTPUT
+        tables = _settings_of(folder, given=tables)
+    else:
+        folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
     counted = units_are_counted(tables, simulation)
-    folder = output or _free_folder(DEFAULT_OUTPUT)
+    from ..simulate import resume as resume_simulation
     from ..simulate import simulate as run_simulation
     from .display import Display
 
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
         records = prepare_records(simulation, display.observe, counted=counted)
-        result = run_simulation(
-            study,
-            records.cohorts,
-            evaluation=records.evaluation,
-            sources=records.sources,
-            output=folder,
-            dropouts=chosen_dropouts(study, simulation),
-            observe=display.observe,
-        )
+        inputs: dict[str, Any] = {
+            "cohorts": records.cohorts,
+            "evaluation": records.evaluation,
+            "sources": records.sources,
+            "opted_out": records.opted_out,
+            "dropouts": chosen_dropouts(study, simulation),
+            "observe": display.observe,
+        }
+        if resume:
+            result = resume_simulation(folder, **inputs)
+        else:
+            settings = json.loads(json.dumps(tables, default=_absolute))
+            result = run_simulation(study, output=folder, settings=settings, **inputs)
     if as_json:
         typer.echo(json.dumps(result.report))
     else:
@@ -173,22 +185,50 @@ def simulate(
 @contextmanager
 def _told_when_stopped(folder: Path) -> Iterator[None]:
     from ...common.errors import StoppedError
+    from ..study_folder import MANIFEST
 
     try:
         yield
     except KeyboardInterrupt:
+        if not (folder / MANIFEST).exists():
+            raise StoppedError(
+                "stopped before the study was begun",
+                why="nothing was trained, and nothing was spent",
+                fix="start it again, in a new folder",
+            ) from None
         raise StoppedError(
             f"stopped; what is in {folder} is whole, up to the last round that was closed",
             why="an unfinished study has no report and no adapter",
-            fix="start it again; the built-in data and model are kept",
+            fix=f"go on with it: grandrounds simulate --resume --output {folder}",
         ) from None
 
 
-def _named_files(texts: list[str]) -> dict[str, str]:
+def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
+    """What the study in ``folder`` was begun with; raises StudyError if anything else was ``given`` now."""
+    from ...common.errors import StudyError
+    from ..study_folder import StudyFolder
+
+    if given:
+        raise StudyError(
+            f"--resume, and settings of {', '.join(given)}",
+            why="a study that was begun keeps the parameters that its sites signed",
+            fix="give --resume and --output alone, or start another study",
+        )
+    return StudyFolder.open(folder).private().settings
+
+
+def _absolute(path: object) -> str:
+    """A path as it is found from another folder too."""
+    if not isinstance(path, Path):
+        raise TypeError(type(path).__name__)
+    return str(path.absolute())
+
+
+def _named_files(texts: list[str]) -> dict[str, Path]:
     """``NAME=FILE`` options as a mapping; raises StudyError."""
     from ...common.errors import StudyError
 
-    files: dict[str, str] = {}
+    files: dict[str, Path] = {}
     for text in texts:
         name, _, file = text.partition("=")
         if not (name and file) or name in files:
@@ -197,7 +237,7 @@ def _named_files(texts: list[str]) -> dict[str, str]:
                 why="each site has one file of its own records",
                 fix="write for example --data north=north.jsonl",
             )
-        files[name] = file
+        files[name] = Path(file)
     return files
 
 

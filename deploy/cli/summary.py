@@ -20,6 +20,7 @@ _WRITTEN: Final = {
     "report.html": "the page for a privacy officer",
     "report.json": "the same for machines",
     "study.json": "the manifest that every site agreed to",
+    "ledger": "what the server and the sites signed: the evidence",
     "checkpoints": "the last rounds",
 }
 
@@ -50,8 +51,9 @@ def next_commands(report: Report, folder: Path) -> tuple[str, str, str]:
     program = _program()
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     page = f"{opener} {shlex.quote(str(folder / 'report.html'))}"
+    verify = f"{program} verify {shlex.quote(str(folder))} --manifest-hash {report['manifest_sha256']}"
     if report["claim"] is None:
-        return (page, f"{program} simulate", f"{program} simulate --trust local")
+        return (page, f"{program} simulate", verify)
     steps = report["max_attempts"] * report["local_steps"]
     overlap = f" --sites-per-patient {report['sites_per_patient']}" if report["sites_per_patient"] > 1 else ""
     epsilon = (
@@ -59,8 +61,7 @@ def next_commands(report: Report, folder: Path) -> tuple[str, str, str]:
         f"{report['sampling_probability']:.6g} --steps {steps} --delta {report['delta']:g}"
         f"{overlap} --trust {report['trust']}"
     )
-    other = "local" if report["trust"] == "distributed" else "distributed"
-    return (page, epsilon, f"{program} simulate --trust {other}")
+    return (page, epsilon, verify)
 
 
 def no_privacy() -> RenderableType:
@@ -102,7 +103,7 @@ def _results(report: Report) -> Table:
             *rows,
             ("privacy", f"ε = {up(report['epsilon'])} at δ = {report['delta']:g} for each {report['privacy_unit']}"),
             ("against", report["adversary"]),
-            ("verification", report["verification"]),
+            ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
         ]
     )
 

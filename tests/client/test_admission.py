@@ -12,7 +12,6 @@ from grandrounds.common.errors import StudyError
 from grandrounds.common.identity import Identity
 from grandrounds.common.language_model import LanguageModel, Lora
 from grandrounds.common.model_folder import model_folder_sha256
-from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.study import ModelSection, Study, validated
 
 SITE = "site-2"
@@ -143,20 +142,3 @@ def test_a_folder_with_another_tokenizer_or_configuration_is_refused(folder, mod
 def test_a_manifest_with_another_key_for_the_site_is_refused(folder, model, fitting, name, identity):
     with pytest.raises(StudyError, match=f"another key for {name}"):
         admitted(folder, model, fitting, name=name, identity=identity)
-
-
-def test_a_schedule_above_its_target_is_refused(folder, model, fitting):
-    manifest = admitted(folder, model, fitting)
-    spent = epsilon(manifest.schedule, delta=manifest.delta).epsilon
-    admitted(folder, model, fitting, target_epsilon=spent)
-    with pytest.raises(StudyError, match="above its target"):
-        admitted(folder, model, fitting, target_epsilon=0.999 * spent)
-
-
-def test_the_whole_schedule_counts_and_not_the_planned_rounds(folder, model, fitting):
-    one_round = adapter_study(noise_multiplier=NOISE_MULTIPLIER, training={"max_attempts": 1})
-    manifest = small_manifest(one_round, IDENTITIES, Identity.generate(), **fitting)
-    target = epsilon(manifest.schedule, delta=manifest.delta).epsilon
-    admit(manifest, name=SITE, identity=IDENTITIES[SITE], model=model, model_sha256=model_folder_sha256(folder))
-    with pytest.raises(StudyError, match="above its target"):
-        admitted(folder, model, fitting, target_epsilon=target)

@@ -4,7 +4,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +11,30 @@ from federation import Federation, small_study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grandrounds.client.budget import DATABASE, Budget
+from grandrounds.client.amounts import Amounts
+from grandrounds.client.budget import Budget
+from grandrounds.client.data_asset import Asset
+from grandrounds.client.reservations import Reservations
 from grandrounds.common.crash_points import CrashPoint
-from grandrounds.common.errors import ProtocolError, StorageError
+from grandrounds.common.errors import PrivacyError, ProtocolError, StorageError
 from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import Refusal, RefusalCode
 
 STUDY, OTHER = "ab" * 32, "cd" * 32
-ROOT = Path(__file__).parents[2]
+
+
+def joined(budget, *studies):
+    """The budget of a site that has joined the studies, with records of nobody."""
+    reservations = Reservations(budget.database)
+    reservations.register(Asset.synthetic("records"))
+    for study in studies:
+        reservations.reserve("records", study, Amounts())
+    return budget
 
 
 @given(serials=st.lists(st.integers(1, 6), max_size=12), paid=st.lists(st.booleans(), min_size=12, max_size=12))
 def test_serials_only_grow_and_charges_are_the_attempts_that_were_paid_for(serials, paid):
-    budget = Budget.in_memory()
+    budget = joined(Budget.in_memory(), STUDY)
     last, charges = 0, 0
     for serial, pays in zip(serials, paid, strict=False):
         if serial <= last:
@@ -41,7 +51,7 @@ def test_serials_only_grow_and_charges_are_the_attempts_that_were_paid_for(seria
 
 
 def test_an_attempt_is_paid_for_once_and_only_while_it_is_the_last_one():
-    budget = Budget.in_memory()
+    budget = joined(Budget.in_memory(), STUDY)
     budget.begin(STUDY, 1)
     budget.charge(STUDY, 1, {})
     for attempt in (1, 2):
@@ -55,18 +65,37 @@ def test_an_attempt_is_paid_for_once_and_only_while_it_is_the_last_one():
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path):
-    budget = Budget.open(tmp_path)
-    budget.begin(STUDY, 3)
+    budget = joined(Budget.open(tmp_path), STUDY)
+    budget.begin(STUDY, 3, [b"study", b"begun"])
     budget.charge(STUDY, 3, {"site-1": 7})
+    budget.append(STUDY, [b"closed"])
     budget.close()
     budget = Budget.open(tmp_path)
     assert budget.last_attempt(STUDY) == 3
     assert budget.is_charged(STUDY, 3)
     assert budget.peer_charges(STUDY) == {"site-1": 7}
+    assert budget.ledger(STUDY) == [b"study", b"begun", b"closed"]
+    assert budget.ledger(OTHER) == []
+
+
+def test_no_attempt_begins_in_a_study_that_was_not_joined():
+    budget = joined(Budget.in_memory(), OTHER)
+    with pytest.raises(PrivacyError, match="no budget is reserved") as refusal:
+        budget.begin(STUDY, 1, [b"begun"])
+    assert refusal.value.fix == "join the study first"
+    assert (budget.last_attempt(STUDY), budget.ledger(STUDY)) == (0, [])
+
+
+def test_a_serial_that_is_refused_brings_no_ledger_entry():
+    budget = joined(Budget.in_memory(), STUDY)
+    budget.begin(STUDY, 2, [b"first"])
+    with pytest.raises(ProtocolError):
+        budget.begin(STUDY, 2, [b"again"])
+    assert budget.ledger(STUDY) == [b"first"]
 
 
 def test_a_peer_s_counter_is_remembered_at_its_highest():
-    budget = Budget.in_memory()
+    budget = joined(Budget.in_memory(), STUDY)
     for attempt, counter in enumerate((2, 5, 4), start=1):
         budget.begin(STUDY, attempt)
         budget.charge(STUDY, attempt, {"site-1": counter})
@@ -143,7 +172,7 @@ class Writes:
             self.outside.append(what)
 
 
-def test_every_write_of_a_worker_lies_between_two_named_points_and_every_point_is_reached(tmp_path, monkeypatch):
+def test_every_write_of_a_site_lies_between_two_named_points_and_every_point_is_reached(tmp_path, monkeypatch):
     writes = Writes(tmp_path, monkeypatch)
     federation = Federation(
         study=small_study(),
@@ -152,35 +181,32 @@ def test_every_write_of_a_worker_lies_between_two_named_points_and_every_point_i
         budget=lambda site: writes.budget if site == "site-2" else Budget.in_memory(),
     ).run()
     assert federation.training.rounds
+    writes.budget.append(OTHER, [b"entry"])
+    reservations = Reservations(joined(writes.budget, OTHER).database)
+    reservations.sign("12" * 32, study=OTHER, version=1)
+    reservations.cancel(OTHER)
     assert not writes.outside
     assert set(writes.points) == set(CrashPoint)
-    before = [point for point in CrashPoint if point.startswith("before")]
-    assert list(dict.fromkeys(writes.committed)) == before, "each name has its write"
-    assert writes.points == [p for b in before for p in (b, CrashPoint(b.replace("before", "after")))]
+    assert writes.points[1::2] == [CrashPoint(before.replace("before", "after")) for before in writes.points[::2]]
+    assert set(writes.committed) == set(writes.points[::2]), "each name has its write"
 
 
 @pytest.mark.parametrize("write", ["commit", "fsync"])
 def test_a_new_write_without_crash_points_is_noticed(tmp_path, monkeypatch, write):
     writes = Writes(tmp_path, monkeypatch)
     if write == "commit":
-        writes.budget._connection.execute("DELETE FROM attempts")
+        writes.budget.database._connection.execute("DELETE FROM attempts")
     else:
         with (tmp_path / "other").open("wb") as file:
             os.fsync(file.fileno())
     assert writes.outside
 
 
-def test_a_commit_survives_the_loss_of_power(tmp_path):
-    budget = Budget.open(tmp_path)
-    ((synchronous,),) = budget._connection.execute("PRAGMA synchronous").fetchall()
-    ((mode,),) = budget._connection.execute("PRAGMA journal_mode").fetchall()
-    assert (synchronous, mode) == (3, "delete"), "in rollback mode only EXTRA syncs the folder after a commit"
-
-
 def fill(budget):
     """No page more may be written, as on a full disk."""
-    ((pages,),) = budget._connection.execute("PRAGMA page_count").fetchall()
-    budget._connection.execute(f"PRAGMA max_page_count = {pages}")
+    joined(budget, OTHER)
+    ((pages,),) = budget.database._connection.execute("PRAGMA page_count").fetchall()
+    budget.database._connection.execute(f"PRAGMA max_page_count = {pages}")
     attempt = budget.last_attempt(OTHER)
     with pytest.raises(StorageError, match="full"):
         while True:
@@ -189,7 +215,7 @@ def fill(budget):
 
 
 def test_on_a_full_disk_no_attempt_begins_and_none_is_paid_for(tmp_path):
-    budget = Budget.open(tmp_path)
+    budget = joined(Budget.open(tmp_path), STUDY)
     budget.begin(STUDY, 1)
     fill(budget)
     last = budget.last_attempt(OTHER)
@@ -197,6 +223,8 @@ def test_on_a_full_disk_no_attempt_begins_and_none_is_paid_for(tmp_path):
         budget.begin(OTHER, last + 1)
     with pytest.raises(StorageError):
         budget.charge(STUDY, 1, {f"site-{i}" * 8: 1 for i in range(500)})
+    with pytest.raises(StorageError):
+        Reservations(budget.database).register(Asset.synthetic("more" * 2000))
     assert (budget.last_attempt(OTHER), budget.charges(STUDY)) == (last, 0)
 
 
@@ -211,32 +239,3 @@ def test_a_site_that_cannot_write_says_so_and_stays_out(tmp_path):
     message = federation.attempt().messages()["site-2"]
     answer = Envelope.parse(federation.workers["site-2"].handle(message))
     assert Refusal.of(answer).code == RefusalCode.STORAGE
-
-
-@pytest.mark.parametrize("content", [b"no database at all" * 100, b""])
-def test_a_damaged_state_is_refused_and_an_empty_one_is_new(tmp_path, content):
-    (tmp_path / DATABASE).write_bytes(content)
-    if content:
-        with pytest.raises(StorageError, match="cannot be read"):
-            Budget.open(tmp_path)
-    else:
-        assert Budget.open(tmp_path).charges(STUDY) == 0
-
-
-def test_a_state_of_a_later_program_is_refused(tmp_path):
-    budget = Budget.open(tmp_path)
-    budget._connection.execute("PRAGMA user_version = 99")
-    budget.close()
-    with pytest.raises(StorageError, match="version 99"):
-        Budget.open(tmp_path)
-
-
-def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot hold"):
-        Budget.open(tmp_path / "file")
-
-
-def test_the_state_is_for_its_owner_only(tmp_path):
-    Budget.open(tmp_path / "state").close()
-    assert (tmp_path / "state").stat().st_mode & 0o077 == 0

@@ -101,8 +101,9 @@ def test_an_attempt_beyond_the_schedule_is_refused_by_every_site_on_its_own(fede
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"ledger_length": 1}, RefusalCode.BEGIN),
-        ({"ledger_head": "11" * 32}, RefusalCode.BEGIN),
+        ({"ledger_length": 1}, RefusalCode.LEDGER),
+        ({"ledger_head": "11" * 32}, RefusalCode.LEDGER),
+        ({"round": 2}, RefusalCode.LEDGER),
         ({"invited": ("site-1", "site-3", "site-4", "site-5")}, RefusalCode.BEGIN),
         ({"invited": ("site-1", "site-2", "site-3")}, RefusalCode.BEGIN),
         ({"invited": ("site-1", "site-2", "site-3", "stranger")}, RefusalCode.BEGIN),
@@ -126,11 +127,12 @@ def test_a_begin_of_another_manifest_is_refused(federation):
 
 
 def test_a_begin_signed_by_anyone_but_the_server_is_refused(federation):
-    signed_by_another = replace(federation.attempt()._begin, signature=bytes(64)).to_bytes()
+    honest = Envelope.parse(begin(federation))
+    signed_by_another = replace(honest, signature=bytes(64)).to_bytes()
     worker = federation.workers[SITE]
     assert refusal(federation, worker.handle(signed_by_another)) == RefusalCode.BEGIN
     fields = {"manifest": federation.manifest.sha256, "attempt": 1, "exchange": "begin", "sender": SITE}
-    by_a_site = Envelope.seal(federation.identities[SITE], **fields, body=federation.attempt()._begin.body)
+    by_a_site = Envelope.seal(federation.identities[SITE], **fields, body=honest.body)
     assert refusal(federation, worker.handle(by_a_site.to_bytes())) == RefusalCode.BEGIN
 
 

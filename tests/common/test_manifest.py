@@ -15,7 +15,8 @@ from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.study import validated
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors" / "manifest.json").read_text(encoding="utf-8"))
-SITES = [{"name": f"site-{i}", "nominal_units": 20} for i in range(1, 6)]
+DESCRIPTION = {"records": "letters", "residency": "Oslo", "sensitivity": "synthetic", "sha256": "12" * 32}
+SITES = [{"name": f"site-{i}", "nominal_units": 20, **DESCRIPTION} for i in range(1, 6)]
 KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}
 
 

@@ -58,6 +58,13 @@ def cost(study: Study) -> float:
         ({"sites": [*SITES, {"name": "server", "nominal_units": 1}]}, "cannot be called 'server'"),
         ({"sites": [*SITES, {"name": "St. Mary", "nominal_units": 1}]}, "sites.5.name = 'St. Mary': "),
         ({"sites": [*SITES, {"name": "six", "nominal_units": 0}]}, "sites.5.nominal_units = 0: "),
+        (
+            {"sites": [*SITES, {"name": "six", "nominal_units": 1, "records": "letters\nof a ward"}]},
+            "sites.5.records = ",
+        ),
+        ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "residency": "\u202eOslo"}]}, "sites.5.residency = "),
+        ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "records": "w" * 201}]}, "sites.5.records = "),
+        ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "sensitivity": "none"}]}, "sites.5.sensitivity = "),
         ({"privacy": {"sites_per_patient": 6}}, "sites_per_patient: above the number of sites"),
         ({"training": {"local_steps": 2}}, "training.local_steps: "),
         ({"secagg": {"modulus_bits": 16}}, "distributed trust sums noisy integers"),
@@ -103,6 +110,21 @@ def test_a_value_of_another_type_is_refused_and_not_converted(toml: str, complai
     with pytest.raises(StudyError) as refusal:
         read_study(tmp_path / "study.toml")
     assert complaint in refusal.value.what
+
+
+@pytest.mark.parametrize("sensitivity", ["identifiable", "deidentified"])
+def test_a_hash_of_somebody_s_records_is_refused(sensitivity: str) -> None:
+    described = {"name": "six", "nominal_units": 1, "sha256": "12" * 32}
+    with pytest.raises(StudyError, match=f"a hash of {sensitivity} records is a release that no noise protects"):
+        study(sites=[*SITES, {**described, "sensitivity": sensitivity}])
+    with pytest.raises(StudyError, match="a hash of identifiable records"):
+        study(sites=[*SITES, described])
+
+
+@pytest.mark.parametrize("sensitivity", ["synthetic", "public"])
+def test_records_of_nobody_can_be_named_by_their_hash(sensitivity: str) -> None:
+    described = {"name": "six", "nominal_units": 1, "sensitivity": sensitivity, "sha256": "12" * 32}
+    assert study(sites=[*SITES, described]).sites[-1].sha256 == "12" * 32
 
 
 def test_a_whole_number_stands_for_a_fraction_and_a_list_for_a_tuple() -> None:

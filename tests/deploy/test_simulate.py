@@ -15,6 +15,7 @@ import torch
 from tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM
 
+from grandrounds.common.audit import Audit
 from grandrounds.common.errors import DataError, GrandRoundsError, StorageError, StudyError
 from grandrounds.common.identity import sha256
 from grandrounds.common.language_model import LanguageModel, Lora
@@ -104,14 +105,16 @@ def test_the_folder_holds_the_results_and_nothing_half_written(finished: tuple[R
     assert {path.name for path in folder.iterdir()} == {
         "adapter",
         "checkpoints",
+        "ledger",
         "report.html",
         "report.json",
+        "server",
         "sites",
         "study.json",
     }
     assert json.loads((folder / "report.json").read_bytes()) == result.report
     newest = sorted((folder / "checkpoints").iterdir())[-1]
-    checkpoint = Checkpoint.load(newest, result.manifest.sha256)
+    checkpoint = Checkpoint.load(newest, result.manifest.study_id)
     assert checkpoint.round == ROUNDS
     assert checkpoint.adapter.tobytes() == result.adapter.tobytes()
 
@@ -183,7 +186,7 @@ def test_where_the_schedule_ends_in_a_failed_attempt_the_last_round_s_adapter_is
 def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]]) -> None:
     _, events = finished
     names = [event.name for event in events if isinstance(event, PhaseStarted)]
-    assert names == ["calibration", "model", "records", "independence", "evaluation", "training", "report"]
+    assert names == ["calibration", "model", "records", "independence", "evaluation", "training", "report", "closing"]
     assert [event.name for event in events if isinstance(event, PhaseEnded)] == names
 
 
@@ -205,6 +208,31 @@ def test_a_private_study_of_files_runs_within_its_target(base: Path, tmp_path: P
     assert 0 < result.report["epsilon"] <= result.manifest.study.privacy.target_epsilon
     assert result.report["trust"] == trust
     assert result.adapter.any()
+
+
+def test_whoever_opted_out_takes_no_part(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without noise and with everyone sampled, the adapter is that of cohorts in which they never were."""
+    # The same frozen A in both studies, so that they can be compared.
+    monkeypatch.setattr("grandrounds.deploy.simulate.secrets.randbits", lambda bits: 7)
+    (tmp_path / "south.txt").write_text("south-0\nsouth-2\n", encoding="utf-8")
+    never_there = {**COHORTS, "south": [row for row in COHORTS["south"] if row["patient_id"] == "south-1"]}
+    small = study(base, training={"rounds": 1})
+    with_opt_outs, without_them, everybody = (
+        simulate(small, cohorts, evaluation=EVALUATION, opted_out=opted_out).adapter.tobytes()
+        for cohorts, opted_out in (
+            (COHORTS, {"south": tmp_path / "south.txt"}),
+            (never_there, {}),
+            (COHORTS, {}),
+        )
+    )
+    assert with_opt_outs == without_them != everybody
+
+
+def test_a_study_without_noise_runs_on_records_that_are_said_to_be_identifiable_and_claims_nothing(base: Path) -> None:
+    """The simulation is for comparison; at a site of its own, a policy would refuse it."""
+    sites = [{"name": site, "nominal_units": 3, "sensitivity": "identifiable"} for site in SITES]
+    result, _ = run(base, sections={"sites": sites, "training": {"rounds": 1}})
+    assert result.report["epsilon"] is None
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -234,6 +262,7 @@ def test_a_place_that_is_no_folder_is_refused_before_anything_runs(base: Path, t
         ({"cohorts": {site: COHORTS[site] for site in SITES[1:]}}, StudyError, "data for"),
         ({"cohorts": {**COHORTS, "moon": []}}, StudyError, "data for"),
         ({"cohorts": {**COHORTS, "south": []}}, DataError, "no records"),
+        ({"opted_out": {"moon": Path("moon.txt")}}, StudyError, "opt-outs for .'moon'."),
         ({"dropouts": [Dropout(site="moon", round=1)]}, StudyError, "there is no moon in round 1"),
         ({"dropouts": [Dropout(site="south", round=0)]}, StudyError, "there is no south in round 0"),
         ({"dropouts": [Dropout(site="south", round=ROUNDS + 1)]}, StudyError, "there is no south in round 4"),
@@ -260,10 +289,11 @@ def test_whoever_stops_it_finds_whole_what_was_written(base: Path, tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         simulate(study(base), COHORTS, evaluation=EVALUATION, output=tmp_path, observe=stop_in_round_two)
-    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "checkpoints", "sites"}
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "checkpoints", "ledger", "server", "sites"}
     manifest = validated(Manifest, json.loads((tmp_path / "study.json").read_bytes()))
-    (path,) = (tmp_path / "checkpoints").iterdir()
-    assert Checkpoint.load(path, manifest.sha256).round == 1
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    assert Checkpoint.load(newest, manifest.study_id).round == 1
+    assert [closed.round for closed in Audit.of(StudyFolder(tmp_path).ledger_lines()).rounds] == [1]
 
 
 def test_all_that_was_written_is_on_disk_before_the_study_ends(
@@ -309,7 +339,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_checkpoints_and_nothing_half_
     result, _ = finished
     model = LanguageModel.load(base, Lora(target_modules=("q_proj", "v_proj"), rank=2), seed=1)
     folder = StudyFolder.create(tmp_path / "study")
-    folder.save_manifest(result.manifest)
+    (folder.path / "study.json").write_bytes(b"{}")
     for size_bytes in (0, 200, 1000):
         with disk_of(size_bytes), pytest.raises(StorageError, match="cannot be written"):
             folder.save_results(result.report, model, base_model=str(base))

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.simulation_config import read_simulation, read_tables, units_are_counted
+from grandrounds.deploy.simulation_config import prepare_records, read_simulation, read_tables, units_are_counted
 
+SYNTHETIC = {"data": {"evaluation": "synthetic"}}
 STATED = {"north": 33, "south": 12, "west": 7}
 
 
@@ -80,6 +81,36 @@ def test_units_that_are_stated_twice_or_without_data_are_refused() -> None:
         read_simulation(tables(nominal_units=STATED) | {"sites": sites})
     with pytest.raises(StudyError, match="for north, of which there is no data"):
         read_simulation({"simulation": {"nominal_units": STATED}})
+
+
+def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict[str, str], tmp_path: Path) -> None:
+    opted_out = {"north": str(tmp_path / "north.txt")}
+    _, simulation = read_simulation(tables(data=files, evaluation=files["west"], opted_out=opted_out) | SYNTHETIC)
+    prepared = prepare_records(simulation, lambda event: None, counted=True)
+    assert prepared.opted_out == {"north": tmp_path / "north.txt"}
+    assert prepared.cohorts == {site: Path(path) for site, path in files.items()}
+    assert prepared.evaluation == Path(files["west"])
+    assert prepared.sources.counted
+
+
+def test_built_in_hospitals_say_that_their_records_are_synthetic_and_given_ones_are_taken_as_identifiable(
+    files: dict[str, str],
+) -> None:
+    built_in, _ = read_simulation({})
+    assert {(site.sensitivity, site.sha256) for site in built_in.sites} == {("synthetic", None)}
+    assert all(site.records and site.residency for site in built_in.sites)
+    given, _ = read_simulation(tables(data=files))
+    assert {(site.sensitivity, site.records) for site in given.sites} == {("identifiable", None)}
+
+
+def test_what_sites_say_of_their_records_is_the_study_s() -> None:
+    described = {"records": "discharge letters", "sensitivity": "deidentified", "residency": "Vienna"}
+    asked = tables() | {
+        "sites": [{"name": site, "nominal_units": number, **described} for site, number in STATED.items()]
+    }
+    study, _ = read_simulation(asked)
+    for site in study.sites:
+        assert site.model_dump(include=set(described)) == described
 
 
 def test_an_option_wins_over_the_file_and_what_was_not_given_leaves_it(tmp_path: Path) -> None:

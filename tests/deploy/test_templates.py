@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import grandrounds.deploy.templates
+from grandrounds.client.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
 from grandrounds.common.study import Section, Study
 from grandrounds.deploy.simulation_config import Simulation, read_simulation
 
@@ -21,6 +22,22 @@ def test_the_full_example_names_every_field_of_a_study() -> None:
     for section in [*sections, Simulation]:
         assert isinstance(section, type) and issubclass(section, Section)
         assert set(section.model_fields) - named - {"data"} == set()
+
+
+def test_the_full_policy_names_every_field_and_states_the_defaults() -> None:
+    text = (TEMPLATES / "policy.full.toml").read_text(encoding="utf-8")
+    named = {line.removeprefix("# ").split("=")[0].strip() for line in text.splitlines() if "=" in line}
+    for section in (StudyPolicy, DataPolicy, AllowedModel):
+        assert set(section.model_fields) - named - {"models"} == set()
+    assert read_policy(TEMPLATES / "policy.full.toml") == Policy()
+
+
+def test_the_basic_policy_allows_the_basic_study_s_target() -> None:
+    policy = read_policy(TEMPLATES / "policy.basic.toml")
+    tables = tomllib.loads((TEMPLATES / "study.basic.toml").read_text(encoding="utf-8"))
+    assert tables["privacy"]["target_epsilon"] <= policy.study.largest_epsilon <= policy.data.epsilon
+    assert policy.study.largest_delta <= policy.data.delta
+    assert not policy.data.synthetic_data_only
 
 
 def test_the_full_example_states_the_defaults() -> None:

@@ -45,11 +45,9 @@ def test_a_site_that_drops_out_after_its_shares_is_missed_by_nobody_and_back_in_
     run = federation(training={"rounds": 2}).run(lost_after_shares(site_2=1))
     first, second = run.training.rounds
     assert first.survivors == WITHOUT_2
-    assert first.outcomes == (
-        AttemptOutcome(attempt=1, survivors=WITHOUT_2, dropouts={"site-2": "masked-input"}, reason=""),
-    )
+    assert first.outcomes == (AttemptOutcome(attempt=1, survivors=WITHOUT_2, dropouts={"site-2": "masked-input"}),)
     assert second.survivors == SITES
-    assert second.outcomes == (AttemptOutcome(attempt=2, survivors=SITES, dropouts={}, reason=""),)
+    assert second.outcomes == (AttemptOutcome(attempt=2, survivors=SITES, dropouts={}),)
     assert asked(run, 1, "survivors") == set(WITHOUT_2)
     assert asked(run, 2, Begin.exchange) == set(SITES)
     assert run.workers["site-2"].charges == 1
@@ -62,8 +60,7 @@ def test_two_sites_that_drop_out_at_once_abort_the_attempt_and_the_retry_counts_
     failed, unmasked = closed.outcomes
     assert (failed.attempt, failed.survivors) == (1, ())
     assert failed.dropouts == {"site-2": "masked-input", "site-5": "masked-input"}
-    assert failed.reason
-    assert unmasked == AttemptOutcome(attempt=2, survivors=SITES, dropouts={}, reason="")
+    assert unmasked == AttemptOutcome(attempt=2, survivors=SITES, dropouts={})
     assert closed.survivors == SITES
     assert run.training.accountant.attempts_committed == 2
     # Who had paid for the attempt that failed has paid; who was gone before its charge has not.
@@ -176,6 +173,7 @@ def open_round(run, *, max_attempts=1):
         manifest=run.manifest,
         identity=run.server,
         accountant=CentralAccountant(schedule=None, max_attempts=max_attempts, delta=1e-3),
+        ledger=run.ledger,
         adapter=run.adapter,
     )
 

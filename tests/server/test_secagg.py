@@ -116,8 +116,8 @@ def test_a_fallen_charge_counter_removes_the_site() -> None:
         identity=cohort.server,
         begin=cohort.begin(),
         attempt=1,
-        adapter=b"",
-        least_charge_counters={VICTIM: 1},
+        payloads=dict.fromkeys(cohort.names, b""),
+        possible_charges={VICTIM: range(1, 2)},
     )
     for site, begin in server.messages().items():
         server.receive(site, cohort.client(site, begin).advertise())

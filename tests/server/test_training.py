@@ -295,6 +295,6 @@ def test_a_checkpoint_after_every_round_holds_what_the_next_one_starts_from():
     run = plain_federation(training={"rounds": 3, "max_attempts": 3, "optimizer": "adam"}).run()
     assert [checkpoint.round for checkpoint in run.checkpoints] == [1, 2, 3]
     for checkpoint, adapter in zip(run.checkpoints, run.adapters, strict=True):
-        assert checkpoint.manifest == run.manifest.sha256
+        assert checkpoint.study == run.manifest.study_id
         np.testing.assert_array_equal(checkpoint.adapter, adapter)
     assert [checkpoint.optimizer["steps"].tolist() for checkpoint in run.checkpoints] == [[1.0], [2.0], [3.0]]

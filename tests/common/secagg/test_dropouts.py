@@ -63,7 +63,7 @@ def close_exchange(attempt: Attempt, answers: Mapping[str, bytes], lost: Sequenc
 def check_end(attempt: Attempt) -> None:
     """Exact over exactly those whose masked input arrived, or aborted because too few answered."""
     server, parameters = attempt.server, attempt.cohort.parameters
-    left = len(server._begin.body["invited"])
+    left = len(server._begin.invited)
     for exchange in EXCHANGES:
         left -= sum(at == exchange for at in server.dropouts.values())
         if left < parameters.threshold:
@@ -72,7 +72,7 @@ def check_end(attempt: Attempt) -> None:
             return
     assert server.aborted is None
     lost = {site for site, at in server.dropouts.items() if at in EXCHANGES[:3]}
-    assert server.survivors == tuple(site for site in server._begin.body["invited"] if site not in lost)
+    assert server.survivors == tuple(site for site in server._begin.invited if site not in lost)
     assert attempt.exact
 
 

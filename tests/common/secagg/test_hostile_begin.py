@@ -14,7 +14,7 @@ from grandrounds.client.secagg import ClientAttempt
 from grandrounds.common.adapter import vector_bytes
 from grandrounds.common.errors import EnvelopeError, ProtocolError
 from grandrounds.common.identity import Envelope, Identity, sha256
-from grandrounds.common.messages import SERVER, Begin
+from grandrounds.common.messages import SERVER, Begin, pack, unpack
 from grandrounds.common.secagg import transcript
 from grandrounds.common.secagg.transcript import SecaggParameters
 
@@ -66,10 +66,11 @@ def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) ->
 
     def sum_of_lies() -> list[int] | None:
         attempt = federation.attempt()
-        begin = Begin.of(attempt._begin)
+        honest = Envelope.parse(attempt.messages()[VICTIM])
+        begin, (_, *ledger) = Begin.of(honest), unpack(honest.payload)
         for site in federation.workers:
             adapter = np.ones(7, dtype=np.float32) if site == VICTIM else federation.adapter
-            lie = federation.server_says(begin, vector_bytes(adapter))
+            lie = federation.server_says(begin, pack([vector_bytes(adapter), *ledger]))
             attempt.receive(site, federation.workers[site].handle(lie))
         if attempt.dropouts:
             assert attempt.reasons == {VICTIM: "it refused: adapter"}

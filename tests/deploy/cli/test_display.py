@@ -21,7 +21,7 @@ from grandrounds.deploy.cli.display import Display, sparkline
 from grandrounds.deploy.cli.epsilon import epsilon as epsilon_command
 from grandrounds.deploy.cli.summary import next_commands, print_summary
 from grandrounds.deploy.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
-from grandrounds.server.report import Report, build_report
+from grandrounds.server.report import Declared, Report, build_report
 from grandrounds.server.training import ExchangeClosed
 
 DIMENSION, ROUNDS = 50, 3
@@ -68,18 +68,17 @@ class Study:
             *seen,
             PhaseEnded(name="training", seconds=372.0),
         ]
-        self.report: Report = build_report(
-            counted=False,
-            manifest=federation.manifest,
-            rounds=federation.training.rounds,
-            attempts=federation.training.accountant.attempts_committed,
-            exhausted=federation.training.exhausted,
+        training = federation.training
+        closed = [*training.rounds, *([training.exhausted] if training.exhausted else [])]
+        declared = Declared(
             perplexity_before=54.2,
+            perplexities={round_.round: round_.perplexity for round_ in closed},
             base_model="an/example",
             evaluation="synthetic notes",
-            data_sources={},
+            counted=False,
             setting="simulation",
         )
+        self.report: Report = build_report(federation.ledger.audit, declared)
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +282,9 @@ def test_the_summary_has_results_times_and_paths(study: Study) -> None:
     for fact in ("54.2 → 1 on held-out text", "at δ = 0.001 for each patient", "3 of 3 in three attempts", "one time"):
         assert fact in text
     assert re.search(r"in all +7 min 13 s", text)
-    for name in ("adapter", "report.html", "report.json", "study.json", "checkpoints"):
+    for name in ("adapter", "report.html", "report.json", "study.json", "ledger", "checkpoints"):
         assert f"a folder/{name}" in text
-    assert "not independently verifiable" in text
+    assert "by 5 of 5 sites; verify recomputes it" in text
 
 
 def test_the_summary_of_a_study_without_privacy_claims_nothing(without_noise: Study) -> None:

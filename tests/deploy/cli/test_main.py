@@ -65,8 +65,10 @@ def test_a_study_on_own_records_leaves_what_the_readme_promises(
     assert {path.name for path in folder.iterdir()} == {
         "adapter",
         "checkpoints",
+        "ledger",
         "report.html",
         "report.json",
+        "server",
         "sites",
         "study.json",
     }
@@ -256,7 +258,65 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
     assert run(arguments, monkeypatch) == 1
     assert "No space left on device" in capsys.readouterr().err
     left = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
-    assert [path.name for path in left] == ["study.json"]
+    assert {path.name for path in left} == {"study.json", "private.json"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_study_is_shown_again_from_any_folder_and_stays_as_it_is(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its data files were given by paths that only meant something where it was begun."""
+    monkeypatch.chdir(tmp_path)
+    relative = [argument.replace(f"{tmp_path}/", "") for argument in arguments]
+    assert run([*relative, "--rounds=1"], monkeypatch) == 0
+    before, summary = contents(tmp_path / "study"), capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(["simulate", "--resume", "--output=../study"], monkeypatch) == 0
+    assert contents(tmp_path / "study") == before
+    epsilon = json.loads(before["report.json"])["epsilon"]
+    for shown in (summary, capsys.readouterr().out):
+        assert f"{epsilon:.1f}" in shown
+    assert run(["simulate", "--resume", "--output=../study", "--json"], monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before["report.json"])
+
+
+@pytest.mark.parametrize(
+    "option", ["--rounds=3", "--model=tiny", "--config=study.toml", "--no-privacy", "--dropout=none"]
+)
+def test_a_study_that_was_begun_takes_no_other_settings(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.toml").write_text("[training]\nrounds = 3\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", "--resume", "--output=study", option], monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert "--resume, and settings of" in message
+    assert "give --resume and --output alone" in message
+
+
+def test_where_no_study_was_begun_there_is_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", "--resume", f"--output={tmp_path}"], monkeypatch) == 1
+    assert "holds no study that was begun" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_before_a_study_was_begun_sends_nobody_to_resume_it(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(study: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grandrounds.deploy.simulate.complete_study", interrupted)
+    assert run(arguments, monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert "stopped before the study was begun" in message
+    assert "--resume" not in message
 
 
 def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_path: Path) -> None:
@@ -277,5 +337,6 @@ def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_p
         assert process.returncode == 1, (seen, message)
     assert "stopped" in message.lower()
     assert "Traceback" not in message
+    assert f"grandrounds simulate --resume --output {tmp_path / 'study'}" in message
     names = {path.name for path in (tmp_path / "study").iterdir()}
-    assert names == {"study.json", "checkpoints", "sites"}
+    assert names == {"study.json", "checkpoints", "ledger", "server", "sites"}

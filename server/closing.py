@@ -1,0 +1,86 @@
+"""The end of a study: its last entry, and every site's signature on the whole ledger."""
+
+from collections.abc import Mapping
+
+from ..common import entries
+from ..common.entries import SignedStatement
+from ..common.errors import EnvelopeError, LedgerError
+from ..common.identity import Envelope, Identity
+from ..common.messages import SERVER, Close, pack
+from ..common.secagg.transcript import seal_message
+from .ledger import LedgerWriter
+
+
+class Closing:
+    """One exchange: each site gets the rest of the ledger with the report, and signs them or stays silent.
+
+    A site that was absent can sign later: a new instance, on the same ledger, asks those who have not.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        ledger: LedgerWriter,
+        report: bytes,
+        files: Mapping[str, str],
+        held: Mapping[str, int] | None = None,
+    ) -> None:
+        """``report`` is report.json, ``files`` the SHA-256 of every file that the study leaves, by its path.
+
+        Closes the study unless it is closed. ``held`` is how many entries a site is known to have. Raises StorageError.
+        """
+        self.reasons: dict[str, str] = {}
+        self._identity = identity
+        self._ledger = ledger
+        self._report = report
+        self._held = dict(held or {})
+        self._finished = False
+        if ledger.audit.closed is None:
+            ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=dict(files)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every site was asked that had not signed."""
+        return self._finished or not self._unsigned
+
+    @property
+    def deadline_s(self) -> float:
+        """How long the sites may take."""
+        return self._ledger.audit.manifest.study.training.deadline_s
+
+    def messages(self) -> dict[str, bytes]:
+        """Close, to every site that has not signed."""
+        audit = self._ledger.audit
+        closing = audit.closing
+        assert closing is not None  # noqa: S101 (the constructor closed the study)
+        starts = {site: self._held.get(site, 0) for site in self._unsigned}
+        sealed = {
+            start: seal_message(
+                audit.manifest.secagg_parameters,
+                self._identity,
+                Close(**closing.model_dump()),
+                attempt=len(audit.attempts),
+                sender=SERVER,
+                payload=pack([self._report, *self._ledger.lines(start)]),
+            ).to_bytes()
+            for start in set(starts.values())
+        }
+        return {site: sealed[start] for site, start in starts.items()}
+
+    def receive(self, site: str, answer: bytes) -> None:
+        """A site's signature, which the ledger takes if it fits; ``reasons`` says why not, by site."""
+        try:
+            statement = SignedStatement.of(Envelope.parse(answer).statement)
+            self._ledger.append(entries.ClosingSignature(closed=statement))
+        except (EnvelopeError, LedgerError) as error:
+            self.reasons[site] = error.what
+
+    def advance(self) -> None:
+        """All answers are in, or the deadline passed."""
+        self._finished = True
+
+    @property
+    def _unsigned(self) -> list[str]:
+        audit = self._ledger.audit
+        return [site for site in audit.manifest.secagg_parameters.names if site not in audit.closing_signatures]
