@@ -8,9 +8,11 @@ import typer
 
 from ...common.errors import GrandRoundsError
 from .bench import bench
+from .client import client
 from .epsilon import epsilon
 from .plan import plan
 from .simulate import simulate
+from .verify import verify
 
 _ENVIRONMENT = {
     # Flower reports usage and asks for updates unless told otherwise.
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.command()(simulate)
 app.command()(plan)
 app.command()(epsilon)
+app.command()(verify)
+app.add_typer(client)
 app.add_typer(bench)
 
 

@@ -1,0 +1,175 @@
+"""A site's budgets as its privacy officer sees them."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from grandrounds.client.amounts import Amounts
+from grandrounds.client.budget import Budget
+from grandrounds.client.data_asset import Asset
+from grandrounds.client.reservations import Reservations
+from grandrounds.client.site_database import DATABASE
+from grandrounds.deploy.cli.budget_page import print_budget, render_budget
+from grandrounds.deploy.cli.main import main
+
+Run = Callable[[list[str]], tuple[int, str, str]]
+FIRST, SECOND, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(arguments: list[str]) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["grandrounds", "client", "budget", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    budget = Budget.open(folder)
+    reservations = Reservations(budget.database)
+    reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
+    reservations.reserve("patients", FIRST, Amounts.rounded_up(epsilon=3.99571, delta=1e-5))
+    reservations.reserve("patients", SECOND, Amounts.rounded_up(epsilon=1.0, delta=1e-5))
+    reservations.register(Asset.renyi("children", epsilon=4.0, delta=1e-5, order=8))
+    reservations.reserve("children", THIRD, Amounts.rounded_up(epsilon=2.0, delta=1e-5, rdp=0.5))
+    reservations.register(Asset.synthetic("demo"))
+    for attempt in (1, 2, 3):
+        budget.begin(FIRST, attempt)
+    budget.charge(FIRST, 3, {})
+    budget.close()
+    return folder
+
+
+def test_the_terminal_shows_each_asset_with_a_bar_and_its_studies(run: Run, state: Path) -> None:
+    code, out, err = run([f"--state={state}"])
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    for part in (
+        "patients ε = 8 and δ = 0.0001 for each patient, summed",
+        "4.996 of 8 reserved, 3.004 left",
+        "2e-05 of 0.0001 reserved, 8e-05 left",
+        "abababababab 3.996 1e-05 3 1",
+        "cdcdcdcdcdcd 1 1e-05 0 0",
+        "by Rényi divergences (RDP) of order 8",
+        "0.5 of 2.785 reserved, 2.285 left",
+        "demo synthetic records, without a limit No study has reserved any of it.",
+        "Ending early gives nothing back",
+        "only if no patient is in two of these data assets",
+    ):
+        assert part in text
+    bar = next(line for line in out.splitlines() if "4.996 of 8" in line)
+    assert (bar.count("█"), bar.count("▓"), bar.count("░")) == (16, 4, 12)
+
+
+def test_json_holds_the_same_for_machines(run: Run, state: Path) -> None:
+    code, out, _ = run([f"--state={state}", "--json"])
+    assert code == 0
+    patients, children, demo = json.loads(out)["assets"]
+    assert patients["budget"] == {"epsilon": 8.0, "delta": 1e-4}
+    assert patients["left"] == {"epsilon": 3.00429, "delta": 8e-05}
+    assert patients["studies"][0] == {
+        "study": FIRST,
+        "reserved": {"epsilon": 3.99571, "delta": 1e-05},
+        "attempts_begun": 3,
+        "attempts_charged": 1,
+    }
+    assert (children["filter"], children["rdp_order"], children["studies"][0]["reserved"]["rdp"]) == ("rdp", 8, 0.5)
+    assert (demo["budget"], demo["left"], demo["studies"]) == (None, {}, [])
+
+
+class Page(HTMLParser):
+    """What a page loads and runs, and what it draws."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.widths: list[float] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [name for name, _ in attrs if name in ("src", "href", "srcset") or name.startswith("on")]
+        if ("class", "part") in attrs:
+            self.widths.append(float(dict(attrs)["width"] or ""))
+
+
+def test_the_page_stands_alone_and_draws_what_is_reserved(run: Run, state: Path, tmp_path: Path) -> None:
+    code, _, _ = run([f"--state={state}", f"--html={tmp_path / 'budget.html'}"])
+    assert code == 0
+    text = (tmp_path / "budget.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.outside == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "url(" not in text
+    assert page.widths == pytest.approx([49.946, 12.5, 10, 10, 100 * 0.5 / 2.7858908], abs=1e-3)
+    for part in ("ε: 3.004 left.", "4.996 of 8 reserved by 2 studies", "RDP: 2.285 left.", "abababababab"):
+        assert part in text
+
+
+def test_one_asset_needs_no_word_about_others(tmp_path: Path) -> None:
+    reservations = Reservations(Budget.open(tmp_path).database)
+    assert "No data asset is registered" in render_budget(reservations.statements())
+    reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
+    page = render_budget(reservations.statements())
+    assert "No study has reserved any of it." in page
+    assert "no patient is in two" not in page
+
+
+@pytest.mark.parametrize("epsilon", [1e-9, 7.999999])
+def test_what_little_is_reserved_is_seen_and_the_bar_keeps_its_length(epsilon: float) -> None:
+    reservations = Reservations(Budget.in_memory().database)
+    reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
+    reservations.reserve("patients", FIRST, Amounts.rounded_up(epsilon=epsilon, delta=1e-9))
+    reservations.reserve("patients", SECOND, Amounts.rounded_up(epsilon=1e-9, delta=1e-9))
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_budget(console, reservations.statements())
+    (bar,) = re.findall("ε  ([█▓░]+)", console.export_text())
+    assert len(bar) == 32
+    assert bar.startswith("█")
+
+
+def test_a_state_that_was_never_used_says_so(run: Run, tmp_path: Path) -> None:
+    Budget.open(tmp_path).close()
+    code, out, _ = run([f"--state={tmp_path}"])
+    assert code == 0
+    assert "No data asset is registered yet" in out
+
+
+@pytest.mark.parametrize("content", [None, b"no database at all" * 100])
+def test_no_state_or_a_damaged_one_is_a_diagnosis(run: Run, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / DATABASE).write_bytes(content)
+    code, out, err = run([f"--state={tmp_path}", f"--html={tmp_path / 'budget.html'}"])
+    assert (code, out) == (1, "")
+    assert "What to do: " in err
+    assert not (tmp_path / "budget.html").exists()
+
+
+def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, state: Path) -> None:
+    worker = Budget.open(state)
+    assert run([f"--state={state}"])[0] == 0
+    worker.close()
+    probe = (
+        "import sys; sys.argv = ['grandrounds', 'client', '--help']\n"
+        "from grandrounds.deploy.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print({'torch', 'flwr', 'dp_accounting', 'scipy', 'jinja2'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "budget" in result.stdout
+    assert result.stdout.endswith("set()\n")
