@@ -8,7 +8,7 @@ import json
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -18,27 +18,30 @@ import pyarrow
 import pyarrow.parquet
 import rfc8785
 from federation import Federation, small_study
+from fuzz_ledger import at_begin, feed_begin, feed_ledger, ledger_story, written
+from ledger_history import copied
 from secagg_cohort import EXCHANGES, Attempt, Cohort, fork
 
-from grandrounds.client.budget import Budget
 from grandrounds.client.records import read_records
 from grandrounds.common.adapter import vector_bytes, vector_from_bytes
 from grandrounds.common.errors import (
     DataError,
     EnvelopeError,
     GrandRoundsError,
+    LedgerError,
     ProtocolError,
     StorageError,
     StudyError,
 )
 from grandrounds.common.identity import ENVELOPE_LABEL, Envelope, Identity, sha256
+from grandrounds.common.ledger import Entry
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import SERVER, Message, pack, unpack
 from grandrounds.common.study import read_study, validated
 from grandrounds.server.checkpoint import Checkpoint
 
 SITE = "site-2"
-MANIFEST = "ab" * 32
+STUDY_ID = "ab" * 32
 # What breaks parsers more often than chance finds it; also the fuzzer's dictionary.
 FRAGMENTS = (
     *(b"\0", b"\xff", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\x00\x10\x00\x00"),
@@ -208,11 +211,9 @@ def _worker(whole: Federation, worker: object = None) -> object:
     worker = worker or whole.workers[SITE]
     twin = copy.copy(worker)
     twin._attempt = fork(worker._attempt) if worker._attempt else None
-    twin._budget = Budget.in_memory()
-    if worker._last_attempt:
-        twin._budget.begin(whole.manifest.sha256, worker._last_attempt)
-    if worker._charged:
-        twin._budget.charge(whole.manifest.sha256, worker._last_attempt, {})
+    twin._budget = copied(worker._budget)
+    twin._ledger = copy.copy(worker._ledger)
+    twin._ledger._budget = twin._budget
     return twin
 
 
@@ -313,8 +314,8 @@ def parquet_files() -> list[bytes]:
 
 def checkpoints() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        adapter, momentum = np.ones(3, np.float32), {"momentum": np.ones(3)}
-        Checkpoint(manifest=MANIFEST, round=1, attempts=2, adapter=adapter, optimizer=momentum).save(Path(folder))
+        first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=2.0)
+        replace(first, round=1, attempts=2, optimizer={"momentum": np.ones(3)}).save(Path(folder))
         return [path.read_bytes() for path in Path(folder).iterdir()]
 
 
@@ -325,6 +326,9 @@ TARGETS: dict[str, Target] = {
     "client": Target(feed_client, (EnvelopeError, ProtocolError), to_client),
     "server": Target(feed_server, (ProtocolError,), from_site),
     "worker": Target(feed_worker, (ProtocolError,), to_worker),
+    "entry": Target(Entry.parse, (LedgerError,), lambda: ledger_story().lines),
+    "ledger": Target(feed_ledger, (LedgerError,), lambda: [written(ledger_story().lines)]),
+    "begin": Target(feed_begin, (LedgerError,), lambda: [written(at_begin()[1])]),
     "adapter": Target(
         lambda data: vector_from_bytes(data, dimension=3), (EnvelopeError,), lambda: [vector_bytes(np.ones(3, "<f4"))]
     ),
@@ -334,7 +338,7 @@ TARGETS: dict[str, Target] = {
     "csv": Target(as_file("a.csv", read_records), (DataError,), lambda: CSV),
     "parquet": Target(as_file("a.parquet", read_records), (DataError,), parquet_files),
     "checkpoint": Target(
-        as_file("round-000001.npz", lambda path: Checkpoint.load(path, MANIFEST)), (StorageError,), checkpoints
+        as_file("round-000001.npz", lambda path: Checkpoint.load(path, STUDY_ID)), (StorageError,), checkpoints
     ),
 }
 

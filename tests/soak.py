@@ -1,4 +1,7 @@
-"""What takes longer than the tests may: every parser fuzzed, then every property test again and again.
+"""What takes longer than the tests may.
+
+Every parser is fuzzed, and every byte of a study's folder flipped; then again and again a simulation is killed at every
+write, and every property test repeated.
 
 Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. Each pass of a property test
 has a seed of its own: one that fails is printed, and ``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
@@ -30,7 +33,9 @@ def steps() -> Iterator[tuple[str, list[str]]]:
 
     for name in TARGETS:
         yield f"fuzz {name}", [str(ROOT / "tests" / "fuzz.py"), name, str(FUZZ_SECONDS), str(FOLDER / "fuzz")]
+    yield "flip every byte of a study's folder", [str(ROOT / "tests" / "verified_study.py")]
     for number in range(1, PASSES + 1):
+        yield f"{number} kill a simulation at every write", [str(ROOT / "tests" / "killed_simulation.py")]
         for path in property_tests():
             seed = f"--hypothesis-seed={secrets.randbits(32)}"
             yield f"{number} {path.relative_to(ROOT)}", ["-m", "pytest", "-q", "--no-header", seed, str(path)]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grandrounds.common.identity import MAX_HEADER_BYTES
+from grandrounds.common.ledger import MAX_ENTRY_BYTES
 from grandrounds.common.messages import MAX_PARTS
 
 EDITS = st.lists(
@@ -54,6 +55,13 @@ def with_body(body: bytes) -> bytes:
     return header[:start] + body + header[end:]
 
 
+def with_entry_body(value: bytes) -> bytes:
+    """An entry whose body has this value in it, and whose signature is of another."""
+    line = TARGETS["entry"].samples()[0]
+    start, end = line.index(b'"body":') + 7, line.index(b',"previous"')
+    return line[:start] + b'{"x":' + value + b"}" + line[end:]
+
+
 def npz(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
@@ -81,6 +89,15 @@ HOSTILE: dict[str, tuple[str, bytes, int]] = {
     "a body of many empty lists": ("header", with_body(b'{"u3":[' + b"[]," * 200_000 + b"[]]}"), 200),
     "a body of many keys": ("header", with_body(b"{" + b",".join(b'"%x":0' % i for i in range(60_000)) + b"}"), 200),
     "a body with a huge integer": ("header", with_body(b'{"u3":' + b"9" * 500_000 + b"}"), 20),
+    "an entry nested deep": ("entry", with_entry_body(b"[" * 100_000 + b"]" * 100_000), 20),
+    "an entry of many empty lists": ("entry", with_entry_body(b"[" + b"[]," * 200_000 + b"[]]"), 200),
+    "an entry of many keys": (
+        "entry",
+        with_entry_body(b"{" + b",".join(b'"%x":0' % i for i in range(60_000)) + b"}"),
+        200,
+    ),
+    "an entry with a huge integer": ("entry", with_entry_body(b"9" * 500_000), 20),
+    "an entry longer than may be": ("entry", b" " * (MAX_ENTRY_BYTES + 1), 1),
     "a count of 2^32 - 1 parts": ("packed", b"\xff" * 40, 4),
     "parts of 4 GiB each": ("packed", struct.pack("<I", MAX_PARTS) + b"\xff" * 4 * MAX_PARTS, 20),
     "nothing but parts": ("packed", struct.pack("<I", MAX_PARTS) + bytes(4 * MAX_PARTS), 40),
