@@ -172,6 +172,13 @@ class Federation:
         if self.adapter is None:
             self.adapter = np.zeros(self.dimension, dtype=np.float32)
 
+    def pin(self, **changes: str) -> None:
+        """Other fields of the manifest, such as a model's hash: a study that nobody has begun."""
+        self.manifest = self.manifest.model_copy(update=changes)
+        self.lines.clear()
+        self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
+        self.workers = {name: self.worker(name) for name in self.workers}
+
     def worker(self, name: str) -> Worker:
         """A site's worker as it starts, with whatever its state remembers."""
         return Worker(

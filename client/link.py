@@ -1,0 +1,65 @@
+"""The worker's socket: how both ends frame a request and its answer, and the end of those who ask. Loads little."""
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
+
+# Request bytes -> answer bytes, empty where the site stays silent.
+Exchange = Callable[[bytes], bytes]
+# Before every body, in both directions: what it is, and how many bytes it has.
+HEAD: Final = struct.Struct("<BQ")
+_PIECE_BYTES: Final = 1 << 20
+
+
+class Kind(IntEnum):
+    """What is asked for. The answer is of the same kind."""
+
+    ENVELOPE = 1
+    HEALTH = 2
+
+
+def connect(path: Path, *, timeout_s: float) -> Exchange:
+    """The exchange with the worker whose socket is ``path``: a connection of its own for each request.
+
+    An answer is due within ``timeout_s`` from when it is asked for. The exchange raises OSError, with TimeoutError and
+    ConnectionError among them, where none came whole. Who asks again gets no second answer: the worker sees to that.
+    """
+    return lambda request: _ask(path, Kind.ENVELOPE, request, timeout_s)
+
+
+def health(path: Path, *, timeout_s: float = 10.0) -> dict[str, Any]:
+    """How the worker is, as ``Resident.health`` says. Raises OSError where it does not say."""
+    said: dict[str, Any] = json.loads(_ask(path, Kind.HEALTH, b"", timeout_s))
+    return said
+
+
+def _ask(path: Path, kind: Kind, body: bytes, timeout_s: float) -> bytes:
+    deadline = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
+        worker.settimeout(timeout_s)
+        worker.connect(str(path))
+        worker.sendall(HEAD.pack(kind, len(body)) + body)
+        answered, size = HEAD.unpack(_receive(worker, HEAD.size, deadline))
+        if answered != kind:
+            raise ConnectionError("the worker answered something else")
+        return _receive(worker, size, deadline)
+
+
+def _receive(worker: socket.socket, size: int, deadline: float) -> bytes:
+    """Exactly ``size`` bytes; memory is taken only for what has arrived."""
+    received = bytearray()
+    while len(received) < size:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the worker did not answer in time")
+        worker.settimeout(left_s)
+        piece = worker.recv(min(size - len(received), _PIECE_BYTES))
+        if not piece:
+            raise ConnectionError("the worker left before its answer was whole")
+        received += piece
+    return bytes(received)

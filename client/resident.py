@@ -1,0 +1,119 @@
+"""The resident worker of a site: one worker for as long as the study runs, which can be paused and asked how it is."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from ..common.errors import EnvelopeError
+from ..common.identity import MAX_HEADER_BYTES, Envelope, Identity
+from ..common.ledger import MAX_ENTRY_BYTES
+from ..common.manifest import Manifest
+from ..common.messages import Close, Refusal, RefusalCode
+from ..common.secagg.transcript import seal_message
+from .budget import Budget
+from .worker import Release, Worker
+
+_log = logging.getLogger(__name__)
+
+
+class Resident:
+    """A site's worker as a process keeps it: it can be paused, says how it is, and nothing that it is sent ends it."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: Identity,
+        manifest: Manifest,
+        release: Release,
+        budget: Budget,
+        is_paused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_paused`` is asked before each answer; the rest is ``Worker``'s. Raises StorageError and LedgerError."""
+        self._worker = Worker(name=name, identity=identity, manifest=manifest, release=release, budget=budget)
+        self._name = name
+        self._identity = identity
+        self._manifest = manifest
+        self._budget = budget
+        self._is_paused = is_paused
+        self._up_since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._last_attempt = budget.last_attempt(manifest.study_id)
+        self._exchange: str | None = None
+
+    @property
+    def largest_request_bytes(self) -> int:
+        """The size that no request of this study's honest server exceeds."""
+        return largest_request_bytes(self._manifest)
+
+    def answer(self, request: bytes) -> bytes:
+        """The answer to one message; empty where the site stays silent. Never raises.
+
+        A paused site refuses all but what belongs to an attempt that it has paid for.
+        """
+        asked = _parsed(request)
+        about = {"exchange": asked.exchange, "attempt": asked.attempt} if asked else {}
+        self._exchange = asked.exchange if asked else None
+        try:
+            answer = self._answer(asked, request)
+        except Exception as error:  # of any library: its text could quote a record, and it must not end the process
+            _log.error("unexpected: %s", error, extra=about)
+            answer = b""
+        said = _parsed(answer)
+        code = said.body.get("code") if said else None
+        _log.info("answered by %s", said.exchange if said else "silence", extra={**about, "code": code})
+        self._exchange = None
+        return answer
+
+    def health(self) -> dict[str, Any]:
+        """How the worker is: nothing measured, and nothing about records. May be asked while an answer is computed."""
+        return {
+            "site": self._name,
+            "study": self._manifest.study_id,
+            "manifest": self._manifest.sha256,
+            "up_since": self._up_since,
+            "last_attempt": self._last_attempt,
+            "exchange": self._exchange,
+            "paused": self._is_paused(),
+        }
+
+    def close(self) -> None:
+        """Give the site's state free for another worker."""
+        self._worker.close()
+
+    def _answer(self, asked: Envelope | None, request: bytes) -> bytes:
+        if asked and self._is_paused() and self._is_new(asked):
+            return self._refuse_paused(asked.attempt)
+        answer = self._worker.handle(request)
+        self._last_attempt = self._budget.last_attempt(self._manifest.study_id)
+        return answer
+
+    def _is_new(self, asked: Envelope) -> bool:
+        """Whether it asks for more than the rest of what was paid for."""
+        study = self._manifest.study_id
+        return asked.exchange == Close.exchange or not self._budget.is_charged(study, asked.attempt)
+
+    def _refuse_paused(self, attempt: int) -> bytes:
+        parameters, refusal = self._manifest.secagg_parameters, Refusal(code=RefusalCode.PAUSED)
+        return seal_message(parameters, self._identity, refusal, attempt=attempt, sender=self._name).to_bytes()
+
+
+def _parsed(message: bytes) -> Envelope | None:
+    """The envelope, whoever signed it; None for what is none."""
+    try:
+        return Envelope.parse(message)
+    except EnvelopeError:
+        return None
+
+
+def largest_request_bytes(manifest: Manifest) -> int:
+    """The size that no message of the study's honest server exceeds: the adapter, and the whole ledger of its schedule.
+
+    Generous, and there only so that memory cannot be filled: the worker checks what a message says.
+    """
+    sites = len(manifest.study.sites)
+    names = 72 * sites  # each of at most 63 characters, quoted
+    statement = 2048 + 2 * names  # the longest, a view of the attempt, names two groups of sites
+    attempt = 4096 + 4 * names + 3 * sites * statement
+    others = MAX_ENTRY_BYTES  # manifests with their countersignatures, and the report
+    return MAX_HEADER_BYTES + 4 * manifest.dimension + manifest.max_attempts * attempt + others

@@ -1,0 +1,168 @@
+"""A site's folder: what its worker needs, read and judged before the first message."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from federation import Federation, small_study
+from resident_process import SITE, finish, ones, refusal
+from tiny_models import save_tiny_model
+
+from grandrounds.client.reservations import Reservations
+from grandrounds.client.resident import Resident
+from grandrounds.client.site import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder, open_site
+from grandrounds.client.site_database import SiteDatabase
+from grandrounds.common.adapter import vector_bytes
+from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
+from grandrounds.common.identity import Identity, canonical_json
+from grandrounds.common.language_model import LanguageModel
+from grandrounds.common.manifest import Manifest
+from grandrounds.common.messages import RefusalCode
+from grandrounds.common.model_folder import model_folder_sha256
+from grandrounds.common.study import Study, validated
+
+MODEL = {"name": "tiny", "target_modules": ["q_proj"], "rank": 2, "alpha": 4.0}
+POLICY_TOML = """
+[study]
+largest_epsilon = {epsilon}
+largest_delta = 1e-3
+trust = ["distributed"]
+smallest_honest_shares = 2
+models = [{{sha256 = "{model}"}}]
+verified_peers = {peers}
+[data]
+epsilon = 99.0
+delta = 1e-3
+opted_out = "opted-out.txt"
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return LanguageModel.load(base, validated(Study, small_study().model_dump() | {"model": MODEL}).model.lora, seed=7)
+
+
+@pytest.fixture
+def federation(base, model):
+    """The study of the tiny model, in which the other sites add ones."""
+    study = small_study(noise_multiplier=8.0, training={"max_attempts": 9})
+    fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16}}
+    fields["privacy"]["target_epsilon"] = 50.0
+    federation = Federation(study=validated(Study, fields), dimension=model.layout.dimension, release=ones)
+    federation.pin(model_sha256=model_folder_sha256(base), frozen_adapter_sha256=model.frozen_adapter_sha256)
+    return federation
+
+
+@pytest.fixture
+def folder(tmp_path, federation, base, model):
+    manifest = federation.manifest
+    (tmp_path / KEY).write_text(federation.identities[SITE].secret.hex())
+    (tmp_path / KEY).chmod(0o600)
+    (tmp_path / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
+    (tmp_path / FROZEN_ADAPTER).write_bytes(vector_bytes(model.get_frozen_adapter()))
+    (tmp_path / SETTINGS).write_text(f'name = "{SITE}"\ndata = "notes.jsonl"\nmodel = "{base}"\n')
+    write_policy(tmp_path, manifest)
+    records = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "opted-out.txt").write_text("patient-1\n")
+    return SiteFolder(tmp_path)
+
+
+def write_policy(path, manifest: Manifest, epsilon=50.0):
+    peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
+    text = POLICY_TOML.format(model=manifest.model_sha256, peers=peers, epsilon=epsilon)
+    (path / POLICY).write_text(text)
+
+
+@pytest.fixture
+def opened(folder):
+    resident = open_site(folder)
+    yield resident
+    resident.close()
+
+
+def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: Resident, federation):
+    attempt = finish(federation, federation.attempt(), opened.answer)
+    assert SITE in attempt.survivors
+    assert np.abs(attempt.aggregate).max() > 10, "its noise is in the sum"
+
+
+def test_who_opted_out_is_not_among_the_records(folder, monkeypatch):
+    cohorts = []
+    monkeypatch.setattr(
+        "grandrounds.client.site.cohort_of", lambda study, records, tokenisation: cohorts.append(records)
+    )
+    open_site(folder).close()
+    assert [record.patient_id for record in cohorts[0]] == ["patient-0", "patient-2"]
+
+
+def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):
+    (folder.path / "notes.jsonl").unlink()
+    with pytest.raises(DataError):
+        open_site(folder)
+    (statement,) = Reservations(SiteDatabase.open(folder.state)).statements()
+    assert [reservation.study for reservation in statement.reservations] == [folder.manifest().study_id]
+
+
+def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: Resident, folder, federation):
+    folder.pause()
+    attempt = federation.attempt()
+    begin = attempt.messages()[SITE]
+    assert refusal(opened.answer(begin)) == RefusalCode.PAUSED
+    folder.go_on()
+    assert SITE in finish(federation, attempt, opened.answer).survivors
+
+
+def policy_below(folder: SiteFolder) -> None:
+    write_policy(folder.path, folder.manifest(), epsilon=1.0)
+
+
+def another_key(folder: SiteFolder) -> None:
+    (folder.path / KEY).write_text(Identity.generate().secret.hex())
+
+
+def another_frozen_adapter(folder: SiteFolder) -> None:
+    size = len(folder.frozen_adapter())
+    (folder.path / FROZEN_ADAPTER).write_bytes(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (policy_below, StudyError, "breaks this site's policy: ε = 50.0, and the site allows 1.0"),
+        (another_key, StudyError, "another key for site-2"),
+        (another_frozen_adapter, StudyError, "the frozen adapter is another"),
+        (lambda folder: (folder.path / KEY).chmod(0o644), StorageError, "is open to other users"),
+        (lambda folder: (folder.path / KEY).write_text("no key"), StorageError, "key is damaged"),
+        (lambda folder: (folder.path / MANIFEST).write_text("{}"), StorageError, "study.json is damaged"),
+        (lambda folder: (folder.path / FROZEN_ADAPTER).unlink(), StorageError, "frozen-adapter.bin is damaged"),
+        (lambda folder: (folder.path / SETTINGS).write_text("name = 3"), StudyError, "name = 3"),
+        (lambda folder: (folder.path / "opted-out.txt").unlink(), DataError, "the opt-outs"),
+    ],
+)
+def test_a_folder_that_does_not_fit_the_study_is_refused_and_lets_go_of_its_state(
+    folder, change: Callable[[SiteFolder], object], error: type[GrandRoundsError], text
+):
+    change(folder)
+    with pytest.raises(error, match=text):
+        open_site(folder)
+    SiteDatabase.open(folder.state).close()
+
+
+def test_two_workers_never_hold_one_site(opened, folder):
+    with pytest.raises(StorageError, match="another worker holds"):
+        open_site(folder)
+
+
+def test_a_budget_that_is_used_up_is_refused_before_a_record_is_read(folder):
+    text = (folder.path / POLICY).read_text()
+    (folder.path / POLICY).write_text(text.replace("epsilon = 99.0", "epsilon = 2.0"))
+    (folder.path / "notes.jsonl").unlink()
+    with pytest.raises(PrivacyError, match="asks for ε = 50"):
+        open_site(folder)
