@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.adapter import Vector, vector_from_bytes
+from ..common.countersignature import Countersignature
 from ..common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
 from ..common.identity import Envelope, Identity, sha256
 from ..common.manifest import Manifest
 from ..common.messages import (
     SERVER,
     Adverts,
+    Agreed,
     Begin,
     Ciphertexts,
     Close,
     Consistencies,
+    Invitation,
     Message,
     Refusal,
     RefusalCode,
@@ -92,7 +95,11 @@ class Worker:
             envelope = Envelope.parse(request)
             if envelope.exchange == Begin.exchange:
                 return self._begin(envelope)
-            return self._close(request) if envelope.exchange == Close.exchange else self._answer(envelope, request)
+            if envelope.exchange == Close.exchange:
+                return self._close(request)
+            if envelope.exchange == Invitation.exchange:
+                return self._agree(envelope, request)
+            return self._answer(envelope, request)
         except _RefusedError as refusal:
             return self._refuse(refusal.code, attempt=refusal.attempt)
         except GrandRoundsError as error:
@@ -134,6 +141,15 @@ class Worker:
             },
         )
         return self._attempt.advertise()
+
+    def _agree(self, envelope: Envelope, request: bytes) -> bytes:
+        """Sign the manifest, which this site checked and paid for before its worker started."""
+        if envelope.manifest != self._parameters.manifest:
+            raise _RefusedError(RefusalCode.MANIFEST, envelope)
+        attempt = envelope.attempt
+        open_message(self._parameters, request, Invitation, attempt=attempt, senders=(SERVER,))
+        signed = Countersignature.of(self._identity, site=self._name, manifest=self._parameters.manifest)
+        return self._seal(Agreed(signature=signed.signature), attempt=attempt)
 
     def _close(self, request: bytes) -> bytes:
         """Sign the ledger of a study that is over, if it is whole; no attempt can follow."""

@@ -2,7 +2,8 @@
 
 The order is Begin → Advert → Adverts → Shares → Ciphertexts → MaskedInput → Survivors → Consistency → Consistencies →
 Unmask: the server's five messages and the sites' five answers. ``Refusal`` is a site's other answer, before its charge.
-After the study's last attempt, ``Close`` brings each site the end of the ledger, which it signs with ``Closed``.
+Before the first attempt, ``Invitation`` asks for each site's ``Agreed``; after the last, ``Close`` brings each site the
+end of the ledger, which it signs with ``Closed``.
 """
 
 import struct
@@ -149,6 +150,19 @@ class Refusal(Message):
 
     exchange = "refusal"
     code: RefusalCode
+
+
+class Invitation(Message):
+    """The server asks for a site's signature on the manifest that this envelope names."""
+
+    exchange = "invitation"
+
+
+class Agreed(Message):
+    """A site agrees to the manifest: its countersignature."""
+
+    exchange = "agreed"
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
 
 class Close(Message):

@@ -1,14 +1,12 @@
 """A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
 
-import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 from numpy.typing import NDArray
 
 from .. import __version__
@@ -19,53 +17,32 @@ from ..client.budget import Budget
 from ..client.cohort import Cohort
 from ..client.data import Example, Tokenisation
 from ..client.grad_samples import GradSampler
-from ..client.independence import independent_batch_size
 from ..client.opt_outs import without_opted_out
-from ..client.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
 from ..client.records import Record, parse_records, read_records
 from ..client.reservations import Reservations
+from ..client.site import cohort_of, sampler_of
 from ..client.update import SiteUpdate
 from ..client.worker import Worker
-from ..common import entries
 from ..common.audit import Audit
-from ..common.countersignature import Countersignature
-from ..common.errors import StorageError, StudyError
-from ..common.identity import Envelope, sha256
+from ..common.errors import StudyError
+from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
-from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
 from ..common.model_folder import model_folder_sha256
 from ..common.study import Site, Study, complete_study, validated
 from ..server.app import Conversation
 from ..server.app import make_app as make_server_app
-from ..server.checkpoint import Checkpoint
-from ..server.closing import Closing
 from ..server.ledger import LedgerWriter
-from ..server.report import Declared, build_report, render_json
-from ..server.training import Training, accountant_of
-from .base_model import base_model_folder, published_name
+from .base_model import base_model_folder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
-from .progress import Observer, StudyReady, phase
-from .study_folder import REPORT, Keys, Private, StudyFolder
+from .outages import Dropout, Outages
+from .progress import Observer, phase
+from .simulated_site import check_newest, simulated_policy
+from .study_folder import Keys, Private, StudyFolder
+from .study_run import UNDESCRIBED, Sources, StudyRun
 
 # A file, or rows as such a file holds them.
 RecordSource = str | Path | Sequence[Mapping[str, object]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """A site that goes away in the middle of a round's first attempt, after its shares, and is back for the next."""
-
-    site: str
-    round: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where evaluation records come from, in words for the report; ``counted``: nominal units were counted."""
-
-    evaluation: str = "records given to the simulation"
-    counted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +60,7 @@ def simulate(
     cohorts: Mapping[str, RecordSource],
     *,
     evaluation: RecordSource,
-    sources: Sources = Sources(),
+    sources: Sources = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
     output: Path | None = None,
     settings: Mapping[str, Any] = {},
@@ -127,7 +104,7 @@ def resume(
     cohorts: Mapping[str, RecordSource],
     *,
     evaluation: RecordSource,
-    sources: Sources = Sources(),
+    sources: Sources = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
@@ -174,12 +151,12 @@ def _prepare(
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
         site_cohorts = {
-            site: _cohort(study, tokenisation, _records(site, source, opted_out.get(site)))
+            site: cohort_of(study, _records(site, source, opted_out.get(site)), tokenisation)
             for site, source in cohorts.items()
         }
         evaluation_set = tokenisation.examples(_records("evaluation", evaluation))
     with phase(observe, "independence", "no record may touch another's gradient"):
-        sampler = _sampler(study, model)
+        sampler = sampler_of(study, model)
     return _Prepared(
         base=base,
         model=model,
@@ -217,219 +194,53 @@ def _run(
     dropouts: Sequence[Dropout],
     observe: Observer,
 ) -> Result:
-    model = prepared.model
     budgets: dict[str, Budget] = {}
     try:
         for site in keys.sites:
             budgets[site] = Budget.in_memory() if folder is None else Budget.open(folder.site_state(site))
         if folder is not None:
             folder.tidy()
-        ledger = _agreed_ledger(manifest, keys, prepared, budgets, folder)
-        workers = {
-            site: Worker(
-                name=site,
-                identity=identity,
-                manifest=manifest,
-                release=SiteUpdate(
-                    manifest=manifest, name=site, cohort=prepared.cohorts[site], sampler=prepared.sampler
-                ),
-                budget=budgets[site],
-            )
-            for site, identity in keys.sites.items()
-        }
-        checkpoint = None if folder is None else folder.checkpoint(manifest)
-        if checkpoint is None:
-            adapter = model.get_adapter()
-            with phase(observe, "evaluation", "the base model on held-out records"):
-                perplexity = model.perplexity(prepared.evaluation, adapter)
-            checkpoint = Checkpoint.initial(study=manifest.study_id, adapter=adapter, perplexity=perplexity)
-            if folder is not None:
-                folder.save_checkpoint(checkpoint)
-        claimed = accountant_of(manifest, ()).epsilon_of_schedule
-        observe(
-            StudyReady(
-                manifest=manifest,
-                epsilon=None if claimed is None else claimed.epsilon,
-                perplexity_before=float(checkpoint.perplexities[0]),
-            )
+        ledger = LedgerWriter(
+            identity=keys.server,
+            store=(lambda line: None) if folder is None else folder.append_entry,
+            audit=Audit() if folder is None else Audit.of(folder.ledger_lines()),
         )
-        training = Training(
+        check_newest(ledger, manifest, budgets)
+        workers = {
+            site.name: _worker(manifest, site, keys.sites[site.name], prepared, budgets[site.name])
+            for site in manifest.study.sites
+        }
+        run = StudyRun(
             manifest=manifest,
             identity=keys.server,
             ledger=ledger,
-            checkpoint=checkpoint,
-            evaluate=lambda vector: model.perplexity(prepared.evaluation, vector),
-            save=(lambda checkpoint: None) if folder is None else folder.save_checkpoint,
+            folder=folder,
+            model=prepared.model,
+            base=prepared.base,
+            evaluation=prepared.evaluation,
+            sources=sources,
+            setting="simulation",
             observe=observe,
         )
-        ending = _Ending(training, prepared, folder, sources, observe)
-        _drive(ending.conversations(), workers, Outages(dropouts, _rounds_of(ledger)))
+        _drive(run.conversations(), workers, Outages.since(ledger.audit, dropouts))
     finally:
         for budget in budgets.values():
             budget.close()
     return Result(
         manifest=manifest,
-        report=ending.report,
-        adapter=training.adapter,
+        report=run.report,
+        adapter=run.training.adapter,
         folder=None if folder is None else folder.path,
     )
 
 
-def _agreed_ledger(
-    manifest: Manifest,
-    keys: Keys,
-    prepared: _Prepared,
-    budgets: Mapping[str, Budget],
-    folder: StudyFolder | None,
-) -> LedgerWriter:
-    """The study's ledger with the signatures of all sites: each has checked the study and paid for it before."""
-    ledger = LedgerWriter(
-        identity=keys.server,
-        store=(lambda line: None) if folder is None else folder.append_entry,
-        audit=Audit() if folder is None else Audit.of(folder.ledger_lines()),
-    )
-    _check_newest(ledger, manifest, budgets)
-    if not ledger.audit.manifests:
-        ledger.append(entries.StudyEntry(manifest=manifest))
-    described = {site.name: site for site in manifest.study.sites}
-    for site, identity in keys.sites.items():
-        admit(manifest, name=site, identity=identity, model=prepared.model, model_sha256=prepared.model_sha256)
-        policy = _policy(manifest, described[site], opted_out=prepared.opted_out.get(site))
-        join(manifest, policy, name=site, reservations=Reservations(budgets[site].database))
-        if site not in ledger.audit.countersigned:
-            signature = Countersignature.of(identity, site=site, manifest=manifest.sha256)
-            ledger.append(entries.CountersignatureEntry(countersignature=signature))
-    return ledger
-
-
-def _check_newest(ledger: LedgerWriter, manifest: Manifest, budgets: Mapping[str, Budget]) -> None:
-    """Raises StorageError unless the ledger is the manifest's, and has whatever its sites have of it.
-
-    They would refuse any other, and each attempt that they refuse is spent.
-    """
-    lines = ledger.lines()
-    if ledger.audit.manifests not in ([], [manifest]):
-        raise _put_back("the ledger is that of another manifest")
-    for site, budget in budgets.items():
-        held = budget.ledger(manifest.study_id)
-        if lines[: len(held)] != held:
-            raise _put_back(f"the ledger lacks what {site} has of it")
-
-
-def _put_back(what: str) -> StorageError:
-    return StorageError(
-        what,
-        why="no site would follow it, and the attempts that they refuse would be spent",
-        fix="put back the newest of the study's files; nothing was changed",
-    )
-
-
-def _policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:
-    """A simulated site's policy: this one study, on records that this one study may use up.
-
-    All keys count as compared, because one process made them.
-    """
-    privacy, delta = manifest.study.privacy, manifest.delta
-    # Without noise there is no target, and nothing that these would limit.
-    epsilon = privacy.target_epsilon or 1.0
-    return Policy(
-        study=StudyPolicy(
-            largest_epsilon=epsilon,
-            largest_delta=delta,
-            trust=(privacy.trust,),
-            smallest_honest_shares=2,
-            models=(AllowedModel(name=manifest.study.model.name, sha256=manifest.model_sha256),),
-            verified_peers=(manifest.server_key, *manifest.site_keys.values()),
-        ),
-        data=DataPolicy(
-            unit=privacy.unit,
-            epsilon=epsilon,
-            delta=delta,
-            synthetic_data_only=not privacy.noise or site.sensitivity == "synthetic",
-            opted_out=opted_out,
-        ),
-    )
-
-
-@dataclass
-class _Ending:
-    """A study's training, and what is made of it: the adapter, the report, and every site's signature on both."""
-
-    training: Training
-    prepared: _Prepared
-    folder: StudyFolder | None
-    sources: Sources
-    observe: Observer
-    report: dict[str, Any] = field(init=False)
-
-    def conversations(self) -> Iterator[Conversation]:
-        """What the server has to say, in order."""
-        rounds = self.training.manifest.study.training.rounds
-        with phase(self.observe, "training", f"{rounds} rounds"):
-            yield self.training
-        with phase(self.observe, "report", "claims, adapter and model card"):
-            self.report = self._report()
-            files = {REPORT: sha256(render_json(self.report))}
-            closed = self.training.ledger.audit.closed
-            # What was closed stays as it is; only what was lost of it since is written again.
-            if self.folder is not None and not (closed and self.folder.holds(closed.files)):
-                self.prepared.model.set_adapter(self.training.adapter)
-                files = self.folder.save_results(self.report, self.prepared.model, base_model=str(self.prepared.base))
-        with phase(self.observe, "closing", "every site signs the ledger"):
-            yield Closing(
-                identity=self.training.identity,
-                ledger=self.training.ledger,
-                report=render_json(self.report),
-                files=files,
-                held=self.training.held,
-            )
-
-    def _report(self) -> dict[str, Any]:
-        training = self.training
-        before, *after = (_finite(perplexity) for perplexity in training.checkpoint.perplexities)
-        perplexities = dict(enumerate(after, start=1))
-        if training.exhausted is not None:
-            perplexities[training.exhausted.round] = _finite(training.exhausted.perplexity)
-        declared = Declared(
-            perplexity_before=before,
-            perplexities=perplexities,
-            base_model=published_name(training.manifest.study.model.name),
-            evaluation=self.sources.evaluation,
-            counted=self.sources.counted,
-            setting="simulation",
-        )
-        return build_report(training.ledger.audit, declared)
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _rounds_of(ledger: LedgerWriter) -> dict[int, int]:
-    return {record.attempt: record.round for record in ledger.audit.attempts}
-
-
-@dataclass
-class Outages:
-    """Says which messages meet a site that is away, as the simulation's network asks."""
-
-    dropouts: Sequence[Dropout]
-    # The round of every attempt that was begun, also before this process.
-    _rounds: dict[int, int] = field(default_factory=dict)
-
-    def is_lost(self, site: str, message: Message) -> bool:
-        """Whether ``message`` belongs to the later exchanges of an attempt in which ``site`` drops out."""
-        content = message.content.config_records[RECORD][FIELD]
-        assert isinstance(content, bytes)  # noqa: S101 (server/app.py sends nothing else)
-        envelope = Envelope.parse(content)
-        if envelope.exchange == Begin.exchange:
-            self._rounds[envelope.attempt] = Begin.of(envelope).round
-            return False
-        round_ = self._rounds[envelope.attempt]
-        first = min(attempt for attempt, number in self._rounds.items() if number == round_)
-        late = envelope.exchange in (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)
-        return late and envelope.attempt == first and Dropout(site=site, round=round_) in self.dropouts
+def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepared, budget: Budget) -> Worker:
+    """A site's worker, once the site has checked the study, joined it and paid for it."""
+    admit(manifest, name=site.name, identity=identity, model=prepared.model, model_sha256=prepared.model_sha256)
+    policy = simulated_policy(manifest, site, opted_out=prepared.opted_out.get(site.name))
+    join(manifest, policy, name=site.name, reservations=Reservations(budget.database))
+    update = SiteUpdate(manifest=manifest, name=site.name, cohort=prepared.cohorts[site.name], sampler=prepared.sampler)
+    return Worker(name=site.name, identity=identity, manifest=manifest, release=update, budget=budget)
 
 
 def _drive(conversations: Iterable[Conversation], workers: Mapping[str, Worker], outages: Outages) -> None:
@@ -440,22 +251,9 @@ def _drive(conversations: Iterable[Conversation], workers: Mapping[str, Worker],
     server_app(grid, local_context(SERVER_NODE, "server"))
 
 
-def _sampler(study: Study, model: LanguageModel) -> GradSampler:
-    """Gradients in the study's physical batches, or one record a batch where records would touch one another."""
-    max_tokens = study.data.max_tokens
-    batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
-    return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)
-
-
 def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:
     records = read_records(Path(source)) if isinstance(source, str | Path) else parse_records(name, source)
     return records if opted_out is None else without_opted_out(records, opted_out)
-
-
-def _cohort(study: Study, tokenisation: Tokenisation, records: Sequence[Record]) -> Cohort[Example]:
-    patients = [record.patient_id for record in records]
-    examples = tokenisation.examples(records)
-    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
 
 
 def _check_sites(

@@ -14,8 +14,9 @@ from ..common.identity import Name
 from ..common.secagg.transcript import default_threshold
 from ..common.study import WHY_STUDY, Section, Study, default_delta, read_toml, validated
 from .demo_data import DemoOptions, demo_data
+from .outages import Dropout
 from .progress import Observer, PhaseProgress, phase
-from .simulate import Dropout, Sources
+from .study_run import Sources
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24

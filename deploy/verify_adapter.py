@@ -12,11 +12,12 @@ from .case import Case, Claim, DisagreesError, OpenError, parse_json
 from .evidence import CONFIG, WEIGHTS
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-# Fields of adapter_config.json that change nothing about what the adapter computes on the base model, whose name is the
-# server's word and whose hash is in the manifest.
+# Fields of adapter_config.json that change nothing about what the adapter computes on the base model, whose name is
+# compared with the report's.
+_BASE: Final = "base_model_name_or_path"
 _WITHOUT_EFFECT: Final = frozenset(
     {
-        "base_model_name_or_path",
+        _BASE,
         "fan_in_fan_out",
         "inference_mode",
         "init_lora_weights",
@@ -60,6 +61,8 @@ def _configured(case: Case) -> str:
     wrong += [name for name, value in given.items() if value and name not in _WITHOUT_EFFECT and name not in expected]
     if wrong:
         raise DisagreesError(f"{CONFIG} has another {', '.join(wrong[:10])}")
+    if given.get(_BASE) != case.sound_report["base_model"]:
+        raise DisagreesError(f"{CONFIG} has another {_BASE} than the report")
     return f"rank {model.rank}, alpha {model.alpha:g}, on {', '.join(model.target_modules)}"
 
 
@@ -127,7 +130,7 @@ ADAPTER_CLAIMS: Final = (
     ),
     Claim(
         claim="The adapter is used as it was trained",
-        recomputed_from=f"{CONFIG} and the manifest",
+        recomputed_from=f"{CONFIG}, the report's base model and the manifest",
         check=_configured,
     ),
 )

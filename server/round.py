@@ -19,16 +19,22 @@ from .secagg import ServerAttempt
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptOutcome:
-    """How one attempt of a round ended: with survivors where it was unmasked."""
+    """How one attempt of a round ended, if it did: with survivors where it was unmasked."""
 
     attempt: int
     survivors: tuple[str, ...]
     dropouts: dict[str, str]
+    ended: bool = True
 
     @classmethod
     def of(cls, record: AttemptRecord) -> "AttemptOutcome":
         """What the ledger says of it."""
-        return cls(attempt=record.attempt, survivors=record.survivors, dropouts=dict(record.dropouts))
+        return cls(
+            attempt=record.attempt,
+            survivors=record.survivors,
+            dropouts=dict(record.dropouts),
+            ended=record.ended,
+        )
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,8 @@ from grandrounds.common.identity import Envelope
 from grandrounds.common.ledger import EntryType
 from grandrounds.common.study import Study, validated
 from grandrounds.deploy.evidence import LEDGER, STUDY
-from grandrounds.deploy.simulate import Dropout, Result, resume, simulate
+from grandrounds.deploy.outages import Dropout
+from grandrounds.deploy.simulate import Result, resume, simulate
 from grandrounds.deploy.verify import Status, verify
 
 torch.set_num_threads(1)  # a child has none of its parent's threads, and would wait for them

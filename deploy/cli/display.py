@@ -284,7 +284,8 @@ def _notes(event: RoundClosed) -> Iterator[str]:
         for site, exchange in outcome.dropouts.items():
             yield f"{site} dropped out {DROPPED_WHEN[exchange]}"
         if not outcome.survivors:
-            yield f"attempt {outcome.attempt} was lost: too few sites stayed"
+            why = "too few sites stayed" if outcome.ended else "the server stopped in it"
+            yield f"attempt {outcome.attempt} was lost: {why}"
 
 
 def _beside(left: RenderableType, right: str) -> Table:

@@ -37,6 +37,10 @@ SAMPLES: dict[str, Message] = {
         messages.Consistencies(),
         messages.Unmask(),
         Refusal(code=RefusalCode.SERIAL),
+        messages.Invitation(),
+        messages.Agreed(signature="0a" * 64),
+        messages.Close(ledger_length=1, ledger_head=HEX),
+        messages.Closed(ledger_length=1, ledger_head=HEX),
     )
 }
 
@@ -50,7 +54,7 @@ def envelope(body: dict[str, object], exchange: str, payload: bytes = b"", attem
 
 def test_every_message_of_the_protocol_has_a_sample() -> None:
     assert {kind.exchange for kind in Message.__subclasses__()} >= SAMPLES.keys()
-    assert len(SAMPLES) == 11
+    assert len(SAMPLES) == 15
 
 
 @pytest.mark.parametrize("message", SAMPLES.values(), ids=SAMPLES)

@@ -26,7 +26,8 @@ from grandrounds.client.budget import Budget
 from grandrounds.common.audit import Audit
 from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError
 from grandrounds.deploy.evidence import LEDGER, REPORT, STUDY
-from grandrounds.deploy.simulate import Dropout, resume
+from grandrounds.deploy.outages import Dropout
+from grandrounds.deploy.simulate import resume
 from grandrounds.deploy.study_folder import StudyFolder
 from grandrounds.deploy.verify import Status, verify
 from grandrounds.server.closing import Closing
@@ -153,7 +154,7 @@ def test_a_study_that_was_stopped_between_its_results_and_its_end_is_closed_with
         raise KeyboardInterrupt
 
     folder = copied(round_one, tmp_path)
-    monkeypatch.setattr("grandrounds.deploy.simulate.Closing", interrupted)
+    monkeypatch.setattr("grandrounds.deploy.study_run.Closing", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go_on(folder)
     assert (folder / REPORT).exists()

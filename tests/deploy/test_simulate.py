@@ -21,8 +21,9 @@ from grandrounds.common.identity import sha256
 from grandrounds.common.language_model import LanguageModel, Lora
 from grandrounds.common.manifest import MANIFEST_LABEL, Manifest
 from grandrounds.common.study import Study, validated
+from grandrounds.deploy.outages import Dropout
 from grandrounds.deploy.progress import PhaseEnded, PhaseStarted, StudyReady
-from grandrounds.deploy.simulate import Dropout, Result, simulate
+from grandrounds.deploy.simulate import Result, simulate
 from grandrounds.deploy.study_folder import StudyFolder
 from grandrounds.server.checkpoint import Checkpoint
 from grandrounds.server.training import ExchangeClosed, RoundClosed
@@ -186,7 +187,17 @@ def test_where_the_schedule_ends_in_a_failed_attempt_the_last_round_s_adapter_is
 def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]]) -> None:
     _, events = finished
     names = [event.name for event in events if isinstance(event, PhaseStarted)]
-    assert names == ["calibration", "model", "records", "independence", "evaluation", "training", "report", "closing"]
+    assert names == [
+        "calibration",
+        "model",
+        "records",
+        "independence",
+        "signing",
+        "evaluation",
+        "training",
+        "report",
+        "closing",
+    ]
     assert [event.name for event in events if isinstance(event, PhaseEnded)] == names
 
 

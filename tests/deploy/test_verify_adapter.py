@@ -51,7 +51,14 @@ def test_another_adapter_is_refused_whoever_signs_it(
 
 
 @pytest.mark.parametrize(
-    "change", [{"lora_alpha": 32}, {"use_rslora": True}, {"r": 8}, {"rank_pattern": {"v_proj": 8}}]
+    "change",
+    [
+        {"lora_alpha": 32},
+        {"use_rslora": True},
+        {"r": 8},
+        {"rank_pattern": {"v_proj": 8}},
+        {"base_model_name_or_path": "another/model"},
+    ],
 )
 def test_a_configuration_that_makes_something_else_of_the_adapter_is_refused(
     study: SmallStudy, folder: Path, change: dict[str, Any]
