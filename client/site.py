@@ -40,13 +40,17 @@ _PAUSED: Final = "paused"
 
 
 class Settings(Section):
-    """What a site's machine has where: ``users`` are ids of those who may ask the worker, beside its own."""
+    """What a site's machine has where: ``users`` are ids of those who may ask the worker, beside its own.
+
+    ``runtime_port`` is the SuperNode's, on loopback.
+    """
 
     name: Name
     data: Path = Field(strict=False)
     model: Path = Field(strict=False)
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
     users: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
+    runtime_port: int = Field(default=9094, ge=1, le=65535)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,10 @@ class StudyFolder:
         except OSError as error:
             raise _unwritable(path.parent, error) from error
         write_atomically(path, json.dumps(fields).encode(), mode=0o600)
+        self.save_manifest(manifest)
+
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Write the study's manifest in its canonical form."""
         write_atomically(self.path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
 
     def manifest(self) -> Manifest:

@@ -44,14 +44,19 @@ def make_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        for conversation in open_study(context):
-            while not conversation.finished:
-                messages = conversation.messages()
-                for site, answer in _exchange(grid, nodes(grid), messages, conversation.deadline_s):
-                    conversation.receive(site, answer)
-                conversation.advance()
+        carry(open_study(context), grid, nodes)
 
     return app
+
+
+def carry(conversations: Iterable[Conversation], grid: Grid, nodes: Callable[[Grid], Mapping[str, int]]) -> None:
+    """Carry conversations over the grid, one after the other; whatever they raise ends it."""
+    for conversation in conversations:
+        while not conversation.finished:
+            messages = conversation.messages()
+            for site, answer in _exchange(grid, nodes(grid), messages, conversation.deadline_s):
+                conversation.receive(site, answer)
+            conversation.advance()
 
 
 def _exchange(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("client", "common", "deploy", "server")
 # Where each library may be imported; every other one may be imported anywhere.
 ALLOWED = {
-    "flwr": ("client/app.py", "server/app.py", "deploy/"),
+    "flwr": ("client/app.py", "client/relay.py", "server/app.py", "deploy/"),
     "opacus": ("client/grad_samples.py", "deploy/bench/"),
     "cryptography": ("common/csprng.py", "common/identity.py", "common/secagg/keys.py", "deploy/provision.py"),
     "peft": ("common/language_model.py", "client/data.py", "deploy/demo_data.py"),

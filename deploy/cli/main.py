@@ -11,6 +11,7 @@ from .bench import bench
 from .client import client
 from .epsilon import epsilon
 from .plan import plan
+from .server import server
 from .simulate import simulate
 from .verify import verify
 
@@ -35,6 +36,7 @@ app.command()(plan)
 app.command()(epsilon)
 app.command()(verify)
 app.add_typer(client)
+app.add_typer(server)
 app.add_typer(bench)
 
 

@@ -1,0 +1,87 @@
+"""Processes that a command starts, watches and stops, each by its own id."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
+ENVIRONMENT: Final = {
+    # Flower reports usage and asks for updates unless told otherwise.
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "PYTHONUNBUFFERED": "1",
+    "NO_COLOR": "1",
+}
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment for its children: no telemetry, and no proxy between programs of one machine."""
+    local = "127.0.0.1,localhost"
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    proxies = {"no_proxy": ",".join(filter(None, (given, local)))}
+    # Flower starts its programs by name: those of this installation.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return {**os.environ, **ENVIRONMENT, **proxies, "NO_PROXY": proxies["no_proxy"], "PATH": path, **extra}
+
+
+class Process:
+    """One child; its output is appended to ``log``.
+
+    It is sent SIGTERM when the thread that started it ends, in whatever way, so that none is left behind.
+    """
+
+    def __init__(self, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
+        """Start it. Raises OSError where there is no such program or the log cannot be opened."""
+        parent = os.getpid()
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: die_with(parent),
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, if it did."""
+        return self._process.poll()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """SIGTERM, and SIGKILL if it has not ended within ``grace_s``."""
+        if self.running:
+            self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+
+def die_with(parent: int) -> None:
+    """In a new child: be sent SIGTERM when ``parent`` dies, and end at once if it has died already (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,26 @@
+"""What the commands of both operators share."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable
+
+import typer
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines at once, also into a log."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def until_stopped() -> Callable[[], bool]:
+    """Whether SIGTERM or SIGINT has come since."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop.is_set
+
+
+def confirmed(question: str) -> bool:
+    """Whether somebody at the terminal said yes."""
+    return typer.confirm(question, default=False)

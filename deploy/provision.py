@@ -1,0 +1,131 @@
+"""Certificates of the server, and the keys with which Flower knows its nodes. None of it is what a claim rests on."""
+
+import ipaddress
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ..common.errors import StudyError
+from ..common.files import write_atomically
+
+CA_CERTIFICATE: Final = "ca.crt"
+CA_KEY: Final = "ca.key"
+CERTIFICATE: Final = "server.pem"
+CERTIFICATE_KEY: Final = "server.key"
+_PEM = serialization.Encoding.PEM
+_OPENSSH = serialization.Encoding.OpenSSH
+_CA_DAYS, _SERVER_DAYS = 3650, 397
+_USES = {
+    "content_commitment": False,
+    "key_encipherment": False,
+    "data_encipherment": False,
+    "key_agreement": False,
+    "encipher_only": False,
+    "decipher_only": False,
+}
+
+
+def make_certificates(folder: Path, host: str) -> None:
+    """A certificate authority of this server's own, and a certificate for ``host`` (a name or an address).
+
+    Sites get ``ca.crt`` with the study and trust nothing else; the authority's key signs the next certificate.
+    """
+    authority, key = _new_key(), _new_key()
+    issuer = _name(f"Grand Rounds CA of {host}")
+    ca = (
+        _builder(issuer, issuer, authority.public_key(), _CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **_USES), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    certificate = (
+        _builder(_name(host), issuer, key.public_key(), _SERVER_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(_alternatives(host)), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.KeyUsage(digital_signature=True, key_cert_sign=False, crl_sign=False, **_USES), critical=True
+        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    write_atomically(folder / CA_KEY, _private(authority, serialization.PrivateFormat.PKCS8), mode=0o600)
+    write_atomically(folder / CERTIFICATE_KEY, _private(key, serialization.PrivateFormat.PKCS8), mode=0o600)
+    write_atomically(folder / CA_CERTIFICATE, ca.public_bytes(_PEM))
+    write_atomically(folder / CERTIFICATE, certificate.public_bytes(_PEM) + ca.public_bytes(_PEM))
+
+
+def make_node_key(private: Path, public: Path) -> None:
+    """The key with which Flower knows a site's node, in the encodings that it reads. What a site says is signed by
+    the site's own key, and not by this one."""
+    key = _new_key()
+    write_atomically(private, _private(key, serialization.PrivateFormat.OpenSSH), mode=0o600)
+    write_atomically(public, key.public_key().public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH) + b"\n")
+
+
+def check_node_key(text: str) -> None:
+    """Raises StudyError unless ``text`` is the public key of a node."""
+    try:
+        key = serialization.load_ssh_public_key(text.strip().encode())
+    except (ValueError, TypeError) as error:
+        raise _no_node_key() from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise _no_node_key()
+
+
+def make_secret(path: Path) -> None:
+    """The secret by which a SuperLink or a SuperNode knows its executor."""
+    write_atomically(path, secrets.token_bytes(32), mode=0o600)
+
+
+def _no_node_key() -> StudyError:
+    return StudyError(
+        "the node key is no ECDSA key in OpenSSH's form",
+        why="Flower knows a site's node by it",
+        fix="send the file site.json as `grandrounds client init` wrote it",
+    )
+
+
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+    return key.private_bytes(_PEM, form, serialization.NoEncryption())
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))  # a site's clock may be behind
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+
+
+def _alternatives(host: str) -> list[x509.GeneralName]:
+    """The host, and the loopback names under which the server reaches itself."""
+    loopback: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    if host in ("localhost", "127.0.0.1"):
+        return loopback
+    try:
+        return [x509.IPAddress(ipaddress.ip_address(host)), *loopback]
+    except ValueError:
+        return [x509.DNSName(host), *loopback]
