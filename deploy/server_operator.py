@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from .server_folder import Enrolled, ServerFolder
 
 _WATCH_S: Final = 0.2
 _RESTART_S: Final = 2.0
+_START_S: Final = 60.0
 _SETTINGS: Final = """# How hospitals reach this server; the SuperLink's port is on loopback alone.
 host = {host}
 port = {port}
@@ -190,9 +192,29 @@ def run(folder: ServerFolder) -> Iterator[dict[str, Any]]:
     """
     start_at = folder.progress.stat().st_size if folder.progress.exists() else 0
     if not folder.is_running:
+        _await_superlink(folder)
         register_nodes(folder)
         FlowerCli(folder).run()
     yield from follow(folder, start_at)
+
+
+def _await_superlink(folder: ServerFolder) -> None:
+    """Until the SuperLink takes connections, which it does some seconds after its start. Raises StudyError."""
+    address = ("127.0.0.1", folder.settings().superlink_port)
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            socket.create_connection(address, timeout=1).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StudyError(
+                    f"no SuperLink answers at port {address[1]}",
+                    why="the study reaches its sites through it",
+                    fix="start it with `grandrounds server start`, as a service of its own",
+                ) from error
+            time.sleep(_WATCH_S)
+        else:
+            return
 
 
 def register_nodes(folder: ServerFolder) -> None:

@@ -1,0 +1,67 @@
+"""Real processes, real TLS, real Flower: a study from its first command to a verified report."""
+
+import sqlite3
+from collections import Counter
+
+import pytest
+from real_federation import SITES, RealFederation
+
+from grandrounds.common.audit import Audit
+from grandrounds.deploy.verify import Status, verify
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    federation = RealFederation(tmp_path_factory.mktemp("f"))
+    federation.start()
+    yield federation
+    federation.stop()
+
+
+@pytest.fixture(scope="module")
+def events(federation):
+    return federation.run()
+
+
+def test_a_study_is_signed_trained_and_closed_by_all_sites(federation, events):
+    assert [event["event"] for event in events][-1] == "finished"
+    status = federation.status()
+    assert (status["rounds"], status["attempts"][0], status["closed"]) == ([1, 1], 1, True)
+    assert set(status["signed"]) == set(status["closing_signatures"]) == set(SITES)
+
+
+def test_what_it_leaves_is_verified_by_who_knows_the_manifest(federation, events):
+    verdict = verify(federation.server / "study", manifest_hash=federation.bundle.manifest.sha256)
+    assert {finding.status for finding in verdict.findings} == {Status.AGREES}, verdict
+
+
+def test_an_attempt_takes_five_exchanges(events):
+    exchanges = [event["exchange"] for event in events if event["event"] == "ExchangeClosed"]
+    assert exchanges == ["advert", "shares", "masked-input", "consistency", "unmask"]
+
+
+def test_every_site_paid_what_the_ledger_says_and_had_reserved_it_before(federation, events):
+    audit = Audit.of(federation.server.joinpath("study/ledger/entries.jsonl").read_bytes().splitlines())
+    for site in SITES:
+        with sqlite3.connect(federation.path / site / "state" / "budget.sqlite") as database:
+            ((reserved,),) = database.execute("SELECT count(*) FROM reservations").fetchall()
+            ((charged,),) = database.execute("SELECT count(*) FROM attempts WHERE charged").fetchall()
+        assert (reserved, charged) == (1, audit.charges[site])
+
+
+def test_the_same_command_changes_nothing_about_a_study_that_is_finished(federation, events):
+    before = {path: path.read_bytes() for path in (federation.server / "study").rglob("*") if path.is_file()}
+    again = federation.run()
+    assert Counter(event["event"] for event in again)["RoundClosed"] == 0
+    assert again[-1]["event"] == "finished"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_no_key_and_no_record_is_where_it_does_not_belong(federation, events):
+    secrets = [(federation.path / site / "key").read_bytes() for site in SITES]
+    server = [path.read_bytes() for path in federation.server.rglob("*") if path.is_file()]
+    assert not any(secret in content for secret in secrets for content in server)
+    assert not any(b"no complaints" in content for content in server if b"evaluation-0" not in content)
+    logs = [path.read_bytes() for path in federation.path.rglob("*.log")]
+    assert logs
+    assert not any(b"no complaints" in log for log in logs)
