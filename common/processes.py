@@ -64,10 +64,14 @@ class Process:
         """How it ended, if it did."""
         return self._process.poll()
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """SIGTERM, and SIGKILL if it has not ended within ``grace_s``."""
+    def terminate(self) -> None:
+        """SIGTERM."""
         if self.running:
             self._process.terminate()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """SIGTERM, and SIGKILL if it has not ended within ``grace_s``."""
+        self.terminate()
         try:
             self._process.wait(grace_s)
         except subprocess.TimeoutExpired:

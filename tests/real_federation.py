@@ -1,9 +1,13 @@
 """A federation of real processes on loopback, set up by what its operators' commands call, and run by the commands."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from grandrounds.client.site import SiteFolder
@@ -54,6 +58,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def descendants(pid: int) -> list[int]:
+    """The ids of all that a process has started, and what those have (proc(5))."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
 class RealFederation:
     """Server and sites in ``path``; ``start`` starts their processes, ``stop`` stops them."""
 
@@ -101,8 +111,43 @@ class RealFederation:
             self.processes[name] = Process(command, log=self.path / f"{name}.log", env=environment())
 
     def stop(self, *names: str) -> None:
-        for name in names or tuple(reversed(self.processes)):
-            self.processes.pop(name).stop(grace_s=40)
+        stopping = [self.processes.pop(name) for name in names or tuple(self.processes)]
+        for process in stopping:
+            process.terminate()
+        for process in stopping:
+            process.stop(grace_s=40)
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL, to them and to all that they have started."""
+        for name in names:
+            process = self.processes.pop(name)
+            below = descendants(process.pid)
+            process.kill()
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self, site: str) -> None:
+        """SIGKILL, to the process that has the site's records; who started it starts it again."""
+        below = descendants(self.processes[site].pid)
+        (worker,) = [pid for pid in below if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        os.kill(worker, signal.SIGKILL)
+
+    def running(self) -> Process:
+        """``server run`` as a process of its own."""
+        command = [PROGRAM, "server", "run", self.server]
+        return Process(command, log=self.path / "run.log", env=environment())
+
+    def until(self, event: str, count: int = 1) -> None:
+        """Wait until the progress has told ``event`` so many times."""
+        deadline = time.monotonic() + 180
+        while sum(line["event"] == event for line in self.progress()) < count:
+            assert time.monotonic() < deadline, f"no {event}"
+            time.sleep(0.2)
+
+    def progress(self) -> list[dict]:
+        path = self.server / "progress.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def run(self) -> list[dict]:
         """The study, carried out or gone on with; its events."""
