@@ -1,6 +1,7 @@
 """The site operator's road: init, join, start. Each may be repeated, and says what comes next."""
 
 import json
+import resource
 import shutil
 import sys
 import threading
@@ -11,8 +12,18 @@ from pathlib import Path
 from typing import Final
 
 from ..client.agreement import Agreement, join
+from ..client.policy import check_policy
 from ..client.reservations import Reservations
-from ..client.site import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
+from ..client.site import (
+    FROZEN_ADAPTER,
+    KEY,
+    MANIFEST,
+    POLICY,
+    SETTINGS,
+    SiteFolder,
+    open_model,
+    open_update,
+)
 from ..client.site_database import SiteDatabase
 from ..client.unit import Unit
 from ..common.errors import StudyError
@@ -27,6 +38,7 @@ CARD: Final = "site.json"
 _NODE_KEY, _NODE_PUBLIC = "node.key", "node.pub"
 _SECRET, _CA, _FLOWER = "exec.secret", "ca.crt", "flower.json"
 _WATCH_S: Final = 0.2
+_ROOM: Final = 3.0  # of the deadline over an average step
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
 data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
@@ -101,7 +113,30 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
     write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
     return [
         f"joined {manifest.study_id[:12]}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
-        "then: grandrounds client start DIR",
+        "then: grandrounds client check DIR, and grandrounds client start DIR",
+    ]
+
+
+def check(folder: SiteFolder) -> list[str]:
+    """One real private step on the site's own records, of which nothing is kept or sent; what it took.
+
+    Nothing is reserved. Raises what a worker's start would: StudyError, ModelError, DataError, StorageError.
+    """
+    settings, manifest, policy = folder.settings(), folder.manifest(), folder.policy()
+    check_policy(policy, manifest, name=settings.name)
+    started = time.monotonic()
+    frozen = folder.frozen_adapter()
+    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=frozen)
+    update = open_update(settings, manifest, policy, model=model)
+    loaded = time.monotonic()
+    update(model.get_adapter())
+    step_s, deadline_s = time.monotonic() - loaded, manifest.study.training.deadline_s
+    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
+    return [
+        "policy, model and records fit the study; nothing was sent",
+        f"loading took {loaded - started:.0f} s, one step of training {step_s:.1f} s, and at most {gibibytes:.1f} GiB",
+        f"the study allows {deadline_s:.0f} s for an answer"
+        + ("" if step_s < deadline_s / _ROOM else ": too little room for a draw far above the average"),
     ]
 
 

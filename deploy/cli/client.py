@@ -50,6 +50,15 @@ def join(
 
 
 @client.command()
+def check(folder: Folder) -> None:
+    """Read the site's own records and take one real private step, of which nothing is kept or sent."""
+    from ...client.site import SiteFolder
+    from .. import site_operator
+
+    say(site_operator.check(SiteFolder(folder)))
+
+
+@client.command()
 def start(folder: Folder) -> None:
     """Run the worker, and what carries its messages, until SIGTERM."""
     import logging

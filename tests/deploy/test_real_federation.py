@@ -65,3 +65,9 @@ def test_no_key_and_no_record_is_where_it_does_not_belong(federation, events):
     logs = [path.read_bytes() for path in federation.path.rglob("*.log")]
     assert logs
     assert not any(b"no complaints" in log for log in logs)
+
+
+def test_a_site_checks_itself_and_reserves_and_sends_nothing(federation):
+    before = (federation.path / "north" / "state" / "budget.sqlite").read_bytes()
+    assert "nothing was sent" in federation.call("client", "check", federation.path / "north")
+    assert (federation.path / "north" / "state" / "budget.sqlite").read_bytes() == before
