@@ -9,7 +9,7 @@ from ..common.errors import EnvelopeError
 from ..common.identity import MAX_HEADER_BYTES, Envelope, Identity
 from ..common.ledger import MAX_ENTRY_BYTES
 from ..common.manifest import Manifest
-from ..common.messages import Close, Refusal, RefusalCode
+from ..common.messages import Close, Invitation, Refusal, RefusalCode
 from ..common.secagg.transcript import seal_message
 from .budget import Budget
 from .worker import Release, Worker
@@ -90,8 +90,8 @@ class Resident:
 
     def _is_new(self, asked: Envelope) -> bool:
         """Whether it asks for more than the rest of what was paid for."""
-        study = self._manifest.study_id
-        return asked.exchange == Close.exchange or not self._budget.is_charged(study, asked.attempt)
+        of_no_attempt = asked.exchange in (Invitation.exchange, Close.exchange)
+        return of_no_attempt or not self._budget.is_charged(self._manifest.study_id, asked.attempt)
 
     def _refuse_paused(self, attempt: int) -> bytes:
         parameters, refusal = self._manifest.secagg_parameters, Refusal(code=RefusalCode.PAUSED)

@@ -11,13 +11,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from federation import Federation, small_study
+from federation import Federation, reserved, small_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resident_process import SITE, ResidentProcess, finish, ones, refusal
 
+from grandrounds.client.budget import Budget
 from grandrounds.client.link import HEAD, Kind, connect, health
-from grandrounds.client.resident import largest_request_bytes
+from grandrounds.client.listener import serve
+from grandrounds.client.resident import Resident, largest_request_bytes
+from grandrounds.common.errors import StorageError
 from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import MaskedInput, RefusalCode
 
@@ -212,6 +215,20 @@ def test_another_site_s_live_socket_is_not_taken_over(site, federation, tmp_path
 def test_a_socket_in_a_folder_that_is_open_to_everybody_is_refused(site):
     site.socket.parent.mkdir(mode=0o755)
     assert "open to more than mode 750" in site.fails_to_start()
+
+
+def test_a_worker_whose_socket_cannot_be_opened_gives_its_state_free(tmp_path, federation):
+    (tmp_path / "run").mkdir(mode=0o755)
+    resident = Resident(
+        name=SITE,
+        identity=federation.identities[SITE],
+        manifest=federation.manifest,
+        release=ones(federation.manifest, SITE),
+        budget=reserved(Budget.open(tmp_path / "state"), federation.manifest),
+    )
+    with pytest.raises(StorageError, match="open to more than mode 750"):
+        serve(resident, tmp_path / "run" / "worker.sock")
+    Budget.open(tmp_path / "state").close()
 
 
 def test_socket_and_log_are_open_to_the_group_and_to_nobody_else(site):

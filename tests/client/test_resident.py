@@ -10,7 +10,7 @@ from grandrounds.client.budget import Budget
 from grandrounds.client.resident import Resident, largest_request_bytes
 from grandrounds.client.site_log import JsonLines
 from grandrounds.common.identity import Envelope
-from grandrounds.common.messages import Close, RefusalCode
+from grandrounds.common.messages import Close, Invitation, RefusalCode
 from grandrounds.common.study import Study, validated
 
 NAME = "Mrs Abernathy"
@@ -79,10 +79,13 @@ def test_a_site_that_is_paused_between_attempts_says_nothing_more_of_the_one_it_
     assert resident.answer(due) == b"", "the silence of a site that has paid"
 
 
-def test_a_site_that_is_paused_signs_no_end_of_the_study(federation):
-    resident = resident_of(federation, is_paused=lambda: True)
-    close = federation.server_says(Close(ledger_length=1, ledger_head="11" * 32))
-    assert refusal(resident.answer(close)) == RefusalCode.PAUSED
+@pytest.mark.parametrize("message", [Close(ledger_length=1, ledger_head="11" * 32), Invitation()])
+def test_a_site_that_is_paused_signs_neither_study_nor_ledger_whatever_it_paid_for(federation, message):
+    paused = Paused()
+    resident = resident_of(federation, is_paused=paused)
+    finish(federation, federation.attempt(), resident.answer)
+    paused.now = True
+    assert refusal(resident.answer(federation.server_says(message, attempt=1))) == RefusalCode.PAUSED
 
 
 def test_a_site_goes_on_where_its_pause_ends(federation):

@@ -9,6 +9,7 @@ from federation import Federation, small_study
 from resident_process import SITE, finish, ones, refusal
 from tiny_models import save_tiny_model
 
+from grandrounds.client.budget import Budget
 from grandrounds.client.reservations import Reservations
 from grandrounds.client.resident import Resident
 from grandrounds.client.site import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder, open_site
@@ -152,7 +153,7 @@ def test_a_folder_that_does_not_fit_the_study_is_refused_and_lets_go_of_its_stat
     change(folder)
     with pytest.raises(error, match=text):
         open_site(folder)
-    SiteDatabase.open(folder.state).close()
+    Budget.open(folder.state).close()
 
 
 def test_two_workers_never_hold_one_site(opened, folder):
