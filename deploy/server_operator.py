@@ -179,7 +179,7 @@ def _commands(folder: ServerFolder) -> dict[str, list[str | Path]]:
             *("--superexec-auth-secret-file", folder.secret),
         ],
         "gate": [
-            *(sys.executable, "-m", "grandrounds.deploy.gate"),
+            *(sys.executable, "-P", "-m", f"{__package__}.gate"),
             *("0.0.0.0", str(settings.port), superlink, tls),  # noqa: S104 (the gate is what hospitals reach)
         ],
     }

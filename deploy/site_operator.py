@@ -159,10 +159,11 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
     )
     worker = Process(command, log=folder.path / "worker.out", env=environment())
     say(f"the worker loads and judges the records, process {worker.pid}")
-    carrying = threading.Thread(target=unit.run, args=(stopped,))
+    ending = threading.Event()
+    carrying = threading.Thread(target=unit.run, args=(lambda: ending.is_set() or stopped(),))
     carrying.start()
     try:
-        while not stopped():
+        while not stopped() and carrying.is_alive():
             if not worker.running:
                 say(
                     f"the worker ended ({worker.exit_code}); it is started again; {folder.path / 'worker.out'} says why"
@@ -171,5 +172,6 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
                 worker = Process(command, log=folder.path / "worker.out", env=environment())
             time.sleep(_WATCH_S)
     finally:
+        ending.set()
         carrying.join()
         worker.stop(grace_s=60)

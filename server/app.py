@@ -74,7 +74,9 @@ def _exchange(
         )
         for site, message in addressed.items()
     ]
-    pending = dict(zip(grid.push_messages(outgoing), addressed, strict=True))
+    # Of a message that could not be pushed there is no id, and of none where all together were too large.
+    pushed = zip(grid.push_messages(outgoing), addressed, strict=False)
+    pending = {identifier: site for identifier, site in pushed if identifier}
     while pending:
         for reply in grid.pull_messages(list(pending)):
             site = pending.pop(reply.metadata.reply_to_message_id)

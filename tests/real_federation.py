@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from loopback import free_ports
 
 from grandrounds.client.site import SiteFolder
 from grandrounds.common.identity import canonical_json
@@ -45,17 +46,6 @@ name = "tiny"
 epsilon = 8.0
 delta = 0.01
 """
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, taken together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def descendants(pid: int) -> list[int]:
