@@ -26,9 +26,9 @@ _HOP: Final = frozenset(
 )
 
 
-def make_gate(superlink: str, certificates: Path) -> Starlette:
-    """The door to the SuperLink at ``superlink`` (host:port), which has the certificate in ``certificates``."""
-    trusted = ssl.create_default_context(cafile=str(certificates / CA_CERTIFICATE))
+def make_gate(superlink: str, authority: Path) -> Starlette:
+    """The door to the SuperLink at ``superlink`` (host:port), whose certificate is one of ``authority``."""
+    trusted = ssl.create_default_context(cafile=str(authority))
     inside = httpx.AsyncClient(base_url=f"https://{superlink}", verify=trusted, trust_env=False, timeout=_LONGEST_S)
 
     async def forward(request: Request) -> Response:
@@ -48,11 +48,14 @@ def make_gate(superlink: str, certificates: Path) -> Starlette:
     return Starlette(routes=[Route("/v1/fleet/{call:str}", forward, methods=["POST"])])
 
 
-def main(host: str, port: str, superlink: str, certificates: str) -> None:
-    """``python -m grandrounds.deploy.gate HOST PORT SUPERLINK CERTIFICATES``."""
+def main(host: str, port: str, superlink: str, certificates: str, inside: str) -> None:
+    """``python -m grandrounds.deploy.gate HOST PORT SUPERLINK CERTIFICATES INSIDE``.
+
+    The folder CERTIFICATES has what hospitals see, INSIDE the SuperLink's authority.
+    """
     folder = Path(certificates)
     uvicorn.run(
-        make_gate(superlink, folder),
+        make_gate(superlink, Path(inside) / CA_CERTIFICATE),
         host=host,
         port=int(port),
         ssl_certfile=str(folder / CERTIFICATE),

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..common.errors import StudyError
+from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
 
 CA_CERTIFICATE: Final = "ca.crt"
@@ -20,6 +20,7 @@ CERTIFICATE: Final = "server.pem"
 CERTIFICATE_KEY: Final = "server.key"
 _PEM = serialization.Encoding.PEM
 _OPENSSH = serialization.Encoding.OpenSSH
+_WHY_TLS = "a site speaks to nobody else than who can show it"
 _CA_DAYS, _SERVER_DAYS = 3650, 397
 _USES = {
     "content_commitment": False,
@@ -62,6 +63,33 @@ def make_certificates(folder: Path, host: str) -> None:
     write_atomically(folder / CERTIFICATE, certificate.public_bytes(_PEM) + ca.public_bytes(_PEM))
 
 
+def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
+    """How long the certificate in ``folder`` holds from ``now``.
+
+    Raises StudyError unless it is one for ``host``, in force, with its own key, and with an authority beside it; and
+    StorageError. Whether that authority signed it, whoever connects finds out.
+    """
+    path = folder / CERTIFICATE
+    try:
+        x509.load_pem_x509_certificates((folder / CA_CERTIFICATE).read_bytes())
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        key = serialization.load_pem_private_key((folder / CERTIFICATE_KEY).read_bytes(), password=None)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename} cannot be read", why=_WHY_TLS, fix="put it there, or run `grandrounds server init`"
+        ) from error
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        raise _no_certificate(folder, "one of its files is no certificate or no plain key, or names no host") from error
+    if key.public_key() != certificate.public_key():
+        raise _no_certificate(folder, "its key is another certificate's")
+    if not _is_named(names, host):
+        raise _no_certificate(folder, f"it is not for {host}, by which hospitals reach this server")
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        raise _no_certificate(folder, f"it is in force only until {certificate.not_valid_after_utc:%d %B %Y}")
+    return certificate.not_valid_after_utc - now
+
+
 def make_node_key(private: Path, public: Path) -> None:
     """The key with which Flower knows a site's node, in the encodings that it reads. What a site says is signed by
     the site's own key, and not by this one."""
@@ -83,6 +111,25 @@ def check_node_key(text: str) -> None:
 def make_secret(path: Path) -> None:
     """The secret by which a SuperLink or a SuperNode knows its executor."""
     write_atomically(path, secrets.token_bytes(32), mode=0o600)
+
+
+def _is_named(names: x509.SubjectAlternativeName, host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in names.get_values_for_type(x509.IPAddress)
+    except ValueError:
+        pass  # a name, then
+    name = host.lower().rstrip(".")
+    given = [given.lower() for given in names.get_values_for_type(x509.DNSName)]
+    return name in given or f"*.{name.partition('.')[2]}" in given
+
+
+def _no_certificate(folder: Path, what: str) -> StudyError:
+    return StudyError(
+        f"the certificate in {folder} cannot serve: {what}",
+        why=_WHY_TLS,
+        fix=f"put {CERTIFICATE} (with its chain), {CERTIFICATE_KEY} and {CA_CERTIFICATE} there that fit, or remove the "
+        "three and run `grandrounds server init` for new ones; sites then need the new ca.crt",
+    )
 
 
 def _no_node_key() -> StudyError:

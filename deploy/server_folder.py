@@ -1,67 +1,98 @@
 """The aggregation server's folder: keys, certificates, the sites it knows, its settings, and the study."""
 
-import fcntl
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field, ValidationError
 
 from ..common.errors import StorageError, StudyError
-from ..common.files import make_folder, write_atomically
+from ..common.files import write_atomically
 from ..common.identity import Hex32, Identity, Name
-from ..common.study import Section, read_toml, validated
-from .study_folder import StudyFolder
+from ..common.study import Section, Words, read_toml, validated
+from .lock import alone, in_turn, is_held
+from .progress_file import ProgressFile
+from .study_folder import MANIFEST, StudyFolder
 
-_KEY: Final = "server.key"
-_SETTINGS: Final = "server.toml"
-_SITES: Final = "sites.json"
-_FROZEN: Final = "frozen-adapter.bin"
-_PROGRESS: Final = "progress.jsonl"
+KEY: Final = "server.key"
+SETTINGS: Final = "server.toml"
+SITES: Final = "sites.json"
+FROZEN_ADAPTER: Final = "frozen-adapter.bin"
+Port = Annotated[int, Field(ge=1, le=65535)]
 _WHY: Final = "the study goes on as what it was begun as"
 
 
 class Settings(Section):
-    """``server.toml``: how hospitals reach the server, its own loopback port, and what it evaluates adapters on."""
+    """``server.toml``: how hospitals reach the server, and what it evaluates adapters on.
 
-    host: str = "localhost"
-    port: int = Field(default=9092, ge=1, le=65535)
-    superlink_port: int = Field(default=9093, ge=1, le=65535)
+    The gate listens on ``bind``:``port``, which sites reach as ``host``:``port``; the SuperLink on ``superlink_port``
+    of loopback alone. ``model`` is the base model's folder, where it is not found by the name that the study gives it.
+    """
+
+    host: str = Field(default="localhost", pattern=r"^[A-Za-z0-9.:-]{1,253}$")
+    bind: str = "0.0.0.0"  # noqa: S104 (the gate is what hospitals reach)
+    port: Port = 9092
+    superlink_port: Port = 9093
+    model: Path | None = Field(default=None, strict=False)
     evaluation: Path = Field(strict=False)
-    evaluation_words: str = "records that the server's operator gave"
+    evaluation_source: Words = "records that the server's operator gave"
+
+    @property
+    def address(self) -> str:
+        """Where a site's node finds the gate."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def superlink(self) -> str:
+        """Where this machine finds the SuperLink."""
+        return f"localhost:{self.superlink_port}"
+
+    @property
+    def superlink_address(self) -> tuple[str, int]:
+        """Where the SuperLink listens."""
+        return "127.0.0.1", self.superlink_port
 
 
-class Enrolled(Section):
-    """A site that the server knows; ``registered`` once Flower knows its node by the site's name."""
+class EnrolledSite(Section):
+    """A site that the server knows by its keys; ``node_id`` is Flower's, once Flower has its node."""
 
     public_key: Hex32
     node_key: str
-    registered: bool = False
+    node_id: int | None = None
 
 
 class _Sites(Section):
-    sites: dict[Name, Enrolled]
+    sites: dict[Name, EnrolledSite]
 
 
 @dataclass(frozen=True)
 class ServerFolder:
-    """What lies where below ``path``, of which nothing is anybody else's."""
+    """What lies where below ``path``. All of it is the server's alone, but for ``study.zip`` and ``study/``."""
 
     path: Path
 
     @property
     def certificates(self) -> Path:
-        """The folder of certificates and their keys."""
+        """What hospitals see: the gate's certificate with its key, and the authority that they are to trust."""
         return self.path / "tls"
 
     @property
     def flower(self) -> Path:
-        """The folder of what Flower keeps."""
+        """What Flower's programs keep, and their logs."""
         return self.path / "flower"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own folder, which has nothing of its user's; absolute, for the environment of a program."""
+        return (self.flower / "home").absolute()
+
+    @property
+    def inside(self) -> Path:
+        """Certificates between the programs of this machine."""
+        return self.flower / "tls"
 
     @property
     def secret(self) -> Path:
@@ -80,93 +111,115 @@ class ServerFolder:
 
     @property
     def study(self) -> StudyFolder:
-        """The study's folder, which may be handed out but for its checkpoints."""
+        """What the study leaves, and its checkpoints."""
         return StudyFolder(self.path / "study")
 
     @property
-    def progress(self) -> Path:
-        """What happens in the study, one JSON object a line."""
-        return self.path / _PROGRESS
+    def has_study(self) -> bool:
+        """Whether the study is fixed: its manifest is written."""
+        return (self.study.path / MANIFEST).is_file()
 
-    def make_key(self) -> None:
-        """The server's own key, unless there is one. Raises StorageError."""
-        if not (self.path / _KEY).exists():
-            write_atomically(self.path / _KEY, Identity.generate().secret.hex().encode(), mode=0o600)
+    @property
+    def progress(self) -> ProgressFile:
+        """What happens in the study, for who follows it."""
+        return ProgressFile(self.path / "progress.jsonl")
 
-    def identity(self) -> Identity:
-        """The server's key. Raises StorageError."""
-        try:
-            return Identity.from_bytes(bytes.fromhex((self.path / _KEY).read_text("ascii").strip()))
-        except (OSError, ValueError) as error:
-            raise StorageError(
-                f"{self.path / _KEY} is damaged or cannot be read",
-                why="the server signs with it what the sites follow",
-                fix="run `grandrounds server init` for a new server, or put back the file",
-            ) from error
-
-    def settings(self) -> Settings:
-        """The settings; paths start from this folder. Raises StudyError."""
-        settings = validated(Settings, read_toml(self.path / _SETTINGS))
-        return settings.model_copy(update={"evaluation": self.path / settings.evaluation})
-
-    def write_settings(self, text: str) -> None:
-        """Write ``server.toml``, unless there is one."""
-        if not (self.path / _SETTINGS).exists():
-            write_atomically(self.path / _SETTINGS, text.encode())
-
-    def sites(self) -> dict[str, Enrolled]:
-        """The sites that were enrolled. Raises StorageError."""
-        path = self.path / _SITES
-        try:
-            return _Sites.model_validate_json(path.read_bytes()).sites if path.exists() else {}
-        except (OSError, ValidationError, ValueError) as error:
-            raise StorageError(
-                f"{path} is damaged", why=_WHY, fix="put back the file, or enrol the sites again"
-            ) from error
-
-    def save_sites(self, sites: dict[str, Enrolled]) -> None:
-        """Write the sites that were enrolled."""
-        write_atomically(self.path / _SITES, _Sites(sites=sites).model_dump_json(indent=2).encode())
-
-    def frozen_adapter(self) -> bytes:
-        """The adapter's public tensors, float32. Raises StorageError."""
-        try:
-            return (self.path / _FROZEN).read_bytes()
-        except OSError as error:
-            raise StorageError(
-                f"{self.path / _FROZEN} cannot be read", why=_WHY, fix="put back the file; the bundle has it"
-            ) from error
-
-    def save_frozen_adapter(self, data: bytes) -> None:
-        """Write them."""
-        write_atomically(self.path / _FROZEN, data)
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Add a line to the progress."""
-        with self.progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Hold the study for this process alone. Raises StudyError if another has it."""
-        make_folder(self.path)
-        lock = os.open(self.path / "study.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    "the study runs already", why="two would begin the same attempts", fix="follow it: server status"
-                ) from error
-            yield
-        finally:
-            os.close(lock)
+    def running(self) -> AbstractContextManager[None]:
+        """Hold the study for this process alone. Raises StudyError if another runs it."""
+        taken = StudyError(
+            "the study runs already",
+            why="two processes would begin the same attempts",
+            fix="follow it with `grandrounds server run`, or stop that one first",
+        )
+        return alone(self._study_lock, taken=taken)
 
     @property
     def is_running(self) -> bool:
-        """Whether a process holds the study."""
+        """Whether a process runs the study."""
+        return is_held(self._study_lock)
+
+    @property
+    def _study_lock(self) -> Path:
+        return self.flower / "study.lock"
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Hold the server's programs for this process alone. Raises StudyError if another has started them."""
+        taken = StudyError(
+            f"the server in {self.path} is started already",
+            why="two SuperLinks would write one database",
+            fix="use that one, or stop it first",
+        )
+        return alone(self._server_lock, taken=taken)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server's programs are started."""
+        return is_held(self._server_lock)
+
+    @property
+    def _server_lock(self) -> Path:
+        return self.flower / "server.lock"
+
+    def identity(self) -> Identity:
+        """The server's key: 32 bytes in hex, which no other user may read. Raises StorageError."""
+        path = self.path / KEY
         try:
-            with self.running():
-                return False
-        except StudyError:
-            return True
+            with path.open(encoding="ascii") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                    raise StorageError(
+                        f"{path} is open to other users",
+                        why="whoever has the key can speak in the server's name",
+                        fix=f"chmod 600 {path}, or make a new server if somebody may have read it",
+                    )
+                return Identity.from_bytes(bytes.fromhex(file.read(128).strip()))
+        except (OSError, ValueError) as error:
+            fix = "put back the file; a folder without it begins with `grandrounds server init`"
+            raise _damaged(path, fix=fix) from error
+
+    def settings(self) -> Settings:
+        """The settings, whose paths start from this folder. Raises StudyError that names the field."""
+        settings = validated(Settings, read_toml(self.path / SETTINGS))
+        places = {
+            name: self.path / place
+            for name in ("model", "evaluation")
+            if (place := getattr(settings, name)) is not None
+        }
+        return settings.model_copy(update=places)
+
+    def write_settings(self, text: str) -> None:
+        """Write ``server.toml``, unless there is one. Raises StorageError."""
+        if not (self.path / SETTINGS).exists():
+            write_atomically(self.path / SETTINGS, text.encode())
+
+    def sites(self) -> dict[str, EnrolledSite]:
+        """The sites that were enrolled, by name. Raises StorageError."""
+        path = self.path / SITES
+        try:
+            return _Sites.model_validate_json(path.read_bytes()).sites if path.exists() else {}
+        except (OSError, ValidationError, ValueError) as error:
+            raise _damaged(path, fix="put back the file, or remove it and enroll the sites again") from error
+
+    def enrolling(self) -> AbstractContextManager[None]:
+        """Change who is enrolled, and Flower's nodes, in turn with whoever else does. Raises StorageError."""
+        return in_turn(self.flower / "sites.lock")
+
+    def save_sites(self, sites: dict[str, EnrolledSite]) -> None:
+        """Write who is enrolled. Raises StorageError."""
+        # A node's id has 64 bits, more than canonical JSON has for an integer.
+        write_atomically(self.path / SITES, _Sites(sites=sites).model_dump_json(indent=2).encode())
+
+    def node_ids(self) -> dict[str, int]:
+        """Flower's node of each site, where it has one. Raises StorageError."""
+        return {name: site.node_id for name, site in self.sites().items() if site.node_id is not None}
+
+    def frozen_adapter(self) -> bytes:
+        """The adapter's public tensors, as little-endian float32. Raises StorageError."""
+        path = self.path / FROZEN_ADAPTER
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, fix="put back the file; the bundle study.zip has it") from error
+
+
+def _damaged(path: Path, *, fix: str) -> StorageError:
+    return StorageError(f"{path} is damaged or cannot be read", why=_WHY, fix=fix)

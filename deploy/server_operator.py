@@ -1,119 +1,211 @@
-"""The server operator's road: init, enroll, bundle, start, run, status. Each may be repeated."""
+"""The server operator's road up to a study's first run: init, enroll, bundle, start. Each may be repeated.
+
+Each returns lines for who called it, the last of which say what comes next.
+"""
 
 import json
 import secrets
-import socket
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from .. import __version__
 from ..common.adapter import vector_bytes
-from ..common.audit import Audit
-from ..common.errors import StudyError
-from ..common.files import make_folder
+from ..common.errors import StorageError, StudyError
+from ..common.files import make_folder, write_atomically
+from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..common.model_folder import model_folder_sha256
-from ..common.processes import Process, environment
-from ..common.study import Study, complete_study, read_study, validated
+from ..common.study import complete_study, read_study, validated
 from .base_model import base_model_folder
-from .bundle import Bundle, Flower, SiteCard
+from .bundle import Bundle, Flower, SiteCard, shown_key
 from .flower_cli import FlowerCli, app_sha256
-from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, make_certificates, make_secret
-from .server_folder import Enrolled, ServerFolder
+from .provision import (
+    CA_CERTIFICATE,
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    check_certificates,
+    make_certificates,
+    make_secret,
+)
+from .server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
+from .server_programs import ServerPrograms
 
-_WATCH_S: Final = 0.2
-_RESTART_S: Final = 2.0
-_START_S: Final = 60.0
-_SETTINGS: Final = """# How hospitals reach this server; the SuperLink's port is on loopback alone.
+RENEW_WITHIN: Final = timedelta(days=30)
+_SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.
 host = {host}
+bind = "0.0.0.0"
 port = {port}
-superlink_port = {superlink_port}
-# Records that adapters are evaluated on, without noise: public or synthetic, and of no patient.
+superlink_port = {superlink_port}          # of Flower's SuperLink, on loopback alone
+
+# Records that adapters are evaluated on, without noise: public or synthetic, and no patient's.
 evaluation = "evaluation.jsonl"
-evaluation_words = "records that the server's operator gave"
+evaluation_source = "records that the server's operator gave"
+
+# model = "/srv/models/base"      # the base model's folder, where its name in study.toml does not find it
 """
 
 
-def init(folder: ServerFolder, *, host: str, port: int, superlink_port: int) -> list[str]:
-    """Make keys, certificates and settings, where they are missing; what to do next. Raises StorageError."""
-    make_folder(folder.path)
-    folder.path.chmod(0o700)
-    folder.make_key()
-    folder.write_settings(_SETTINGS.format(host=json.dumps(host), port=port, superlink_port=superlink_port))
-    if not (folder.certificates / CERTIFICATE).exists():
+def init(
+    folder: ServerFolder,
+    *,
+    host: str,
+    port: int,
+    superlink_port: int,
+    certificates: tuple[Path, Path, Path] | None = None,
+) -> list[str]:
+    """Make keys, certificates, settings and a study to edit, where they are missing.
+
+    ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
+    to trust. Raises StudyError, also where the folder has other settings, and StorageError.
+    """
+    _make_private(folder.path)
+    _write_missing(folder.path / KEY, lambda: Identity.generate().secret.hex().encode(), mode=0o600)
+    fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
+    folder.write_settings(_SETTINGS.format(**fields))
+    settings = folder.settings()
+    if (settings.host, settings.port, settings.superlink_port) != (host, port, superlink_port):
+        raise StudyError(
+            f"{folder.path / SETTINGS} has {settings.address} and the SuperLink's port {settings.superlink_port}",
+            why="sites know the server by what it says",
+            fix=f"edit it, or give --host {settings.host} --port {settings.port} "
+            f"--superlink-port {settings.superlink_port}",
+        )
+    if certificates is not None:
+        _take_certificates(folder.certificates, certificates)
+    elif not (folder.certificates / CERTIFICATE).exists():
         make_certificates(folder.certificates, host)
-    if not folder.secret.exists():
-        make_secret(folder.secret)
-    if not folder.study_toml.exists():
-        template = resources.files(__package__).joinpath("templates/study.server.toml").read_text("utf-8")
-        folder.study_toml.write_text(template, encoding="utf-8")
-    FlowerCli(folder).configure()
+    check_certificates(folder.certificates, host, now=datetime.now(UTC))
+    _prepare_flower(folder)
+    template = resources.files(__package__).joinpath("templates/study.server.toml")
+    _write_missing(folder.study_toml, template.read_bytes)
     return [
-        f"the server's key, to be compared with every site: {folder.identity().public_key}",
-        f"edit {folder.study_toml}, and put evaluation records where {folder.path / 'server.toml'} says",
-        "then: grandrounds server enroll DIR SITE.json, for each site that sent you its site.json",
+        "this server's key, for every site to compare:",
+        f"  {shown_key(folder.identity().public_key)}",
+        f"next: edit {folder.study_toml} and {folder.path / SETTINGS}, and for each site.json that comes:",
+        f"  grandrounds server enroll {folder.path} site.json",
     ]
 
 
 def enroll(folder: ServerFolder, card: Path) -> list[str]:
-    """Know a site by its card; what to do next. Raises StudyError."""
-    site, sites = SiteCard.read(card), folder.sites()
-    known = sites.get(site.name)
-    if known is not None and (known.public_key, known.node_key) != (site.public_key, site.node_key):
-        raise StudyError(
-            f"{site.name} is enrolled with another key",
-            why="whoever can change a site's key can speak in its name",
-            fix="compare the key with the site; a site that changes its key needs a name of its own, or a successor",
-        )
-    if known is None:
-        sites[site.name] = Enrolled(public_key=site.public_key, node_key=site.node_key)
-        folder.save_sites(sites)
+    """Know a site by its card, and let its node in if the server is started. Raises StudyError and StorageError."""
+    site = SiteCard.read(card)
+    with folder.enrolling():
+        _check_keys(site, folder.sites())
+        known = folder.sites().get(site.name)
+        if known is None or known.node_key != site.node_key:
+            if known is not None and known.node_id is not None:
+                # The site lost its machine: whoever has that is let in no more.
+                FlowerCli(folder).unregister(known.node_id)
+            new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
+            folder.save_sites({**folder.sites(), site.name: new})
+    if folder.is_serving:
+        register_nodes(folder)
     return [
-        f"{site.name}'s key, to be compared with the site: {site.public_key}",
-        f"enrolled: {', '.join(sites)}",
-        "then, once all sites are enrolled: grandrounds server bundle DIR",
+        f"{site.name}'s key, to be compared with the site by telephone, not by mail:",
+        f"  {shown_key(site.public_key)}",
+        f"enrolled: {', '.join(folder.sites())}; next, once all are: grandrounds server bundle {folder.path}",
     ]
+
+
+def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
+    """Raises StudyError unless the site has one key, and the key one site."""
+    known = sites.get(site.name)
+    if known is not None and known.public_key != site.public_key:
+        raise StudyError(
+            f"{site.name} is enrolled with another key, {known.public_key[:16]}…",
+            why="whoever can change a site's key can speak in its name",
+            fix="ask the site which is its own; a site that lost its key takes another name, or signs a successor",
+        )
+    for name, other in sites.items():
+        if name != site.name and (other.public_key == site.public_key or other.node_key == site.node_key):
+            raise StudyError(
+                f"{site.name} has a key of {name}",
+                why="two names of one site would count as two who can be trusted apart",
+                fix="every site makes its own with `grandrounds client init`",
+            )
+
+
+def register_nodes(folder: ServerFolder) -> None:
+    """Let the nodes of all enrolled sites in, also after the SuperLink's database was lost. Raises StudyError."""
+    flower = FlowerCli(folder)
+    with folder.enrolling():
+        known = {node.node_id for node in flower.nodes()}
+        for name, site in folder.sites().items():
+            if site.node_id in known:
+                continue
+            node_id = flower.register(name, site.node_key)
+            if node_id is None:
+                node_id = _unnoted(folder, name, known)
+            folder.save_sites({**folder.sites(), name: site.model_copy(update={"node_id": node_id})})
+
+
+def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
+    """The id of a node that was enrolled by who did not come to note it: the one that no site has."""
+    strangers = known - {site.node_id for site in folder.sites().values()}
+    if len(strangers) != 1:
+        raise StudyError(
+            f"Flower knows the node key of {name}, and under which id cannot be told",
+            why="its key may have been withdrawn, or somebody else has enrolled nodes",
+            fix=f"have {name} remove node.key and node.pub, repeat `grandrounds client init`, and send its site.json",
+        )
+    return strangers.pop()
 
 
 def bundle(folder: ServerFolder) -> list[str]:
-    """Fix the study, once, and write it as the sites get it; what to do next. Raises StudyError and ModelError."""
-    if not (folder.study.path / "study.json").exists():
-        manifest, frozen_adapter = _manifest(folder)
-        make_folder(folder.study.path)
-        folder.save_frozen_adapter(frozen_adapter)
-        folder.study.save_manifest(manifest)
+    """Fix the study, once, and write it as the sites get it. Raises StudyError, ModelError and StorageError."""
     settings = folder.settings()
-    study = Bundle(
-        manifest=folder.study.manifest(),
+    if not settings.evaluation.is_file():
+        raise StudyError(
+            f"there are no evaluation records in {settings.evaluation}",
+            why="every round's perplexity is measured on them, and the report says where they come from",
+            fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
+        )
+    manifest = folder.study.manifest() if folder.has_study else _fix_study(folder)
+    Bundle(
+        manifest=manifest,
         frozen_adapter=folder.frozen_adapter(),
         certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
-        flower=Flower(address=f"{settings.host}:{settings.port}", app_sha256=app_sha256()),
-    )
-    study.write(folder.bundle)
+        flower=Flower(address=settings.address, app_sha256=app_sha256()),
+    ).write(folder.bundle)
     return [
-        f"the manifest's hash, for everybody: {study.manifest.sha256}",
-        f"send {folder.bundle} to every site; each runs: grandrounds client join DIR study.zip",
-        "then: grandrounds server start DIR, and grandrounds server run DIR",
+        "the study's manifest, for everybody to compare:",
+        f"  {manifest.sha256}",
+        f"next: send {folder.bundle} to every site, and start the server:",
+        f"  grandrounds server start {folder.path}",
     ]
 
 
-def _manifest(folder: ServerFolder) -> tuple[Manifest, bytes]:
-    """The study with its keys and hashes, and the adapter's frozen tensors, drawn once."""
-    study, enrolled = read_study(folder.study_toml), folder.sites()
+def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Run SuperLink, executor and gate until ``stopped``. Raises StudyError and StorageError."""
+    settings = folder.settings()
+    left = check_certificates(folder.certificates, settings.host, now=datetime.now(UTC))
+    if left < RENEW_WITHIN:
+        say(f"the certificate in {folder.certificates} ends in {left.days} days, and no site can connect then")
+    _prepare_flower(folder)
+    programs = ServerPrograms(folder=folder, say=say)
+    with folder.serving(), programs.up():
+        register_nodes(folder)
+        say(f"{settings.address} is open for: {', '.join(folder.sites()) or 'nobody yet'}")
+        say(f"next: grandrounds server run {folder.path}")
+        programs.watch(stopped)
+
+
+def _fix_study(folder: ServerFolder) -> Manifest:
+    """The study with its keys and hashes, written with the frozen tensors that are drawn here once."""
+    study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
     named = {site.name for site in study.sites}
     if named != set(enrolled):
         raise StudyError(
             f"the study is of {', '.join(sorted(named))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
-            why="every site of a study signs what it releases",
+            why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
-    complete: Study = complete_study(study)
-    base = base_model_folder(complete.model.name)
+    complete = complete_study(study)
+    base = settings.model or base_model_folder(complete.model.name)
     # A is public: anyone may know the seed that drew it.
     model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
     manifest = validated(
@@ -129,157 +221,47 @@ def _manifest(folder: ServerFolder) -> tuple[Manifest, bytes]:
             "package_version": __version__,
         },
     )
-    return manifest, vector_bytes(model.get_frozen_adapter())
+    write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
+    folder.study.save_manifest(manifest)
+    return manifest
 
 
-def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Run SuperLink, its executor and the gate until ``stopped``; one that ends is started again."""
-    commands = _commands(folder)
-    running = {name: _started(folder, name, command, say) for name, command in commands.items()}
+def _prepare_flower(folder: ServerFolder) -> None:
+    """What Flower's programs on this machine need among themselves."""
+    _make_private(folder.flower)
+    if not (folder.inside / CERTIFICATE).exists():
+        make_certificates(folder.inside, "localhost")
+    if not folder.secret.exists():
+        make_secret(folder.secret)
+    FlowerCli(folder).configure()
+
+
+def _make_private(path: Path) -> None:
     try:
-        while not stopped():
-            for name, process in running.items():
-                if not process.running:
-                    say(f"{name} ended ({process.exit_code}); it is started again")
-                    time.sleep(_RESTART_S)
-                    running[name] = _started(folder, name, commands[name], say)
-            time.sleep(_WATCH_S)
-    finally:
-        for process in reversed(running.values()):
-            process.stop()
+        make_folder(path)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be used: {error.strerror}",
+            why="the server's keys and its study are kept there",
+            fix="choose another folder, or run this as the user whose folder it is",
+        ) from error
 
 
-def _started(folder: ServerFolder, name: str, command: list[str | Path], say: Callable[[str], None]) -> Process:
-    process = Process(
-        command,
-        log=folder.flower / f"{name}.log",
-        env=environment(FLWR_HOME=str((folder.flower / "home").absolute())),
-    )
-    say(f"{name} is up, process {process.pid}")
-    return process
+def _write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -> None:
+    if not path.exists():
+        write_atomically(path, make(), mode=mode)
 
 
-def _commands(folder: ServerFolder) -> dict[str, list[str | Path]]:
-    settings, tls, programs = folder.settings(), folder.certificates, Path(sys.executable).parent
-    superlink = f"localhost:{settings.superlink_port}"
-    return {
-        "superlink": [
-            programs / "flower-superlink",
-            *("--host", "127.0.0.1", "--port", str(settings.superlink_port)),
-            *("--ssl-ca-certfile", tls / CA_CERTIFICATE),
-            *("--ssl-certfile", tls / CERTIFICATE, "--ssl-keyfile", tls / CERTIFICATE_KEY),
-            "--enable-supernode-auth",
-            *("--isolation", "process", "--superexec-auth-secret-file", folder.secret),
-            "--disable-runtime-dependency-installation",
-            *("--database", folder.flower / "superlink.db"),
-        ],
-        "superexec": [
-            programs / "flower-superexec",
-            *("--runtime-api-address", superlink, "--root-certificates", tls / CA_CERTIFICATE),
-            *("--superexec-auth-secret-file", folder.secret),
-        ],
-        "gate": [
-            *(sys.executable, "-P", "-m", f"{__package__}.gate"),
-            *("0.0.0.0", str(settings.port), superlink, tls),  # noqa: S104 (the gate is what hospitals reach)
-        ],
-    }
-
-
-def run(folder: ServerFolder) -> Iterator[dict[str, Any]]:
-    """Start the study's run, or follow the one that runs; what happens, until it is finished or stopped.
-
-    The same command goes on with a study whose run has ended early, from its last checkpoint.
-    """
-    start_at = folder.progress.stat().st_size if folder.progress.exists() else 0
-    if not folder.is_running:
-        _await_superlink(folder)
-        register_nodes(folder)
-        FlowerCli(folder).run()
-    yield from follow(folder, start_at)
-
-
-def _await_superlink(folder: ServerFolder) -> None:
-    """Until the SuperLink takes connections, which it does some seconds after its start. Raises StudyError."""
-    address = ("127.0.0.1", folder.settings().superlink_port)
-    deadline = time.monotonic() + _START_S
-    while True:
+def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path]) -> None:
+    """Copy given ones to where the gate finds them."""
+    for source, name in zip(certificates, (CERTIFICATE, CERTIFICATE_KEY, CA_CERTIFICATE), strict=True):
         try:
-            socket.create_connection(address, timeout=1).close()
+            data = source.read_bytes()
         except OSError as error:
-            if time.monotonic() > deadline:
-                raise StudyError(
-                    f"no SuperLink answers at port {address[1]}",
-                    why="the study reaches its sites through it",
-                    fix="start it with `grandrounds server start`, as a service of its own",
-                ) from error
-            time.sleep(_WATCH_S)
-        else:
-            return
-
-
-def register_nodes(folder: ServerFolder) -> None:
-    """Enrol at Flower the nodes of the sites that it does not know yet."""
-    flower, sites = FlowerCli(folder), folder.sites()
-    for name, site in sites.items():
-        if not site.registered:
-            flower.register(name, site.node_key)
-            sites[name] = site.model_copy(update={"registered": True})
-            folder.save_sites(sites)
-
-
-def follow(folder: ServerFolder, start_at: int, *, patience_s: float = 60.0) -> Iterator[dict[str, Any]]:
-    """The lines of the progress from ``start_at`` on. Raises StudyError where the run ended without a word."""
-    alive = time.monotonic()
-    while True:
-        lines, start_at = _new_lines(folder, start_at)
-        for event in lines:
-            yield event
-            if event["event"] in ("finished", "stopped"):
-                return
-        if lines or folder.is_running:
-            alive = time.monotonic()
-        if time.monotonic() - alive > patience_s:
-            raise StudyError(
-                "the run has ended, or never began",
-                why="the study goes on only while its ServerApp runs",
-                fix="look into flower/superexec.log and flower/superlink.log; then run the same command again",
-            )
-        time.sleep(_WATCH_S)
-
-
-def _new_lines(folder: ServerFolder, start_at: int) -> tuple[list[dict[str, Any]], int]:
-    if not folder.progress.exists():
-        return [], start_at
-    with folder.progress.open("rb") as file:
-        file.seek(start_at)
-        new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], start_at + len(whole)
-
-
-def _last(lines: list[dict[str, Any]], *events: str) -> dict[str, Any]:
-    """The last line of one of these kinds, or none of its fields."""
-    return next((line for line in reversed(lines) if line["event"] in events), {})
-
-
-def status(folder: ServerFolder) -> dict[str, Any]:
-    """Where the study stands, by its ledger and its progress."""
-    lines, _ = _new_lines(folder, 0)
-    audit = Audit.of(folder.study.ledger_lines())
-    manifest = folder.study.manifest() if (folder.study.path / "study.json").exists() else None
-    ready, closed = _last(lines, "StudyReady"), _last(lines, "RoundClosed")
-    stopped = _last(lines, "stopped", "finished")
-    return {
-        "running": folder.is_running,
-        "sites": {name: site.registered for name, site in folder.sites().items()},
-        "manifest": None if manifest is None else manifest.sha256,
-        "signed": sorted(audit.countersigned),
-        "rounds": [len(audit.rounds), None if manifest is None else manifest.study.training.rounds],
-        "attempts": [len(audit.attempts), None if manifest is None else manifest.max_attempts],
-        "epsilon": ready.get("epsilon"),
-        "epsilon_spent": closed.get("epsilon_spent"),
-        "perplexity": closed.get("perplexity"),
-        "closed": audit.closed is not None,
-        "closing_signatures": sorted(audit.closing_signatures),
-        "last_error": stopped.get("diagnosis"),
-    }
+            raise StorageError(
+                f"{source} cannot be read: {error.strerror}",
+                why="the gate shows the certificate, and sites trust the authority",
+                fix="give the three files --certificate, --certificate-key and --ca",
+            ) from error
+        write_atomically(folder / name, data, mode=0o600 if name == CERTIFICATE_KEY else 0o644)

@@ -1,43 +1,65 @@
-"""``grandrounds server``: the aggregation server's life."""
+"""``grandrounds server``: the aggregation server's side of a study."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .operators import say, until_stopped
 
-server = typer.Typer(name="server", help="The aggregation server's life.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ..server_folder import ServerFolder
+
+server = typer.Typer(name="server", help="The aggregation server's side of a study.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CERTIFICATES = "A certificate of your own (all three, or none for one that is made here)"
 
 
 @server.command()
 def init(
     folder: Folder,
     host: Annotated[str, typer.Option(help="The name or address by which hospitals reach this server.")] = "localhost",
-    port: Annotated[int, typer.Option(help="The port that hospitals reach.")] = 9092,
-    superlink_port: Annotated[int, typer.Option(help="The SuperLink's port, on loopback alone.")] = 9093,
+    port: Annotated[int, typer.Option(help="The port that they reach.")] = 9092,
+    superlink_port: Annotated[int, typer.Option(help="Of Flower's SuperLink, on loopback alone.")] = 9093,
+    certificate: Annotated[
+        Path | None, typer.Option(help="With its chain (PEM).", rich_help_panel=CERTIFICATES)
+    ] = None,
+    certificate_key: Annotated[Path | None, typer.Option(help="Its key (PEM).", rich_help_panel=CERTIFICATES)] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="The authority that sites are to trust (PEM).", rich_help_panel=CERTIFICATES)
+    ] = None,
 ) -> None:
-    """Make keys, certificates and settings, where they are missing."""
+    """Make keys, certificates, settings and a study to edit, where they are missing."""
     from .. import server_operator
 
-    say(server_operator.init(_folder(folder), host=host, port=port, superlink_port=superlink_port))
+    given = [path for path in (certificate, certificate_key, ca) if path is not None]
+    if len(given) not in (0, 3):
+        raise typer.BadParameter("give --certificate, --certificate-key and --ca together, or none of them")
+    certificates = (given[0], given[1], given[2]) if given else None
+    say(
+        server_operator.init(
+            _folder(folder), host=host, port=port, superlink_port=superlink_port, certificates=certificates
+        )
+    )
 
 
 @server.command()
 def enroll(
-    folder: Folder, card: Annotated[Path, typer.Argument(metavar="SITE.json", help="What a site sent.")]
+    folder: Folder,
+    cards: Annotated[list[Path], typer.Argument(metavar="SITE.json...", help="What sites sent, a file each.")],
 ) -> None:
-    """Know a site by its keys."""
+    """Know sites by their keys."""
     from .. import server_operator
 
-    say(server_operator.enroll(_folder(folder), card))
+    for card in cards:
+        say(server_operator.enroll(_folder(folder), card))
 
 
 @server.command()
 def bundle(folder: Folder) -> None:
-    """Fix the study, once, and write it as the sites get it."""
+    """Fix the study, once, and write study.zip, which sites get."""
     from .. import server_operator
 
     say(server_operator.bundle(_folder(folder)))
@@ -45,59 +67,105 @@ def bundle(folder: Folder) -> None:
 
 @server.command()
 def start(folder: Folder) -> None:
-    """Run Flower's SuperLink, its executor and the gate, until SIGTERM."""
+    """Let sites connect: run Flower's SuperLink, its executor and the gate, until SIGTERM."""
     from .. import server_operator
 
-    server_operator.start(_folder(folder), stopped=until_stopped(), say=lambda text: say([text]))
+    server_operator.start(_folder(folder), stopped=until_stopped(), say=lambda line: say([line]))
 
 
 @server.command()
 def run(
     folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print each event as JSON.")] = False
 ) -> None:
-    """Carry out the study, or go on with it, and tell what happens."""
+    """Carry the study out, go on with it, or follow it."""
     from ...common.errors import StoppedError
-    from .. import server_operator
+    from .. import server_run
+    from ..progress_file import Finished, RunBegan, Stopped, Waiting, line_of
+    from .display import Display
 
-    for event in server_operator.run(_folder(folder)):
-        typer.echo(json.dumps(event) if as_json else _line(event))
-        if event["event"] == "stopped":
-            raise StoppedError(
-                f"the study stopped: {event['diagnosis']}",
-                why="it is whole up to the last round that was closed",
-                fix="mend that, and run the same command again",
-            )
+    place = _folder(folder)
+    try:
+        with Display(quiet=as_json) as display:
+            for event in server_run.run(place):
+                if as_json:
+                    typer.echo(line_of(event))
+                elif isinstance(event, Waiting):
+                    display.console.print(f"{'waiting':<15}for {', '.join(event.sites)} to connect", highlight=False)
+                elif not isinstance(event, RunBegan | Finished | Stopped):
+                    display.observe(event)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "the study is no longer followed",
+            why="it goes on by itself, as long as the server is started",
+            fix=f"follow it again with: grandrounds server run {folder}",
+        ) from None
+    if not as_json:
+        display.summary(server_run.report(place), place.study.path)
 
 
 @server.command()
-def status(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say where the study stands."""
-    from .. import server_operator
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """Say where the study stands, and what comes next."""
+    from .. import server_run
 
-    found = server_operator.status(_folder(folder))
-    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name:20}{value}" for name, value in found.items()))
+    found = server_run.status(_folder(folder))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _print_status(found)
 
 
-def _folder(path: Path) -> Any:
+@server.command()
+def report(folder: Folder, as_json: AsJson = False) -> None:
+    """Show what came of the study."""
+    from rich.console import Console
+
+    from .. import server_run
+    from .summary import print_summary
+
+    place = _folder(folder)
+    found = server_run.report(place)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_summary(Console(), found, place.study.path, {})
+
+
+def _folder(path: Path) -> "ServerFolder":
     from ..server_folder import ServerFolder
 
     return ServerFolder(path)
 
 
-def _line(event: dict[str, Any]) -> str:
-    match event["event"]:
-        case "ExchangeClosed":
-            return (
-                f"round {event['round']}  attempt {event['attempt']}  {event['exchange']} of {len(event['answered'])}"
-            )
-        case "RoundClosed":
-            spent = "" if event["epsilon_spent"] is None else f"  ε {event['epsilon_spent']:.2f} spent"
-            return f"round {event['round']} closed  perplexity {event['perplexity']:.3g}{spent}"
-        case "PhaseStarted":
-            return f"{event['name']:12}{event['detail']}"
-        case "PhaseEnded":
-            return f"{event['name']:12}done in {event['seconds']:.0f} s"
-        case "Waiting":
-            return f"waiting for {', '.join(event['sites'])}"
-        case other:
-            return str(other)
+def _print_status(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ...server.claim import up
+
+    lines = [("server", "started" if found["started"] else "not started")]
+    if "study" in found:
+        (rounds, planned), (attempts, most) = found["rounds"], found["attempts"]
+        lines += [
+            ("study", "closed" if found["closed"] else "running" if found["running"] else "not running"),
+            ("manifest", found["manifest"]),
+            ("rounds", f"{rounds} of {planned} in {attempts} attempts, of at most {most}"),
+        ]
+        if found["epsilon"] is not None:
+            spent = up(found["epsilon_spent"] or 0.0)
+            lines.append(("privacy", f"ε {spent} of {up(found['epsilon'])} at δ = {found['delta']:g}"))
+        if found["perplexity"] is not None:
+            lines.append(("perplexity", f"{found['perplexity']:.4g}"))
+    if found["last_error"] is not None:
+        lines.append(("last run", found["last_error"]))
+    sites = Table.grid(padding=(0, 2))
+    for name, site in found["sites"].items():
+        signed = (
+            "signed the ledger" if name in found["closing_signatures"] else "signed" if name in found["signed"] else ""
+        )
+        sites.add_row(f"  {name}", site["connection"], f"since {site['since']}" if site["since"] else "", signed)
+    console = Console(highlight=False, soft_wrap=True)
+    for field, text in lines:
+        console.print(f"{field:<12}{text}", markup=False)
+    console.print(sites)
+    console.print(f"{'next':<12}{found['next']}", markup=False)

@@ -1,0 +1,165 @@
+"""What runs on a server's machine while sites may connect: Flower's SuperLink, its executor, and the gate."""
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ..common.errors import StudyError
+from ..common.processes import Process, environment
+from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
+from .server_folder import ServerFolder
+
+_WATCH_S: Final = 0.2
+_START_S: Final = 60.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what listens there is asked on loopback)
+_SETTLED_S: Final = 60.0  # after so long it was no failure to start
+
+
+@dataclass(kw_only=True)
+class _Program:
+    """One of them, and when to start it again."""
+
+    name: str
+    command: Sequence[str | Path]
+    address: tuple[str, int] | None
+    process: Process
+    started: float = field(default_factory=time.monotonic)
+    pause_s: float = _FIRST_PAUSE_S
+
+
+@dataclass(kw_only=True)
+class ServerPrograms:
+    """Keeps them running: one that ends is started again, after a pause that grows while it ends at once.
+
+    ``say`` is told of each event. While the SuperLink is away the gate answers 503, at which nodes try again.
+    """
+
+    folder: ServerFolder
+    say: Callable[[str], None]
+    patience_s: float = 30.0  # for a port: a SuperLink whose supervisor was killed takes a while to end
+    _running: list[_Program] = field(default_factory=list)
+
+    @contextmanager
+    def up(self) -> Iterator[None]:
+        """Start them, each once the one before it answers; stop them at the end. Raises StudyError."""
+        settings = self.folder.settings()
+        addresses = {"superlink": settings.superlink_address, "gate": (settings.bind, settings.port)}
+        for address in addresses.values():
+            self._await_free(address)
+        try:
+            for name, command in self._commands().items():
+                process = self._start(name, command)
+                program = _Program(name=name, command=command, address=addresses.get(name), process=process)
+                self._running.append(program)
+                self._await(program)
+            yield
+        finally:
+            # The SuperLink waits for its open connections longer than it is given: its database bears being killed.
+            for program in reversed(self._running):
+                program.process.stop()
+                self.say(f"{program.name} stopped")
+
+    def watch(self, stopped: Callable[[], bool]) -> None:
+        """Start again what ends, until ``stopped``."""
+        while not stopped():
+            for program in self._running:
+                if not program.process.running:
+                    self._again(program, stopped)
+            time.sleep(_WATCH_S)
+
+    def _again(self, program: _Program, stopped: Callable[[], bool]) -> None:
+        settled = time.monotonic() - program.started > _SETTLED_S
+        program.pause_s = _FIRST_PAUSE_S if settled else min(2 * program.pause_s, _LONGEST_PAUSE_S)
+        log = self._log(program.name)
+        self.say(f"{program.name} ended ({program.process.exit_code}), see {log}; again in {program.pause_s:g} s")
+        resume = time.monotonic() + program.pause_s
+        while time.monotonic() < resume:
+            if stopped():
+                return
+            time.sleep(_WATCH_S)
+        program.process, program.started = self._start(program.name, program.command), time.monotonic()
+
+    def _start(self, name: str, command: Sequence[str | Path]) -> Process:
+        env = environment(FLWR_HOME=str(self.folder.flower_home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
+        process = Process(command, log=self._log(name), env=env)
+        self.say(f"{name} started, process {process.pid}")
+        return process
+
+    def _await(self, program: _Program) -> None:
+        """Until it listens. Raises StudyError."""
+        deadline = time.monotonic() + _START_S
+        while program.address is not None and not listens(program.address):
+            if not program.process.running or time.monotonic() > deadline:
+                raise StudyError(
+                    f"{program.name} does not start",
+                    why="without it no site reaches the study",
+                    fix=f"{self._log(program.name)} says what it met",
+                )
+            time.sleep(_WATCH_S)
+
+    def _await_free(self, address: tuple[str, int]) -> None:
+        """Until nobody else listens there. Raises StudyError."""
+        deadline = time.monotonic() + self.patience_s
+        while (error := _cannot_listen(address)) is not None:
+            if time.monotonic() > deadline:
+                raise StudyError(
+                    f"{address[0]}:{address[1]} cannot be listened on: {error.strerror}",
+                    why="the gate and the SuperLink each have a port of their own",
+                    fix="stop what uses it, or change it in server.toml; for another gate, sites need a new study.zip",
+                ) from error
+            time.sleep(_WATCH_S)
+
+    def _log(self, name: str) -> Path:
+        return self.folder.flower / f"{name}.log"
+
+    def _commands(self) -> dict[str, Sequence[str | Path]]:
+        folder, settings, programs = self.folder, self.folder.settings(), Path(sys.executable).parent
+        inside = folder.inside.absolute()
+        return {
+            "superlink": [
+                programs / "flower-superlink",
+                *("--host", "127.0.0.1", "--port", str(settings.superlink_port)),
+                *("--ssl-ca-certfile", inside / CA_CERTIFICATE),
+                *("--ssl-certfile", inside / CERTIFICATE, "--ssl-keyfile", inside / CERTIFICATE_KEY),
+                "--enable-supernode-auth",
+                *("--isolation", "process", "--superexec-auth-secret-file", folder.secret),
+                "--disable-runtime-dependency-installation",
+                *("--database", folder.flower / "superlink.db"),
+            ],
+            "superexec": [
+                programs / "flower-superexec",
+                *("--runtime-api-address", settings.superlink, "--root-certificates", inside / CA_CERTIFICATE),
+                *("--superexec-auth-secret-file", folder.secret),
+            ],
+            "gate": [
+                *(sys.executable, "-P", "-m", f"{__package__}.gate"),
+                *(settings.bind, str(settings.port), settings.superlink, folder.certificates, inside),
+            ],
+        }
+
+
+def listens(address: tuple[str, int]) -> bool:
+    """Whether somebody on this machine takes connections there."""
+    host, port = address
+    try:
+        with socket.create_connection((_EVERYWHERE.get(host, host), port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _cannot_listen(address: tuple[str, int]) -> OSError | None:
+    """Why nobody can listen there now, if nobody can."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the programs do themselves
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
