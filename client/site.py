@@ -1,7 +1,5 @@
 """A site's folder, and how its resident worker comes out of it."""
 
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from ..common.adapter import vector_from_bytes
 from ..common.errors import StorageError
 from ..common.files import write_atomically
 from ..common.identity import Identity, Name
+from ..common.key_file import read_key
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..common.model_folder import model_folder_sha256
@@ -83,14 +82,7 @@ class SiteFolder:
         """The site's key: 32 bytes in hex, which no other user may read. Raises StorageError."""
         path = self.path / KEY
         try:
-            with path.open(encoding="ascii") as file:
-                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                    raise StorageError(
-                        f"{path} is open to other users",
-                        why="whoever has the key can speak in this site's name",
-                        fix=f"chmod 600 {path}, or make a new key if somebody may have read it",
-                    )
-                return Identity.from_bytes(bytes.fromhex(file.read(128).strip()))
+            return read_key(path, whose="this site's", instead="a new key")
         except (OSError, ValueError) as error:
             raise _damaged(path) from error
 

@@ -27,7 +27,7 @@ from ..common.messages import (
     Survivors,
     unpack,
 )
-from ..common.secagg.transcript import open_message, seal_message
+from ..common.secagg.transcript import seal_message, verify_sender
 from .budget import Budget
 from .secagg import ClientAttempt, check_begin
 from .site_ledger import SetBackError, SiteLedger
@@ -96,9 +96,9 @@ class Worker:
             if envelope.exchange == Begin.exchange:
                 return self._begin(envelope)
             if envelope.exchange == Close.exchange:
-                return self._close(request)
+                return self._close(envelope)
             if envelope.exchange == Invitation.exchange:
-                return self._agree(envelope, request)
+                return self._agree(envelope)
             return self._answer(envelope, request)
         except _RefusedError as refusal:
             return self._refuse(refusal.code, attempt=refusal.attempt)
@@ -142,24 +142,24 @@ class Worker:
         )
         return self._attempt.advertise()
 
-    def _agree(self, envelope: Envelope, request: bytes) -> bytes:
+    def _agree(self, envelope: Envelope) -> bytes:
         """Sign the manifest, which this site checked and paid for before its worker started."""
         if envelope.manifest != self._parameters.manifest:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
-        attempt = envelope.attempt
-        open_message(self._parameters, request, Invitation, attempt=attempt, senders=(SERVER,))
+        verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
+        Invitation.of(envelope)
         signed = Countersignature.of(self._identity, site=self._name, manifest=self._parameters.manifest)
-        return self._seal(Agreed(signature=signed.signature), attempt=attempt)
+        return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
 
-    def _close(self, request: bytes) -> bytes:
+    def _close(self, envelope: Envelope) -> bytes:
         """Sign the ledger of a study that is over, if it is whole; no attempt can follow."""
-        attempt = Envelope.parse(request).attempt
-        envelope, close = open_message(self._parameters, request, Close, attempt=attempt, senders=(SERVER,))
+        verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
+        close = Close.of(envelope)
         self._attempt, self._charged = None, False
         with self._refusing(RefusalCode.LEDGER, envelope):
             report, *lines = unpack(envelope.payload) or [b""]
             closed = self._ledger.close(lines, close, report)
-        return self._seal(closed, attempt=attempt)
+        return self._seal(closed, attempt=envelope.attempt)
 
     def _answer(self, envelope: Envelope, request: bytes) -> bytes:
         attempt = self._attempt

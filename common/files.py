@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and stay."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -40,6 +41,25 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         fsync(folder.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that no other user may enter. Raises StorageError."""
+    try:
+        make_folder(path)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be used: {error.strerror}",
+            why="keys, and what a study has come to, are kept there",
+            fix="choose another folder, or run this as the user whose folder it is",
+        ) from error
+
+
+def write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -> None:
+    """Write a file unless there is one. Raises StorageError."""
+    if not path.exists():
+        write_atomically(path, make(), mode=mode)
 
 
 def rename_folder(source: Path, target: Path) -> None:

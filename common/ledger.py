@@ -122,6 +122,12 @@ class Ledger:
         """The last entry."""
         return self._entries[-1] if self._entries else None
 
+    def head_at(self, length: int) -> str | None:
+        """The head when the ledger had ``length`` entries; None if it never had so many."""
+        if length == 0:
+            return EMPTY_LEDGER_HEAD
+        return self._entries[length - 1].hash if 0 < length <= len(self) else None
+
     def lines(self, start: int = 0) -> list[bytes]:
         """The entries from ``start`` on, as they are stored and sent."""
         return [entry.line for entry in self._entries[start:]]

@@ -11,13 +11,9 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
-ENVIRONMENT: Final = {
-    # Flower reports usage and asks for updates unless told otherwise.
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "PYTHONUNBUFFERED": "1",
-    "NO_COLOR": "1",
-}
+# Flower reports usage and asks for updates unless told otherwise.
+QUIET_FLOWER: Final = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+ENVIRONMENT: Final = {**QUIET_FLOWER, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..client.data import Tokenisation
 from ..client.records import read_records
 from ..common.adapter import vector_from_bytes
 from ..common.audit import Audit
-from ..common.errors import StorageError, StudyError
+from ..common.errors import StudyError
 from ..common.language_model import LanguageModel
 from ..common.model_folder import model_folder_sha256
 from ..server.app import POLL_INTERVAL_S, carry
@@ -21,7 +21,7 @@ from .base_model import base_model_folder
 from .progress import phase
 from .progress_file import Finished, RunBegan, Stopped, Waiting
 from .server_folder import ServerFolder
-from .study_run import Sources, StudyRun
+from .study_run import Sources, StudyRun, check_ledger_of
 
 app = ServerApp()
 
@@ -82,12 +82,7 @@ def _study_run(folder: ServerFolder) -> StudyRun:
     manifest, settings, identity = folder.study.manifest(), folder.settings(), folder.identity()
     folder.study.tidy()
     audit = Audit.of(folder.study.ledger_lines())
-    if audit.manifests not in ([], [manifest]):
-        raise StorageError(
-            "the ledger is that of another manifest",
-            why="no site would follow it, and the attempts that they refuse would be spent",
-            fix="put back the newest of the study's files; nothing was changed",
-        )
+    check_ledger_of(manifest, audit)
     with phase(observe, "model", manifest.study.model.name):
         base = settings.model or base_model_folder(manifest.study.model.name)
         if model_folder_sha256(base) != manifest.model_sha256:

@@ -1,7 +1,5 @@
 """The aggregation server's folder: keys, certificates, the sites it knows, its settings, and the study."""
 
-import os
-import stat
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from pydantic import Field, ValidationError
 from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
 from ..common.identity import Hex32, Identity, Name
+from ..common.key_file import read_key
 from ..common.study import Section, Words, read_toml, validated
 from .lock import alone, in_turn, is_held
 from .progress_file import ProgressFile
@@ -164,14 +163,7 @@ class ServerFolder:
         """The server's key: 32 bytes in hex, which no other user may read. Raises StorageError."""
         path = self.path / KEY
         try:
-            with path.open(encoding="ascii") as file:
-                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
-                    raise StorageError(
-                        f"{path} is open to other users",
-                        why="whoever has the key can speak in the server's name",
-                        fix=f"chmod 600 {path}, or make a new server if somebody may have read it",
-                    )
-                return Identity.from_bytes(bytes.fromhex(file.read(128).strip()))
+            return read_key(path, whose="the server's", instead="a new server")
         except (OSError, ValueError) as error:
             fix = "put back the file; a folder without it begins with `grandrounds server init`"
             raise _damaged(path, fix=fix) from error
@@ -207,10 +199,6 @@ class ServerFolder:
         """Write who is enrolled. Raises StorageError."""
         # A node's id has 64 bits, more than canonical JSON has for an integer.
         write_atomically(self.path / SITES, _Sites(sites=sites).model_dump_json(indent=2).encode())
-
-    def node_ids(self) -> dict[str, int]:
-        """Flower's node of each site, where it has one. Raises StorageError."""
-        return {name: site.node_id for name, site in self.sites().items() if site.node_id is not None}
 
     def frozen_adapter(self) -> bytes:
         """The adapter's public tensors, as little-endian float32. Raises StorageError."""

@@ -11,18 +11,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from .. import __version__
 from ..common.adapter import vector_bytes
 from ..common.errors import StorageError, StudyError
-from ..common.files import make_folder, write_atomically
-from ..common.identity import Identity
+from ..common.files import make_private_folder, write_atomically, write_missing
+from ..common.key_file import make_key
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..common.model_folder import model_folder_sha256
-from ..common.study import complete_study, read_study, validated
+from ..common.study import complete_study, read_study
 from .base_model import base_model_folder
 from .bundle import Bundle, Flower, SiteCard, shown_key
 from .flower_cli import FlowerCli, app_sha256
+from .new_study import new_manifest
 from .provision import (
     CA_CERTIFICATE,
     CERTIFICATE,
@@ -62,8 +62,8 @@ def init(
     ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
     to trust. Raises StudyError, also where the folder has other settings, and StorageError.
     """
-    _make_private(folder.path)
-    _write_missing(folder.path / KEY, lambda: Identity.generate().secret.hex().encode(), mode=0o600)
+    make_private_folder(folder.path)
+    make_key(folder.path / KEY)
     fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
     folder.write_settings(_SETTINGS.format(**fields))
     settings = folder.settings()
@@ -81,7 +81,7 @@ def init(
     check_certificates(folder.certificates, host, now=datetime.now(UTC))
     _prepare_flower(folder)
     template = resources.files(__package__).joinpath("templates/study.server.toml")
-    _write_missing(folder.study_toml, template.read_bytes)
+    write_missing(folder.study_toml, template.read_bytes)
     return [
         "this server's key, for every site to compare:",
         f"  {shown_key(folder.identity().public_key)}",
@@ -208,18 +208,12 @@ def _fix_study(folder: ServerFolder) -> Manifest:
     base = settings.model or base_model_folder(complete.model.name)
     # A is public: anyone may know the seed that drew it.
     model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
-    manifest = validated(
-        Manifest,
-        {
-            "study_id": secrets.token_hex(32),
-            "study": complete,
-            "site_keys": {name: site.public_key for name, site in enrolled.items()},
-            "server_key": folder.identity().public_key,
-            "dimension": model.layout.dimension,
-            "model_sha256": model_folder_sha256(base),
-            "frozen_adapter_sha256": model.frozen_adapter_sha256,
-            "package_version": __version__,
-        },
+    manifest = new_manifest(
+        complete,
+        site_keys={name: site.public_key for name, site in enrolled.items()},
+        server_key=folder.identity().public_key,
+        model=model,
+        model_sha256=model_folder_sha256(base),
     )
     write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
     folder.study.save_manifest(manifest)
@@ -228,29 +222,12 @@ def _fix_study(folder: ServerFolder) -> Manifest:
 
 def _prepare_flower(folder: ServerFolder) -> None:
     """What Flower's programs on this machine need among themselves."""
-    _make_private(folder.flower)
+    make_private_folder(folder.flower)
     if not (folder.inside / CERTIFICATE).exists():
         make_certificates(folder.inside, "localhost")
     if not folder.secret.exists():
         make_secret(folder.secret)
     FlowerCli(folder).configure()
-
-
-def _make_private(path: Path) -> None:
-    try:
-        make_folder(path)
-        path.chmod(0o700)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be used: {error.strerror}",
-            why="the server's keys and its study are kept there",
-            fix="choose another folder, or run this as the user whose folder it is",
-        ) from error
-
-
-def _write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -> None:
-    if not path.exists():
-        write_atomically(path, make(), mode=mode)
 
 
 def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..client.admission import admit
 from ..client.agreement import join
 from ..client.app import make_app as make_client_app
@@ -29,12 +28,13 @@ from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..common.model_folder import model_folder_sha256
-from ..common.study import Site, Study, complete_study, validated
+from ..common.study import Site, Study, complete_study
 from ..server.app import Conversation
 from ..server.app import make_app as make_server_app
 from ..server.ledger import LedgerWriter
 from .base_model import base_model_folder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
+from .new_study import new_manifest
 from .outages import Dropout, Outages
 from .progress import Observer, phase
 from .simulated_site import check_newest, simulated_policy
@@ -93,7 +93,13 @@ def simulate(
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
     prepared = _prepare(study, cohorts, evaluation, opted_out=opted_out, seed=seed, observe=observe)
-    manifest = _manifest(study, keys, prepared)
+    manifest = new_manifest(
+        study,
+        site_keys={site: identity.public_key for site, identity in keys.sites.items()},
+        server_key=keys.server.public_key,
+        model=prepared.model,
+        model_sha256=prepared.model_sha256,
+    )
     if folder is not None:
         folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
     return _run(manifest, keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe)
@@ -165,22 +171,6 @@ def _prepare(
         opted_out=opted_out,
         evaluation=evaluation_set,
         sampler=sampler,
-    )
-
-
-def _manifest(study: Study, keys: Keys, prepared: _Prepared) -> Manifest:
-    return validated(
-        Manifest,
-        {
-            "study_id": secrets.token_hex(32),
-            "study": study,
-            "site_keys": {site: identity.public_key for site, identity in keys.sites.items()},
-            "server_key": keys.server.public_key,
-            "dimension": prepared.model.layout.dimension,
-            "model_sha256": prepared.model_sha256,
-            "frozen_adapter_sha256": prepared.model.frozen_adapter_sha256,
-            "package_version": __version__,
-        },
     )
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ..client.budget import Budget
 from ..client.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
-from ..common.errors import StorageError
 from ..common.manifest import Manifest
 from ..common.study import Site
 from ..server.ledger import LedgerWriter
+from .study_run import check_ledger_of, put_back
 
 
 def check_newest(ledger: LedgerWriter, manifest: Manifest, budgets: Mapping[str, Budget]) -> None:
@@ -17,20 +17,11 @@ def check_newest(ledger: LedgerWriter, manifest: Manifest, budgets: Mapping[str,
     They would refuse any other, and each attempt that they refuse is spent.
     """
     lines = ledger.lines()
-    if ledger.audit.manifests not in ([], [manifest]):
-        raise _put_back("the ledger is that of another manifest")
+    check_ledger_of(manifest, ledger.audit)
     for site, budget in budgets.items():
         held = budget.ledger(manifest.study_id)
         if lines[: len(held)] != held:
-            raise _put_back(f"the ledger lacks what {site} has of it")
-
-
-def _put_back(what: str) -> StorageError:
-    return StorageError(
-        what,
-        why="no site would follow it, and the attempts that they refuse would be spent",
-        fix="put back the newest of the study's files; nothing was changed",
-    )
+            raise put_back(f"the ledger lacks what {site} has of it")
 
 
 def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 import sys
 import threading
 import time
@@ -27,8 +26,9 @@ from ..client.site import (
 from ..client.site_database import SiteDatabase
 from ..client.unit import Unit
 from ..common.errors import StudyError
-from ..common.files import make_folder, write_atomically
-from ..common.identity import Identity, canonical_json
+from ..common.files import make_private_folder, write_atomically, write_missing
+from ..common.identity import canonical_json
+from ..common.key_file import make_key
 from ..common.processes import Process, environment
 from .base_model import base_model_folder
 from .bundle import Bundle, Flower, SiteCard
@@ -51,11 +51,9 @@ model = {model}                   # the folder of the base model
 
 def init(folder: SiteFolder, *, name: str, data: Path, model: str) -> list[str]:
     """Make a site's keys, settings and policy, where they are missing; what to do next. Raises StorageError."""
-    make_folder(folder.path)
-    folder.path.chmod(0o700)
     path = folder.path
-    if not (path / KEY).exists():
-        write_atomically(path / KEY, Identity.generate().secret.hex().encode(), mode=0o600)
+    make_private_folder(path)
+    make_key(path / KEY)
     if not (path / _NODE_KEY).exists():
         make_node_key(path / _NODE_KEY, path / _NODE_PUBLIC)
     if not (path / _SECRET).exists():
@@ -65,9 +63,8 @@ def init(folder: SiteFolder, *, name: str, data: Path, model: str) -> list[str]:
         fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
         text = _SETTINGS.format(**{field: json.dumps(value) for field, value in fields.items()})
         write_atomically(path / SETTINGS, text.encode())
-    if not (path / POLICY).exists():
-        template = resources.files(__package__).joinpath("templates/policy.basic.toml").read_text("utf-8")
-        write_atomically(path / POLICY, template.encode())
+    template = resources.files(__package__).joinpath("templates/policy.basic.toml")
+    write_missing(path / POLICY, template.read_bytes)
     card = SiteCard(
         name=folder.settings().name,
         public_key=folder.identity().public_key,
@@ -144,8 +141,7 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
     """Run the worker, and what carries its messages, until ``stopped``; a worker that ends is started again."""
     settings, manifest = folder.settings(), folder.manifest()
     flower = Flower.model_validate_json((folder.path / _FLOWER).read_bytes())
-    program = shutil.which("grandrounds", path=str(Path(sys.executable).parent)) or "grandrounds"
-    command = [program, "client", "worker", str(folder.path)]
+    command: list[str | Path] = [Path(sys.executable).with_name("grandrounds"), "client", "worker", folder.path]
     unit = Unit(
         address=flower.address,
         certificates=folder.path / _CA,

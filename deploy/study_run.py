@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..client.data import Example
+from ..common.audit import Audit
+from ..common.errors import StorageError
 from ..common.identity import Identity, sha256
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
@@ -137,6 +139,21 @@ class StudyRun:
             setting=self.setting,
         )
         return build_report(self.ledger.audit, declared)
+
+
+def check_ledger_of(manifest: Manifest, audit: Audit) -> None:
+    """Raises StorageError unless the ledger is empty or of this manifest."""
+    if audit.manifests not in ([], [manifest]):
+        raise put_back("the ledger is that of another manifest")
+
+
+def put_back(what: str) -> StorageError:
+    """A ledger that is not the study's newest."""
+    return StorageError(
+        what,
+        why="no site would follow it, and the attempts that they refuse would be spent",
+        fix="put back the newest of the study's files; nothing was changed",
+    )
 
 
 def _finite(value: float) -> float | None:

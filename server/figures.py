@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from ..common.errors import PrivacyError
@@ -10,6 +9,7 @@ from ..common.manifest import Manifest
 from ..common.privacy.accountant import Relation, epsilon
 from ..common.privacy.events import Schedule
 from . import claim
+from .accountant import CentralAccountant
 
 # The large ones are no claim of their own: with them, what an attack can find is bounded nearly as well as it can be.
 CURVE_DELTAS: Final = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.02, 0.05, 0.1)
@@ -58,7 +58,7 @@ def privacy_figures(manifest: Manifest) -> dict[str, Any]:
         "attack": _attack([*curve, (delta, spent.epsilon)]),
         "epsilon_replace_one": _epsilon_replace_one(schedule, delta),
         "epsilon_without_amplification": _bound(schedule.without_amplification(), delta),
-        "overlap": _overlap(schedule, delta, sites=len(manifest.study.sites)),
+        "overlap": _overlap(manifest),
     }
 
 
@@ -97,15 +97,14 @@ def _bound(schedule: Schedule, delta: float, *, relation: Relation = "add_or_rem
         return None
 
 
-def _overlap(schedule: Schedule, delta: float, *, sites: int) -> list[dict[str, Any]]:
+def _overlap(manifest: Manifest) -> list[dict[str, Any]]:
     """What the same schedule means for someone whose records are at one site, at the stated number, at all."""
-    rows: list[dict[str, Any]] = []
-    for overlap in sorted({1, schedule.event.sites_per_patient, sites}):
-        try:
-            shared = replace(schedule, event=replace(schedule.event, sites_per_patient=overlap))
-            spent = epsilon(shared, delta=delta)
-        except PrivacyError:
-            rows.append({"sites_per_patient": overlap, "epsilon": None, "epsilon_rdp": None})
-        else:
-            rows.append({"sites_per_patient": overlap, "epsilon": spent.epsilon, "epsilon_rdp": spent.epsilon_rdp})
-    return rows
+    accountant = CentralAccountant(schedule=manifest.schedule, max_attempts=manifest.max_attempts, delta=manifest.delta)
+    return [
+        {
+            "sites_per_patient": overlap,
+            "epsilon": None if spent is None else spent.epsilon,
+            "epsilon_rdp": None if spent is None else spent.epsilon_rdp,
+        }
+        for overlap, spent in accountant.claims(len(manifest.study.sites)).items()
+    ]

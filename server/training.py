@@ -11,7 +11,6 @@ from ..common.adapter import vector_bytes
 from ..common.audit import AttemptRecord, RoundRecord
 from ..common.errors import ScheduleExhaustedError, StorageError
 from ..common.identity import Identity, sha256
-from ..common.ledger import EMPTY_LEDGER_HEAD
 from ..common.manifest import Manifest
 from ..common.optimizer import Optimizer, make_optimizer
 from .accountant import CentralAccountant
@@ -168,9 +167,8 @@ class Training:
     def _resume(self) -> None:
         """Take up what the ledger and the checkpoint hold; the last round may be in the checkpoint alone."""
         audit, checkpoint = self.ledger.audit, self.checkpoint
-        heads = [EMPTY_LEDGER_HEAD, *(entry.hash for entry in audit.ledger)]
-        saved_with = (checkpoint.study, checkpoint.ledger_head)
-        if saved_with not in [(self.manifest.study_id, head) for head in heads[checkpoint.ledger_length :][:1]]:
+        same_ledger = audit.ledger.head_at(checkpoint.ledger_length) == checkpoint.ledger_head
+        if checkpoint.study != self.manifest.study_id or not same_ledger:
             raise _foreign("was not saved with this ledger")
         self.rounds = [self._closed(closed) for closed in audit.rounds[: checkpoint.round]]
         if checkpoint.round == len(audit.rounds) + 1:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ...common.errors import GrandRoundsError
+from ...common.processes import QUIET_FLOWER
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
@@ -16,9 +17,7 @@ from .simulate import simulate
 from .verify import verify
 
 _ENVIRONMENT = {
-    # Flower reports usage and asks for updates unless told otherwise.
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    **QUIET_FLOWER,
     # Threads that spin while they wait make a busy machine several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
 }

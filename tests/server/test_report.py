@@ -302,6 +302,7 @@ def test_a_figure_beside_the_claim_that_has_no_bound_costs_no_study_its_report(m
     federation = eventful()
     claimed = federation.manifest
     monkeypatch.setattr("grandrounds.server.figures.epsilon", only_the_claim)
+    monkeypatch.setattr("grandrounds.server.accountant.epsilon", only_the_claim)
     report = federation.report()
     assert report["epsilon"] == 4.0
     assert report["epsilon_without_amplification"] is None
