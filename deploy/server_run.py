@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..common.audit import Audit
 from ..common.errors import StorageError, StudyError
 from ..server.report import Report
-from ..server.training import accountant_of
+from ..server.training import ExchangeClosed, accountant_of
 from .bundle import Bundle
 from .flower_cli import FlowerCli, app_sha256
 from .progress_file import Finished, RunBegan, Stopped, Told
@@ -95,7 +95,7 @@ def status(folder: ServerFolder) -> dict[str, Any]:
     found: dict[str, Any] = {
         "started": folder.is_serving,
         "running": folder.is_running,
-        "sites": _sites(folder),
+        "sites": _sites(folder, _last_losses(folder)),
         "signed": sorted(audit.countersigned),
         "closed": audit.closed is not None,
         "closing_signatures": sorted(audit.closing_signatures),
@@ -163,15 +163,31 @@ def _audit(folder: ServerFolder) -> Audit:
     return Audit.of(whole.split(b"\n") if whole else [])
 
 
-def _sites(folder: ServerFolder) -> dict[str, dict[str, str | None]]:
-    """Who is enrolled, and what Flower says of their nodes."""
+def _sites(folder: ServerFolder, lost: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
+    """Who is enrolled, what Flower says of their nodes, and where an attempt last lost them."""
     nodes = {node.node_id: node for node in FlowerCli(folder).nodes()} if folder.is_serving else {}
     found: dict[str, dict[str, str | None]] = {}
     for name, site in folder.sites().items():
         node = None if site.node_id is None else nodes.get(site.node_id)
         connection, since = ("unknown", None) if node is None else (node.status, node.since)
-        found[name] = {"public_key": site.public_key, "connection": connection, "since": since}
+        found[name] = {
+            "public_key": site.public_key,
+            "connection": connection,
+            "since": since,
+            "last_error": lost.get(name),
+        }
     return found
+
+
+def _last_losses(folder: ServerFolder) -> dict[str, str]:
+    """By site, why the last attempt that lost it did: a refusal by its code, or silence."""
+    events, _ = folder.progress.read(0)
+    return {
+        site: f"attempt {event.attempt}, {event.exchange}: {reason}"
+        for event in events
+        if isinstance(event, ExchangeClosed)
+        for site, reason in event.lost.items()
+    }
 
 
 def _last_error(folder: ServerFolder) -> str | None:

@@ -1,5 +1,6 @@
 """One round as a state machine: open an attempt, carry its exchanges, retry, and end with an aggregate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +36,15 @@ class AttemptOutcome:
             dropouts=dict(record.dropouts),
             ended=record.ended,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedExchange:
+    """An exchange that is over: who answered it, and why the sites that were ``lost`` in it were, in words."""
+
+    exchange: str
+    answered: frozenset[str]
+    lost: Mapping[str, str]
 
 
 @dataclass(kw_only=True)
@@ -89,18 +99,19 @@ class Round:
         """A site's answer; one that is wrong only removes that site from the attempt."""
         self._running.receive(site, answer)
 
-    def advance(self) -> tuple[str, frozenset[str]]:
-        """Close the exchange: all answers are in, or its deadline passed. Returns the exchange and who answered it."""
+    def advance(self) -> ClosedExchange:
+        """Close the exchange: all answers are in, or its deadline passed."""
         attempt = self._running
         exchange, answered = attempt.exchange, attempt.answered
         attempt.advance()
+        lost = {site: attempt.reasons[site] for site, at in attempt.dropouts.items() if at == exchange}
         if exchange == Advert.exchange:
             # Who advertised has the ledger up to this attempt; who did not is sent all of it next time.
             length = len(self.ledger.audit.ledger)
             self.held |= {site: length if site in answered else 0 for site in self.manifest.site_keys}
         if attempt.done or attempt.aborted:
             self._end(attempt)
-        return exchange, answered
+        return ClosedExchange(exchange=exchange, answered=answered, lost=lost)
 
     def _end(self, attempt: ServerAttempt) -> None:
         serial = self.accountant.attempts_committed

@@ -1,6 +1,6 @@
 """A study's training at the server: rounds in order, the global adapter, its optimiser and its checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,12 +21,13 @@ from .round import AttemptOutcome, Round
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeClosed:
-    """An exchange of an attempt ended; ``answered`` are the sites whose answers were in."""
+    """An exchange of an attempt ended: the sites whose answers were in, and why others were lost, in words."""
 
     round: int
     attempt: int
     exchange: str
     answered: frozenset[str]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,12 @@ class Training:
     def advance(self) -> None:
         """Close the current exchange; then commit the round if it has its sum, or retry if its attempt failed."""
         round_, attempt = self._round.number, self.accountant.attempts_committed
-        exchange, answered = self._round.advance()
-        self.observe(ExchangeClosed(round=round_, attempt=attempt, exchange=exchange, answered=answered))
+        closed = self._round.advance()
+        self.observe(
+            ExchangeClosed(
+                round=round_, attempt=attempt, exchange=closed.exchange, answered=closed.answered, lost=closed.lost
+            )
+        )
         if self._round.failed:
             self._open_attempt(self._round)
         elif self._round.finished:

@@ -163,7 +163,8 @@ def _print_status(found: dict[str, Any]) -> None:
         signed = (
             "signed the ledger" if name in found["closing_signatures"] else "signed" if name in found["signed"] else ""
         )
-        sites.add_row(f"  {name}", site["connection"], f"since {site['since']}" if site["since"] else "", signed)
+        since = f"since {site['since']}" if site["since"] else ""
+        sites.add_row(f"  {name}", site["connection"], since, signed, site["last_error"] or "")
     console = Console(highlight=False, soft_wrap=True)
     for field, text in lines:
         console.print(f"{field:<12}{text}", markup=False)

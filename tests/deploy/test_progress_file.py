@@ -16,7 +16,13 @@ EVENTS = (
     PhaseStarted(name="model", detail="“tiny”"),
     PhaseProgress(name="data", done=1, total=2),
     PhaseEnded(name="model", seconds=1.5),
-    ExchangeClosed(round=1, attempt=2, exchange="advert", answered=frozenset({"north", "west"})),
+    ExchangeClosed(
+        round=1,
+        attempt=2,
+        exchange="advert",
+        answered=frozenset({"north", "west"}),
+        lost={"south": "it refused: paused"},
+    ),
     RoundClosed(
         round=1,
         outcomes=(AttemptOutcome(attempt=1, survivors=(), dropouts={"north": "shares"}, ended=False),),

@@ -208,4 +208,17 @@ def test_a_wrong_answer_removes_its_site_and_nobody_else():
         round_.advance()
     assert round_.survivors == WITHOUT_2
     assert round_.outcomes[0].dropouts == {"site-2": "advert"}
+
+
+def test_an_exchange_says_why_it_lost_a_site_and_no_later_one_says_it_again():
+    run = federation()
+    round_ = open_round(run)
+    round_.open_attempt()
+    said = []
+    while not round_.finished:
+        for site, message in round_.messages().items():
+            if site != "site-2":
+                round_.receive(site, run.workers[site].handle(message))
+        said.append(round_.advance().lost)
+    assert said == [{"site-2": "no answer before the deadline"}, *[{}] * 4]
     assert round_.aggregate.tolist() == [4] * 7

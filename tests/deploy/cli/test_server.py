@@ -11,6 +11,8 @@ from grandrounds.common.identity import Identity
 from grandrounds.deploy.bundle import SiteCard
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.provision import make_node_key
+from grandrounds.deploy.server_folder import ServerFolder
+from grandrounds.server.training import ExchangeClosed
 
 
 def call(*arguments):
@@ -53,6 +55,17 @@ def test_status_says_where_a_server_stands_for_people_and_for_machines(folder, c
     assert status["sites"]["north"]["connection"] == "unknown"
     said = call("status", folder)
     assert "not started" in said and "north" in said and status["next"] in said
+
+
+def test_status_says_by_which_code_a_site_refused(folder, card):
+    call("init", folder)
+    call("enroll", folder, card)
+    refused = ExchangeClosed(
+        round=1, attempt=3, exchange="advert", answered=frozenset(), lost={"north": "it refused: set-back"}
+    )
+    ServerFolder(folder).progress.tell(refused)
+    assert json.loads(call("status", folder, "--json"))["sites"]["north"]["last_error"] in call("status", folder)
+    assert "attempt 3, advert: it refused: set-back" in call("status", folder)
 
 
 def test_a_certificate_is_given_with_its_key_and_authority_or_not_at_all(folder, card):
