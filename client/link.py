@@ -14,6 +14,11 @@ Exchange = Callable[[bytes], bytes]
 # Before every body, in both directions: what it is, and how many bytes it has.
 HEAD: Final = struct.Struct("<BQ")
 _PIECE_BYTES: Final = 1 << 20
+_AGAIN_S: Final = 0.1
+
+
+class _AwayError(ConnectionError):
+    """Nobody listens there, so that nothing was sent."""
 
 
 class Kind(IntEnum):
@@ -26,23 +31,37 @@ class Kind(IntEnum):
 def connect(path: Path, *, timeout_s: float) -> Exchange:
     """The exchange with the worker whose socket is ``path``: a connection of its own for each request.
 
-    An answer is due within ``timeout_s`` from when it is asked for. The exchange raises OSError, with TimeoutError and
+    An answer is due within ``timeout_s`` from when it is asked for; so long a worker that is not up, since it loads
+    model and records or is started again, is waited for too. The exchange raises OSError, with TimeoutError and
     ConnectionError among them, where none came whole. Who asks again gets no second answer: the worker sees to that.
     """
-    return lambda request: _ask(path, Kind.ENVELOPE, request, timeout_s)
+
+    def exchange(request: bytes) -> bytes:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return _ask(path, Kind.ENVELOPE, request, deadline)
+            except _AwayError as error:
+                if time.monotonic() > deadline - _AGAIN_S:
+                    raise TimeoutError("no worker was up in time") from error
+                time.sleep(_AGAIN_S)
+
+    return exchange
 
 
 def health(path: Path, *, timeout_s: float = 10.0) -> dict[str, Any]:
     """How the worker is, as ``Resident.health`` says. Raises OSError where it does not say."""
-    said: dict[str, Any] = json.loads(_ask(path, Kind.HEALTH, b"", timeout_s))
+    said: dict[str, Any] = json.loads(_ask(path, Kind.HEALTH, b"", time.monotonic() + timeout_s))
     return said
 
 
-def _ask(path: Path, kind: Kind, body: bytes, timeout_s: float) -> bytes:
-    deadline = time.monotonic() + timeout_s
+def _ask(path: Path, kind: Kind, body: bytes, deadline: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
-        worker.settimeout(timeout_s)
-        worker.connect(str(path))
+        worker.settimeout(max(_AGAIN_S, deadline - time.monotonic()))
+        try:
+            worker.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise _AwayError(f"no worker is up at {path}") from error
         worker.sendall(HEAD.pack(kind, len(body)) + body)
         answered, size = HEAD.unpack(_receive(worker, HEAD.size, deadline))
         if answered != kind:

@@ -169,6 +169,8 @@ class Envelope:
     @classmethod
     def parse(cls, wire: bytes) -> "Envelope":
         """Read an envelope; the signature is not yet checked. Raises EnvelopeError and nothing else."""
+        if not wire:
+            raise _malformed("it is empty, as where a site stays silent or its worker is away")
         if len(wire) < 4 + _SIGNATURE_BYTES:
             raise _malformed("it is too short")
         (size,) = struct.unpack_from("<I", wire)

@@ -92,9 +92,27 @@ def test_a_worker_that_does_not_answer_is_waited_for_no_longer_than_agreed(path,
         connect(path, timeout_s=0.2)(b"request")
 
 
-def test_where_no_worker_is_the_exchange_raises(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        connect(tmp_path / "worker.sock", timeout_s=30)(b"request")
+def test_where_no_worker_comes_up_in_time_the_exchange_raises(tmp_path):
+    with pytest.raises(TimeoutError, match="no worker"):
+        connect(tmp_path / "worker.sock", timeout_s=0.3)(b"request")
+
+
+def test_the_health_of_a_worker_that_is_not_up_is_known_at_once(tmp_path):
+    with pytest.raises(ConnectionError, match="no worker"):
+        health(tmp_path / "worker.sock", timeout_s=600)
+
+
+@pytest.mark.parametrize("left_behind", [False, True], ids=["no socket", "a dead worker's socket"])
+def test_a_worker_that_still_loads_is_waited_for(tmp_path, left_behind):
+    path, answers = tmp_path / "worker.sock", []
+    if left_behind:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    asking = threading.Thread(target=lambda: answers.append(connect(path, timeout_s=30)(b"request")))
+    asking.start()
+    with worker_says(path, [framed(Kind.ENVELOPE, b"answer")]):
+        asking.join()
+    assert answers == [b"answer"]
 
 
 def test_health_is_what_the_worker_says(path):
