@@ -1,6 +1,6 @@
 """What a site checks of a manifest by itself before it takes part: nothing is taken on the server's word."""
 
-from .. import __version__
+from ..common.code_pin import check_code
 from ..common.errors import StudyError
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
@@ -15,7 +15,7 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     ``model_sha256`` is the hash of the folder that ``model`` was loaded from.
     """
     _require(manifest.site_keys.get(name) == identity.public_key, f"the manifest has another key for {name}")
-    _require(manifest.package_version == __version__, f"the study runs version {manifest.package_version}")
+    check_code(version=manifest.package_version, sha256=manifest.package_sha256)
     _require(manifest.model_sha256 == model_sha256, "the base model's files are not those of the study")
     differences = model.differences_from(manifest.study.model.lora)
     _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")

@@ -40,7 +40,11 @@ class AllowedModel(Section):
 
 # Tuples are not strict: TOML has lists alone. What stands in them is as strict as the rest.
 class StudyPolicy(Section):
-    """What any one study may be. ``verified_peers`` are public keys that were compared with their owners."""
+    """What any one study may be.
+
+    ``package_sha256`` are of programs that the site has looked at; None allows any of ``package_versions``.
+    ``verified_peers`` are public keys that were compared with their owners.
+    """
 
     largest_epsilon: float = Field(default=1.0, gt=0, le=100)
     largest_delta: float = Field(default=1e-6, gt=0, lt=0.1)
@@ -48,6 +52,7 @@ class StudyPolicy(Section):
     smallest_honest_shares: int = Field(default=3, ge=2, le=1000)
     models: tuple[AllowedModel, ...] = Field(default=(), strict=False)
     package_versions: tuple[str, ...] = Field(default=(__version__,), strict=False)
+    package_sha256: tuple[Hex32, ...] | None = Field(default=None, strict=False)
     verified_peers: tuple[Hex32, ...] = Field(default=(), strict=False)
 
 
@@ -142,6 +147,10 @@ def _broken(policy: Policy, manifest: Manifest, name: str) -> Iterator[str]:
         yield f"its base model is {model}, and the site allows {_listed([str(model) for model in limits.models])}"
     if manifest.package_version not in limits.package_versions:
         yield f"it runs version {manifest.package_version}, and the site allows {_listed(limits.package_versions)}"
+    if limits.package_sha256 is not None and manifest.package_sha256 not in limits.package_sha256:
+        yield (
+            f"its program has SHA-256 {manifest.package_sha256}, and the site allows {_listed(limits.package_sha256)}"
+        )
     yield from _unverified(manifest, name, limits.verified_peers)
 
 

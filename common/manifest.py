@@ -22,6 +22,8 @@ class Manifest(Section):
 
     ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
     ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
+    ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
+    app; a simulation has none.
     """
 
     study_id: Hex32
@@ -34,6 +36,8 @@ class Manifest(Section):
     model_sha256: Hex32
     frozen_adapter_sha256: Hex32
     package_version: str
+    package_sha256: Hex32
+    app_sha256: Hex32 | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

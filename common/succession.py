@@ -14,6 +14,8 @@ MAY_CHANGE: Final = frozenset(
         "site_keys",
         "server_key",
         "package_version",
+        "package_sha256",
+        "app_sha256",
         "study.sites",
         "study.secagg.threshold",
         "study.training.deadline_s",

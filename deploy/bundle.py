@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
+from ..common.code_pin import check_code_of
 from ..common.errors import StudyError
 from ..common.files import write_atomically
 from ..common.identity import Hex32, Name, canonical_json
@@ -47,10 +48,9 @@ class SiteCard(Section):
 
 
 class Flower(Section):
-    """Where a site's node finds the server (host:port), and the hash of the one app archive that it answers for."""
+    """Where a site's node finds the server (host:port)."""
 
     address: str
-    app_sha256: Hex32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,15 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> "Bundle":
-        """The bundle in a file. Raises StudyError unless it is one, whole and with nothing else in it."""
+        """The bundle in a file. Raises StudyError unless it is one for this program, whole and nothing else."""
         try:
             parts = _parts(path)
+            check_code_of(parts[_STUDY])
             manifest = Manifest.model_validate_json(parts[_STUDY])
             if canonical_json(manifest.model_dump(mode="json")) != parts[_STUDY]:
                 raise ValueError("a manifest in another form than the one that is hashed")
+            if manifest.app_sha256 is None:
+                raise ValueError("a simulation's manifest, which has no Flower app")
             return cls(
                 manifest=manifest,
                 frozen_adapter=parts[_ADAPTER],
@@ -134,5 +137,6 @@ def described(manifest: Manifest) -> dict[str, Any]:
         f"{privacy.sampling_probability:.4g}",
         "reads": f"at most {study.data.records_per_unit} records of a {privacy.unit} in a step, "
         f"{study.data.max_tokens} tokens each",
+        "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,
     }

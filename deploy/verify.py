@@ -16,6 +16,7 @@ from ..common import entries
 from ..common.errors import GrandRoundsError
 from ..common.identity import canonical_json, sha256
 from ..common.ledger import EntryType
+from ..common.package_hash import running_sha256
 from ..common.privacy.composition import recomputed_epsilon
 from ..common.privacy.events import Schedule
 from ..common.study import known
@@ -100,10 +101,12 @@ def _ledger(case: Case) -> str:
 
 
 def _software(case: Case) -> str:
-    ran = case.audit.manifest.package_version
-    if ran != __version__:
-        raise OpenError(f"the study ran {ran}, and this is {__version__}: if something differs, install that and retry")
-    return f"grandrounds {ran}"
+    manifest, running = case.audit.manifest, running_sha256()
+    ran = f"grandrounds {manifest.package_version}, its files' SHA-256 {manifest.package_sha256}"
+    if (manifest.package_version, manifest.package_sha256) != (__version__, running):
+        this = f"this is {__version__} with {running}"
+        raise OpenError(f"the study ran {ran}, and {this}: if something differs, install that and retry")
+    return ran
 
 
 def _manifest(case: Case) -> str:

@@ -79,6 +79,7 @@ def build_report(audit: Audit, declared: Declared) -> Report:
         "manifest_sha256": manifest.sha256,
         "manifest_version": manifest.version,
         "package_version": manifest.package_version,
+        "package_sha256": manifest.package_sha256,
         "setting": declared.setting,
         "base_model": declared.base_model,
         **figures,

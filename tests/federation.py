@@ -33,6 +33,7 @@ from grandrounds.common.ledger import Entry
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.messages import Message as Body
+from grandrounds.common.package_hash import running_sha256
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study import Study, validated
 from grandrounds.deploy.local_grid import SERVER_NODE, LocalGrid, local_context
@@ -82,6 +83,8 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
         "model_sha256": "22" * 32,
         "frozen_adapter_sha256": "33" * 32,
         "package_version": __version__,
+        "package_sha256": running_sha256(),
+        "app_sha256": "44" * 32,
     }
     return validated(Manifest, fields | changes)
 

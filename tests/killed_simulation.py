@@ -12,20 +12,16 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from left_on_disk import Left, check_kept
 
 from grandrounds.client.budget import Budget
-from grandrounds.client.site_database import SiteDatabase
-from grandrounds.common import entries
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope
-from grandrounds.common.ledger import EntryType
 from grandrounds.common.study import Study, validated
 from grandrounds.deploy.evidence import LEDGER, STUDY
 from grandrounds.deploy.outages import Dropout
@@ -116,45 +112,9 @@ def in_child(action: Callable[[], object], *, dies_at: int = 0) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Left:
-    """What is on disk of a study: the ledger's whole entries, and by site its serials, with whether it paid."""
-
-    ledger: bytes
-    attempts: dict[str, dict[int, bool]]
-
-    @classmethod
-    def by(cls, folder: Path) -> "Left":
-        """As it is in ``folder``."""
-        ledger = (folder / LEDGER).read_bytes() if (folder / LEDGER).exists() else b""
-        return cls(
-            ledger=ledger[: ledger.rfind(b"\n") + 1],
-            attempts={site: _attempts(folder / "sites" / site) for site in SITES},
-        )
-
-    @property
-    def lines(self) -> list[bytes]:
-        """The ledger's entries."""
-        return self.ledger.splitlines()
-
-    def is_kept_by(self, later: "Left") -> bool:
-        """Whether no entry, serial or charge of this is missing in what was left later."""
-        return later.ledger.startswith(self.ledger) and all(
-            later.attempts[site].get(attempt, False) >= paid
-            for site, attempts in self.attempts.items()
-            for attempt, paid in attempts.items()
-        )
-
-
-def _attempts(state: Path) -> dict[int, bool]:
-    if not (state / "budget.sqlite").exists():
-        return {}
-    database = SiteDatabase.open(state)
-    try:
-        rows = database.rows("SELECT attempt, charged FROM attempts")
-    finally:
-        database.close()
-    return {attempt: bool(charged) for attempt, charged in rows}
+def left_in(folder: Path) -> Left:
+    """What is on disk of the study in ``folder``."""
+    return Left.by(folder / LEDGER, {site: folder / "sites" / site for site in SITES})
 
 
 def killed(folder: Path, *places: int) -> list[Left]:
@@ -165,7 +125,7 @@ def killed(folder: Path, *places: int) -> list[Left]:
         if status == 0:
             break
         assert status == KILLED, f"it failed on the way to {places[: number + 1]}"
-        left.append(Left.by(folder))
+        left.append(left_in(folder))
         if not (folder / STUDY).exists():
             break
     return left
@@ -178,36 +138,15 @@ def check(folder: Path, kills: Sequence[Left]) -> None:
         assert not (folder / "sites").exists(), "no site paid"
         return
     assert in_child(partial(go_on, folder)) == 0, "it goes on"
-    end = Left.by(folder)
-    for before, after in zip(kills, [*kills[1:], end], strict=True):
-        assert before.is_kept_by(after), "what was written stays"
+    end = left_in(folder)
+    check_kept([*kills, end])
     audit = Audit.of(end.lines)
     assert audit.closing_signatures == set(SITES)
     assert len(audit.rounds) == ROUNDS
     assert len(audit.attempts) <= ATTEMPTS + len(kills), "a kill costs an attempt at most"
-    begun = {record.attempt for record in audit.attempts}
-    for site, attempts in end.attempts.items():
-        paid = {attempt for attempt, charged in attempts.items() if charged}
-        possible = {record.attempt for record in audit.attempts if record.may_have_charged(site)}
-        assert answered_by(site, end.lines) <= paid <= possible, f"{site} paid for what it answered, and for no more"
-        assert attempts.keys() <= begun
-        assert audit.charges[site] <= len(paid)
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")], "nothing half written is left"
     verdict = verify(folder, manifest_hash=audit.manifest.sha256)
     assert {finding.status for finding in verdict.findings} == {Status.AGREES}, verdict
-
-
-def answered_by(site: str, lines: Sequence[bytes]) -> set[int]:
-    """The attempts in which the ledger has an update of the site."""
-    ended = [
-        entries.AttemptEnded.of(entry) for entry in Audit.of(lines).ledger if entry.type is EntryType.ATTEMPT_ENDED
-    ]
-    return {
-        attempt.attempt
-        for attempt in ended
-        for signed in attempt.masked_inputs
-        if Envelope.of_statement(signed.statement).sender == site
-    }
 
 
 def main() -> int:

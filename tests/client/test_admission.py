@@ -72,7 +72,8 @@ def test_a_manifest_that_fits_is_admitted(folder, model, fitting):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"package_version": "0.0.9"}, "the study runs version 0.0.9"),
+        ({"package_version": "0.0.9"}, "the study runs grandrounds 0.0.9 with files of"),
+        ({"package_sha256": "11" * 32}, f"with files of SHA-256 {'11' * 32}, and installed here is"),
         ({"model_sha256": "11" * 32}, "base model's files"),
         ({"frozen_adapter_sha256": "11" * 32}, "frozen adapter"),
         ({"dimension": 97}, "size"),

@@ -6,6 +6,7 @@ from allowed_study import IDENTITIES, KEYS, NOISELESS, SERVER, SITE, manifest, p
 from grandrounds import __version__
 from grandrounds.client.policy import Policy, check_policy, read_policy
 from grandrounds.common.errors import PrivacyError, StudyError
+from grandrounds.common.package_hash import running_sha256
 
 
 def broken(rules, study, name=SITE):
@@ -34,6 +35,12 @@ def test_a_study_at_every_limit_is_allowed(trust):
             f"its base model is builtin ({'22' * 32}), and the site allows other (any files), any ({'44' * 32})",
         ),
         ({"package_versions": ["9.9"]}, {}, f"it runs version {__version__}, and the site allows 9.9"),
+        (
+            {"package_sha256": ["55" * 32]},
+            {},
+            f"its program has SHA-256 {running_sha256()}, and the site allows {'55' * 32}",
+        ),
+        ({"package_sha256": []}, {}, f"its program has SHA-256 {running_sha256()}, and the site allows none"),
         (
             {"verified_peers": KEYS[1:]},
             {},

@@ -13,13 +13,13 @@ from killed_simulation import (
     RECORDS,
     ROUNDS,
     SITES,
-    Left,
     Writes,
     begin,
     check,
     go_on,
     in_child,
     killed,
+    left_in,
 )
 
 from grandrounds.client.budget import Budget
@@ -137,7 +137,7 @@ def test_a_kill_during_an_attempt_costs_that_attempt_alone(in_round_two: Path, t
     assert [record.attempt for record in audit.attempts if not record.ended] == [ATTEMPTS]
     assert result.report["attempts"] == ATTEMPTS + 1, "the report counts it"
     for site in SITES:
-        assert Left.by(folder).attempts[site] == {1: site != "south", 2: True, 3: True, 4: True}
+        assert left_in(folder).attempts[site] == {1: site != "south", 2: True, 3: True, 4: True}
 
 
 def test_a_dropout_of_a_round_that_was_tried_before_is_over(in_round_two: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_study_that_was_stopped_between_its_results_and_its_end_is_closed_with
         go_on(folder)
     assert (folder / REPORT).exists()
     monkeypatch.undo()
-    check(folder, [Left.by(folder)])
+    check(folder, [left_in(folder)])
 
 
 # --- finished ---------------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_site_whose_older_state_was_put_back_answers_no_more_and_does_not_sign
 
 def test_a_full_disk_in_the_middle_of_an_entry_leaves_the_ledger_as_it_was(round_one: Path, tmp_path: Path) -> None:
     folder = copied(round_one, tmp_path)
-    before = Left.by(folder)
+    before = left_in(folder)
 
     def on_a_full_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.ledger) + 100, resource.RLIM_INFINITY))
