@@ -12,7 +12,7 @@ from ..common.manifest import Manifest
 from ..common.messages import Close, Invitation, Refusal, RefusalCode
 from ..common.secagg.transcript import seal_message
 from .budget import Budget
-from .worker import Release, Worker
+from .worker import Keep, Release, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +28,18 @@ class Resident:
         manifest: Manifest,
         release: Release,
         budget: Budget,
+        keep: Keep = lambda files: None,
+        frozen_bytes: int = 0,
         is_paused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``is_paused`` is asked before each answer; the rest is ``Worker``'s. Raises StorageError and LedgerError."""
-        self._worker = Worker(name=name, identity=identity, manifest=manifest, release=release, budget=budget)
+        """``is_paused`` is asked before each answer, ``frozen_bytes`` the size of the adapter's public tensors.
+
+        The rest is ``Worker``'s. Raises StorageError and LedgerError.
+        """
+        self._worker = Worker(
+            name=name, identity=identity, manifest=manifest, release=release, budget=budget, keep=keep
+        )
+        self._frozen_bytes = frozen_bytes
         self._name = name
         self._identity = identity
         self._manifest = manifest
@@ -44,7 +52,7 @@ class Resident:
     @property
     def largest_request_bytes(self) -> int:
         """The size that no request of this study's honest server exceeds."""
-        return largest_request_bytes(self._manifest)
+        return largest_request_bytes(self._manifest, frozen_bytes=self._frozen_bytes)
 
     def answer(self, request: bytes) -> bytes:
         """The answer to one message; empty where the site stays silent. Never raises.
@@ -106,14 +114,15 @@ def _parsed(message: bytes) -> Envelope | None:
         return None
 
 
-def largest_request_bytes(manifest: Manifest) -> int:
+def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
     """The size that no message of the study's honest server exceeds: the adapter, and the whole ledger of its schedule.
 
+    ``frozen_bytes`` is the size of the adapter's public tensors, which come with the finished one.
     Generous, and there only so that memory cannot be filled: the worker checks what a message says.
     """
     sites = len(manifest.study.sites)
     names = 72 * sites  # each of at most 63 characters, quoted
     statement = 2048 + 2 * names  # the longest, a view of the attempt, names two groups of sites
     attempt = 4096 + 4 * names + 3 * sites * statement
-    others = MAX_ENTRY_BYTES  # manifests with their countersignatures, and the report
-    return MAX_HEADER_BYTES + 4 * manifest.dimension + manifest.max_attempts * attempt + others
+    others = MAX_ENTRY_BYTES  # manifests with their countersignatures; of what the study leaves, all but its numbers
+    return MAX_HEADER_BYTES + 4 * manifest.dimension + frozen_bytes + manifest.max_attempts * attempt + others

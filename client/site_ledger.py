@@ -53,23 +53,31 @@ class SiteLedger:
         self.audit = audit
         return self._budget.charges(self._manifest.study_id)
 
-    def close(self, lines: list[bytes], close: Close, report: bytes) -> Closed:
-        """What the site signs: the ledger up to the entry that closed the study, which is on disk then.
+    def closed(self, lines: list[bytes], close: Close, contents: list[bytes]) -> tuple[Audit, dict[str, bytes]]:
+        """The ledger with ``lines``, which end with the study's closing, and the files that it names; nothing is kept.
 
-        Raises StorageError, and LedgerError unless the ledger is whole and has all that this site paid, and the report
-        is the one that it names and claims no less than the site computes for itself.
+        Raises LedgerError unless the ledger is whole and has all that this site paid, and the ``contents`` are those of
+        exactly its files, in the order of their names, with a report that claims no less than the site computes.
         """
         audit = self._continued(lines)
         closing = audit.closing
         if audit.closed is None or closing != Closed(**close.model_dump()):
             raise broken("it does not end with the study's closing")
         self._check_charges(range(audit.charges.get(self._name, 0), audit.most_charges(self._name) + 1))
-        if audit.closed.files.get("report.json") != sha256(report):
-            raise broken("the report is another than the one it names")
-        self._check_claim(report)
+        files = dict(zip(sorted(audit.closed.files), contents, strict=False))
+        if len(contents) != len(audit.closed.files) or "report.json" not in files:
+            raise broken("its files are not all there, or others with them")
+        if {name: sha256(content) for name, content in files.items()} != audit.closed.files:
+            raise broken("a file is another than the one it names")
+        self._check_claim(files["report.json"])
+        return audit, files
+
+    def close(self, audit: Audit) -> Closed:
+        """What the site signs: the ledger up to the entry that closed the study, on disk then. Raises StorageError."""
+        assert audit.closing is not None  # noqa: S101 (``closed`` saw to it)
         self._budget.append(self._manifest.study_id, self._new_lines(audit))
         self.audit = audit
-        return closing
+        return audit.closing
 
     def _continued(self, lines: list[bytes]) -> Audit:
         audit = self.audit.continued(lines)

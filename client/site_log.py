@@ -3,10 +3,13 @@
 import json
 import logging
 import os
+import sys
+import traceback
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from ..common.errors import GrandRoundsError, StorageError
@@ -34,6 +37,18 @@ def log_to(path: Path) -> logging.Handler:
     program.addHandler(handler)
     program.setLevel(logging.INFO)
     return handler
+
+
+def hide_texts() -> None:
+    """From here on, an exception that ends this process is told by its type and places: its text could quote a record.
+
+    Where standard error goes, to a file or a journal, others may read than who may read the records.
+    """
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print(*traceback.format_tb(trace), kind.__name__, sep="", file=sys.stderr)
+
+    sys.excepthook = told
 
 
 class JsonLines(logging.Formatter):

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from ..common.processes import Process, environment
+from ..common.supervision import WATCH_S, Pauses
 
-_WATCH_S: Final = 0.2
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 15.0
-_SETTLED_S: Final = 60.0  # after so long it was no failure to start
+_LONGEST_PAUSE_S: Final = 15.0
 _GRACE_S: Final = 10.0
 _STRANGER: Final = b"authentication failed"  # some program of this machine asked for a task, and got none
 _log = logging.getLogger(__name__)
@@ -44,15 +43,14 @@ class Unit:
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Keep both running until ``stopped``."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = Pauses(_LONGEST_PAUSE_S)
         while not stopped():
             started = time.monotonic()
             self._once(stopped)
-            settled = time.monotonic() - started > _SETTLED_S
-            pause_s = _FIRST_PAUSE_S if settled else min(2 * pause_s, _LONGEST_PAUSE_S)
-            resume = time.monotonic() + pause_s
+            ended = time.monotonic()
+            resume = ended + pauses.after(ended - started)
             while not stopped() and time.monotonic() < resume:
-                time.sleep(_WATCH_S)
+                time.sleep(WATCH_S)
 
     def _once(self, stopped: Callable[[], bool]) -> None:
         node_log = self.folder / "supernode.log"
@@ -63,7 +61,7 @@ class Unit:
         _log.info("SuperNode %d and relay %d are up", node.pid, relay.pid)
         try:
             while not stopped() and node.running and relay.running and not errors.found():
-                time.sleep(_WATCH_S)
+                time.sleep(WATCH_S)
         finally:
             _log.info("SuperNode %s, relay %s: both end", node.exit_code, relay.exit_code)
             relay.stop(_GRACE_S)

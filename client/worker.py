@@ -1,7 +1,7 @@
 """The resident worker of a site: owns its data, model and key, and answers one request at a time."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -34,6 +34,8 @@ from .site_ledger import SetBackError, SiteLedger
 
 # adapter [d] -> this attempt's update as unsigned integers [d]; never raises.
 Release = Callable[[Vector], NDArray[np.unsignedinteger]]
+# What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
+Keep = Callable[[Mapping[str, bytes]], None]
 _log = logging.getLogger(__name__)
 _CODES = {
     SetBackError: RefusalCode.SET_BACK,
@@ -64,7 +66,16 @@ class Worker:
     attempt that was begun before.
     """
 
-    def __init__(self, *, name: str, identity: Identity, manifest: Manifest, release: Release, budget: Budget) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: Identity,
+        manifest: Manifest,
+        release: Release,
+        budget: Budget,
+        keep: Keep = lambda files: None,
+    ) -> None:
         """``budget`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
         self._name = name
         self._identity = identity
@@ -72,6 +83,7 @@ class Worker:
         self._parameters = manifest.secagg_parameters
         self._release = release
         self._budget = budget
+        self._keep = keep
         self._study = manifest.study_id
         self._ledger = SiteLedger(budget, manifest, name=name)
         self._last_attempt = budget.last_attempt(self._study)
@@ -152,13 +164,15 @@ class Worker:
         return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
 
     def _close(self, envelope: Envelope) -> bytes:
-        """Sign the ledger of a study that is over, if it is whole; no attempt can follow."""
+        """Sign the ledger of a study that is over, if it is whole, and keep what it leaves; no attempt can follow."""
         verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
         close = Close.of(envelope)
         self._attempt, self._charged = None, False
         with self._refusing(RefusalCode.LEDGER, envelope):
-            report, *lines = unpack(envelope.payload) or [b""]
-            closed = self._ledger.close(lines, close, report)
+            lines, *contents = unpack(envelope.payload) or [b""]
+            audit, files = self._ledger.closed(unpack(lines), close, contents)
+            self._keep(files)
+            closed = self._ledger.close(audit)
         return self._seal(closed, attempt=envelope.attempt)
 
     def _answer(self, envelope: Envelope, request: bytes) -> bytes:

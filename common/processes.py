@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from .privileges import User, become, leave_networks
+
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
 # Flower reports usage and asks for updates unless told otherwise.
@@ -32,17 +34,36 @@ class Process:
     It is sent SIGTERM when the thread that started it ends, in whatever way, so that none is left behind.
     """
 
-    def __init__(self, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
-        """Start it. Raises OSError where there is no such program or the log cannot be opened."""
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        env: Mapping[str, str],
+        user: User | None = None,
+        offline: bool = False,
+    ) -> None:
+        """Start it, where this is root's also as another ``user``; without a network, if it may be ``offline``.
+
+        Raises OSError where the user can start no such program, or the log cannot be opened.
+        """
         parent = os.getpid()
+
+        def begin() -> None:
+            if offline:
+                leave_networks()
+            if user is not None:
+                become(user)
+            die_with(parent)  # last: who becomes another user is asked anew
+
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
-                env=dict(env),
+                env={**env, "HOME": user.home} if user else dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: die_with(parent),
+                preexec_fn=begin,
             )
 
     @property

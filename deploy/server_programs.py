@@ -10,27 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from ..common.errors import StudyError
-from ..common.processes import Process, environment
+from ..common.processes import environment
+from ..common.supervision import WATCH_S, Program, tend
 from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 from .server_folder import ServerFolder
 
-_WATCH_S: Final = 0.2
 _START_S: Final = 60.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what listens there is asked on loopback)
-_SETTLED_S: Final = 60.0  # after so long it was no failure to start
-
-
-@dataclass(kw_only=True)
-class _Program:
-    """One of them, and when to start it again."""
-
-    name: str
-    command: Sequence[str | Path]
-    address: tuple[str, int] | None
-    process: Process
-    started: float = field(default_factory=time.monotonic)
-    pause_s: float = _FIRST_PAUSE_S
 
 
 @dataclass(kw_only=True)
@@ -43,7 +29,7 @@ class ServerPrograms:
     folder: ServerFolder
     say: Callable[[str], None]
     patience_s: float = 30.0  # for a port: a SuperLink whose supervisor was killed takes a while to end
-    _running: list[_Program] = field(default_factory=list)
+    _running: list[Program] = field(default_factory=list)
 
     @contextmanager
     def up(self) -> Iterator[None]:
@@ -54,54 +40,30 @@ class ServerPrograms:
             self._await_free(address)
         try:
             for name, command in self._commands().items():
-                process = self._start(name, command)
-                program = _Program(name=name, command=command, address=addresses.get(name), process=process)
+                program = Program(name, command, log=self._log(name), env=self._env, say=self.say)
                 self._running.append(program)
-                self._await(program)
+                self._await(program, addresses.get(name))
             yield
         finally:
             # The SuperLink waits for its open connections longer than it is given: its database bears being killed.
             for program in reversed(self._running):
-                program.process.stop()
-                self.say(f"{program.name} stopped")
+                program.stop()
 
     def watch(self, stopped: Callable[[], bool]) -> None:
         """Start again what ends, until ``stopped``."""
-        while not stopped():
-            for program in self._running:
-                if not program.process.running:
-                    self._again(program, stopped)
-            time.sleep(_WATCH_S)
+        tend(self._running, stopped)
 
-    def _again(self, program: _Program, stopped: Callable[[], bool]) -> None:
-        settled = time.monotonic() - program.started > _SETTLED_S
-        program.pause_s = _FIRST_PAUSE_S if settled else min(2 * program.pause_s, _LONGEST_PAUSE_S)
-        log = self._log(program.name)
-        self.say(f"{program.name} ended ({program.process.exit_code}), see {log}; again in {program.pause_s:g} s")
-        resume = time.monotonic() + program.pause_s
-        while time.monotonic() < resume:
-            if stopped():
-                return
-            time.sleep(_WATCH_S)
-        program.process, program.started = self._start(program.name, program.command), time.monotonic()
-
-    def _start(self, name: str, command: Sequence[str | Path]) -> Process:
-        env = environment(FLWR_HOME=str(self.folder.flower_home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
-        process = Process(command, log=self._log(name), env=env)
-        self.say(f"{name} started, process {process.pid}")
-        return process
-
-    def _await(self, program: _Program) -> None:
+    def _await(self, program: Program, address: tuple[str, int] | None) -> None:
         """Until it listens. Raises StudyError."""
         deadline = time.monotonic() + _START_S
-        while program.address is not None and not listens(program.address):
-            if not program.process.running or time.monotonic() > deadline:
+        while address is not None and not listens(address):
+            if not program.running or time.monotonic() > deadline:
                 raise StudyError(
                     f"{program.name} does not start",
                     why="without it no site reaches the study",
-                    fix=f"{self._log(program.name)} says what it met",
+                    fix=f"{program.log} says what it met",
                 )
-            time.sleep(_WATCH_S)
+            time.sleep(WATCH_S)
 
     def _await_free(self, address: tuple[str, int]) -> None:
         """Until nobody else listens there. Raises StudyError."""
@@ -113,7 +75,11 @@ class ServerPrograms:
                     why="the gate and the SuperLink each have a port of their own",
                     fix="stop what uses it, or change it in server.toml; for another gate, sites need a new study.zip",
                 ) from error
-            time.sleep(_WATCH_S)
+            time.sleep(WATCH_S)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return environment(FLWR_HOME=str(self.folder.flower_home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
 
     def _log(self, name: str) -> Path:
         return self.folder.flower / f"{name}.log"

@@ -1,82 +1,113 @@
-"""The site operator's road: init, join, start. Each may be repeated, and says what comes next."""
+"""The site operator's road into a study, and out of it. Each step may be repeated, and says what comes next."""
 
 import json
-import resource
-import sys
-import threading
-import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from ..client.agreement import Agreement, join
-from ..client.policy import check_policy
+from ..client.budget import Budget
+from ..client.node_folder import NodeSettings
 from ..client.reservations import Reservations
-from ..client.site import (
-    FROZEN_ADAPTER,
-    KEY,
-    MANIFEST,
-    POLICY,
-    SETTINGS,
-    SiteFolder,
-    open_model,
-    open_update,
-)
 from ..client.site_database import SiteDatabase
-from ..client.unit import Unit
-from ..common.errors import StudyError
+from ..client.site_folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
+from ..common.errors import StorageError, StudyError
 from ..common.files import make_private_folder, write_atomically, write_missing
 from ..common.identity import canonical_json
 from ..common.key_file import make_key
-from ..common.processes import Process, environment
+from ..common.study import known
 from .base_model import base_model_folder
-from .bundle import Bundle, Flower, SiteCard
+from .bundle import Bundle, SiteCard
 from .provision import make_node_key, make_secret
+from .site_users import SiteUsers, hand_over, operators_users
+from .units import write_site_units
 
 CARD: Final = "site.json"
-_NODE_KEY, _NODE_PUBLIC = "node.key", "node.pub"
-_SECRET, _CA, _FLOWER = "exec.secret", "ca.crt", "flower.json"
-_WATCH_S: Final = 0.2
-_ROOM: Final = 3.0  # of the deadline over an average step
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
 data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
 model = {model}                   # the folder of the base model
+# held_out = "held-out.jsonl"     # records that nothing trains on: `client fetch` measures the finished adapter on them
+# Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
+{worker_user}
+{node_user}
 # socket = "run/worker.sock"
-# users = []                      # ids of users beside the worker's own who may ask it, such as Flower's
+# users = []                      # ids of further users who may ask the worker
 # runtime_port = 9094             # of the SuperNode, on loopback
 """
 
 
-def init(folder: SiteFolder, *, name: str, data: Path, model: str) -> list[str]:
-    """Make a site's keys, settings and policy, where they are missing; what to do next. Raises StorageError."""
-    path = folder.path
+def init(
+    folder: SiteFolder,
+    *,
+    name: str,
+    data: Path,
+    model: str,
+    worker_user: str | None = None,
+    node_user: str | None = None,
+) -> list[str]:
+    """Make a site's keys, settings and policy, where they are missing; what to do next.
+
+    The two users are whom the site's parts run as. Raises StudyError, also where the folder names others, and
+    StorageError.
+    """
+    SiteUsers.named(worker_user, node_user)
+    path, node = folder.path, folder.node
     make_private_folder(path)
+    make_private_folder(node.path)
     make_key(path / KEY)
-    if not (path / _NODE_KEY).exists():
-        make_node_key(path / _NODE_KEY, path / _NODE_PUBLIC)
-    if not (path / _SECRET).exists():
-        make_secret(path / _SECRET)
+    if not node.key.exists():
+        make_node_key(node.key, node.public_key)
+    if not node.secret.exists():
+        make_secret(node.secret)
     if not (path / SETTINGS).exists():
         base = base_model_folder(model)
         fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
-        text = _SETTINGS.format(**{field: json.dumps(value) for field, value in fields.items()})
+        text = _SETTINGS.format(
+            **{field: json.dumps(value) for field, value in fields.items()},
+            worker_user=_stated("worker_user", worker_user),
+            node_user=_stated("node_user", node_user),
+        )
         write_atomically(path / SETTINGS, text.encode())
+    settings = folder.settings()
+    stated = (settings.worker_user, settings.node_user)
+    if (worker_user, node_user) not in ((None, None), stated):
+        raise StudyError(
+            f"{path / SETTINGS} has worker_user and node_user = {stated}",
+            why="who runs what is read from there",
+            fix="edit it, and repeat this command without the two options",
+        )
     template = resources.files(__package__).joinpath("templates/policy.basic.toml")
     write_missing(path / POLICY, template.read_bytes)
     card = SiteCard(
-        name=folder.settings().name,
+        name=settings.name,
         public_key=folder.identity().public_key,
-        node_key=(path / _NODE_PUBLIC).read_text("ascii").strip(),
+        node_key=node.public_key.read_text("ascii").strip(),
     )
     write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
+    units = write_site_units(folder)
+    readable = [f"see to it that {settings.worker_user}, and no other user, can read {settings.data}, and the model"]
+    _settle(folder)
     return [
         f"this site's key, to be compared with whoever asks: {card.public_key}",
         f"send {path / CARD} to the server's operator",
+        *(readable if settings.worker_user else []),
         f"edit {path / POLICY}: what this site allows a study to be",
-        "then, with the study that the server's operator sends: grandrounds client join DIR study.zip",
+        f"then, with the study that the server's operator sends: grandrounds client join {path} study.zip",
+        *units,
     ]
+
+
+def _stated(name: str, value: str | None) -> str:
+    return f'# {name} = "grandrounds-{name.partition("_")[0]}"' if value is None else f"{name} = {json.dumps(value)}"
+
+
+def _settle(folder: SiteFolder) -> None:
+    """Each user gets its part of what was written. Raises StudyError and StorageError."""
+    users = operators_users(folder.settings())
+    if users is not None:
+        hand_over(folder, users)
 
 
 def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreement], bool]) -> list[str]:
@@ -84,90 +115,84 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
 
     Nothing is reserved or written before that. Raises StudyError, PrivacyError and StorageError.
     """
-    path, manifest, policy = folder.path, bundle.manifest, folder.policy()
+    path, manifest, policy, settings = folder.path, bundle.manifest, folder.policy(), folder.settings()
+    operators_users(settings)
     if (path / MANIFEST).exists() and folder.manifest().study_id != manifest.study_id:
         raise StudyError(
             "this folder has joined another study",
             why="a site's worker answers for one study",
-            fix="use a folder of its own for another study, with the same state only by way of one data asset",
+            fix=f"leave that one first: grandrounds client leave {path}; the site's budget goes on",
         )
-    name = folder.settings().name
     trial = SiteDatabase.in_memory()
     try:
-        agreement = join(manifest, policy, name=name, reservations=Reservations(trial))
+        agreement = join(manifest, policy, name=settings.name, reservations=Reservations(trial))
     finally:
         trial.close()
     if not agreed(agreement):
         return ["nothing was joined"]
     database = SiteDatabase.open(folder.state)
     try:
-        join(manifest, policy, name=name, reservations=Reservations(database))
+        join(manifest, policy, name=settings.name, reservations=Reservations(database))
     finally:
         database.close()
     write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
-    write_atomically(path / _CA, bundle.certificates)
-    write_atomically(path / _FLOWER, canonical_json(bundle.flower.model_dump(mode="json")))
+    socket = settings.socket
+    node = NodeSettings(
+        address=bundle.flower.address,
+        app_sha256=known(manifest.app_sha256),
+        socket=socket.relative_to(path) if socket.is_relative_to(path) else socket,
+        runtime_port=settings.runtime_port,
+        timeout_s=manifest.study.training.deadline_s,
+        package_version=manifest.package_version,
+        package_sha256=manifest.package_sha256,
+    )
+    folder.node.save(node, certificates=bundle.certificates)
     write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    _settle(folder)
     return [
         f"joined {manifest.study_id[:12]}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
-        "then: grandrounds client check DIR, and grandrounds client start DIR",
+        f"then: grandrounds client check {path}, and grandrounds client start {path}",
     ]
 
 
-def check(folder: SiteFolder) -> list[str]:
-    """One real private step on the site's own records, of which nothing is kept or sent; what it took.
+def leave(folder: SiteFolder) -> list[str]:
+    """Take part in the study no more; what to tell the server's operator. What was spent stays spent.
 
-    Nothing is reserved. Raises what a worker's start would: StudyError, ModelError, DataError, StorageError.
+    Raises StudyError where no study was joined or the site's worker runs, and StorageError.
     """
-    settings, manifest, policy = folder.settings(), folder.manifest(), folder.policy()
-    check_policy(policy, manifest, name=settings.name)
-    started = time.monotonic()
-    frozen = folder.frozen_adapter()
-    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=frozen)
-    update = open_update(settings, manifest, policy, model=model)
-    loaded = time.monotonic()
-    update(model.get_adapter())
-    step_s, deadline_s = time.monotonic() - loaded, manifest.study.training.deadline_s
-    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
-    return [
-        "policy, model and records fit the study; nothing was sent",
-        f"loading took {loaded - started:.0f} s, one step of training {step_s:.1f} s, and at most {gibibytes:.1f} GiB",
-        f"the study allows {deadline_s:.0f} s for an answer"
-        + ("" if step_s < deadline_s / _ROOM else ": too little room for a draw far above the average"),
-    ]
-
-
-def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Run the worker, and what carries its messages, until ``stopped``; a worker that ends is started again."""
-    settings, manifest = folder.settings(), folder.manifest()
-    flower = Flower.model_validate_json((folder.path / _FLOWER).read_bytes())
-    command: list[str | Path] = [Path(sys.executable).with_name("grandrounds"), "client", "worker", folder.path]
-    unit = Unit(
-        address=flower.address,
-        certificates=folder.path / _CA,
-        node_key=folder.path / _NODE_KEY,
-        secret=folder.path / _SECRET,
-        socket=settings.socket,
-        app_sha256=flower.app_sha256,
-        runtime_port=settings.runtime_port,
-        folder=folder.path,
-        timeout_s=manifest.study.training.deadline_s,
-    )
-    worker = Process(command, log=folder.path / "worker.out", env=environment())
-    say(f"the worker loads and judges the records, process {worker.pid}")
-    ending = threading.Event()
-    carrying = threading.Thread(target=unit.run, args=(lambda: ending.is_set() or stopped(),))
-    carrying.start()
+    operators_users(folder.settings())
+    manifest = folder.manifest()
+    study = manifest.study_id
     try:
-        while not stopped() and carrying.is_alive():
-            if not worker.running:
-                say(
-                    f"the worker ended ({worker.exit_code}); it is started again; {folder.path / 'worker.out'} says why"
-                )
-                time.sleep(5)
-                worker = Process(command, log=folder.path / "worker.out", env=environment())
-            time.sleep(_WATCH_S)
+        budget = Budget.open(folder.state)
+    except StorageError as error:
+        raise StudyError(
+            f"the study cannot be left: {error.what}",
+            why="a worker that runs goes on answering for the site",
+            fix=f"end `grandrounds client start {folder.path}` first",
+        ) from error
+    try:
+        begun = budget.last_attempt(study)
+        reservations = Reservations(budget.database)
+        held = {reservation.study for each in reservations.statements() for reservation in each.reservations}
+        if not begun and study in held:  # it is not where this was begun before, and broken off
+            reservations.cancel(study)
+        left = folder.forget(study)
     finally:
-        ending.set()
-        carrying.join()
-        worker.stop(grace_s=60)
+        budget.close()
+    _settle(folder)
+    results = folder.results(study)
+    spent = (
+        "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
+        if begun
+        else "no attempt was begun here, so that the budget has back what it reserved"
+    )
+    return [
+        f"this site has left study {study[:12]}, whose manifest is now in {left}",
+        spent,
+        f"tell the server's operator: {folder.settings().name} has left, with manifest {manifest.sha256[:16]}…; the "
+        f"study goes on while {manifest.threshold} of its sites answer",
+        "what was released before stays released; the study's claim bounds what it says of any patient",
+        *([f"what the finished study left stays in {results}"] if results.is_dir() else []),
+        f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
+    ]

@@ -10,8 +10,7 @@ from .operators import confirmed, say, until_stopped
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
 
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="The site's folder.")]
 
 
 @client.command()
@@ -20,12 +19,15 @@ def init(
     name: Annotated[str, typer.Option(help="The site's name in studies.")],
     data: Annotated[Path, typer.Option(help="The site's records (.jsonl .csv .parquet).")],
     model: Annotated[str, typer.Option(help="The base model: its folder, or builtin.")] = "builtin",
+    worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
+    node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
 ) -> None:
     """Make the site's keys, settings and policy, where they are missing."""
-    from ...client.site import SiteFolder
+    from ...client.site_folder import SiteFolder
     from .. import site_operator
 
-    say(site_operator.init(SiteFolder(folder), name=name, data=data, model=model))
+    site = SiteFolder(folder)
+    say(site_operator.init(site, name=name, data=data, model=model, worker_user=worker_user, node_user=node_user))
 
 
 @client.command()
@@ -35,7 +37,7 @@ def join(
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
 ) -> None:
     """Show a study against the site's policy and budget; then agree to it, or not."""
-    from ...client.site import SiteFolder
+    from ...client.site_folder import SiteFolder
     from .. import site_operator
     from ..bundle import Bundle, described
 
@@ -50,43 +52,71 @@ def join(
 
 
 @client.command()
-def check(folder: Folder) -> None:
-    """Read the site's own records and take one real private step, of which nothing is kept or sent."""
-    from ...client.site import SiteFolder
-    from .. import site_operator
+def check(
+    folder: Folder,
+    connect: Annotated[bool, typer.Option("--connect", help="Try the way to the server instead.")] = False,
+) -> None:
+    """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
+    from ...client.site_folder import SiteFolder
 
-    say(site_operator.check(SiteFolder(folder)))
+    site = SiteFolder(folder)
+    if connect:
+        from ..connection import check_connection
+
+        say(check_connection(site))
+        return
+    from ..site_users import act_as_worker
+
+    site.check_code()
+    act_as_worker(site)
+    from ..site_check import check as check_site  # here, as that user: it loads the model's libraries
+
+    say(check_site(site))
 
 
 @client.command()
 def start(folder: Folder) -> None:
-    """Run the worker, and what carries its messages, until SIGTERM."""
-    import logging
+    """Keep worker and node running until SIGTERM."""
+    from ...client.site_folder import SiteFolder
+    from .. import site_programs
 
-    from ...client.site import SiteFolder
-    from .. import site_operator
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    site_operator.start(SiteFolder(folder), stopped=until_stopped(), say=lambda text: say([text]))
+    site_programs.start(SiteFolder(folder), stopped=until_stopped(), say=lambda text: say([text]))
 
 
 @client.command()
 def worker(folder: Folder) -> None:
-    """Run the worker alone: it reads the records and has the keys, and needs no network."""
-    from ...client.listener import serve
-    from ...client.site import SiteFolder, open_site
-    from ...client.site_log import log_to
+    """Run the worker alone: it reads the records and has the key, and needs no network."""
+    from ...client.site_folder import SiteFolder
+    from .. import site_programs
 
-    site = SiteFolder(folder)
-    log_to(site.log)
-    settings = site.settings()
-    serve(open_site(site), settings.socket, users=settings.users)
+    site_programs.worker(SiteFolder(folder))
+
+
+@client.command()
+def node(folder: Folder) -> None:
+    """Run what carries the worker's messages: it needs the network, and neither key nor records."""
+    import logging
+
+    from ...client.site_folder import SiteFolder
+    from .. import site_programs
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    site_programs.node(SiteFolder(folder), stopped=until_stopped())
+
+
+@client.command()
+def health(folder: Folder) -> None:
+    """Print how the worker that runs is, as JSON."""
+    from ...client.site_folder import SiteFolder
+    from .. import site_programs
+
+    typer.echo(json.dumps(site_programs.worker_health(SiteFolder(folder))))
 
 
 @client.command()
 def pause(folder: Folder) -> None:
     """Take part in nothing new until `client unpause`; an attempt that was paid for is finished."""
-    from ...client.site import SiteFolder
+    from ...client.site_folder import SiteFolder
 
     SiteFolder(folder).pause()
 
@@ -94,9 +124,34 @@ def pause(folder: Folder) -> None:
 @client.command()
 def unpause(folder: Folder) -> None:
     """Take part again."""
-    from ...client.site import SiteFolder
+    from ...client.site_folder import SiteFolder
 
     SiteFolder(folder).go_on()
+
+
+@client.command()
+def leave(folder: Folder) -> None:
+    """Take part in the study no more; the folder may join another one, with the same budget."""
+    from ...client.site_folder import SiteFolder
+    from .. import site_operator
+
+    say(site_operator.leave(SiteFolder(folder)))
+
+
+@client.command()
+def fetch(
+    folder: Folder,
+    output: Annotated[Path | None, typer.Option(help="Copy what the study left to here, too.")] = None,
+) -> None:
+    """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
+    from ...client.site_folder import SiteFolder
+    from ..site_users import act_as_worker
+
+    site = SiteFolder(folder)
+    act_as_worker(site)
+    from ..site_fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
+
+    say(fetch_results(site, output=output))
 
 
 @client.command()

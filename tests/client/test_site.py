@@ -1,84 +1,41 @@
 """A site's folder: what its worker needs, read and judged before the first message."""
 
-import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation import Federation, small_study
-from resident_process import SITE, finish, ones, refusal
+from resident_process import SITE, finish, refusal
+from site_study import SiteStudy, write_policy
 from tiny_models import save_tiny_model
 
 from grandrounds.client.budget import Budget
 from grandrounds.client.reservations import Reservations
 from grandrounds.client.resident import Resident
-from grandrounds.client.site import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder, open_site
+from grandrounds.client.site import open_site
 from grandrounds.client.site_database import SiteDatabase
-from grandrounds.common.adapter import vector_bytes
+from grandrounds.client.site_folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
-from grandrounds.common.identity import Identity, canonical_json
-from grandrounds.common.language_model import LanguageModel
-from grandrounds.common.manifest import Manifest
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import RefusalCode
-from grandrounds.common.model_folder import model_folder_sha256
-from grandrounds.common.study import Study, validated
-
-MODEL = {"name": "tiny", "target_modules": ["q_proj"], "rank": 2, "alpha": 4.0}
-POLICY_TOML = """
-[study]
-largest_epsilon = {epsilon}
-largest_delta = 1e-3
-trust = ["distributed"]
-smallest_honest_shares = 2
-models = [{{sha256 = "{model}"}}]
-verified_peers = {peers}
-[data]
-epsilon = 99.0
-delta = 1e-3
-opted_out = "opted-out.txt"
-"""
+from grandrounds.deploy import site_operator
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def model(base):
-    return LanguageModel.load(base, validated(Study, small_study().model_dump() | {"model": MODEL}).model.lora, seed=7)
+def study(tmp_path_factory):
+    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
 
 
 @pytest.fixture
-def federation(base, model):
-    """The study of the tiny model, in which the other sites add ones."""
-    study = small_study(noise_multiplier=8.0, training={"max_attempts": 9})
-    fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16}}
-    fields["privacy"]["target_epsilon"] = 50.0
-    federation = Federation(study=validated(Study, fields), dimension=model.layout.dimension, release=ones)
-    federation.pin(model_sha256=model_folder_sha256(base), frozen_adapter_sha256=model.frozen_adapter_sha256)
-    return federation
+def federation(study):
+    return study.federation()
 
 
 @pytest.fixture
-def folder(tmp_path, federation, base, model):
-    manifest = federation.manifest
-    (tmp_path / KEY).write_text(federation.identities[SITE].secret.hex())
-    (tmp_path / KEY).chmod(0o600)
-    (tmp_path / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
-    (tmp_path / FROZEN_ADAPTER).write_bytes(vector_bytes(model.get_frozen_adapter()))
-    (tmp_path / SETTINGS).write_text(f'name = "{SITE}"\ndata = "notes.jsonl"\nmodel = "{base}"\n')
-    write_policy(tmp_path, manifest)
-    records = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
-    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, records)))
-    (tmp_path / "opted-out.txt").write_text("patient-1\n")
-    return SiteFolder(tmp_path)
-
-
-def write_policy(path, manifest: Manifest, epsilon=50.0):
-    peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
-    text = POLICY_TOML.format(model=manifest.model_sha256, peers=peers, epsilon=epsilon)
-    (path / POLICY).write_text(text)
+def folder(tmp_path, study, federation):
+    folder = study.initialised(tmp_path / "site", federation)
+    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
+    return folder
 
 
 @pytest.fixture
@@ -121,7 +78,7 @@ def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: Resident, fo
 
 
 def policy_below(folder: SiteFolder) -> None:
-    write_policy(folder.path, folder.manifest(), epsilon=1.0)
+    write_policy(folder, folder.manifest(), epsilon=1.0)
 
 
 def another_key(folder: SiteFolder) -> None:
@@ -141,6 +98,8 @@ def another_frozen_adapter(folder: SiteFolder) -> None:
         (another_frozen_adapter, StudyError, "the frozen adapter is another"),
         (lambda folder: (folder.path / KEY).chmod(0o644), StorageError, "is open to other users"),
         (lambda folder: (folder.path / KEY).write_text("no key"), StorageError, "key is damaged"),
+        (lambda folder: (folder.path / KEY).unlink(), StorageError, "there is no .*key"),
+        (lambda folder: (folder.path / MANIFEST).unlink(), StudyError, "takes part in no study"),
         (lambda folder: (folder.path / MANIFEST).write_text("{}"), StorageError, "study.json is damaged"),
         (lambda folder: (folder.path / FROZEN_ADAPTER).unlink(), StorageError, "frozen-adapter.bin is damaged"),
         (lambda folder: (folder.path / SETTINGS).write_text("name = 3"), StudyError, "name = 3"),
@@ -162,6 +121,7 @@ def test_two_workers_never_hold_one_site(opened, folder):
 
 
 def test_a_budget_that_is_used_up_is_refused_before_a_record_is_read(folder):
+    shutil.rmtree(folder.state)  # of a site that has not joined
     text = (folder.path / POLICY).read_text()
     (folder.path / POLICY).write_text(text.replace("epsilon = 99.0", "epsilon = 2.0"))
     (folder.path / "notes.jsonl").unlink()

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -98,3 +100,11 @@ def test_the_log_is_open_to_its_group_and_to_nobody_else_whatever_the_umask(tmp_
 def test_a_log_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(StorageError, match="cannot be written"):
         log_to(tmp_path / "missing" / "worker.log")
+
+
+def test_an_exception_that_ends_a_worker_is_told_without_its_text():
+    probe = "from grandrounds.client.site_log import hide_texts\nhide_texts()\nint('no complaints')"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ValueError" in done.stderr and "line 3" in done.stderr
+    assert "no complaints" not in done.stderr

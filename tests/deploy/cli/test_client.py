@@ -1,4 +1,4 @@
-"""A site's budgets as its privacy officer sees them."""
+"""A site's commands: its road into a study and out of it, and its budgets as its privacy officer sees them."""
 
 import io
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from site_study import SiteStudy
+from tiny_models import save_tiny_model
 
 from grandrounds.client.amounts import Amounts
 from grandrounds.client.budget import Budget
@@ -27,7 +29,7 @@ FIRST, SECOND, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(arguments: list[str]) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["grandrounds", "client", "budget", *arguments])
+        monkeypatch.setattr(sys, "argv", ["grandrounds", "client", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()
         printed = capsys.readouterr()
@@ -55,7 +57,7 @@ def state(tmp_path: Path) -> Path:
 
 
 def test_the_terminal_shows_each_asset_with_a_bar_and_its_studies(run: Run, state: Path) -> None:
-    code, out, err = run([f"--state={state}"])
+    code, out, err = run(["budget", f"--state={state}"])
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     for part in (
@@ -76,7 +78,7 @@ def test_the_terminal_shows_each_asset_with_a_bar_and_its_studies(run: Run, stat
 
 
 def test_json_holds_the_same_for_machines(run: Run, state: Path) -> None:
-    code, out, _ = run([f"--state={state}", "--json"])
+    code, out, _ = run(["budget", f"--state={state}", "--json"])
     assert code == 0
     patients, children, demo = json.loads(out)["assets"]
     assert patients["budget"] == {"epsilon": 8.0, "delta": 1e-4}
@@ -109,7 +111,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone_and_draws_what_is_reserved(run: Run, state: Path, tmp_path: Path) -> None:
-    code, _, _ = run([f"--state={state}", f"--html={tmp_path / 'budget.html'}"])
+    code, _, _ = run(["budget", f"--state={state}", f"--html={tmp_path / 'budget.html'}"])
     assert code == 0
     text = (tmp_path / "budget.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -145,7 +147,7 @@ def test_what_little_is_reserved_is_seen_and_the_bar_keeps_its_length(epsilon: f
 
 def test_a_state_that_was_never_used_says_so(run: Run, tmp_path: Path) -> None:
     Budget.open(tmp_path).close()
-    code, out, _ = run([f"--state={tmp_path}"])
+    code, out, _ = run(["budget", f"--state={tmp_path}"])
     assert code == 0
     assert "No data asset is registered yet" in out
 
@@ -154,7 +156,7 @@ def test_a_state_that_was_never_used_says_so(run: Run, tmp_path: Path) -> None:
 def test_no_state_or_a_damaged_one_is_a_diagnosis(run: Run, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / DATABASE).write_bytes(content)
-    code, out, err = run([f"--state={tmp_path}", f"--html={tmp_path / 'budget.html'}"])
+    code, out, err = run(["budget", f"--state={tmp_path}", f"--html={tmp_path / 'budget.html'}"])
     assert (code, out) == (1, "")
     assert "What to do: " in err
     assert not (tmp_path / "budget.html").exists()
@@ -162,7 +164,7 @@ def test_no_state_or_a_damaged_one_is_a_diagnosis(run: Run, tmp_path: Path, cont
 
 def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, state: Path) -> None:
     worker = Budget.open(state)
-    assert run([f"--state={state}"])[0] == 0
+    assert run(["budget", f"--state={state}"])[0] == 0
     worker.close()
     probe = (
         "import sys; sys.argv = ['grandrounds', 'client', '--help']\n"
@@ -173,3 +175,55 @@ def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, sta
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert "budget" in result.stdout
     assert result.stdout.endswith("set()\n")
+
+
+@pytest.fixture
+def joined(run: Run, tmp_path: Path) -> Path:
+    """A site's folder after its operator's first commands."""
+    study = SiteStudy(save_tiny_model(tmp_path / "model"))
+    federation = study.federation()
+    folder = study.initialised(tmp_path / "site", federation)
+    study.bundle(federation, tmp_path / "tls").write(tmp_path / "study.zip")
+    code, out, _ = run(["join", str(folder.path), str(tmp_path / "study.zip"), "--yes"])
+    assert code == 0
+    assert federation.manifest.sha256 in out
+    return folder.path
+
+
+def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> None:
+    code, out, _ = run(["check", str(joined)])
+    assert code == 0
+    assert "nothing was sent" in out
+    code, out, _ = run(["leave", str(joined)])
+    assert code == 0
+    assert "tell the server's operator" in out
+    for command in ("leave", "check", "start", "worker", "node"):
+        code, out, err = run([command, str(joined)])
+        assert (code, out) == (1, "")
+        assert "grandrounds client join DIR study.zip" in err
+
+
+def test_a_site_whose_worker_is_away_has_no_health(run: Run, joined: Path) -> None:
+    code, out, err = run(["health", str(joined)])
+    assert (code, out) == (1, "")
+    assert "no worker answers" in err
+
+
+def test_a_bundle_is_not_joined_unless_somebody_agrees(
+    run: Run, joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["leave", str(joined)])
+    monkeypatch.setattr("grandrounds.deploy.cli.client.confirmed", lambda question: False)
+    code, out, _ = run(["join", str(joined), str(tmp_path / "study.zip")])
+    assert code == 0
+    assert "nothing was joined" in out
+    assert not (joined / "study.json").exists()
+
+
+def test_what_talks_to_the_server_loads_no_model_library() -> None:
+    probe = (
+        "import sys, grandrounds.deploy.site_programs, grandrounds.deploy.site_operator\n"
+        "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

@@ -1,0 +1,113 @@
+"""What runs on a site's machine: the worker, the node, and who keeps both running."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from ..client.link import health
+from ..client.site_folder import SiteFolder
+from ..common.errors import StudyError
+from ..common.privileges import User, leave_networks, networks
+from ..common.processes import environment
+from ..common.supervision import Program, tend
+from .site_users import WARNING, SiteUsers, act_as, act_as_worker, hand_over, operators_users
+
+_PROGRAM: Final = Path(sys.executable).with_name("grandrounds")
+_GRACE_S: Final = 60.0  # the worker finishes the answer in hand
+_log = logging.getLogger(__name__)
+
+
+def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Keep worker and node running, each a process of its own, until ``stopped``.
+
+    Started by root, each runs as its user, if site.toml names them, and the worker without a network. Raises StudyError
+    and StorageError, also where no study was joined.
+    """
+    users = operators_users(folder.settings())
+    folder.manifest(), folder.node.settings()
+    if users is not None:
+        hand_over(folder, users)
+    elif os.geteuid() == 0:
+        say(WARNING)
+    as_worker, as_node = (users.worker, users.node) if users else (None, None)
+    programs: list[Program] = []
+    try:
+        programs.append(_program("worker", folder, say, user=as_worker, offline=True))
+        programs.append(_program("node", folder, say, user=as_node, offline=False))
+        tend(programs, stopped)
+    except PermissionError as error:
+        raise StudyError(
+            f"a user that site.toml names cannot run {_PROGRAM}",
+            why="each part of the site is a program of its own, run by its own user",
+            fix="install the program, and the Python that runs it, where every user may read them, such as /opt",
+        ) from error
+    finally:
+        for program in programs:
+            program.terminate()
+        for program in programs:
+            program.stop(_GRACE_S)
+
+
+def _program(name: str, folder: SiteFolder, say: Callable[[str], None], *, user: User | None, offline: bool) -> Program:
+    path = folder.path.absolute()
+    command = (str(_PROGRAM), "client", name, str(path))
+    return Program(name, command, log=path / f"{name}.out", env=environment(), say=say, user=user, offline=offline)
+
+
+def worker(folder: SiteFolder) -> None:
+    """Answer at the site's socket until SIGTERM: the one program that reads the records and has the key.
+
+    Run by root it becomes the worker's user first, and has no network. Raises what ``open_site`` and ``serve`` do.
+    """
+    sys.excepthook = _report_without_text
+    folder.check_code()
+    settings = folder.settings()
+    users = SiteUsers.of(settings)
+    leave_networks()
+    if users is not None:
+        act_as(users.worker)
+    # Loaded here, by the worker's user: they bring the model's libraries.
+    from ..client.listener import serve
+    from ..client.site import open_site
+    from ..client.site_log import hide_texts, log_to
+
+    log_to(folder.log)
+    hide_texts()
+    if reachable := networks():
+        _log.warning("the worker has a network (%s) and needs none", ", ".join(reachable))
+    asking = (*settings.users, users.node.uid) if users else settings.users
+    serve(open_site(folder), settings.socket, users=asking)
+
+
+def _report_without_text(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What nobody expected, as its type and place: its text could quote a record, and what is printed may be kept."""
+    sys.stderr.write("".join(traceback.format_tb(trace)) + f"{kind.__name__}\n")
+
+
+def worker_health(folder: SiteFolder) -> dict[str, Any]:
+    """How the worker that runs is, as ``Resident.health`` says. Raises StudyError."""
+    act_as_worker(folder)
+    socket = folder.settings().socket
+    try:
+        return health(socket)
+    except OSError as error:
+        raise StudyError(
+            f"no worker answers at {socket} ({type(error).__name__})",
+            why="it answers only while it runs, once it has judged the records, and only to its own users",
+            fix=f"{folder.path / 'worker.out'} and {folder.log} say what it met; start it: grandrounds client start",
+        ) from error
+
+
+def node(folder: SiteFolder, *, stopped: Callable[[], bool]) -> None:
+    """Carry messages between server and worker until ``stopped``, with nothing but ``node/`` and the worker's socket.
+
+    Run by root it becomes the node's user first. Raises StudyError.
+    """
+    if os.geteuid() == 0 and (users := SiteUsers.of(folder.settings())) is not None:
+        act_as(users.node)
+    folder.node.unit().run(stopped)
