@@ -1,8 +1,8 @@
 """What stands in the ledger's entries: one model per type of entry."""
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from .countersignature import Countersignature as _Countersignature
 from .identity import Hex32, Name, Statement, canonical_json
@@ -31,6 +31,9 @@ class SignedStatement(Section):
 
 
 Statements = tuple[SignedStatement, ...]
+# A site writes the files under these names, so that none leads out of the study's folder.
+_FILE = r"^(study\.json|report\.(json|html)|adapter/[A-Za-z0-9][A-Za-z0-9._-]{0,99})$"
+_Path = Annotated[str, StringConstraints(pattern=_FILE)]
 
 
 class Body(Section):
@@ -102,7 +105,7 @@ class StudyClosed(Body):
 
     type = EntryType.STUDY_CLOSED
     charges: dict[Name, int]
-    files: dict[str, Hex32]
+    files: dict[_Path, Hex32]
 
 
 class ClosingSignature(Body):

@@ -166,7 +166,10 @@ class Agreed(Message):
 
 
 class Close(Message):
-    """The server closes the study. Payload, packed: report.json; then ledger entries that the site lacks."""
+    """The server closes the study. Payload, packed: the ledger entries that the site lacks, packed; then files.
+
+    They are what the study leaves, all of it, in the order of the names under which its closing entry has their hashes.
+    """
 
     exchange = "close"
     has_payload = True

@@ -197,17 +197,24 @@ class StudyFolder:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""
         return Checkpoint.newest(self.path / "checkpoints", manifest.study_id)
 
-    def save_results(self, report: dict[str, Any], model: LanguageModel, *, base_model: str) -> dict[str, str]:
+    def save_results(self, report: dict[str, Any], model: LanguageModel, *, base_model: str) -> list[str]:
         """Write the report and the adapter that ``model`` holds, with a card that carries the claim.
 
-        Returns the SHA-256 of every file that a study leaves, by its path. May be called again after a crash.
+        Returns the path of every file that a study leaves. May be called again after a crash.
         """
         self._save_adapter(model, base_model, render_model_card(report))
         write_atomically(self.path / PAGE, render_html(report).encode())
         write_atomically(self.path / REPORT, render_json(report))
         files = [self.path / name for name in (MANIFEST, REPORT, PAGE)]
         files += (path for path in (self.path / ADAPTER).rglob("*") if path.is_file())
-        return {path.relative_to(self.path).as_posix(): sha256(path.read_bytes()) for path in files}
+        return [path.relative_to(self.path).as_posix() for path in files]
+
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        """What is in these files. Raises StorageError."""
+        try:
+            return {name: (self.path / name).read_bytes() for name in names}
+        except OSError as error:
+            raise _damaged(self.path) from error
 
     def holds(self, files: Mapping[str, str]) -> bool:
         """Whether each of the files is there with this SHA-256. Raises StorageError."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..client.data import Example
 from ..common.audit import Audit
 from ..common.errors import StorageError
-from ..common.identity import Identity, sha256
+from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..server.app import Conversation
@@ -90,7 +90,6 @@ class StudyRun:
             yield Closing(
                 identity=self.identity,
                 ledger=self.ledger,
-                report=render_json(self.report),
                 files=files,
                 held=self.training.held,
             )
@@ -114,16 +113,18 @@ class StudyRun:
         if self.folder is not None:
             self.folder.save_checkpoint(checkpoint)
 
-    def _write_results(self) -> dict[str, str]:
-        """Write what the study leaves; the SHA-256 of each file, by its path."""
+    def _write_results(self) -> dict[str, bytes]:
+        """Write what the study leaves; the contents of each file, by its path."""
         if self.folder is None:
-            return {REPORT: sha256(render_json(self.report))}
+            return {REPORT: render_json(self.report)}
         closed = self.ledger.audit.closed
         # What was closed stays as it is; only what was lost of it since is written again.
         if closed is not None and self.folder.holds(closed.files):
-            return closed.files
+            return self.folder.contents(closed.files)
         self.model.set_adapter(self.training.adapter)
-        return self.folder.save_results(self.report, self.model, base_model=self.report["base_model"])
+        return self.folder.contents(
+            self.folder.save_results(self.report, self.model, base_model=self.report["base_model"])
+        )
 
     def _report(self) -> dict[str, Any]:
         before, *after = (_finite(perplexity) for perplexity in self.training.checkpoint.perplexities)
@@ -142,8 +143,8 @@ class StudyRun:
 
 
 def check_ledger_of(manifest: Manifest, audit: Audit) -> None:
-    """Raises StorageError unless the ledger is empty or of this manifest."""
-    if audit.manifests not in ([], [manifest]):
+    """Raises StorageError unless the ledger is empty, of this manifest, or of the one that this succeeds."""
+    if audit.manifests and audit.manifest != manifest and audit.manifest.sha256 != manifest.previous:
         raise put_back("the ledger is that of another manifest")
 
 

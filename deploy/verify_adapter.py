@@ -31,14 +31,14 @@ _WITHOUT_EFFECT: Final = frozenset(
 
 
 def _trained(case: Case) -> str:
-    vector = _vector(case, trained=True)
+    vector = adapter_vector(case, trained=True)
     expected, source = _last_adapter(case.audit)
     _require_hash(vector, expected)
     return f"{vector.size} numbers, SHA-256 {expected[:16]}…, as {source}"
 
 
 def _frozen(case: Case) -> str:
-    vector = _vector(case, trained=False)
+    vector = adapter_vector(case, trained=False)
     _require_hash(vector, case.audit.manifest.frozen_adapter_sha256)
     return f"{vector.size} numbers"
 
@@ -66,7 +66,7 @@ def _configured(case: Case) -> str:
     return f"rank {model.rank}, alpha {model.alpha:g}, on {', '.join(model.target_modules)}"
 
 
-def _vector(case: Case, *, trained: bool) -> Vector:
+def adapter_vector(case: Case, *, trained: bool) -> Vector:
     """The adapter's trained numbers, or the others, as one vector (``common/adapter.py``). Raises DisagreesError."""
     tensors, model = _tensors(case.result(WEIGHTS)), case.audit.manifest.study.model
     _check_tensors(tensors, model)

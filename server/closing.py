@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from ..common import entries
 from ..common.entries import SignedStatement
 from ..common.errors import EnvelopeError, LedgerError
-from ..common.identity import Envelope, Identity
+from ..common.identity import Envelope, Identity, sha256
 from ..common.messages import SERVER, Close, pack
 from ..common.secagg.transcript import seal_message
 from .ledger import LedgerWriter
 
 
 class Closing:
-    """One exchange: each site gets the rest of the ledger with the report, and signs them or stays silent.
+    """One exchange: each site gets the rest of the ledger and what the study leaves, and signs it or stays silent.
 
     A site that was absent can sign later: a new instance, on the same ledger, asks those who have not.
     """
@@ -22,22 +22,22 @@ class Closing:
         *,
         identity: Identity,
         ledger: LedgerWriter,
-        report: bytes,
-        files: Mapping[str, str],
+        files: Mapping[str, bytes],
         held: Mapping[str, int] | None = None,
     ) -> None:
-        """``report`` is report.json, ``files`` the SHA-256 of every file that the study leaves, by its path.
+        """``files`` are the contents of every file that the study leaves, report.json among them, by its path.
 
         Closes the study unless it is closed. ``held`` is how many entries a site is known to have. Raises StorageError.
         """
         self.reasons: dict[str, str] = {}
         self._identity = identity
         self._ledger = ledger
-        self._report = report
+        self._contents = [files[name] for name in sorted(files)]
         self._held = dict(held or {})
         self._finished = False
         if ledger.audit.closed is None:
-            ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=dict(files)))
+            hashes = {name: sha256(content) for name, content in files.items()}
+            ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=hashes))
 
     @property
     def finished(self) -> bool:
@@ -62,7 +62,7 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(audit.attempts),
                 sender=SERVER,
-                payload=pack([self._report, *self._ledger.lines(start)]),
+                payload=pack([pack([*self._ledger.lines(start)]), *self._contents]),
             ).to_bytes()
             for start in set(starts.values())
         }

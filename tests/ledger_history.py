@@ -223,11 +223,11 @@ class History:
         """A report as far as a site reads it."""
         return canonical_json({"epsilon": epsilon, "manifest_sha256": self.manifest.sha256})
 
-    def close_with(self, lines: Sequence[bytes], report: bytes) -> bytes:
-        """The Close of the study that ``lines`` end, whatever they are."""
+    def close_with(self, lines: Sequence[bytes], *contents: bytes) -> bytes:
+        """The Close of the study that ``lines`` end, whatever they are, with these files."""
         last, attempts = Entry.parse(lines[-1]), sum(b'"type":"attempt-begun"' in line for line in lines)
         close = Close(ledger_length=last.sequence + 1, ledger_head=last.hash)
-        return self.server_says(close, pack([report, *lines]), attempt=attempts)
+        return self.server_says(close, pack([pack(list(lines)), *contents]), attempt=attempts)
 
     def fork(self) -> "History":
         """The same study at the same point, to go on by itself."""

@@ -11,7 +11,7 @@ from ledger_history import History, history_study
 
 from grandrounds.client.budget import Budget
 from grandrounds.common.audit import Audit
-from grandrounds.common.errors import LedgerError
+from grandrounds.common.errors import LedgerError, StorageError
 from grandrounds.common.identity import Envelope, sha256
 from grandrounds.common.messages import Adverts, Refusal, RefusalCode, pack
 from grandrounds.common.privacy.accountant import epsilon
@@ -329,6 +329,83 @@ def test_a_site_signs_no_end_that_does_not_fit_what_it_knows(history, lie):
     assert code(history.workers[SITE].handle(history.close_with(*lie(history)))) == RefusalCode.LEDGER
     assert held(history) == before
     assert {code(answer) for answer in history.close().values()} == {"closed"}
+
+
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+def ended_with(history, files):
+    return ended(history, files={name: sha256(content) for name, content in files.items()})
+
+
+def test_a_site_keeps_what_the_study_leaves_before_it_signs(history):
+    files = {"report.json": history.report(), ADAPTER: b"numbers", "study.json": b"{}"}
+    kept, worker = [], history.workers[SITE]
+    worker._keep = lambda files: kept.append((files, held(history)))
+    before, lines = held(history), ended_with(history, files)
+    close = history.close_with(lines, *(files[name] for name in sorted(files)))
+    assert code(worker.handle(close)) == "closed"
+    assert kept == [(files, before)]
+    assert code(worker.handle(close)) == "closed", "asked again it signs again"
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda contents: contents[:-1],
+        lambda contents: [*contents, b""],
+        lambda contents: contents[::-1],
+        lambda contents: [contents[0] + b" ", *contents[1:]],
+        lambda contents: [],
+    ],
+    ids=["one missing", "one more", "exchanged", "altered", "none"],
+)
+def test_a_site_keeps_and_signs_nothing_where_a_file_is_not_as_it_is_named(history, lie):
+    files, kept, worker = {"report.json": history.report(), ADAPTER: b"numbers"}, [], history.workers[SITE]
+    worker._keep = kept.append
+    before, contents = held(history), [files[name] for name in sorted(files)]
+    close = history.close_with(ended_with(history, files), *lie(contents))
+    assert code(worker.handle(close)) == RefusalCode.LEDGER
+    assert (kept, held(history)) == ([], before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../report.json",
+        "/etc/passwd",
+        "adapter/../../key",
+        "adapter/.hidden",
+        "adapter/a/b",
+        "adapter/",
+        "key",
+        "state",
+        "adapter\\x",
+        "adapter/x\n",
+        "report.html\0",
+        "",
+    ],
+)
+def test_no_end_names_a_file_elsewhere_than_in_the_study_s_folder(history, name):
+    kept, worker = [], history.workers[SITE]
+    worker._keep = kept.append
+    files = {"report.json": history.report(), name: b"numbers"}
+    close = history.close_with(ended_with(history, files), *(files[name] for name in sorted(files)))
+    assert code(worker.handle(close)) == RefusalCode.LEDGER
+    assert kept == []
+
+
+def test_a_site_that_cannot_keep_the_results_says_so_and_signs_later(history):
+    def full(files):
+        raise StorageError("the disk is full", why="it keeps them", fix="free space")
+
+    worker, files, before = history.workers[SITE], {"report.json": history.report()}, held(history)
+    worker._keep, kept = full, worker._keep
+    close = history.close_with(ended_with(history, files), *files.values())
+    assert code(worker.handle(close)) == RefusalCode.STORAGE
+    assert held(history) == before
+    worker._keep = kept
+    assert code(worker.handle(close)) == "closed"
 
 
 def test_a_site_signs_no_end_that_leaves_out_what_it_paid(history):
