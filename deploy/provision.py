@@ -2,6 +2,7 @@
 
 import ipaddress
 import secrets
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -33,21 +34,26 @@ _USES = {
 
 
 def make_certificates(folder: Path, host: str) -> None:
-    """A certificate authority of this server's own, and a certificate for ``host`` (a name or an address).
+    """A certificate authority of this server's own, unless there is one, and a certificate for ``host``.
 
-    Sites get ``ca.crt`` with the study and trust nothing else; the authority's key signs the next certificate.
+    Sites get ``ca.crt`` with the study and trust nothing else. Raises StudyError as ``renew_certificate`` does, and
+    StorageError.
     """
-    authority, key = _new_key(), _new_key()
-    issuer = _name(f"Grand Rounds CA of {host}")
-    ca = (
-        _builder(issuer, issuer, authority.public_key(), _CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **_USES), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
-        .sign(authority, hashes.SHA384())
-    )
+    if not (folder / CA_CERTIFICATE).exists():  # it is written last: nobody can trust a key without it
+        _make_authority(folder, f"Grand Rounds CA of {host}")
+    renew_certificate(folder, host)
+
+
+def renew_certificate(folder: Path, host: str) -> None:
+    """A new key and certificate for ``host`` (a name or an address) of the authority in ``folder``.
+
+    Sites that trust the authority need nothing new; a gate that runs has to be started again. Raises StudyError where
+    the authority's key is not there, and StorageError.
+    """
+    ca, authority = _authority(folder)
+    key = _new_key()
     certificate = (
-        _builder(_name(host), issuer, key.public_key(), _SERVER_DAYS)
+        _builder(_name(host), ca.subject, key.public_key(), _SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(_alternatives(host)), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -57,10 +63,33 @@ def make_certificates(folder: Path, host: str) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
         .sign(authority, hashes.SHA384())
     )
-    write_atomically(folder / CA_KEY, _private(authority, serialization.PrivateFormat.PKCS8), mode=0o600)
     write_atomically(folder / CERTIFICATE_KEY, _private(key, serialization.PrivateFormat.PKCS8), mode=0o600)
-    write_atomically(folder / CA_CERTIFICATE, ca.public_bytes(_PEM))
     write_atomically(folder / CERTIFICATE, certificate.public_bytes(_PEM) + ca.public_bytes(_PEM))
+
+
+def _make_authority(folder: Path, name: str) -> None:
+    key = _new_key()
+    ca = (
+        _builder(_name(name), _name(name), key.public_key(), _CA_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, crl_sign=True, **_USES), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    write_atomically(folder / CA_KEY, _private(key, serialization.PrivateFormat.PKCS8), mode=0o600)
+    write_atomically(folder / CA_CERTIFICATE, ca.public_bytes(_PEM))
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority's certificate, and the key that is its own."""
+    try:
+        ca = x509.load_pem_x509_certificate((folder / CA_CERTIFICATE).read_bytes())
+        key = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_authority(folder, f"its files cannot be read ({type(error).__name__})") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
+        raise _no_authority(folder, f"{CA_KEY} is another authority's")
+    return ca, key
 
 
 def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
@@ -108,6 +137,40 @@ def check_node_key(text: str) -> None:
         raise _no_node_key()
 
 
+def node_proof(private: Path, *, now: datetime) -> tuple[bytes, dict[str, str]]:
+    """A node's public key as Flower has it (PEM), and the headers with which it calls the server at ``now``.
+
+    Raises StorageError.
+    """
+    try:
+        key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("a key of another kind")
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"{private} cannot be read as a node's key ({type(error).__name__})",
+            why="Flower knows the site's node by it",
+            fix="run this as the node's user; if the file is damaged, put it back",
+        ) from error
+    public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    time = now.isoformat()
+    signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
+    headers = {"flwr-public-key": b64encode(public), "flwr-signature": b64encode(signature)}
+    return public, {"flwr-timestamp": time} | {name: value.decode() for name, value in headers.items()}
+
+
+def certificate_in_words(der: bytes) -> str:
+    """Whose a certificate is, who signed it, and when it is in force; it may be anybody's."""
+    try:
+        found = x509.load_der_x509_certificate(der)
+        subject, issuer = (name.rfc4514_string() for name in (found.subject, found.issuer))
+    except ValueError:
+        return "one that cannot be read"
+    text = f"that of {subject}, signed by {issuer}"
+    force = f"in force from {found.not_valid_before_utc:%d %B %Y} to {found.not_valid_after_utc:%d %B %Y}"
+    return f"{''.join(filter(str.isprintable, text))[:300]}, {force}"
+
+
 def make_secret(path: Path) -> None:
     """The secret by which a SuperLink or a SuperNode knows its executor."""
     write_atomically(path, secrets.token_bytes(32), mode=0o600)
@@ -127,8 +190,17 @@ def _no_certificate(folder: Path, what: str) -> StudyError:
     return StudyError(
         f"the certificate in {folder} cannot serve: {what}",
         why=_WHY_TLS,
-        fix=f"put {CERTIFICATE} (with its chain), {CERTIFICATE_KEY} and {CA_CERTIFICATE} there that fit, or remove the "
-        "three and run `grandrounds server init` for new ones; sites then need the new ca.crt",
+        fix=f"put {CERTIFICATE} (with its chain), {CERTIFICATE_KEY} and {CA_CERTIFICATE} there that fit, or remove "
+        f"{CERTIFICATE} and run `grandrounds server init` for a new one of the same authority; sites need nothing new",
+    )
+
+
+def _no_authority(folder: Path, what: str) -> StudyError:
+    return StudyError(
+        f"the authority in {folder} can sign no certificate: {what}",
+        why="sites trust what it signed, and nothing else",
+        fix=f"put {CA_KEY} back beside {CA_CERTIFICATE}; or get a certificate where {CA_CERTIFICATE} is from, and give "
+        f"it to `grandrounds server init`; without {CA_CERTIFICATE} that makes a new one, which sites have to be sent",
     )
 
 

@@ -17,6 +17,7 @@ from grandrounds.client.unit import Unit
 from grandrounds.common.files import make_folder
 from grandrounds.common.processes import environment
 from grandrounds.deploy import server_operator
+from grandrounds.deploy.bench.loopback import free_ports
 from grandrounds.deploy.flower_cli import FlowerCli
 from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates, make_node_key, make_secret
 from grandrounds.deploy.server_folder import ServerFolder
@@ -27,10 +28,14 @@ POLL_S = 0.05
 
 
 class Loopback:
-    """The server, from ``with`` to its end, and the sites that were added. Everything is below ``root``."""
+    """The server, from ``with`` to its end, and the sites that were added. Everything is below ``root``.
 
-    def __init__(self, root):
+    The gate's certificate is one for ``host`` and for loopback, where it is reached.
+    """
+
+    def __init__(self, root, *, host="localhost"):
         self.root = root
+        self._host = host
         self.server = ServerFolder(root / "server")
         self.flower = FlowerCli(self.server)
         self._stopped = threading.Event()
@@ -39,7 +44,7 @@ class Loopback:
     def __enter__(self):
         server, (gate, superlink) = self.server, free_ports(2)
         make_folder(server.flower)
-        make_certificates(server.certificates, "localhost")
+        make_certificates(server.certificates, self._host)
         make_secret(server.secret)
         server.write_settings(f'port = {gate}\nsuperlink_port = {superlink}\nevaluation = "none"\n')
         self.flower.configure()
@@ -53,14 +58,15 @@ class Loopback:
         for thread in reversed(self._threads):
             thread.join()
 
-    def site(self, name, worker, *, app_sha256):
-        """A site, neither enrolled nor started."""
+    def site(self, name, worker, *, app_sha256, address=None):
+        """A site, neither enrolled nor started; it finds the gate at another ``address`` than this machine does."""
         certificates = self.server.certificates / CA_CERTIFICATE
-        return Site(self.root / name, worker, address=self.address, certificates=certificates, app_sha256=app_sha256)
+        address = address or self.address
+        return Site(self.root / name, worker, address=address, certificates=certificates, app_sha256=app_sha256)
 
     def enroll(self, site):
-        """Let the site's node in."""
-        self.flower.register(site.name, site.unit.node_key.with_suffix(".pub").read_text())
+        """Let the site's node in; its id."""
+        return self.flower.register(site.name, site.unit.node_key.with_suffix(".pub").read_text())
 
     def start(self, site):
         """Run the site's unit from here on."""
@@ -188,18 +194,6 @@ def is_open(port):
     """Whether something listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_ports(count):
-    """Ports of loopback on which nothing listens."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def has_ended(process):

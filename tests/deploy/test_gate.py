@@ -2,16 +2,28 @@
 
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from loopback import Loopback, free_ports
+import uvicorn
+from loopback import Loopback, free_ports, until
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from grandrounds.common.processes import environment
 from grandrounds.deploy.gate import make_gate
-from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates, make_node_key
+from grandrounds.deploy.provision import (
+    CA_CERTIFICATE,
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    make_certificates,
+    make_node_key,
+)
 
 PROGRAMS = Path(sys.executable).parent
 # What the SuperLink has beside the nodes' interface, on the same port.
@@ -103,6 +115,49 @@ def test_the_superlink_listens_on_loopback_alone(federation):
     ]
     addresses = {fields[1] for fields in listening if fields[3] == "0A" and fields[1].endswith(f":{port}")}
     assert addresses == {f"0100007F:{port}"}
+
+
+@contextmanager
+def superlink_that_says(folder, replies):
+    """The address of one that gives these replies to whatever it is asked, each once; what it was asked."""
+    asked, port = [], free_ports(1)[0]
+
+    async def reply(request):
+        asked.append(request.url.path)
+        return Response(replies.pop(0))
+
+    make_certificates(folder, "localhost")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            Starlette(routes=[Route("/{path:path}", reply, methods=["POST"])]),
+            port=port,
+            ssl_certfile=str(folder / CERTIFICATE),
+            ssl_keyfile=str(folder / CERTIFICATE_KEY),
+            log_level="error",
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started, "it listens")
+    try:
+        yield f"localhost:{port}", asked
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_node_that_asks_for_messages_is_answered_once_there_is_one(tmp_path):
+    with superlink_that_says(tmp_path, [b"", b"", b"message", b"later"]) as (superlink, asked):
+        said = TestClient(make_gate(superlink, tmp_path / CA_CERTIFICATE)).post("/v1/fleet/pull-messages", content=b"x")
+    assert said.content == b"message"
+    assert asked == ["/v1/fleet/pull-messages"] * 3
+
+
+@pytest.mark.parametrize("call", ["push-messages", "send-node-heartbeat"])
+def test_no_other_call_is_asked_twice(tmp_path, call):
+    with superlink_that_says(tmp_path, [b"", b"message"]) as (superlink, asked):
+        said = TestClient(make_gate(superlink, tmp_path / CA_CERTIFICATE)).post(f"/v1/fleet/{call}", content=b"x")
+    assert (said.content, len(asked)) == (b"", 1)
 
 
 def test_while_the_superlink_is_away_a_node_is_told_to_try_again(tmp_path):

@@ -1,24 +1,21 @@
 """What OPERATIONS.md says of what leaves a hospital is all that does, and its commands exist."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from federation import Federation, small_study
+from operations_page import PAGE, largest_messages
 from typer.testing import CliRunner
 
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope, sha256
+from grandrounds.common.identity import Envelope
 from grandrounds.deploy.cli.main import app
 from grandrounds.server.closing import Closing
 from grandrounds.server.ledger import LedgerWriter
 from grandrounds.server.signing import Signing
 
-PAGE = Path(__file__).parents[2] / "deploy" / "OPERATIONS.md"
 SITE, SITES, DIMENSION = "site-2", 5, 1000
-ROW = re.compile(r"^\| ([a-z-]+) \| ([\d.]+) kB(?: and (?:\d or )?(\d+) B for each ([a-z ]+?))? \|", re.MULTILINE)
-TIMES = {"": 0, "other site": SITES - 1, "site": SITES, "trained number": DIMENSION}
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +52,14 @@ def left():
     carry(training)
     answer(SITE, begin)  # again, which it refuses
     report = b'{"manifest_sha256": "%s", "epsilon": null}' % federation.manifest.sha256.encode()
-    files = {"report.json": sha256(report)}
-    carry(Closing(identity=federation.server, ledger=federation.ledger, report=report, files=files))
+    files = {"report.json": report}
+    carry(Closing(identity=federation.server, ledger=federation.ledger, files=files))
     assert SITE in federation.ledger.audit.closing_signatures
     return sizes
 
 
-def test_the_table_of_what_leaves_a_hospital_is_complete(page, left):
-    table = page.split("## What leaves a hospital")[1].split("\n## ")[0]
-    most = {
-        name: 1000 * float(fixed) + int(each or 0) * TIMES[what or ""] for name, fixed, each, what in ROW.findall(table)
-    }
+def test_the_table_of_what_leaves_a_hospital_is_complete(left):
+    most = largest_messages(sites=SITES, dimension=DIMENSION)
     assert most.keys() == left.keys()
     assert {name for name, size in left.items() if size > most[name]} == set()
     assert {name for name, size in left.items() if size < most[name] / 2} == set(), "nor is it far above"

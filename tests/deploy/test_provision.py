@@ -4,10 +4,12 @@ import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
 
 from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.deploy.provision import (
     CA_CERTIFICATE,
+    CA_KEY,
     CERTIFICATE,
     CERTIFICATE_KEY,
     check_certificates,
@@ -15,6 +17,7 @@ from grandrounds.deploy.provision import (
     make_certificates,
     make_node_key,
     make_secret,
+    renew_certificate,
 )
 
 NOW = datetime.now(UTC)
@@ -113,6 +116,41 @@ def test_a_file_that_is_none_or_is_missing_is_refused(folder, name):
     (folder / name).unlink()
     with pytest.raises(StorageError, match=name):
         check_certificates(folder, "server.example.org", now=NOW)
+
+
+def test_a_renewed_certificate_is_trusted_by_who_trusted_the_one_before(made, folder):
+    renew_certificate(folder, "server.example.org")
+    before, after = (x509.load_pem_x509_certificate((path / CERTIFICATE).read_bytes()) for path in (made, folder))
+    assert before.public_key() != after.public_key()
+    for name in (CA_CERTIFICATE, CA_KEY):
+        assert (folder / name).read_bytes() == (made / name).read_bytes()
+    check_certificates(folder, "server.example.org", now=NOW)
+    handshake(folder, "server.example.org")
+
+
+def test_who_has_an_authority_keeps_it_and_gets_a_missing_certificate_of_it(made, folder):
+    (folder / CERTIFICATE).unlink()
+    make_certificates(folder, "moved.example.org")
+    assert (folder / CA_CERTIFICATE).read_bytes() == (made / CA_CERTIFICATE).read_bytes()
+    handshake(folder, "moved.example.org")
+
+
+def test_an_authority_that_was_half_made_is_made_again(folder):
+    (folder / CA_CERTIFICATE).unlink()
+    make_certificates(folder, "server.example.org")
+    handshake(folder, "server.example.org")
+
+
+def test_without_its_own_key_an_authority_signs_nothing(folder, tmp_path):
+    before = (folder / CERTIFICATE).read_bytes()
+    make_certificates(tmp_path / "other", "server.example.org")
+    (folder / CA_KEY).write_bytes((tmp_path / "other" / CA_KEY).read_bytes())
+    with pytest.raises(StudyError, match="another authority's"):
+        renew_certificate(folder, "server.example.org")
+    (folder / CA_KEY).unlink()
+    with pytest.raises(StudyError, match="cannot be read"):
+        make_certificates(folder, "server.example.org")
+    assert (folder / CERTIFICATE).read_bytes() == before
 
 
 def test_a_node_key_is_one_that_flower_reads(tmp_path):
