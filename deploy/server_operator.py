@@ -25,14 +25,18 @@ from .flower_cli import FlowerCli, app_sha256
 from .new_study import new_manifest
 from .provision import (
     CA_CERTIFICATE,
+    CA_KEY,
     CERTIFICATE,
     CERTIFICATE_KEY,
     check_certificates,
     make_certificates,
     make_secret,
+    renew_certificate,
 )
 from .server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .server_programs import ServerPrograms
+from .successor import fix_successor
+from .units import write_server_units
 
 RENEW_WITHIN: Final = timedelta(days=30)
 _SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.
@@ -76,9 +80,7 @@ def init(
         )
     if certificates is not None:
         _take_certificates(folder.certificates, certificates)
-    elif not (folder.certificates / CERTIFICATE).exists():
-        make_certificates(folder.certificates, host)
-    check_certificates(folder.certificates, host, now=datetime.now(UTC))
+    _certify(folder.certificates, host)
     _prepare_flower(folder)
     template = resources.files(__package__).joinpath("templates/study.server.toml")
     write_missing(folder.study_toml, template.read_bytes)
@@ -87,6 +89,7 @@ def init(
         f"  {shown_key(folder.identity().public_key)}",
         f"next: edit {folder.study_toml} and {folder.path / SETTINGS}, and for each site.json that comes:",
         f"  grandrounds server enroll {folder.path} site.json",
+        *write_server_units(folder),
     ]
 
 
@@ -157,19 +160,53 @@ def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
 
 def bundle(folder: ServerFolder) -> list[str]:
     """Fix the study, once, and write it as the sites get it. Raises StudyError, ModelError and StorageError."""
-    settings = folder.settings()
-    if not settings.evaluation.is_file():
+    evaluation = folder.settings().evaluation
+    if not evaluation.is_file():
         raise StudyError(
-            f"there are no evaluation records in {settings.evaluation}",
+            f"there are no evaluation records in {evaluation}",
             why="every round's perplexity is measured on them, and the report says where they come from",
             fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
         )
-    manifest = folder.study.manifest() if folder.has_study else _fix_study(folder)
+    return _bundled(folder, folder.study.manifest() if folder.has_study else _fix_study(folder))
+
+
+def amend(folder: ServerFolder) -> list[str]:
+    """Fix the next manifest of a study that has begun, and write it as the sites get it.
+
+    Raises StudyError where it may not follow the one in force, and StorageError.
+    """
+    return _bundled(folder, fix_successor(folder))
+
+
+def dismiss(folder: ServerFolder, name: str) -> list[str]:
+    """Know a site no more, and let its node in no more. Raises StudyError where there is no such site."""
+    with folder.enrolling():
+        sites = folder.sites()
+        if name not in sites:
+            raise StudyError(
+                f"{name} is not enrolled",
+                why="only a site that is can be dismissed",
+                fix=f"name one of {', '.join(sites) or 'those that you enroll'}",
+            )
+        node_id = sites.pop(name).node_id
+        if node_id is not None:
+            FlowerCli(folder).unregister(node_id)
+        folder.save_sites(sites)
+    return [
+        f"enrolled: {', '.join(sites) or 'nobody'}",
+        f"next: take {name} out of {folder.study_toml}; then `grandrounds server bundle {folder.path}`, or, if the",
+        f"  study has begun, `grandrounds server amend {folder.path}`",
+    ]
+
+
+def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
+    """The study as the sites get it is written; what to do with it."""
+    settings = folder.settings()
     Bundle(
         manifest=manifest,
         frozen_adapter=folder.frozen_adapter(),
         certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
-        flower=Flower(address=settings.address, app_sha256=app_sha256()),
+        flower=Flower(address=settings.address),
     ).write(folder.bundle)
     return [
         "the study's manifest, for everybody to compare:",
@@ -184,7 +221,10 @@ def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[s
     settings = folder.settings()
     left = check_certificates(folder.certificates, settings.host, now=datetime.now(UTC))
     if left < RENEW_WITHIN:
-        say(f"the certificate in {folder.certificates} ends in {left.days} days, and no site can connect then")
+        say(
+            f"the certificate in {folder.certificates} ends in {left.days} days, and no site can connect then: "
+            "`grandrounds server init` renews it, if its authority was made here; then start the server again"
+        )
     _prepare_flower(folder)
     programs = ServerPrograms(folder=folder, say=say)
     with folder.serving(), programs.up():
@@ -214,6 +254,7 @@ def _fix_study(folder: ServerFolder) -> Manifest:
         server_key=folder.identity().public_key,
         model=model,
         model_sha256=model_folder_sha256(base),
+        app_sha256=app_sha256(),
     )
     write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
     folder.study.save_manifest(manifest)
@@ -223,15 +264,30 @@ def _fix_study(folder: ServerFolder) -> Manifest:
 def _prepare_flower(folder: ServerFolder) -> None:
     """What Flower's programs on this machine need among themselves."""
     make_private_folder(folder.flower)
-    if not (folder.inside / CERTIFICATE).exists():
-        make_certificates(folder.inside, "localhost")
+    _certify(folder.inside, "localhost")
     if not folder.secret.exists():
         make_secret(folder.secret)
     FlowerCli(folder).configure()
 
 
+def _certify(folder: Path, host: str) -> None:
+    """A certificate that can serve for a while, of the authority that is there. Raises StudyError and StorageError."""
+    now = datetime.now(UTC)
+    if not (folder / CA_CERTIFICATE).exists():
+        make_certificates(folder, host)
+    elif (folder / CA_KEY).exists():
+        try:
+            serves = check_certificates(folder, host, now=now) >= RENEW_WITHIN
+        except (StudyError, StorageError):
+            serves = False
+        if not serves:
+            renew_certificate(folder, host)
+    check_certificates(folder, host, now=now)
+
+
 def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path]) -> None:
     """Copy given ones to where the gate finds them."""
+    (folder / CA_KEY).unlink(missing_ok=True)  # of another authority than the one given
     for source, name in zip(certificates, (CERTIFICATE, CERTIFICATE_KEY, CA_CERTIFICATE), strict=True):
         try:
             data = source.read_bytes()

@@ -66,6 +66,22 @@ def bundle(folder: Folder) -> None:
 
 
 @server.command()
+def amend(folder: Folder) -> None:
+    """Fix the next manifest of a study that has begun: sites join, leave or change keys, or the program is patched."""
+    from .. import server_operator
+
+    say(server_operator.amend(_folder(folder)))
+
+
+@server.command()
+def dismiss(folder: Folder, name: Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]) -> None:
+    """Know a site no more, and let its node in no more."""
+    from .. import server_operator
+
+    say(server_operator.dismiss(_folder(folder), name))
+
+
+@server.command()
 def start(folder: Folder) -> None:
     """Let sites connect: run Flower's SuperLink, its executor and the gate, until SIGTERM."""
     from .. import server_operator

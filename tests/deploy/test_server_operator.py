@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,31 @@ def test_given_certificates_are_shown_to_sites_and_not_used_inside(tmp_path):
     assert (folder.inside / CERTIFICATE).read_bytes() != given[0].read_bytes()
 
 
+def test_a_certificate_that_is_missing_or_damaged_is_made_anew_by_the_same_authority(tmp_path):
+    folder = initialised(tmp_path / "server")
+    authority = (folder.certificates / "ca.crt").read_bytes()
+    for spoil in (Path.unlink, lambda path: path.write_bytes(b"no certificate")):
+        before = (folder.certificates / CERTIFICATE).read_bytes()
+        spoil(folder.certificates / CERTIFICATE)
+        settings = folder.settings()
+        server_operator.init(folder, host="localhost", port=settings.port, superlink_port=settings.superlink_port)
+        assert (folder.certificates / CERTIFICATE).read_bytes() != before
+        assert (folder.certificates / "ca.crt").read_bytes() == authority, "sites need nothing new"
+
+
+def test_a_certificate_that_ends_soon_is_renewed(tmp_path, monkeypatch):
+    folder = initialised(tmp_path / "server")
+    before, settings = (folder.certificates / CERTIFICATE).read_bytes(), folder.settings()
+    again = partial(
+        server_operator.init, folder, host="localhost", port=settings.port, superlink_port=settings.superlink_port
+    )
+    again()
+    assert (folder.certificates / CERTIFICATE).read_bytes() == before
+    monkeypatch.setattr(server_operator, "RENEW_WITHIN", timedelta(days=400))
+    again()
+    assert (folder.certificates / CERTIFICATE).read_bytes() != before
+
+
 def test_given_certificates_of_another_host_are_refused(tmp_path):
     make_certificates(tmp_path / "given", "other.example.org")
     given = tuple(tmp_path / "given" / name for name in ("server.pem", "server.key", "ca.crt"))
@@ -174,7 +201,7 @@ def test_the_bundle_has_what_sites_need(bundled):
     assert bundle.manifest.server_key == bundled.identity().public_key
     assert bundle.manifest.site_keys == {name: site.public_key for name, site in bundled.sites().items()}
     assert bundle.flower.address == bundled.settings().address
-    assert bundle.flower.app_sha256 == app_sha256()
+    assert bundle.manifest.app_sha256 == app_sha256()
     assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
 
 
