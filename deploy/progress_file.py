@@ -1,9 +1,10 @@
 """What happens in a study, a line for each event: one process writes it, others follow."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,20 +65,22 @@ _KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in _PLAIN} |
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
 
-def line_of(event: Told) -> str:
-    """An event as JSON on one line.
+def line_of(event: Told, *, at: datetime | None = None) -> str:
+    """An event as JSON on one line, with the time when it was told if there is one.
 
-    >>> line_of(Waiting(sites=("north",)))
-    '{"event": "waiting", "sites": ["north"]}'
+    >>> line_of(Waiting(sites=("north",)), at=datetime(2026, 2, 1, 9, 30, tzinfo=UTC))
+    '{"event": "waiting", "at": "2026-02-01T09:30:00.000+00:00", "sites": ["north"]}'
     """
     fields = TypeAdapter(type(event)).dump_python(event, mode="json")
-    return json.dumps({"event": _NAMES[type(event)], **fields}, ensure_ascii=False)
+    time = {} if at is None else {"at": at.isoformat(timespec="milliseconds")}
+    return json.dumps({"event": _NAMES[type(event)], **time, **fields}, ensure_ascii=False)
 
 
 def event_of(line: str | bytes) -> Told | None:
     """The event of a line; None for a line that this version does not write."""
     try:
         fields = json.loads(line)
+        fields.pop("at", None)
         event: Told = TypeAdapter(_KINDS[fields.pop("event")]).validate_python(fields)
     except (ValueError, KeyError, AttributeError, TypeError):
         return None
@@ -89,11 +92,12 @@ class ProgressFile:
     """The file at ``path``. It is for people to look at: no claim rests on it."""
 
     path: Path
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def tell(self, event: Told) -> None:
         """Add an event. Where that fails the study goes on, whose ledger says what counts."""
         with suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.write(line_of(event) + "\n")
+            file.write(line_of(event, at=self.now()) + "\n")
 
     @property
     def size_bytes(self) -> int:
@@ -110,6 +114,15 @@ class ProgressFile:
         whole = new[: new.rfind(b"\n") + 1]
         events = (event_of(line) for line in whole.splitlines())
         return [event for event in events if event is not None], start + len(whole)
+
+    def timed(self) -> Sequence[tuple[datetime, Told]]:
+        """All events, each with when it was told; lines of another version are passed over."""
+        timed = []
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            event = event_of(line)
+            if event is not None and (at := json.loads(line).get("at")):
+                timed.append((datetime.fromisoformat(at), event))
+        return timed
 
     def last_run(self) -> int:
         """Where the last run began."""

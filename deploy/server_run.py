@@ -51,7 +51,7 @@ def _check_ready(folder: ServerFolder) -> None:
             why="sites reach the study through it",
             fix=f"leave running, in another terminal or as a service: grandrounds server start {folder.path}",
         )
-    if Bundle.read(folder.bundle).flower.app_sha256 != app_sha256():
+    if Bundle.read(folder.bundle).manifest.app_sha256 != app_sha256():
         raise StudyError(
             "the Flower app's archive is another than the one that the sites pinned",
             why="each of them would refuse it, and every attempt would be lost",

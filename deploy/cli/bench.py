@@ -85,5 +85,20 @@ def accountant(
     _print(figures, accountant_lines(figures), as_json)
 
 
+@bench.command("round")
+def round_(
+    sites: Annotated[int, typer.Option(min=3, max=100, help="Sites, each with a worker and a node of its own.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of the study.")] = 5,
+    trips: Annotated[int, typer.Option(min=1, max=1000, help="Empty messages before the study, and after it.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """A round of a deployment on this machine, beside empty messages of Flower's and beside the simulation."""
+    from ..bench.round import RoundBench, round_table
+
+    measured = RoundBench(sites=sites, rounds=rounds, trips=trips)
+    figures = measured.run(lambda line: typer.echo(line, err=True))
+    _print(figures, round_table(figures, measured), as_json)
+
+
 def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:
     typer.echo(json.dumps(figures) if as_json else line)

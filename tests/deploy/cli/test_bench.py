@@ -1,10 +1,12 @@
 """The benchmark command prints what it measured, for people and for machines."""
 
 import json
+import math
 import sys
 
 import pytest
 
+from grandrounds.deploy.bench.dp_step import step_line
 from grandrounds.deploy.cli.main import main
 
 
@@ -25,8 +27,9 @@ def test_the_noise_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
 def test_the_step_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["dp-step", "--model=tiny", "--max-tokens=16", "--batch=2", "--json"]
     figures = json.loads(run(arguments, monkeypatch, capsys))
-    assert {"time_ratio", "memory_ratio", "opacus_time_ratio"} <= figures.keys()
-    assert all(figure > 0 for figure in figures.values())
+    assert {"time_ratio", "memory_ratio", "opacus_time_ratio", "opacus_memory_ratio"} <= figures.keys()
+    assert all(math.isfinite(figure) and figure > 0 for figure in figures.values())
+    assert "Opacus" in step_line(figures)
 
 
 def test_the_secagg_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,146 @@
+"""A federation of real processes on this machine: keys, study and folders as its operators' commands make them."""
+
+import json
+import socket
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from ...client.site_folder import SiteFolder
+from ...common.identity import canonical_json
+from ...common.processes import Process, environment
+from .. import server_operator, site_operator
+from ..bundle import Bundle
+from ..server_folder import ServerFolder
+
+PROGRAM: Final = Path(sys.executable).with_name("grandrounds")
+UNITS: Final = 20
+_STOP_S: Final = 90.0  # as long as the server or a site waits for what it started itself
+_STUDY: Final = """
+[model]
+name = "tiny"
+[data]
+max_tokens = 16
+evaluation = "synthetic"
+[privacy]
+target_epsilon = 4.0
+[training]
+rounds = {rounds}
+max_attempts = {max_attempts}
+deadline_s = {deadline_s:g}
+"""
+_SITE: Final = """[[sites]]
+name = "{name}"
+nominal_units = {units}
+"""
+_POLICY: Final = """
+[study]
+largest_epsilon = 4.0
+largest_delta = 0.01
+trust = ["distributed"]
+smallest_honest_shares = 2
+verified_peers = {peers}
+[[study.models]]
+name = "tiny"
+[data]
+epsilon = 8.0
+delta = 0.01
+"""
+
+
+class LoopbackFederation:
+    """A server and its sites below ``path``, whose study is agreed; nothing runs before ``start``.
+
+    The model is ``tiny``, and every site has 20 patients of one record each: what is left to see is the machinery.
+    ``processes`` are those that run, by the name of their site, the server's as ``server``.
+    """
+
+    def __init__(
+        self, path: Path, *, sites: Sequence[str], rounds: int, max_attempts: int, deadline_s: float = 60.0
+    ) -> None:
+        """Make the folders of all in ``path``. Raises StudyError, PrivacyError and StorageError."""
+        self.path = path
+        self.sites = tuple(sites)
+        self.folder = ServerFolder(path / "server")
+        self.processes: dict[str, Process] = {}
+        self.gate, self.superlink, *runtimes = free_ports(2 + len(sites))
+        server_operator.init(self.folder, host="localhost", port=self.gate, superlink_port=self.superlink)
+        study = _STUDY.format(rounds=rounds, max_attempts=max_attempts, deadline_s=deadline_s)
+        self.folder.study_toml.write_text(study + "".join(_SITE.format(name=site, units=UNITS) for site in sites))
+        _write_records(self.evaluation, "evaluation")
+        for site, port in zip(sites, runtimes, strict=True):
+            self._found(site, port)
+        server_operator.bundle(self.folder)
+        self.bundle = Bundle.read(self.folder.bundle)
+        for site in sites:
+            self._join(site)
+
+    @property
+    def evaluation(self) -> Path:
+        """The evaluation set of the study."""
+        return self.folder.path / "evaluation.jsonl"
+
+    def records(self, site: str) -> Path:
+        """The records of a site."""
+        return self.path / f"{site}.jsonl"
+
+    def start(self, *names: str) -> None:
+        """Start the processes of server and sites, or of those that are named."""
+        for name in names or ("server", *self.sites):
+            role = "server" if name == "server" else "client"
+            command: list[str | Path] = [PROGRAM, role, "start", self.path / name]
+            self.processes[name] = Process(command, log=self.path / f"{name}.log", env=environment())
+
+    def stop(self, *names: str) -> None:
+        """End all processes, or those that are named, and what they have started, in order."""
+        stop_all([self.processes.pop(name) for name in names or tuple(self.processes)], grace_s=_STOP_S)
+
+    def _found(self, site: str, runtime_port: int) -> None:
+        """A site's folder; the server knows its keys."""
+        place = self.path / site
+        _write_records(self.records(site), site)
+        site_operator.init(SiteFolder(place), name=site, data=self.records(site), model="tiny")
+        with (place / "site.toml").open("a") as file:
+            file.write(f"runtime_port = {runtime_port}\n")
+        server_operator.enroll(self.folder, place / "site.json")
+
+    def _join(self, site: str) -> None:
+        manifest = self.bundle.manifest
+        peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
+        (self.path / site / "policy.toml").write_text(_POLICY.format(peers=peers))
+        site_operator.join_study(SiteFolder(self.path / site), self.bundle, agreed=lambda agreement: True)
+
+
+def stop_all(processes: Collection[Process], *, grace_s: float) -> None:
+    """End processes, all at once; SIGKILL for those that have not ended after ``grace_s``."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.stop(grace_s)
+
+
+def descendants(pid: int) -> list[int]:
+    """The ids of all that a process has started, and what those have (proc(5)); none where it has ended."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback on which nothing listens."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _write_records(path: Path, prefix: str) -> None:
+    rows = ({"patient_id": f"{prefix}-{number}", "text": "no complaints"} for number in range(UNITS))
+    path.write_bytes(b"\n".join(map(canonical_json, rows)))
