@@ -1,4 +1,4 @@
-"""The ClientApp of a deployment, for who runs Flower's own executor: it asks the worker at the node's socket.
+"""The ClientApp of a study, as Flower's own executors load it: it asks the worker of its node's site.
 
 A site that runs Grand Rounds' relay never loads it.
 """
@@ -9,12 +9,14 @@ from flwr.app import Context
 
 from ..client.app import Exchange, make_app
 from ..client.link import connect
+from .flower_nodes import ask
 
 _LONGEST_S = 604_800.0  # as the longest deadline of a study
 
 
 def _connect(context: Context) -> Exchange:
-    return connect(Path(str(context.node_config["socket"])), timeout_s=_LONGEST_S)
+    socket = context.node_config.get("socket")  # as a site configures its node; simulated ones have none
+    return ask(context) if socket is None else connect(Path(str(socket)), timeout_s=_LONGEST_S)
 
 
 app = make_app(_connect)

@@ -1,7 +1,7 @@
 """A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..client.budget import Budget
 from ..client.cohort import Cohort
 from ..client.data import Example, Tokenisation
 from ..client.grad_samples import GradSampler
+from ..client.link import Exchange
 from ..client.opt_outs import without_opted_out
 from ..client.records import Record, parse_records, read_records
 from ..client.reservations import Reservations
@@ -43,6 +44,8 @@ from .study_run import UNDESCRIBED, Sources, StudyRun
 
 # A file, or rows as such a file holds them.
 RecordSource = str | Path | Sequence[Mapping[str, object]]
+# Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
+Network = Callable[[Iterable[Conversation], Mapping[str, Exchange], Outages], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,14 @@ class Result:
     report: dict[str, Any]
     adapter: NDArray[np.float32]
     folder: Path | None
+
+
+def in_process(conversations: Iterable[Conversation], workers: Mapping[str, Exchange], outages: Outages) -> None:
+    """A simulation's network: the study's Flower apps, one called by the other over the local grid."""
+    client_app = make_client_app(lambda context: workers[str(context.node_config["site"])])
+    grid = LocalGrid(dict.fromkeys(workers, client_app), outages.is_lost)
+    server_app = make_server_app(lambda context: conversations, lambda grid_: grid.nodes)
+    server_app(grid, local_context(SERVER_NODE, "server"))
 
 
 def simulate(
@@ -66,13 +77,14 @@ def simulate(
     settings: Mapping[str, Any] = {},
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
+    network: Network = in_process,
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
     ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
     since its figures are released without noise. ``opted_out`` names a site's file of patients who are left out.
-    ``settings`` are kept for who goes on with a study that was interrupted (``resume``). Raises a GrandRoundsError that
-    says what to do; what was written is whole.
+    ``settings`` are kept for who goes on with a study that was interrupted (``resume``). ``network`` carries what
+    server and sites say. Raises a GrandRoundsError that says what to do; what was written is whole.
 
     >>> study = Study.model_validate({
     ...     "model": {"name": "tiny"},
@@ -102,7 +114,7 @@ def simulate(
     )
     if folder is not None:
         folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
-    return _run(manifest, keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe)
+    return _run(manifest, keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe, network=network)
 
 
 def resume(
@@ -124,7 +136,16 @@ def resume(
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
     prepared = _prepare(manifest.study, cohorts, evaluation, opted_out=opted_out, seed=private.seed, observe=observe)
-    return _run(manifest, private.keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe)
+    return _run(
+        manifest,
+        private.keys,
+        prepared,
+        folder,
+        sources=sources,
+        dropouts=dropouts,
+        observe=observe,
+        network=in_process,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +204,7 @@ def _run(
     sources: Sources,
     dropouts: Sequence[Dropout],
     observe: Observer,
+    network: Network,
 ) -> Result:
     budgets: dict[str, Budget] = {}
     try:
@@ -197,7 +219,7 @@ def _run(
         )
         check_newest(ledger, manifest, budgets)
         workers = {
-            site.name: _worker(manifest, site, keys.sites[site.name], prepared, budgets[site.name])
+            site.name: _worker(manifest, site, keys.sites[site.name], prepared, budgets[site.name]).handle
             for site in manifest.study.sites
         }
         run = StudyRun(
@@ -212,7 +234,7 @@ def _run(
             setting="simulation",
             observe=observe,
         )
-        _drive(run.conversations(), workers, Outages.since(ledger.audit, dropouts))
+        network(run.conversations(), workers, Outages.since(ledger.audit, dropouts))
     finally:
         for budget in budgets.values():
             budget.close()
@@ -231,14 +253,6 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
     join(manifest, policy, name=site.name, reservations=Reservations(budget.database))
     update = SiteUpdate(manifest=manifest, name=site.name, cohort=prepared.cohorts[site.name], sampler=prepared.sampler)
     return Worker(name=site.name, identity=identity, manifest=manifest, release=update, budget=budget)
-
-
-def _drive(conversations: Iterable[Conversation], workers: Mapping[str, Worker], outages: Outages) -> None:
-    """Carry the study's conversations between its Flower apps over the local grid."""
-    client_app = make_client_app(lambda context: workers[str(context.node_config["site"])].handle)
-    grid = LocalGrid(dict.fromkeys(workers, client_app), outages.is_lost)
-    server_app = make_server_app(lambda context: conversations, lambda grid_: grid.nodes)
-    server_app(grid, local_context(SERVER_NODE, "server"))
 
 
 def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:
