@@ -1,7 +1,8 @@
 """What takes longer than the tests may.
 
-Every parser is fuzzed, and every byte of a study's folder flipped; then again and again a simulation is killed at every
-write, and every property test repeated.
+Every parser is fuzzed, every byte of a study's folder flipped, a thousand federations' processes are killed, and those
+of a deployment thirty times; then again and again a simulation is killed at every write, and every property test
+repeated. What the kills have cost is printed, and kept in ``soak/killed-*``.
 
 Run by ``make soak``; stop it when you like, and the next call goes on where it stopped. Each pass of a property test
 has a seed of its own: one that fails is printed, and ``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
@@ -20,6 +21,7 @@ FOLDER = ROOT / "soak"
 JOURNAL = FOLDER / "passes"
 PASSES = 100
 FUZZ_SECONDS = 300
+KILLED_STUDIES, STRIKES = 1000, 30
 
 
 def property_tests() -> list[Path]:
@@ -34,6 +36,11 @@ def steps() -> Iterator[tuple[str, list[str]]]:
     for name in TARGETS:
         yield f"fuzz {name}", [str(ROOT / "tests" / "fuzz.py"), name, str(FUZZ_SECONDS), str(FOLDER / "fuzz")]
     yield "flip every byte of a study's folder", [str(ROOT / "tests" / "verified_study.py")]
+    for name, count in {"federation": KILLED_STUDIES, "deployment": STRIKES}.items():
+        command = [str(ROOT / "tests" / f"killed_{name}.py"), str(count), str(FOLDER / f"killed-{name}")]
+        yield f"kill the processes of a {name}", command
+    yield "the tests that take long", ["-m", "pytest", "-q", "-m", "soak"]
+    yield "a deployment against the simulation", [str(ROOT / "tests" / "same_as_simulated.py")]
     for number in range(1, PASSES + 1):
         yield f"{number} kill a simulation at every write", [str(ROOT / "tests" / "killed_simulation.py")]
         for path in property_tests():
