@@ -37,6 +37,7 @@ bench: install
 	$(BIN)/grandrounds bench dp-step
 	$(BIN)/grandrounds bench secagg
 	$(BIN)/grandrounds bench accountant
+	$(BIN)/grandrounds bench round
 
 soak: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'

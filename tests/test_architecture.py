@@ -15,6 +15,7 @@ ALLOWED = {
     "opacus": ("client/grad_samples.py", "deploy/bench/"),
     "cryptography": ("common/csprng.py", "common/identity.py", "common/secagg/keys.py", "deploy/provision.py"),
     "peft": ("common/language_model.py", "client/data.py", "deploy/demo_data.py"),
+    "cyclonedx": ("deploy/bill_of_materials.py",),
     "transformers": ("common/language_model.py", "client/data.py", "deploy/demo_data.py"),
 }
 

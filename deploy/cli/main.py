@@ -15,6 +15,7 @@ from .plan import plan
 from .server import server
 from .simulate import simulate
 from .verify import verify
+from .wheelhouse import wheelhouse
 
 _ENVIRONMENT = {
     **QUIET_FLOWER,
@@ -34,9 +35,18 @@ app.command()(simulate)
 app.command()(plan)
 app.command()(epsilon)
 app.command()(verify)
+app.command()(wheelhouse)
 app.add_typer(client)
 app.add_typer(server)
 app.add_typer(bench)
+
+
+@app.command()
+def flower_app() -> None:
+    """Print the folder of the Flower app, for `flwr run`."""
+    from ..flower_cli import app_folder
+
+    typer.echo(app_folder())
 
 
 def main() -> None:
