@@ -14,10 +14,11 @@ def keep_results(folder: Path, files: Mapping[str, bytes]) -> None:
 
     Only for who holds the site's state. Where they are there, nothing is changed. Raises StorageError.
     """
+    for unfinished in folder.parent.glob(f".{folder.name}-*"):  # of a worker that was killed meanwhile
+        shutil.rmtree(unfinished, ignore_errors=True)
     if all(_holds(folder / name, content) for name, content in files.items()):
         return
-    for stale in (*folder.parent.glob(f".{folder.name}-*"), folder):
-        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     write_results(folder, files)
 
 

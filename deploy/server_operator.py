@@ -153,7 +153,7 @@ def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
         raise StudyError(
             f"Flower knows the node key of {name}, and under which id cannot be told",
             why="its key may have been withdrawn, or somebody else has enrolled nodes",
-            fix=f"have {name} remove node.key and node.pub, repeat `grandrounds client init`, and send its site.json",
+            fix=f"have {name} remove node/node.key and node/node.pub, repeat `client init`, and send its site.json",
         )
     return strangers.pop()
 

@@ -18,7 +18,7 @@ from .study_folder import LEDGER, REPORT
 
 _WATCH_S: Final = 0.2
 _ASK_FLOWER_S: Final = 5.0
-_START_S: Final = 30.0  # both may have been started at once
+_BEGIN_S, _START_S = 30.0, 180.0  # both may have been started at once: until it has begun to, and until it has
 
 
 def run(folder: ServerFolder) -> Iterator[Told]:
@@ -41,13 +41,14 @@ def _check_ready(folder: ServerFolder) -> None:
             why="its sites sign what is fixed before",
             fix=f"run: grandrounds server bundle {folder.path}",
         )
-    deadline = time.monotonic() + _START_S
+    asked = time.monotonic()
     while not (folder.is_serving and listens(folder.settings().superlink_address)):
-        if time.monotonic() < deadline:
+        patience_s = _START_S if folder.is_serving else _BEGIN_S
+        if time.monotonic() < asked + patience_s:
             time.sleep(_WATCH_S)
             continue
         raise StudyError(
-            f"the server is not started, and was not within {_START_S:g} s",
+            f"the server is not started, and was not within {patience_s:g} s",
             why="sites reach the study through it",
             fix=f"leave running, in another terminal or as a service: grandrounds server start {folder.path}",
         )
