@@ -3,14 +3,13 @@
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from ..client.link import health
 from ..client.site_folder import SiteFolder
+from ..client.site_log import hide_texts, log_to
 from ..common.errors import StudyError
 from ..common.privileges import User, leave_networks, networks
 from ..common.processes import environment
@@ -64,7 +63,7 @@ def worker(folder: SiteFolder) -> None:
 
     Run by root it becomes the worker's user first, and has no network. Raises what ``open_site`` and ``serve`` do.
     """
-    sys.excepthook = _report_without_text
+    hide_texts()
     folder.check_code()
     settings = folder.settings()
     users = SiteUsers.of(settings)
@@ -74,19 +73,12 @@ def worker(folder: SiteFolder) -> None:
     # Loaded here, by the worker's user: they bring the model's libraries.
     from ..client.listener import serve
     from ..client.site import open_site
-    from ..client.site_log import hide_texts, log_to
 
     log_to(folder.log)
-    hide_texts()
     if reachable := networks():
         _log.warning("the worker has a network (%s) and needs none", ", ".join(reachable))
     asking = (*settings.users, users.node.uid) if users else settings.users
     serve(open_site(folder), settings.socket, users=asking)
-
-
-def _report_without_text(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody expected, as its type and place: its text could quote a record, and what is printed may be kept."""
-    sys.stderr.write("".join(traceback.format_tb(trace)) + f"{kind.__name__}\n")
 
 
 def worker_health(folder: SiteFolder) -> dict[str, Any]:
