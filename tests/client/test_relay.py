@@ -1,7 +1,9 @@
 """The relay at a real SuperNode, on loopback: what reaches the worker and comes back, and what is never run."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from federation import Federation, small_study
@@ -77,10 +79,18 @@ def test_a_message_of_another_app_is_answered_by_silence_without_the_worker_and_
     assert not has_run_an_app(site)
 
 
-def test_a_dead_worker_s_silence_is_an_answer_and_the_next_message_is_its_successor_s(run, site, worker, federation):
-    worker.kill()
-    supernode = site.process("flower-supernode")
-    assert run.ask(site, federation.attempt(2).messages()[SITE]) == b""
+def test_a_worker_s_death_over_a_message_is_silence_and_the_next_message_is_its_successor_s(
+    run, site, worker, federation
+):
+    supernode, attempt, answers = site.process("flower-supernode"), federation.attempt(2), []
+    worker.ask(federation, attempt, exchanges=2)
+    os.mkfifo(worker.folder / "hold")
+    asking = threading.Thread(target=lambda: answers.append(run.ask(site, attempt.messages()[SITE])))
+    asking.start()
+    with worker.held_update():
+        worker.kill()
+    asking.join()
+    assert answers == [b""]
     worker.start()
     assert Envelope.parse(run.ask(site, federation.attempt(3).messages()[SITE])).exchange == "advert"
     assert site.process("flower-supernode") == supernode

@@ -1,26 +1,47 @@
 """Real processes, real TLS, real Flower: a study from its first command to a verified report."""
 
+import json
 import sqlite3
 from collections import Counter
 
 import pytest
+from operations_page import largest_messages
 from real_federation import SITES, RealFederation
+from socket_recorder import SocketRecorder
 
+from grandrounds.client.link import HEAD, Kind
 from grandrounds.common.audit import Audit
+from grandrounds.common.identity import Envelope
 from grandrounds.deploy.verify import Status, verify
+
+SITE = "north"
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    federation = RealFederation(tmp_path_factory.mktemp("f"))
-    federation.start()
-    yield federation
-    federation.stop()
+    return RealFederation(tmp_path_factory.mktemp("f"))
 
 
 @pytest.fixture(scope="module")
-def events(federation):
+def recorder(federation):
+    """Between a site's worker and all that is outside it, in a deployment that is up."""
+    settings, socket = federation.path / SITE / "node" / "node.json", federation.path / "recorder.sock"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"socket": str(socket)}))
+    with SocketRecorder(socket, federation.path / SITE / "run" / "worker.sock") as recorder:
+        federation.start()
+        yield recorder
+        federation.stop()
+
+
+@pytest.fixture(scope="module")
+def events(federation, recorder):
     return federation.run()
+
+
+@pytest.fixture(scope="module")
+def left(recorder, events):
+    """What left the site's worker in the whole study, as it was on the wire."""
+    return [answer for _, answer in recorder.conversations]
 
 
 def test_a_study_is_signed_trained_and_closed_by_all_sites(federation, events):
@@ -65,6 +86,32 @@ def test_no_key_and_no_record_is_where_it_does_not_belong(federation, events):
     logs = [path.read_bytes() for path in federation.path.rglob("*.log")]
     assert logs
     assert not any(b"no complaints" in log for log in logs)
+
+
+def test_every_byte_that_leaves_a_worker_is_an_envelope_that_the_operator_was_told_of(federation, left):
+    most = largest_messages(sites=len(SITES), dimension=federation.bundle.manifest.dimension)
+    seen = set()
+    for data in left:
+        kind, size = HEAD.unpack_from(data)
+        assert (kind, size) == (Kind.ENVELOPE, len(data) - HEAD.size)
+        envelope = Envelope.parse(data[HEAD.size :])
+        envelope.verify(federation.bundle.manifest.site_keys[SITE])
+        assert size <= most[envelope.exchange], envelope.exchange
+        seen.add(envelope.exchange)
+    assert seen == most.keys() - {"refusal"}, "each once, in a study where nothing goes wrong"
+
+
+def test_no_record_s_text_and_no_patient_is_in_what_leaves_a_worker(federation, left):
+    records = [json.loads(line) for line in (federation.path / f"{SITE}.jsonl").read_text().splitlines()]
+    words = {value.encode() for record in records for value in record.values()}
+    assert len(words) == len(records) + 1
+    assert left
+    assert not [word for word in words for data in left if word in data]
+
+
+def test_a_site_verifies_by_itself_what_the_study_left(federation, events):
+    said = federation.call("client", "fetch", federation.path / SITE)
+    assert "were recomputed from what this site holds, and agree" in said
 
 
 def test_a_site_checks_itself_and_reserves_and_sends_nothing(federation):
