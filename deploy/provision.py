@@ -114,9 +114,10 @@ def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
         raise _no_certificate(folder, "its key is another certificate's")
     if not _is_named(names, host):
         raise _no_certificate(folder, f"it is not for {host}, by which hospitals reach this server")
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise _no_certificate(folder, f"it is in force only until {certificate.not_valid_after_utc:%d %B %Y}")
-    return certificate.not_valid_after_utc - now
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begin <= now < end:
+        raise _no_certificate(folder, f"it is in force from {begin:%d %B %Y %H:%M} to {end:%d %B %Y %H:%M}")
+    return end - now
 
 
 def make_node_key(private: Path, public: Path) -> None:

@@ -134,6 +134,7 @@ def superlink_that_says(folder, replies):
             ssl_certfile=str(folder / CERTIFICATE),
             ssl_keyfile=str(folder / CERTIFICATE_KEY),
             log_level="error",
+            timeout_graceful_shutdown=1,
         )
     )
     thread = threading.Thread(target=server.run)

@@ -20,7 +20,10 @@ from grandrounds.deploy.provision import (
     renew_certificate,
 )
 
-NOW = datetime.now(UTC)
+
+def now():
+    """Asked when a certificate is made, which holds from a few minutes before that."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -77,45 +80,45 @@ def test_keys_and_secrets_are_for_their_owner_alone(made, tmp_path):
 
 
 def test_a_certificate_that_fits_holds_for_as_long_as_it_says(made):
-    assert timedelta(days=396) < check_certificates(made, "server.example.org", now=NOW) < timedelta(days=398)
+    assert timedelta(days=396) < check_certificates(made, "server.example.org", now=now()) < timedelta(days=398)
 
 
 def test_an_address_is_a_name_too(tmp_path):
     make_certificates(tmp_path, "192.0.2.7")
-    check_certificates(tmp_path, "192.0.2.7", now=NOW)
+    check_certificates(tmp_path, "192.0.2.7", now=now())
     with pytest.raises(StudyError, match=r"not for 192\.0\.2\.8"):
-        check_certificates(tmp_path, "192.0.2.8", now=NOW)
+        check_certificates(tmp_path, "192.0.2.8", now=now())
 
 
 def test_a_wildcard_names_the_hosts_one_level_below_it(tmp_path):
     make_certificates(tmp_path, "*.example.org")
-    check_certificates(tmp_path, "Server.example.org", now=NOW)
+    check_certificates(tmp_path, "Server.example.org", now=now())
     for host in ("example.org", "a.server.example.org"):
         with pytest.raises(StudyError, match="not for"):
-            check_certificates(tmp_path, host, now=NOW)
+            check_certificates(tmp_path, host, now=now())
 
 
 @pytest.mark.parametrize("days", [-1, 398])
 def test_a_certificate_out_of_its_time_is_refused(made, days):
     with pytest.raises(StudyError, match="in force"):
-        check_certificates(made, "server.example.org", now=NOW + timedelta(days=days))
+        check_certificates(made, "server.example.org", now=now() + timedelta(days=days))
 
 
 def test_a_certificate_without_its_own_key_is_refused(folder, tmp_path):
     make_certificates(tmp_path / "other", "server.example.org")
     (folder / CERTIFICATE_KEY).write_bytes((tmp_path / "other" / CERTIFICATE_KEY).read_bytes())
     with pytest.raises(StudyError, match="another certificate's"):
-        check_certificates(folder, "server.example.org", now=NOW)
+        check_certificates(folder, "server.example.org", now=now())
 
 
 @pytest.mark.parametrize("name", [CERTIFICATE, CERTIFICATE_KEY, CA_CERTIFICATE])
 def test_a_file_that_is_none_or_is_missing_is_refused(folder, name):
     (folder / name).write_bytes(b"none")
     with pytest.raises(StudyError, match="one of its files"):
-        check_certificates(folder, "server.example.org", now=NOW)
+        check_certificates(folder, "server.example.org", now=now())
     (folder / name).unlink()
     with pytest.raises(StorageError, match=name):
-        check_certificates(folder, "server.example.org", now=NOW)
+        check_certificates(folder, "server.example.org", now=now())
 
 
 def test_a_renewed_certificate_is_trusted_by_who_trusted_the_one_before(made, folder):
@@ -124,7 +127,7 @@ def test_a_renewed_certificate_is_trusted_by_who_trusted_the_one_before(made, fo
     assert before.public_key() != after.public_key()
     for name in (CA_CERTIFICATE, CA_KEY):
         assert (folder / name).read_bytes() == (made / name).read_bytes()
-    check_certificates(folder, "server.example.org", now=NOW)
+    check_certificates(folder, "server.example.org", now=now())
     handshake(folder, "server.example.org")
 
 
