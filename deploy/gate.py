@@ -29,7 +29,7 @@ from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 
 _LONGEST_S: Final = 60.0
 _PULL, _PUSH = "pull-messages", "push-messages"
-_HOLD_S, _AGAIN_S = 10.0, 0.2
+_HOLD_S, _AGAIN_S = 10.0, 0.5
 _END_S: Final = 2  # for calls in hand, once the gate is to end
 _LARGEST_BYTES: Final = 1 << 30  # a message with the adapter of a large model
 # Of one connection, and not of what is passed on; the gate dates its answers itself.
