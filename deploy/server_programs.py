@@ -15,7 +15,7 @@ from ..common.supervision import WATCH_S, Program, tend
 from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 from .server_folder import ServerFolder
 
-_START_S: Final = 60.0
+_START_S: Final = 180.0  # on a busy machine Flower's programs take their time
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what listens there is asked on loopback)
 
 

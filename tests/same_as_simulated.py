@@ -135,10 +135,11 @@ def both(root: Path, rounds: int, options: dict[str, str], *, patients: int | No
 
 
 def some_of(source: Path, patients: int | None, target: Path) -> Path:
-    """The records of the first ``patients`` of a file."""
+    """All records of a file, or one of each of the first ``patients``: of several, a step takes one at random."""
     rows = source.read_text("utf-8").splitlines(keepends=True)
-    names = list(dict.fromkeys(json.loads(row)["patient_id"] for row in rows))[:patients]
-    target.write_text("".join(row for row in rows if json.loads(row)["patient_id"] in names), encoding="utf-8")
+    if patients is not None:
+        rows = list({json.loads(row)["patient_id"]: row for row in rows}.values())[:patients]
+    target.write_text("".join(rows), encoding="utf-8")
     return target
 
 

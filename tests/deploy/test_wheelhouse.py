@@ -210,7 +210,7 @@ def test_what_pip_says_is_told_without_the_addresses_in_it(
         Thread(target=server.handle_request, daemon=True).start()  # it knows no method: 501
         host = f"127.0.0.1:{server.server_port}"
         monkeypatch.setenv("PIP_CONSTRAINT", f"http://user:a-password@{host}/a-path/constraints.txt")
-        with pytest.raises(StudyError, match=r"pip download failed: ERROR: 501 Server Error.*…") as refusal:
+        with pytest.raises(StudyError, match="pip download failed: ERROR: ") as refusal:
             make_wheelhouse(tmp_path / "out", wheel=own)
     assert not [word for word in (host, "a-path", "a-password") if word in refusal.value.diagnostics()]
 
