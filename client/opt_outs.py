@@ -12,8 +12,8 @@ MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"
 
 
-def without_opted_out(records: Iterable[Record], path: Path) -> list[Record]:
-    """The ``records``, in order, of the patients that the file ``path`` does not name.
+def without_opted_out(records: Iterable[Record], path: Path | None) -> list[Record]:
+    """The ``records``, in order, of the patients that the file ``path`` does not name; all where there is no file.
 
     The file is UTF-8 and has one patient identifier a line, compared exactly with ``Record.patient_id`` once
     surrounding whitespace is gone. Blank lines say nothing, and a comment after ``#`` is an identifier that no patient
@@ -21,6 +21,8 @@ def without_opted_out(records: Iterable[Record], path: Path) -> list[Record]:
 
     Raises DataError, which never quotes a line nor says how many there are, if the file cannot be read whole.
     """
+    if path is None:
+        return list(records)
     opted_out = {line.strip() for line in re.split(r"[\r\n]", _text(path))}
     return [record for record in records if record.patient_id not in opted_out]
 

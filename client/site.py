@@ -63,9 +63,7 @@ def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, fr
 
 def open_update(settings: Settings, manifest: Manifest, policy: Policy, *, model: LanguageModel) -> SiteUpdate:
     """What the site computes from its records, which are read and judged here. Raises DataError and ModelError."""
-    records = read_records(settings.data)
-    if policy.data.opted_out is not None:
-        records = without_opted_out(records, policy.data.opted_out)
+    records = without_opted_out(read_records(settings.data), policy.data.opted_out)
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
     return SiteUpdate(
         manifest=manifest,

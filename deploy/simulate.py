@@ -257,7 +257,7 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
 
 def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:
     records = read_records(Path(source)) if isinstance(source, str | Path) else parse_records(name, source)
-    return records if opted_out is None else without_opted_out(records, opted_out)
+    return without_opted_out(records, opted_out)
 
 
 def _check_sites(

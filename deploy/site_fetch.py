@@ -16,7 +16,7 @@ from ..common.files import write_atomically
 from ..server.claim import count
 from .case import Case, replay
 from .evidence import LEDGER, Evidence, read_evidence
-from .verify import Status, Verdict, verify
+from .verify import Status, Verdict, verdict_on
 from .verify_adapter import adapter_vector
 
 
@@ -30,13 +30,13 @@ def fetch(folder: SiteFolder, *, output: Path | None) -> Iterator[str]:
     manifest = folder.manifest()
     kept = folder.results(manifest.study_id)
     write_atomically(kept / LEDGER, _ledger_of_closed(folder, kept))
-    yield from _said(verify(kept, manifest_hash=manifest.sha256))
-    evidence = read_evidence(kept)
+    case = Case(evidence=read_evidence(kept), manifest_hash=manifest.sha256)  # read once: what is copied was verified
+    yield from _said(verdict_on(case))
     if output is not None:
-        _copy(evidence, output)
+        _copy(case.evidence, output)
     place = output or kept
     yield f"the adapter is in {place / 'adapter'}, and the study's page is {place / 'report.html'}"
-    yield from _evaluated(folder, Case(evidence=evidence, manifest_hash=None))
+    yield from _evaluated(folder, case)
 
 
 def _ledger_of_closed(folder: SiteFolder, kept: Path) -> bytes:
@@ -94,9 +94,7 @@ def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
     if settings.held_out is None:
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
-    records = read_records(settings.held_out)
-    if opted_out is not None:
-        records = without_opted_out(records, opted_out)
+    records = without_opted_out(read_records(settings.held_out), opted_out)
     _check_apart(records, read_records(settings.data))
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=folder.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)

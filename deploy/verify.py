@@ -66,7 +66,11 @@ def verify(folder: Path, *, manifest_hash: str | None = None) -> Verdict:
 
     Whatever the folder holds, there is a verdict. Raises StorageError where it is no folder that can be read.
     """
-    case = Case(evidence=read_evidence(folder), manifest_hash=manifest_hash)
+    return verdict_on(Case(evidence=read_evidence(folder), manifest_hash=manifest_hash))
+
+
+def verdict_on(case: Case) -> Verdict:
+    """What becomes of every claim, by evidence that was read."""
     return Verdict(findings=tuple(_judge(claim, case) for claim in CLAIMS))
 
 
