@@ -55,19 +55,19 @@ def make_gate(superlink: str, authority: Path) -> Starlette:
     inside = httpx.AsyncClient(base_url=f"https://{superlink}", verify=trusted, trust_env=False, timeout=_LONGEST_S)
 
     async def forward(request: Request) -> Response:
-        body = bytearray()
+        received = bytearray()
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > _LARGEST_BYTES:
+            received += chunk
+            if len(received) > _LARGEST_BYTES:
                 return Response(status_code=413)
-        call = request.path_params["call"]
-        if call == _PUSH and _speaks_for_another(bytes(body)):
+        body, call = bytes(received), request.path_params["call"]
+        if call == _PUSH and _speaks_for_another(body):
             return Response(status_code=HTTPStatus.FORBIDDEN)
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP]
         deadline = time.monotonic() + _HOLD_S
         try:
             while True:
-                reply = await inside.post(f"/v1/fleet/{call}", content=bytes(body), headers=headers)
+                reply = await inside.post(f"/v1/fleet/{call}", content=body, headers=headers)
                 nothing = call == _PULL and reply.status_code == HTTPStatus.OK and not reply.content
                 if not nothing or time.monotonic() > deadline or await request.is_disconnected():
                     break
