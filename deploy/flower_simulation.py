@@ -72,14 +72,7 @@ def _between(grid: Grid, nodes: Mapping[str, int]) -> Network:
 def _inputs(tables: Mapping[str, Any], study: Study, simulation: Simulation, observe: Observer) -> dict[str, Any]:
     """What a simulation takes beside its study."""
     records = prepare_records(simulation, observe, counted=units_are_counted(tables, simulation))
-    return {
-        "cohorts": records.cohorts,
-        "evaluation": records.evaluation,
-        "sources": records.sources,
-        "opted_out": records.opted_out,
-        "dropouts": chosen_dropouts(study, simulation),
-        "settings": tables,
-    }
+    return {**records.inputs, "dropouts": chosen_dropouts(study, simulation), "settings": tables}
 
 
 def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -116,6 +109,6 @@ def _path(config: Mapping[str, Any], name: str) -> Path | None:
         raise StudyError(
             f"{name}={value!r} is no absolute path",
             why="Flower's processes have a working directory of their own",
-            fix=f"write for example --run-config '{name}=\"/home/me/{name}\"'",
+            fix=f"write for example --run-config '{name}=\"/…/{name}\"'",
         )
     return Path(value)

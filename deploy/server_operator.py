@@ -6,6 +6,7 @@ Each returns lines for who called it, the last of which say what comes next.
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,6 @@ from .provision import (
     check_certificates,
     make_certificates,
     make_secret,
-    renew_certificate,
 )
 from .server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .server_programs import ServerPrograms
@@ -272,16 +272,12 @@ def _prepare_flower(folder: ServerFolder) -> None:
 
 def _certify(folder: Path, host: str) -> None:
     """A certificate that can serve for a while, of the authority that is there. Raises StudyError and StorageError."""
-    now = datetime.now(UTC)
-    if not (folder / CA_CERTIFICATE).exists():
+    now, serves = datetime.now(UTC), False
+    with suppress(StudyError, StorageError):
+        serves = check_certificates(folder, host, now=now) >= RENEW_WITHIN
+    was_given = (folder / CA_CERTIFICATE).exists() and not (folder / CA_KEY).exists()
+    if not serves and not was_given:
         make_certificates(folder, host)
-    elif (folder / CA_KEY).exists():
-        try:
-            serves = check_certificates(folder, host, now=now) >= RENEW_WITHIN
-        except (StudyError, StorageError):
-            serves = False
-        if not serves:
-            renew_certificate(folder, host)
     check_certificates(folder, host, now=now)
 
 

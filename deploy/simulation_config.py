@@ -180,6 +180,16 @@ class RecordFiles:
     evaluation: Path
     sources: Sources
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """As ``simulate`` takes them, by the names of its parameters."""
+        return {
+            "cohorts": self.cohorts,
+            "evaluation": self.evaluation,
+            "sources": self.sources,
+            "opted_out": self.opted_out,
+        }
+
 
 def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool) -> RecordFiles:
     """The files of a simulation; generates the built-in hospitals where they are needed.

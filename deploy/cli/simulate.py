@@ -164,10 +164,7 @@ def simulate(
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
         records = prepare_records(simulation, display.observe, counted=counted)
         inputs: dict[str, Any] = {
-            "cohorts": records.cohorts,
-            "evaluation": records.evaluation,
-            "sources": records.sources,
-            "opted_out": records.opted_out,
+            **records.inputs,
             "dropouts": chosen_dropouts(study, simulation),
             "observe": display.observe,
         }
