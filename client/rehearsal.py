@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import replace
-from typing import Final
 
+from ..common.manifest import DRAW_DEVIATIONS
 from .cohort import Cohort
 from .data import Example
 from .update import SiteUpdate
-
-_DEVIATIONS: Final = 6.0
 
 
 class _AllDrawn(Cohort[Example]):
@@ -27,5 +25,5 @@ def with_large_draw(update: SiteUpdate) -> SiteUpdate:
     """The same update with a draw six deviations above the mean in every step: what it computes may not leave."""
     units, probability = all_units(update), update.manifest.study.privacy.sampling_probability
     mean = len(units) * probability
-    size = max(1, math.ceil(mean + _DEVIATIONS * math.sqrt(mean * (1 - probability))))
+    size = max(1, math.ceil(mean + DRAW_DEVIATIONS * math.sqrt(mean * (1 - probability))))
     return replace(update, cohort=_AllDrawn(units[:size]))

@@ -139,6 +139,10 @@ class Audit:
             len(self.manifests) == 1 or len(self.endorsed) >= self.manifests[-2].threshold
         )
 
+    def is_in_force(self, manifest: Manifest) -> bool:
+        """Whether the study goes on under ``manifest``: it is the last, and agreed to."""
+        return bool(self.manifests) and self.manifest == manifest and self.agreed
+
     def take(self, entry: Entry) -> None:
         """Check an entry that ``Ledger.continuation`` gave, and add it.
 

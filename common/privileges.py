@@ -9,7 +9,7 @@ from typing import Final
 
 from .errors import StudyError
 
-_LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
+LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
 _CLONE_NEWNET: Final = 0x40000000
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _IPV4, _IPV6 = Path("/proc/self/net/route"), Path("/proc/self/net/ipv6_route")
@@ -44,12 +44,12 @@ def become(user: User) -> None:
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # else a setuid program would give more again
+    LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # else a setuid program would give more again
 
 
 def leave_networks() -> None:
     """Have no network from here on, if this process may decide that; ``networks`` tells."""
-    _LIBC.unshare(_CLONE_NEWNET)
+    LIBC.unshare(_CLONE_NEWNET)
 
 
 def networks() -> list[str]:

@@ -1,6 +1,5 @@
 """Processes that a command starts, watches and stops, each by its own id."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -9,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from .privileges import User, become, leave_networks
+from .privileges import LIBC, User, become, leave_networks
 
+PROGRAM: Final = Path(sys.executable).with_name("grandrounds")  # this installation's
 _PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
 # Flower reports usage and asks for updates unless told otherwise.
 QUIET_FLOWER: Final = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 ENVIRONMENT: Final = {**QUIET_FLOWER, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
@@ -103,6 +102,6 @@ class Process:
 
 def die_with(parent: int) -> None:
     """In a new child: be sent SIGTERM when ``parent`` dies, and end at once if it has died already (prctl(2))."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,7 +1,7 @@
 """Programs that are kept running: one that ends is started again, after pauses that grow while it ends at once."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,14 @@ class Program:
     def _tell(self, what: str) -> None:
         with suppress(OSError):  # on a full disk nothing can be said, and what runs goes on
             self._say(f"{self.name} {what}")
+
+
+def stop_all(running: Collection[Process | Program], *, grace_s: float) -> None:
+    """End them, all at once; SIGKILL for those that have not ended after ``grace_s``."""
+    for each in running:
+        each.terminate()
+    for each in running:
+        each.stop(grace_s)
 
 
 def tend(programs: Sequence[Program], stopped: Callable[[], bool]) -> None:

@@ -26,6 +26,7 @@ from .connection_faults import (
     proxy_fault,
     unusable_proxy,
 )
+from .ports import cannot_listen
 from .provision import node_proof
 
 _CALL: Final = "/v1/fleet/activate-node"
@@ -165,11 +166,8 @@ def _machine(folder: SiteFolder, settings: NodeSettings) -> Iterator[str]:
 
 
 def _port(port: int) -> str:
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the SuperNode does itself
-            probe.bind(("127.0.0.1", port))
-    except OSError as error:
+    error = cannot_listen(("127.0.0.1", port))
+    if error is not None:
         otherwise = "choose another runtime_port in site.toml, and join again"
         return f"not free ({error.strerror}): this site's node has it if it runs; if it does not, {otherwise}"
     return "free for the node"

@@ -120,9 +120,7 @@ def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mappin
 def _wait(folder: ServerFolder, run: StudyRun, grid: Grid) -> None:
     """Until all sites are connected that have to sign, or enough to answer; no longer than an exchange may take."""
     names = set(run.manifest.site_keys)
-    audit = run.ledger.audit
-    signed = bool(audit.manifests) and audit.manifest == run.manifest and audit.agreed
-    enough = run.manifest.threshold if signed else len(names)
+    enough = run.manifest.threshold if run.ledger.audit.is_in_force(run.manifest) else len(names)
     deadline = time.monotonic() + run.manifest.study.training.deadline_s
     absent: set[str] | None = None
     while time.monotonic() < deadline:

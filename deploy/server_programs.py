@@ -1,6 +1,5 @@
 """What runs on a server's machine while sites may connect: Flower's SuperLink, its executor, and the gate."""
 
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,11 @@ from typing import Final
 from ..common.errors import StudyError
 from ..common.processes import environment
 from ..common.supervision import WATCH_S, Program, tend
+from .ports import cannot_listen, listens
 from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 from .server_folder import ServerFolder
 
 _START_S: Final = 180.0  # on a busy machine Flower's programs take their time
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (what listens there is asked on loopback)
 
 
 @dataclass(kw_only=True)
@@ -68,7 +67,7 @@ class ServerPrograms:
     def _await_free(self, address: tuple[str, int]) -> None:
         """Until nobody else listens there. Raises StudyError."""
         deadline = time.monotonic() + self.patience_s
-        while (error := _cannot_listen(address)) is not None:
+        while (error := cannot_listen(address)) is not None:
             if time.monotonic() > deadline:
                 raise StudyError(
                     f"{address[0]}:{address[1]} cannot be listened on: {error.strerror}",
@@ -108,24 +107,3 @@ class ServerPrograms:
                 *(settings.bind, str(settings.port), settings.superlink, folder.certificates, inside),
             ],
         }
-
-
-def listens(address: tuple[str, int]) -> bool:
-    """Whether somebody on this machine takes connections there."""
-    host, port = address
-    try:
-        with socket.create_connection((_EVERYWHERE.get(host, host), port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _cannot_listen(address: tuple[str, int]) -> OSError | None:
-    """Why nobody can listen there now, if nobody can."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the programs do themselves
-            probe.bind(address)
-    except OSError as error:
-        return error
-    return None

@@ -11,9 +11,9 @@ from ..server.report import Report
 from ..server.training import ExchangeClosed, accountant_of
 from .bundle import Bundle
 from .flower_cli import FlowerCli, app_sha256
+from .ports import listens
 from .progress_file import Finished, RunBegan, Stopped, Told
 from .server_folder import ServerFolder
-from .server_programs import listens
 from .study_folder import LEDGER, REPORT
 
 _WATCH_S: Final = 0.2

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from ..client.link import health
@@ -12,11 +10,10 @@ from ..client.site_folder import SiteFolder
 from ..client.site_log import hide_texts, log_to
 from ..common.errors import StudyError
 from ..common.privileges import User, leave_networks, networks
-from ..common.processes import environment
-from ..common.supervision import Program, tend
+from ..common.processes import PROGRAM, environment
+from ..common.supervision import Program, stop_all, tend
 from .site_users import WARNING, SiteUsers, act_as, act_as_worker, hand_over, operators_users
 
-_PROGRAM: Final = Path(sys.executable).with_name("grandrounds")
 _GRACE_S: Final = 60.0  # the worker finishes the answer in hand
 _log = logging.getLogger(__name__)
 
@@ -41,20 +38,17 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
         tend(programs, stopped)
     except PermissionError as error:
         raise StudyError(
-            f"a user that site.toml names cannot run {_PROGRAM}",
+            f"a user that site.toml names cannot run {PROGRAM}",
             why="each part of the site is a program of its own, run by its own user",
             fix="install the program, and the Python that runs it, where every user may read them, such as /opt",
         ) from error
     finally:
-        for program in programs:
-            program.terminate()
-        for program in programs:
-            program.stop(_GRACE_S)
+        stop_all(programs, grace_s=_GRACE_S)
 
 
 def _program(name: str, folder: SiteFolder, say: Callable[[str], None], *, user: User | None, offline: bool) -> Program:
     path = folder.path.absolute()
-    command = (str(_PROGRAM), "client", name, str(path))
+    command = (str(PROGRAM), "client", name, str(path))
     return Program(name, command, log=path / f"{name}.out", env=environment(), say=say, user=user, offline=offline)
 
 

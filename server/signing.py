@@ -31,8 +31,7 @@ class Signing:
     @property
     def finished(self) -> bool:
         """Whether the ledger has the manifest with every signature."""
-        audit = self._ledger.audit
-        return bool(audit.manifests) and audit.manifest == self._manifest and audit.agreed
+        return self._ledger.audit.is_in_force(self._manifest)
 
     @property
     def deadline_s(self) -> float:

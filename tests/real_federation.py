@@ -8,8 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from grandrounds.common.processes import Process, environment
-from grandrounds.deploy.bench.loopback import PROGRAM, LoopbackFederation, descendants
+from grandrounds.common.processes import PROGRAM, Process, environment
+from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
 
 SITES = ("north", "south", "west")
 

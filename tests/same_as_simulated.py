@@ -16,14 +16,14 @@ from unittest.mock import patch
 
 from loopback import free_ports
 
-from grandrounds.common.processes import Process, environment
+from grandrounds.common.processes import PROGRAM, Process, environment
 from grandrounds.common.study import read_study
+from grandrounds.common.supervision import stop_all
 from grandrounds.deploy import server_operator
 from grandrounds.deploy.demo_data import demo_data
 from grandrounds.deploy.server_folder import ServerFolder
 from grandrounds.deploy.simulate import simulate
 
-PROGRAM = Path(sys.executable).with_name("grandrounds")
 PATIENTS = 6  # of a site where every one takes part in every round
 ADAPTER = "adapter/adapter_model.safetensors"
 # Of two runs of one study, what may differ: who the parties were, when noise fell how, and what came of it.
@@ -107,10 +107,7 @@ def deployed(root: Path, study: str, records: dict[str, Path], evaluation: Path,
     try:
         call("server", "run", server)
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.stop(grace_s=60)
+        stop_all(processes, grace_s=60)
     return server / "study"
 
 

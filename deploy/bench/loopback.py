@@ -2,19 +2,18 @@
 
 import json
 import socket
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from ...client.site_folder import SiteFolder
 from ...common.identity import canonical_json
-from ...common.processes import Process, environment
+from ...common.processes import PROGRAM, Process, environment
+from ...common.supervision import stop_all
 from .. import server_operator, site_operator
 from ..bundle import Bundle
 from ..server_folder import ServerFolder
 
-PROGRAM: Final = Path(sys.executable).with_name("grandrounds")
 UNITS: Final = 20
 _STOP_S: Final = 90.0  # as long as the server or a site waits for what it started itself
 _STUDY: Final = """
@@ -110,14 +109,6 @@ class LoopbackFederation:
         peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
         (self.path / site / "policy.toml").write_text(_POLICY.format(peers=peers))
         site_operator.join_study(SiteFolder(self.path / site), self.bundle, agreed=lambda agreement: True)
-
-
-def stop_all(processes: Collection[Process], *, grace_s: float) -> None:
-    """End processes, all at once; SIGKILL for those that have not ended after ``grace_s``."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.stop(grace_s)
 
 
 def descendants(pid: int) -> list[int]:

@@ -14,11 +14,12 @@ from typing import Final
 
 from ...common.errors import StudyError
 from ...common.processes import Process, environment
+from ...common.supervision import stop_all
 from ..flower_cli import FlowerCli
+from ..ports import listens
 from ..provision import CA_CERTIFICATE, make_node_key
 from ..server_folder import ServerFolder
-from ..server_programs import listens
-from .loopback import descendants, free_ports, stop_all
+from .loopback import descendants, free_ports
 
 _APP: Final = Path(__file__).parent / "empty_app"
 _WARM_UP: Final = 1  # of the first block: each node fetches and unpacks the app

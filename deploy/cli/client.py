@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .operators import confirmed, say, until_stopped
+
+if TYPE_CHECKING:
+    from ...client.site_folder import SiteFolder
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
 
@@ -23,10 +26,9 @@ def init(
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
 ) -> None:
     """Make the site's keys, settings and policy, where they are missing."""
-    from ...client.site_folder import SiteFolder
     from .. import site_operator
 
-    site = SiteFolder(folder)
+    site = _site(folder)
     say(site_operator.init(site, name=name, data=data, model=model, worker_user=worker_user, node_user=node_user))
 
 
@@ -37,7 +39,6 @@ def join(
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
 ) -> None:
     """Show a study against the site's policy and budget; then agree to it, or not."""
-    from ...client.site_folder import SiteFolder
     from .. import site_operator
     from ..bundle import Bundle, described
 
@@ -46,7 +47,7 @@ def join(
         typer.echo(f"{field:10}{text}")
     say(
         site_operator.join_study(
-            SiteFolder(folder), study, agreed=lambda agreement: yes or confirmed("Does this site agree?")
+            _site(folder), study, agreed=lambda agreement: yes or confirmed("Does this site agree?")
         )
     )
 
@@ -57,9 +58,7 @@ def check(
     connect: Annotated[bool, typer.Option("--connect", help="Try the way to the server instead.")] = False,
 ) -> None:
     """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
-    from ...client.site_folder import SiteFolder
-
-    site = SiteFolder(folder)
+    site = _site(folder)
     if connect:
         from ..connection import check_connection
 
@@ -77,19 +76,17 @@ def check(
 @client.command()
 def start(folder: Folder) -> None:
     """Keep worker and node running until SIGTERM."""
-    from ...client.site_folder import SiteFolder
     from .. import site_programs
 
-    site_programs.start(SiteFolder(folder), stopped=until_stopped(), say=lambda text: say([text]))
+    site_programs.start(_site(folder), stopped=until_stopped(), say=lambda text: say([text]))
 
 
 @client.command()
 def worker(folder: Folder) -> None:
     """Run the worker alone: it reads the records and has the key, and needs no network."""
-    from ...client.site_folder import SiteFolder
     from .. import site_programs
 
-    site_programs.worker(SiteFolder(folder))
+    site_programs.worker(_site(folder))
 
 
 @client.command()
@@ -97,45 +94,38 @@ def node(folder: Folder) -> None:
     """Run what carries the worker's messages: it needs the network, and neither key nor records."""
     import logging
 
-    from ...client.site_folder import SiteFolder
     from .. import site_programs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    site_programs.node(SiteFolder(folder), stopped=until_stopped())
+    site_programs.node(_site(folder), stopped=until_stopped())
 
 
 @client.command()
 def health(folder: Folder) -> None:
     """Print how the worker that runs is, as JSON."""
-    from ...client.site_folder import SiteFolder
     from .. import site_programs
 
-    typer.echo(json.dumps(site_programs.worker_health(SiteFolder(folder))))
+    typer.echo(json.dumps(site_programs.worker_health(_site(folder))))
 
 
 @client.command()
 def pause(folder: Folder) -> None:
     """Take part in nothing new until `client unpause`; an attempt that was paid for is finished."""
-    from ...client.site_folder import SiteFolder
-
-    SiteFolder(folder).pause()
+    _site(folder).pause()
 
 
 @client.command()
 def unpause(folder: Folder) -> None:
     """Take part again."""
-    from ...client.site_folder import SiteFolder
-
-    SiteFolder(folder).go_on()
+    _site(folder).go_on()
 
 
 @client.command()
 def leave(folder: Folder) -> None:
     """Take part in the study no more; the folder may join another one, with the same budget."""
-    from ...client.site_folder import SiteFolder
     from .. import site_operator
 
-    say(site_operator.leave(SiteFolder(folder)))
+    say(site_operator.leave(_site(folder)))
 
 
 @client.command()
@@ -144,10 +134,9 @@ def fetch(
     output: Annotated[Path | None, typer.Option(help="Copy what the study left to here, too.")] = None,
 ) -> None:
     """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
-    from ...client.site_folder import SiteFolder
     from ..site_users import act_as_worker
 
-    site = SiteFolder(folder)
+    site = _site(folder)
     act_as_worker(site)
     from ..site_fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
@@ -179,3 +168,9 @@ def budget(
         typer.echo(json.dumps({"assets": budget_figures(statements)}))
         return
     print_budget(Console(highlight=False), statements)
+
+
+def _site(path: Path) -> "SiteFolder":
+    from ...client.site_folder import SiteFolder
+
+    return SiteFolder(path)
