@@ -59,6 +59,7 @@ def worker(folder: SiteFolder) -> None:
     """
     hide_texts()
     folder.check_code()
+    folder.manifest()  # whose absence is told before this process gives up what it cannot have back
     settings = folder.settings()
     users = SiteUsers.of(settings)
     leave_networks()

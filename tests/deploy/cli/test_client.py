@@ -197,10 +197,12 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     code, out, _ = run(["leave", str(joined)])
     assert code == 0
     assert "tell the server's operator" in out
+    networks = Path("/proc/self/ns/net").readlink()
     for command in ("leave", "check", "start", "worker", "node"):
         code, out, err = run([command, str(joined)])
         assert (code, out) == (1, "")
         assert "grandrounds client join DIR study.zip" in err
+    assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
 def test_a_site_whose_worker_is_away_has_no_health(run: Run, joined: Path) -> None:
