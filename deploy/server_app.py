@@ -96,10 +96,10 @@ def nodes(grid: Grid) -> Mapping[str, int]:
 
 
 def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mapping[str, int]]:
-    """``nodes``, which while fewer than t sites are connected waits, however long that takes.
+    """``nodes``, which in training, while fewer than t sites are connected, waits, however long that takes.
 
     An attempt without them would be lost at once and count all the same, and one after the other all that the schedule
-    has. At the end, when whoever is there signs, there is nothing to lose.
+    has. At the beginning and at the end, when whoever is there signs, there is nothing to lose.
     """
 
     def connected(grid: Grid) -> Mapping[str, int]:
@@ -107,8 +107,9 @@ def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mappin
         while True:
             found = nodes(grid)
             before, absent = absent, run.manifest.site_keys.keys() - found.keys()
-            left = len(run.manifest.site_keys) - len(absent)
-            if left >= run.manifest.threshold or run.ledger.audit.closed is not None:
+            audit, left = run.ledger.audit, len(run.manifest.site_keys) - len(absent)
+            training = audit.is_in_force(run.manifest) and audit.closed is None
+            if left >= run.manifest.threshold or not training:
                 return found
             if absent != before:
                 folder.progress.tell(Waiting(sites=tuple(sorted(absent))))

@@ -133,8 +133,16 @@ def a_study_run(folder):
     return StudyRun(manifest=folder.study.manifest(), ledger=ledger, setting="federation", **nothing)
 
 
+def in_training(study):
+    """The same, once all its sites have signed it."""
+    audit, manifest = study.ledger.audit, study.manifest
+    audit.manifests, audit._secagg = [manifest], manifest.secagg_parameters
+    audit.countersigned = dict.fromkeys(manifest.site_keys, "")
+    return study
+
+
 def test_no_message_is_sent_before_as_many_sites_are_connected_as_an_attempt_needs(folder):
-    study = a_study_run(folder)
+    study = in_training(a_study_run(folder))
     names = list(study.manifest.site_keys)
     assert list(enough_nodes(folder, study)(Coming(names))) == names[: study.manifest.threshold]
     waited_for = [event.sites for event in folder.progress.read()[0]]
@@ -142,6 +150,11 @@ def test_no_message_is_sent_before_as_many_sites_are_connected_as_an_attempt_nee
 
 
 def test_whoever_is_there_is_asked_to_sign_the_end(folder):
-    study = a_study_run(folder)
+    study = in_training(a_study_run(folder))
     study.ledger.audit.closed = StudyClosed(charges={}, files={})
+    assert enough_nodes(folder, study)(Coming(study.manifest.site_keys)) == {}
+
+
+def test_whoever_is_there_is_asked_to_sign_the_study(folder):
+    study = a_study_run(folder)
     assert enough_nodes(folder, study)(Coming(study.manifest.site_keys)) == {}
