@@ -15,7 +15,7 @@ from .ports import cannot_listen, listens
 from .provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 from .server_folder import ServerFolder
 
-_START_S: Final = 180.0  # on a busy machine Flower's programs take their time
+_START_S: Final = 60.0
 
 
 @dataclass(kw_only=True)
