@@ -202,7 +202,7 @@ def test_noise_is_added_to_what_is_there() -> None:
 
 
 def test_the_exact_path_takes_words_from_the_same_stream() -> None:
-    stream = Stream.fresh()
+    stream = Stream(bytes(range(32)))  # one known key: fresh ones let two draws coincide by chance, once in 200 runs
     asked = []
 
     def next_word() -> int:
