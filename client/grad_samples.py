@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..common.errors import ModelError
-from ..common.language_model import NO_LOSS, LanguageModel, TokenisedExample, stack, token_losses
+from ..common.language_model import NO_LOSS, LanguageModel, TokenisedExample, token_losses
 from .refusals import WHY_ALONE, is_trained, refuse_coupled_records
 
 
@@ -108,13 +108,14 @@ class GradSampler:
     def gradients(self, examples: Sequence[TokenisedExample]) -> torch.Tensor:
         """The gradient of each example's own loss, float32 [examples, d], in the order of the adapter's layout.
 
-        At most ``batch_size`` examples of ``max_tokens`` each. Raises ModelError when a trained layer was not reached
-        or does not keep the records apart.
+        In the processors' memory, wherever the model computes. At most ``batch_size`` examples of ``max_tokens`` each.
+        Raises ModelError when a trained layer was not reached or does not keep the records apart, and ValueError where
+        an example is not of this length and this model.
         """
         if not all(example.token_ids.shape == example.labels.shape == (self.max_tokens,) for example in examples):
             raise ValueError("an example is not of the fixed length")
         padding = [Padding(self.max_tokens)] * (self.batch_size - len(examples))
-        token_ids, labels = stack([*examples, *padding])
+        token_ids, labels = self.model.stack([*examples, *padding])
         self._clear()  # an earlier batch may have failed half-way
         with torch.enable_grad():
             losses = sequence_losses(self.model.logits(token_ids), labels)
@@ -122,7 +123,7 @@ class GradSampler:
         return self._collect()[: len(examples)]
 
     def _collect(self) -> torch.Tensor:
-        gradients = torch.empty(self.batch_size, self.model.layout.dimension)
+        gradients = torch.empty(self.batch_size, self.model.layout.dimension, device=self.model.device)
         start = 0
         for name, parameter in self.model.trained.items():
             grad_sample = getattr(parameter, "grad_sample", None)
@@ -137,7 +138,7 @@ class GradSampler:
             gradients[:, start:end] = grad_sample.flatten(1)
             parameter.grad_sample = None  # so that memory holds one layer twice, not all of them
             start = end
-        return gradients
+        return gradients.cpu()
 
     def _clear(self) -> None:
         for parameter in self.model.trained.values():

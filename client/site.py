@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..common.adapter import vector_from_bytes
+from ..common.devices import within_memory
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
@@ -54,7 +55,9 @@ def open_site(folder: SiteFolder) -> Resident:
 
 def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes) -> LanguageModel:
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
-    model = LanguageModel.load(settings.model, manifest.study.model.lora, seed=0)  # what it draws is replaced
+    model = LanguageModel.load(
+        settings.model, manifest.study.model.lora, seed=0, device=settings.device
+    )  # what it draws is replaced
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
     model_sha256 = model_folder_sha256(settings.model)
     admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model_sha256)
@@ -86,5 +89,6 @@ def sampler_of(study: Study, model: LanguageModel) -> GradSampler:
     Raises ModelError.
     """
     max_tokens = study.data.max_tokens
-    batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
+    with within_memory(model.device):
+        batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
     return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from ..common.code_pin import check_code_of
+from ..common.devices import DEVICE_PATTERN, PROCESSORS
 from ..common.errors import StorageError, StudyError
 from ..common.files import fsync, write_atomically
 from ..common.identity import Identity, Name
@@ -29,14 +30,15 @@ _LEFT: Final = "left"
 class Settings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
-    ``held_out`` are records that nothing trains on. ``users`` are ids of those who may ask the worker beside these;
-    ``runtime_port`` is the SuperNode's, on loopback.
+    ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``users`` are ids of those
+    who may ask the worker beside these; ``runtime_port`` is the SuperNode's, on loopback.
     """
 
     name: Name
     data: Path = Field(strict=False)
     held_out: Path | None = Field(default=None, strict=False)
     model: Path = Field(strict=False)
+    device: str = Field(default=PROCESSORS, pattern=DEVICE_PATTERN)
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
     users: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     worker_user: str | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapter import AdapterLayout, Vector, vector_sha256
+from .devices import PROCESSORS, open_device, within_memory
 from .errors import ModelError, StudyError
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
@@ -75,17 +76,24 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, folder: Path, lora: Lora, *, seed: int, dtype: Literal["float32", "bfloat16"] = "float32"
+        cls,
+        folder: Path,
+        lora: Lora,
+        *,
+        seed: int,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = PROCESSORS,
     ) -> "LanguageModel":
         """The base model of a folder (``model_folder``) with a fresh adapter: B zero, A drawn from ``seed``.
 
         A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
-        is float32 whatever ``dtype`` the base is computed in. Raises ModelError.
+        is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError.
         """
         import peft
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        place = open_device(device)
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             _without_dropout(config)
@@ -117,7 +125,14 @@ class LanguageModel:
         for name, parameter in module.named_parameters():
             if lora.kind == "ffa" and "lora_A" in name:
                 parameter.requires_grad_(False)
-        return cls(module)
+        with within_memory(place):
+            return cls(module.to(place))
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model computes."""
+        device: torch.device = next(self.module.parameters()).device
+        return device
 
     def differences_from(self, lora: Lora) -> list[str]:
         """In what the adapter that is on the model is not ``lora``, in words: kind; rank, scaling, place of a layer.
@@ -140,7 +155,7 @@ class LanguageModel:
 
     def get_adapter(self) -> Vector:
         """A copy of the trained vector, float32 [d]."""
-        return self.layout.flatten({name: tensor.detach().numpy() for name, tensor in self.trained.items()})
+        return self.layout.flatten({name: tensor.detach().cpu().numpy() for name, tensor in self.trained.items()})
 
     def set_adapter(self, adapter: Vector) -> None:
         """Replace the trained vector, float32 [d]; raises ModelError when the length is another."""
@@ -148,7 +163,8 @@ class LanguageModel:
 
     def get_frozen_adapter(self) -> Vector:
         """A copy of the tensors that the study fixes, float32 [frozen_layout.dimension]."""
-        return self.frozen_layout.flatten({name: tensor.detach().numpy() for name, tensor in self._frozen.items()})
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in self._frozen.items()}
+        return self.frozen_layout.flatten(tensors)
 
     def set_frozen_adapter(self, frozen: Vector) -> None:
         """Replace the tensors that the study fixes by its bundle's; raises ModelError when the length is another."""
@@ -170,6 +186,21 @@ class LanguageModel:
                 # transformers checkpoints only what is training. Not .train(): the layers inside stay in evaluation
                 # mode, and `load` took the dropout out of the configuration.
                 block.training = True
+
+    def stack(self, examples: Sequence[TokenisedExample]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Token ids and labels, int64 [batch, tokens], of examples of one length, where the model computes.
+
+        Raises ValueError for a token that the model does not have. On processors the model would refuse it; on a GPU
+        it would end the process's use of that GPU, and with it what other records of the same sum are worth.
+        """
+        import torch
+
+        token_ids = np.stack([example.token_ids for example in examples]).astype(np.int64)
+        labels = np.stack([example.labels for example in examples]).astype(np.int64)
+        for tokens in (token_ids, labels[labels != NO_LOSS]):
+            if not ((tokens >= 0) & (tokens < self.module.config.get_text_config().vocab_size)).all():
+                raise ValueError("an example has a token that the model does not have")
+        return torch.from_numpy(token_ids).to(self.device), torch.from_numpy(labels).to(self.device)
 
     def logits(self, token_ids: "torch.Tensor") -> "torch.Tensor":
         """Logits, float [batch, tokens, vocabulary], of int64 [batch, tokens] padded on the right.
@@ -193,7 +224,7 @@ class LanguageModel:
         remaining = iter(examples)
         with torch.inference_mode():
             while batch := list(islice(remaining, EVALUATION_BATCH)):
-                token_ids, labels = stack(batch)
+                token_ids, labels = self.stack(batch)
                 losses = token_losses(self.logits(token_ids), labels)
                 total += float(losses.double().sum())
                 tokens += int((labels[:, 1:] != NO_LOSS).sum())
@@ -215,15 +246,6 @@ class LanguageModel:
             self.module.save_pretrained(folder, save_embedding_layers=False)
         finally:
             self.module.peft_config["default"] = config
-
-
-def stack(examples: Sequence[TokenisedExample]) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Token ids and labels, int64 [batch, tokens], of examples of one length."""
-    import torch
-
-    token_ids = torch.from_numpy(np.stack([example.token_ids for example in examples]).astype(np.int64))
-    labels = torch.from_numpy(np.stack([example.labels for example in examples]).astype(np.int64))
-    return token_ids, labels
 
 
 def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":

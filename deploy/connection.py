@@ -16,6 +16,7 @@ import httpx
 
 from ..client.node_folder import NodeFolder, NodeSettings
 from ..client.site_folder import SiteFolder
+from ..common.devices import described
 from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
 from ..common.processes import environment
@@ -161,7 +162,8 @@ def _addresses(host: str, port: str) -> str:
 def _machine(folder: SiteFolder, settings: NodeSettings) -> Iterator[str]:
     yield f"port {settings.runtime_port} of loopback is {_port(settings.runtime_port)}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield f"the worker has {len(os.sched_getaffinity(0))} cores and {memory / 2**30:.0f} GiB of memory; it uses no GPU"
+    yield f"the worker has {len(os.sched_getaffinity(0))} cores and {memory / 2**30:.0f} GiB of memory"
+    yield f"the model computes on {described(folder.settings().device)}"
     yield from _disk(folder.state)
 
 

@@ -72,7 +72,12 @@ def _between(grid: Grid, nodes: Mapping[str, int]) -> Network:
 def _inputs(tables: Mapping[str, Any], study: Study, simulation: Simulation, observe: Observer) -> dict[str, Any]:
     """What a simulation takes beside its study."""
     records = prepare_records(simulation, observe, counted=units_are_counted(tables, simulation))
-    return {**records.inputs, "dropouts": chosen_dropouts(study, simulation), "settings": tables}
+    return {
+        **records.inputs,
+        "dropouts": chosen_dropouts(study, simulation),
+        "settings": tables,
+        "device": simulation.device,
+    }
 
 
 def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:

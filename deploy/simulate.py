@@ -24,6 +24,7 @@ from ..client.site import cohort_of, sampler_of
 from ..client.update import SiteUpdate
 from ..client.worker import Worker
 from ..common.audit import Audit
+from ..common.devices import PROCESSORS
 from ..common.errors import StudyError
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
@@ -78,13 +79,15 @@ def simulate(
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
     network: Network = in_process,
+    device: str = PROCESSORS,
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
     ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
     since its figures are released without noise. ``opted_out`` names a site's file of patients who are left out.
     ``settings`` are kept for who goes on with a study that was interrupted (``resume``). ``network`` carries what
-    server and sites say. Raises a GrandRoundsError that says what to do; what was written is whole.
+    server and sites say, and the model computes on ``device``. Raises a GrandRoundsError that says what to do; what was
+    written is whole.
 
     >>> study = Study.model_validate({
     ...     "model": {"name": "tiny"},
@@ -104,7 +107,7 @@ def simulate(
         study = complete_study(study)
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, cohorts, evaluation, opted_out=opted_out, seed=seed, observe=observe)
+    prepared = _prepare(study, cohorts, evaluation, opted_out=opted_out, seed=seed, device=device, observe=observe)
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -126,6 +129,7 @@ def resume(
     opted_out: Mapping[str, Path] = {},
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
+    device: str = PROCESSORS,
 ) -> Result:
     """Go on with the study in ``output`` from its last checkpoint, after its process was stopped or killed.
 
@@ -135,7 +139,15 @@ def resume(
     folder = StudyFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
-    prepared = _prepare(manifest.study, cohorts, evaluation, opted_out=opted_out, seed=private.seed, observe=observe)
+    prepared = _prepare(
+        manifest.study,
+        cohorts,
+        evaluation,
+        opted_out=opted_out,
+        seed=private.seed,
+        device=device,
+        observe=observe,
+    )
     return _run(
         manifest,
         private.keys,
@@ -168,12 +180,13 @@ def _prepare(
     *,
     opted_out: Mapping[str, Path],
     seed: int,
+    device: str,
     observe: Observer,
 ) -> _Prepared:
     with phase(observe, "model", study.model.name):
         base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
-        model = LanguageModel.load(base, study.model.lora, seed=seed)
+        model = LanguageModel.load(base, study.model.lora, seed=seed, device=device)
         model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..client.records import read_records
+from ..common.devices import DEVICE_PATTERN, PROCESSORS
 from ..common.errors import StudyError
 from ..common.identity import Name
 from ..common.secagg.transcript import default_threshold
@@ -37,7 +38,7 @@ class Simulation(Section):
     """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
-    site's file of patients whose records are left out.
+    site's file of patients whose records are left out; all sites compute on one ``device``.
     """
 
     data: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
@@ -47,6 +48,7 @@ class Simulation(Section):
     builtin_sites: int = Field(default=5, ge=3, le=MAX_BUILTIN_SITES)
     units_per_step: int | None = Field(default=None, ge=1, le=10**9)
     dropouts: tuple[str, ...] | None = Field(default=None, strict=False)
+    device: str = Field(default=PROCESSORS, pattern=DEVICE_PATTERN)
 
 
 def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

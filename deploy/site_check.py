@@ -10,6 +10,7 @@ from ..client.policy import Policy, check_policy
 from ..client.rehearsal import all_units, with_large_draw
 from ..client.site import open_model, open_update
 from ..client.site_folder import Settings, SiteFolder
+from ..common.devices import described, peak_memory_bytes
 from ..common.errors import DataError, ModelError, StudyError
 
 _ROOM: Final = 2.0  # of the deadline: the way to the server and back, and other programs of the machine, take time, too
@@ -41,13 +42,16 @@ def check(folder: SiteFolder) -> list[str]:
             fix="use a faster machine, or ask the study's author for a longer deadline (training.deadline_s)",
         )
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
+    on_gpu = peak_memory_bytes(model.device) / 2**30
     units, unit = all_units(update), manifest.study.privacy.unit
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{sum(map(len, units))} records of {len(units)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(settings.name)}",
         f"loading took {loaded - started:.0f} s, an update of an average draw {usual - loaded:.1f} s, of one six "
-        f"deviations above the mean {large_s:.1f} s, and all of it at most {gibibytes:.1f} GiB",
+        f"deviations above the mean {large_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
+        + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
+        f"the model computes on {described(settings.device)}, {update.sampler.batch_size} records at a time",
         f"the study allows {deadline_s:.0f} s for an answer"
         + (": little room for a slow network" if _ROOM * large_s > deadline_s else ""),
         *_warnings(folder, settings, policy),

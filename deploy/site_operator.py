@@ -11,12 +11,13 @@ from ..client.budget import Budget
 from ..client.node_folder import NodeSettings
 from ..client.reservations import Reservations
 from ..client.site_database import SiteDatabase
-from ..client.site_folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
+from ..client.site_folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, Settings, SiteFolder
+from ..common.devices import PROCESSORS
 from ..common.errors import StorageError, StudyError
 from ..common.files import make_private_folder, write_atomically, write_missing
 from ..common.identity import canonical_json
 from ..common.key_file import make_key
-from ..common.study import known
+from ..common.study import known, validated
 from .base_model import base_model_folder
 from .bundle import Bundle, SiteCard
 from .provision import make_node_key, make_secret
@@ -28,6 +29,7 @@ _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
 data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
 model = {model}                   # the folder of the base model
+{device}
 # held_out = "held-out.jsonl"     # records that nothing trains on: `client fetch` measures the finished adapter on them
 # Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
 {worker_user}
@@ -44,13 +46,14 @@ def init(
     name: str,
     data: Path,
     model: str,
+    device: str = PROCESSORS,
     worker_user: str | None = None,
     node_user: str | None = None,
 ) -> list[str]:
     """Make a site's keys, settings and policy, where they are missing; what to do next.
 
-    The two users are whom the site's parts run as. Raises StudyError, also where the folder names others, and
-    StorageError.
+    ``device`` is where the model computes, and the two users are whom the site's parts run as. Raises StudyError, also
+    where the folder names other users, and StorageError.
     """
     SiteUsers.named(worker_user, node_user)
     path, node = folder.path, folder.node
@@ -64,10 +67,12 @@ def init(
     if not (path / SETTINGS).exists():
         base = base_model_folder(model)
         fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
+        validated(Settings, {**fields, "device": device})
         text = _SETTINGS.format(
             **{field: json.dumps(value) for field, value in fields.items()},
             worker_user=_stated("worker_user", worker_user),
             node_user=_stated("node_user", node_user),
+            device=f"device = {json.dumps(device):24}# cpu, or a GPU: cuda, cuda:1",
         )
         write_atomically(path / SETTINGS, text.encode())
     settings = folder.settings()

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from ..client.site_folder import RESULTS, SiteFolder
+from ..common.devices import PROCESSORS
 from ..common.errors import StudyError
 from ..common.files import write_missing
 from ..common.privileges import User
@@ -72,6 +73,7 @@ def write_site_units(folder: SiteFolder) -> list[str]:
         "run": run,
         "data": data,
         "model": model,
+        "on_gpu": settings.device != PROCESSORS,
         "records": [place.absolute() for place in (data, settings.held_out) if place],
         "written": [path / folder.state.name, path / RESULTS, path / folder.log.name, run],
         "worker_user": settings.worker_user or _WORKER,

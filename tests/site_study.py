@@ -65,11 +65,11 @@ class SiteStudy:
             flower=Flower(address="localhost:9"),
         )
 
-    def initialised(self, path, federation, **users):
+    def initialised(self, path, federation, **options):
         """The site's folder after ``client init``, with its key of this study, a policy that allows it, and records."""
         folder, records = SiteFolder(path), path / "notes.jsonl"
         write_atomically(path / KEY, federation.identities[SITE].secret.hex().encode(), mode=0o600)
-        site_operator.init(folder, name=SITE, data=records, model=str(self.base), **users)
+        site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
         write_policy(folder, federation.manifest)
         rows = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
         records.write_text("\n".join(map(json.dumps, rows)))

@@ -16,7 +16,8 @@ import torch
 from ...client.dp_sgd import DpSgd
 from ...client.grad_samples import GradSampler, sequence_losses
 from ...client.independence import random_example
-from ...common.language_model import LanguageModel, Lora, TokenisedExample, stack
+from ...common.devices import PROCESSORS
+from ...common.language_model import LanguageModel, Lora, TokenisedExample
 from ...common.optimizer import make_optimizer
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from . import peak_memory
@@ -38,12 +39,14 @@ class StepBench:
     batch_size: int = 8
     max_tokens: int = 64
     repetitions: int = 7
+    device: str = PROCESSORS
 
     def run(self) -> dict[str, float]:
         """Times and memory as ratios to the step without privacy (above 1: privacy costs more).
 
         Time: medians of steps that alternate in one process. Memory: how far a process's peak resident memory during
-        a step rises above the loaded model (by a page at least), each kind of step in a process of its own. Returns
+        a step rises above the loaded model (by a page at least), each kind of step in a process of its own; on a GPU,
+        what its tensors take there. Returns
         time_ratio, memory_ratio, opacus_time_ratio, opacus_memory_ratio, and of our step step_s and step_bytes.
         """
         steps = {name: self._step(name) for name in _KINDS}
@@ -72,13 +75,14 @@ class StepBench:
     def peak_bytes(self, kind: str) -> int:
         """How far this process's peak memory rises in two steps above what it held before them."""
         step = self._step(kind)
-        before = peak_memory.forget_peak()
+        device = None if self.device == PROCESSORS else self.device
+        before = peak_memory.forget_peak(device)
         step()
         step()
-        return max(peak_memory.peak_bytes() - before, resource.getpagesize())
+        return max(peak_memory.peak_bytes(device) - before, resource.getpagesize())
 
     def _step(self, kind: str) -> Step:
-        model = LanguageModel.load(self.folder, self.lora, seed=0)
+        model = LanguageModel.load(self.folder, self.lora, seed=0, device=self.device)
         rng = np.random.default_rng(0)
         batch: list[TokenisedExample] = [
             random_example(model, self.max_tokens, self.max_tokens, rng) for _ in range(self.batch_size)
@@ -100,7 +104,7 @@ def _plain(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
     optimizer = torch.optim.SGD(model.trained.values(), lr=_LEARNING_RATE)
 
     def step() -> None:
-        token_ids, labels = stack(batch)
+        token_ids, labels = model.stack(batch)
         sequence_losses(model.logits(token_ids), labels).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -145,7 +149,7 @@ def _opacus(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
     )
 
     def step() -> None:
-        token_ids, labels = stack(batch)
+        token_ids, labels = model.stack(batch)
         losses = sequence_losses(module(input_ids=token_ids, use_cache=False).logits, labels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on hooks whose inputs need no gradient, which is intended
@@ -166,4 +170,6 @@ _KINDS: dict[str, Callable[[LanguageModel, list[TokenisedExample]], Step]] = {
 def _seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
     return time.perf_counter() - start

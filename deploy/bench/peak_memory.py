@@ -1,19 +1,26 @@
-"""A process's peak resident memory, as its kernel counts it."""
+"""A process's peak resident memory, as its kernel counts it, or a GPU's that its tensors take."""
 
 import contextlib
 import resource
 from pathlib import Path
 
+import torch
 
-def forget_peak() -> int:
-    """Let the kernel count the peak anew from what is held now, which is returned in bytes."""
+
+def forget_peak(gpu: str | None = None) -> int:
+    """Have the peak counted anew from what is held now, which is returned in bytes."""
+    if gpu is not None:
+        torch.cuda.reset_peak_memory_stats(gpu)
+        return torch.cuda.memory_allocated(gpu)
     with contextlib.suppress(OSError):  # where it cannot, the peak of what went before stands in for it
         Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
 
 
-def peak_bytes() -> int:
-    """The most that this process ever held, in bytes, interpreter and libraries included."""
+def peak_bytes(gpu: str | None = None) -> int:
+    """The most that this process ever held, in bytes, interpreter and libraries included; or of a GPU, since then."""
+    if gpu is not None:
+        return torch.cuda.max_memory_allocated(gpu)
     status = Path("/proc/self/status")
     if not status.exists():  # macOS, where getrusage counts bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

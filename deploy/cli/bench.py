@@ -31,6 +31,7 @@ def dp_step(
     max_tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
     target_modules: Annotated[str, typer.Option(help="Layers to adapt, comma-separated.")] = "v_proj",
     rank: Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter.")] = 4,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
@@ -39,7 +40,9 @@ def dp_step(
     from ..bench.dp_step import StepBench, step_line
 
     lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
-    figures = StepBench(folder=base_model_folder(model), lora=lora, batch_size=batch, max_tokens=max_tokens).run()
+    figures = StepBench(
+        folder=base_model_folder(model), lora=lora, batch_size=batch, max_tokens=max_tokens, device=device
+    ).run()
     _print(figures, step_line(figures), as_json)
 
 

@@ -22,6 +22,7 @@ def init(
     name: Annotated[str, typer.Option(help="The site's name in studies.")],
     data: Annotated[Path, typer.Option(help="The site's records (.jsonl .csv .parquet).")],
     model: Annotated[str, typer.Option(help="The base model: its folder, or builtin.")] = "builtin",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
 ) -> None:
@@ -29,7 +30,8 @@ def init(
     from .. import site_operator
 
     site = _site(folder)
-    say(site_operator.init(site, name=name, data=data, model=model, worker_user=worker_user, node_user=node_user))
+    users = {"worker_user": worker_user, "node_user": node_user}
+    say(site_operator.init(site, name=name, data=data, model=model, device=device, **users))
 
 
 @client.command()

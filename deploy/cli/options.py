@@ -63,6 +63,12 @@ ThresholdOption = Annotated[
 PhysicalBatchOption = Annotated[
     int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=TRAINING)
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Where the model computes: cpu (default), cuda, cuda:1.", rich_help_panel=TRAINING
+    ),
+]
 MaxAttemptsOption = Annotated[
     int | None,
     typer.Option(help="Attempts that the claim covers (default 1.2 × rounds).", rich_help_panel=TRAINING),

@@ -17,6 +17,7 @@ from .options import (
     ConfigOption,
     CorruptSitesOption,
     DeltaOption,
+    DeviceOption,
     LocalStepsOption,
     MaxAttemptsOption,
     MaxTokensOption,
@@ -102,6 +103,7 @@ def simulate(
         typer.Option(help="Units in a step on average, over all sites (default 24).", rich_help_panel=TRAINING),
     ] = None,
     physical_batch: PhysicalBatchOption = None,
+    device: DeviceOption = None,
     max_attempts: MaxAttemptsOption = None,
     local_steps: LocalStepsOption = None,
     learning_rate: Annotated[
@@ -145,6 +147,7 @@ def simulate(
             "builtin_sites": sites,
             "units_per_step": batch,
             "dropouts": dropout,
+            "device": device,
         },
     }
     from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
@@ -166,6 +169,7 @@ def simulate(
         inputs: dict[str, Any] = {
             **records.inputs,
             "dropouts": chosen_dropouts(study, simulation),
+            "device": simulation.device,
             "observe": display.observe,
         }
         if resume:

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleModule
-from tiny_models import ARCHITECTURES, load_tiny, save_tiny_model, tiny_example
+from tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM
 
+from grandrounds.client import grad_samples
 from grandrounds.client.grad_samples import GradSampler, Padding, PrivateLinear, sequence_losses
 from grandrounds.common.errors import ModelError
-from grandrounds.common.language_model import NO_LOSS, LanguageModel, Lora, stack
+from grandrounds.common.language_model import NO_LOSS, LanguageModel, Lora
 from grandrounds.common.privacy.mechanism import Lattice
 
 TOKENS = 24
@@ -82,7 +83,7 @@ def test_gradients_equal_those_of_opacus_s_hooks(folders, architecture, kind):
     hooked = load_tiny(folders[architecture], architecture, kind=kind)
     hooked.module.train()  # the hooks do nothing otherwise; the model has no dropout left
     wrapped = GradSampleModule(hooked.module, loss_reduction="sum", strict=False)
-    token_ids, labels = stack(RECORDS)
+    token_ids, labels = model.stack(RECORDS)
     sequence_losses(wrapped(input_ids=token_ids, use_cache=False).logits, labels).sum().backward()
     expected = torch.cat([parameter.grad_sample.flatten(1) for parameter in hooked.trained.values()], dim=1)
     gradients = GradSampler(model, batch_size=len(RECORDS), max_tokens=TOKENS).gradients(RECORDS)
@@ -92,7 +93,7 @@ def test_gradients_equal_those_of_opacus_s_hooks(folders, architecture, kind):
 def test_a_loss_normalised_over_the_batch_is_noticed(folders):
     model = load_tiny(folders["llama"])
     GradSampler(model, batch_size=len(RECORDS), max_tokens=TOKENS).gradients(RECORDS)
-    token_ids, labels = stack(RECORDS)
+    token_ids, labels = model.stack(RECORDS)
     model.module(input_ids=token_ids, labels=labels).loss.backward()
     by_batch = torch.cat([parameter.grad_sample.flatten(1) for parameter in model.trained.values()], dim=1)
     assert worst_error(by_batch * len(RECORDS), gradients_alone(folders["llama"], "llama")) > 0.1
@@ -151,14 +152,25 @@ def test_other_trained_layers_are_left_to_opacus_and_agree_too(folders):
 
 
 @pytest.mark.parametrize("model_of", [with_bias, load_tiny])
-def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of):
+def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of, monkeypatch):
     sampler = GradSampler(model_of(folders["llama"]), batch_size=4, max_tokens=TOKENS)
     before = sampler.gradients(RECORDS[:3])
-    broken = copy.deepcopy(RECORDS[3])
-    broken.labels[-1] = 10_000  # no such token: the loss raises after the forward pass
-    with pytest.raises(IndexError):
-        sampler.gradients([broken])
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(grad_samples, "sequence_losses", lambda logits, labels: 1 / 0)  # after the forward pass
+        sampler.gradients(RECORDS[3:4])
     assert torch.equal(sampler.gradients(RECORDS[:3]), before)
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
+@pytest.mark.parametrize("where", ["token_ids", "labels"])
+def test_a_token_that_the_model_does_not_have_is_refused_before_it_is_reached(folders, where, token):
+    model = load_tiny(folders["llama"])
+    model.module.register_forward_pre_hook(lambda *_: pytest.fail("on a GPU this would be the end"))
+    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    broken = copy.deepcopy(RECORDS[3])
+    getattr(broken, where)[0] = token
+    with pytest.raises(ValueError, match="a token that the model does not have"):
+        sampler.gradients([RECORDS[0], broken])
 
 
 def test_opacus_s_hooks_are_refused_under_gradient_checkpointing(folders):

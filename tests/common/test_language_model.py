@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, TARGETS, load_tiny, save_tiny_model, tiny
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError, StudyError
-from grandrounds.common.language_model import LanguageModel, Lora, stack
+from grandrounds.common.language_model import LanguageModel, Lora
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -32,7 +32,7 @@ def _examples():
 @pytest.mark.parametrize("kind", ["ffa", "lora"])
 def test_an_exported_adapter_loads_exactly(architecture, folder, kind, tmp_path):
     model = load_tiny(folder, architecture, kind=kind)
-    token_ids, _ = stack(_examples())
+    token_ids, _ = model.stack(_examples())
     model.export(tmp_path, base_model="some/base")
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
     with torch.inference_mode():
@@ -42,7 +42,7 @@ def test_an_exported_adapter_loads_exactly(architecture, folder, kind, tmp_path)
 
 def test_the_adapter_is_read_as_it_was_set_and_changes_the_model(architecture, folder):
     model = load_tiny(folder, architecture)
-    token_ids, _ = stack(_examples())
+    token_ids, _ = model.stack(_examples())
     adapter = np.random.default_rng(2).normal(size=model.layout.dimension).astype(np.float32)
     before = model.logits(token_ids)
     model.set_adapter(adapter)

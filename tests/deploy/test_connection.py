@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+import torch
 from certificates import reissue
 from loopback import Loopback, free_ports, until
 from proxy_server import ProxyServer
@@ -15,8 +16,8 @@ from tls_server import TlsServer
 
 from grandrounds import __version__
 from grandrounds.client.node_folder import NodeSettings
-from grandrounds.client.site_folder import SiteFolder
-from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.client.site_folder import SETTINGS, SiteFolder
+from grandrounds.common.errors import ModelError, StorageError, StudyError
 from grandrounds.common.files import write_atomically
 from grandrounds.common.package_hash import running_sha256
 from grandrounds.deploy.connection import check_connection
@@ -60,6 +61,7 @@ def site(tmp_path, made):
             package_version=__version__,
             package_sha256=running_sha256(),
         )
+        write_atomically(folder.path / SETTINGS, b'name = "north"\ndata = "notes.jsonl"\nmodel = "model"\n')
         folder.node.save(settings, certificates=(certificates / CA_CERTIFICATE).read_bytes())
         return folder
 
@@ -103,6 +105,7 @@ def test_the_whole_way_of_an_enrolled_site_is_found_good_without_being_a_node_th
     assert re.search(r"this machine's clock (agrees with|is \d s \w+( of)?) the server's", lines)
     assert re.search(r"holds until \w+ +\d+ .* GMT", lines)
     assert "of loopback is free for the node" in lines
+    assert "the model computes on processors" in lines
     assert not list(known.state.iterdir())
     assert status(federation, enrolled[1]) == "registered"
 
@@ -248,4 +251,12 @@ def test_a_state_that_cannot_be_written_is_told(known):
     known.state.rmdir()
     known.state.write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
+        list(check_connection(known))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_cannot_be_used_is_told(known):
+    settings = known.path / SETTINGS
+    settings.write_text(settings.read_text() + 'device = "cuda"\n')
+    with pytest.raises(ModelError, match=r"cannot use a GPU|no GPU can be used"):
         list(check_connection(known))

@@ -40,7 +40,8 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
     assert re.search(r"average draw \d+\.\d s, of one six deviations above the mean \d+\.\d s", said[2])
-    assert said[3].startswith("the study allows 600 s for an answer")
+    assert said[3] == "the model computes on processors, 4 records at a time"
+    assert said[4].startswith("the study allows 600 s for an answer")
 
 
 def test_a_machine_that_cannot_answer_in_time_is_told_so_beforehand(folder, monkeypatch):
@@ -53,7 +54,7 @@ def test_files_that_every_user_may_read_and_a_pause_are_said(folder):
     (folder.path / "notes.jsonl").chmod(0o644)
     (folder.path / "opted-out.txt").chmod(0o600)
     folder.pause()
-    warnings = check(folder)[4:]
+    warnings = check(folder)[5:]
     assert len(warnings) == 2
     assert "may read" in warnings[0]
     assert "notes.jsonl" in warnings[0]

@@ -178,6 +178,34 @@ def test_a_site_s_containers_have_records_or_a_network_and_never_both(place):
     assert node["user"] == "10002:10002"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_is_given_where_the_model_computes_on_one_and_to_the_worker_alone(tmp_path, device):
+    make_site(tmp_path / "site", device=device)
+    write_site_units(SiteFolder(tmp_path / "site"))
+    units, on_gpu = tmp_path / "site" / UNITS, device == "cuda"
+    worker, node = ((units / name).read_text() for name in (WORKER, NODE))
+    assert ("DeviceAllow=char-nvidia-uvm rw" in worker) == ("DevicePolicy=closed" in worker) == on_gpu
+    assert ("PrivateDevices=yes" in worker) != on_gpu
+    assert "PrivateDevices=yes" in node
+    assert "nvidia" not in node
+    assert ("#SBATCH --gres=gpu:1" in (units / "client.sbatch").read_text()) == on_gpu
+    services = compose(tmp_path, "site")["services"]
+    assert ("deploy" in services["worker"]) == on_gpu
+    assert "deploy" not in services["node"]
+    if on_gpu:
+        (given,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+        assert given == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+@needs_systemd
+def test_systemd_accepts_a_worker_with_a_gpu(tmp_path):
+    make_site(tmp_path / "site", device="cuda:1")
+    (tmp_path / "etc").mkdir()
+    write_site_units(SiteFolder(tmp_path / "site"))
+    shutil.copy(tmp_path / "site" / UNITS / WORKER, tmp_path / "etc")
+    assert systemd(tmp_path / "site", "verify", WORKER) == ("", 0)
+
+
 def test_containers_run_as_the_users_that_the_site_names_by_id(tmp_path):
     make_site(tmp_path / "site", worker_user="23456", node_user="23457")
     write_site_units(SiteFolder(tmp_path / "site"))
