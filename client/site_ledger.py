@@ -57,13 +57,16 @@ class SiteLedger:
         """The ledger with ``lines``, which end with the study's closing, and the files that it names; nothing is kept.
 
         Raises LedgerError unless the ledger is whole and has all that this site paid, and the ``contents`` are those of
-        exactly its files, in the order of their names, with a report that claims no less than the site computes.
+        exactly its files, in the order of their names, with a report that claims no less than the site computes. A site
+        that has signed may be sent none again, with what the ledger got since.
         """
         audit = self._continued(lines)
         closing = audit.closing
         if audit.closed is None or closing != Closed(**close.model_dump()):
             raise broken("it does not end with the study's closing")
         self._check_charges(range(audit.charges.get(self._name, 0), audit.most_charges(self._name) + 1))
+        if self.audit.closing is not None and not contents:
+            return audit, {}
         files = dict(zip(sorted(audit.closed.files), contents, strict=False))
         if len(contents) != len(audit.closed.files) or "report.json" not in files:
             raise broken("its files are not all there, or others with them")

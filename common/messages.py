@@ -168,7 +168,8 @@ class Agreed(Message):
 class Close(Message):
     """The server closes the study. Payload, packed: the ledger entries that the site lacks, packed; then files.
 
-    They are what the study leaves, all of it, in the order of the names under which its closing entry has their hashes.
+    They are what the study leaves, all of it, in the order of the names under which its closing entry has their hashes;
+    none to a site that has signed, which gets the signatures of the others.
     """
 
     exchange = "close"

@@ -78,10 +78,7 @@ def _said(verdict: Verdict) -> Iterator[str]:
     for finding in verdict.findings:
         if finding.status is Status.OPEN:
             yield f"cannot be established here: {finding.claim}: {finding.detail}"
-    yield (
-        "signatures on the end that came after this site's own are in the server's folder alone, whose operator can "
-        "send it to be verified"
-    )
+            yield "the server's operator can send its folder of the study, which has every signature, to be verified"
 
 
 def _copy(evidence: Evidence, output: Path) -> None:

@@ -1,4 +1,4 @@
-"""The end of a study: its last entry, and every site's signature on the whole ledger."""
+"""The end of a study: its last entry, and every site's signature on the whole ledger, for all sites to have."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,9 @@ from .ledger import LedgerWriter
 
 
 class Closing:
-    """One exchange: each site gets the rest of the ledger and what the study leaves, and signs it or stays silent.
+    """Each site gets the rest of the ledger and what the study leaves, and signs it or stays silent.
+
+    Whoever has signed then gets the signatures of all, so that what a site holds can be verified without its server.
 
     A site that was absent can sign later: a new instance, on the same ledger, asks those who have not.
     """
@@ -34,15 +36,16 @@ class Closing:
         self._ledger = ledger
         self._contents = [files[name] for name in sorted(files)]
         self._held = dict(held or {})
-        self._finished = False
         if ledger.audit.closed is None:
             hashes = {name: sha256(content) for name, content in files.items()}
             ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=hashes))
+        self._asked = not self._unsigned  # whether every site was, in this exchange or long before
+        self._untold = False  # whether there are signatures that no site was told
 
     @property
     def finished(self) -> bool:
-        """Whether every site was asked that had not signed."""
-        return self._finished or not self._unsigned
+        """Whether every site was asked that had not signed, and what came of it was told."""
+        return self._asked and not self._untold
 
     @property
     def deadline_s(self) -> float:
@@ -50,11 +53,17 @@ class Closing:
         return self._ledger.audit.manifest.study.training.deadline_s
 
     def messages(self) -> dict[str, bytes]:
-        """Close, to every site that has not signed."""
+        """Close, to every site that has not signed; or, once all were asked, without files to those that have."""
         audit = self._ledger.audit
+        if self.finished:
+            return {}
         closing = audit.closing
         assert closing is not None  # noqa: S101 (the constructor closed the study)
-        starts = {site: self._held.get(site, 0) for site in self._unsigned}
+        if self._asked:
+            starts = dict.fromkeys(sorted(audit.closing_signatures), closing.ledger_length)
+            contents = []
+        else:
+            starts, contents = {site: self._held.get(site, 0) for site in self._unsigned}, self._contents
         sealed = {
             start: seal_message(
                 audit.manifest.secagg_parameters,
@@ -62,7 +71,7 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(audit.attempts),
                 sender=SERVER,
-                payload=pack([pack([*self._ledger.lines(start)]), *self._contents]),
+                payload=pack([pack([*self._ledger.lines(start)]), *contents]),
             ).to_bytes()
             for start in set(starts.values())
         }
@@ -70,15 +79,19 @@ class Closing:
 
     def receive(self, site: str, answer: bytes) -> None:
         """A site's signature, which the ledger takes if it fits; ``reasons`` says why not, by site."""
+        if self._asked:
+            return  # the site repeats what it has signed
         try:
             statement = SignedStatement.of(Envelope.parse(answer).statement)
             self._ledger.append(entries.ClosingSignature(closed=statement))
+            self._untold = True
         except (EnvelopeError, LedgerError) as error:
             self.reasons[site] = error.what
 
     def advance(self) -> None:
         """All answers are in, or the deadline passed."""
-        self._finished = True
+        self._untold = self._untold and not self._asked
+        self._asked = True
 
     @property
     def _unsigned(self) -> list[str]:

@@ -128,6 +128,44 @@ def test_a_site_signs_again_after_its_signature_was_lost_on_the_way(study: Small
     assert signed(study) == set(SITES)
 
 
+def held_by(study: SmallStudy, site: str) -> list[bytes]:
+    return list(study.workers[site]._budget.ledger(study.manifest.study_id))
+
+
+def test_every_site_that_has_signed_holds_the_signatures_of_all(study: SmallStudy) -> None:
+    drive(study, closing(study), away=("site-3",))
+    for site in SITES:
+        assert held_by(study, site) == (study.lines if site != "site-3" else held_by(study, "site-3"))
+    assert Audit.of(held_by(study, "site-3")).closed is None
+    drive(study, closing(study))
+    assert {site: held_by(study, site) for site in SITES} == dict.fromkeys(SITES, study.lines)
+
+
+def test_a_site_without_the_files_signs_nothing_whatever_it_is_told_of_the_others(study: SmallStudy) -> None:
+    drive(study, closing(study), away=("site-3",))
+    without = closing(study)
+    without._contents = []
+    drive(study, without)
+    assert signed(study) == set(SITES) - {"site-3"}
+
+
+def test_signatures_that_do_not_hold_are_not_kept_by_a_site(study: SmallStudy) -> None:
+    machine = closing(study)
+    for site, message in machine.messages().items():
+        machine.receive(site, study.workers[site].handle(message))
+    before = held_by(study, "site-2")
+    machine.advance()
+    told = machine.messages()["site-2"]
+    line = sent_lines(study, told)[-1]
+    forged = line.replace(b'"signature":"', b'"signature":"00', 1)
+    assert forged != line
+    machine._ledger.lines = lambda start: [*study.lines[start:-1], forged]  # type: ignore[method-assign, assignment]
+    study.workers["site-2"].handle(machine.messages()["site-2"])
+    assert held_by(study, "site-2") == before
+    study.workers["site-2"].handle(told)
+    assert held_by(study, "site-2") == study.lines
+
+
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
@@ -208,8 +246,8 @@ def test_an_answer_that_is_none_is_told_and_the_others_sign(study: SmallStudy, a
     for site, message in machine.messages().items():
         machine.receive(site, answer if site == "site-1" else study.workers[site].handle(message))
     machine.advance()
-    assert machine.finished
-    assert set(machine.reasons) == {"site-1"}
+    assert set(machine.messages()) == set(SITES) - {"site-1"}
+    assert set(drive(study, machine).reasons) == {"site-1"}
     assert signed(study) == set(SITES) - {"site-1"}
 
 
