@@ -160,6 +160,9 @@ def simulate(
         folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
     counted = units_are_counted(tables, simulation)
+    from ...common.devices import open_device
+
+    open_device(simulation.device)  # which is told before data are made for minutes
     from ..simulate import resume as resume_simulation
     from ..simulate import simulate as run_simulation
     from .display import Display
