@@ -89,6 +89,7 @@ class _Server:
                 async with asyncio.timeout(self._patience_s):
                     request = await reader.readexactly(size)
                 async with self._turn:
+                    await asyncio.sleep(0)  # a peer that sent and left at once is seen to have left one turn later
                     if not self._stopping.is_set() and not reader.at_eof():  # nobody would get the answer
                         loop = asyncio.get_running_loop()
                         answer = await loop.run_in_executor(self._thread, self._resident.answer, request)

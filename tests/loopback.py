@@ -200,5 +200,5 @@ def has_ended(process):
     """Whether there is no such process, or only what is left of it."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it goes while its file is read
         return True
