@@ -51,9 +51,8 @@ def costs_enough(q: float, z: float, m: int, deviations: float) -> bool:
     log_below = logsumexp(log_weights + log_ndtr(-distances), axis=1)
     from_absence = ndtr(thresholds / z) - bounded_exp(epsilon + log_below)
     truth = max(float(from_presence.max()), float(from_absence.max()))
-    pld = binomial_mixture_pld(
-        noise_multiplier=z, contributions=m, sampling_probability=q, interval=max(1e-2, epsilon / 1000)
-    )
+    interval = min(max(1e-2, epsilon / 1000), 100.0)  # exp of one has to be a number: beyond 709 it is none
+    pld = binomial_mixture_pld(noise_multiplier=z, contributions=m, sampling_probability=q, interval=interval)
     return bool(pld.get_delta_for_epsilon(epsilon) >= truth * (1 - 1e-6) - 1e-12)
 
 
