@@ -55,9 +55,8 @@ def open_site(folder: SiteFolder) -> Resident:
 
 def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes) -> LanguageModel:
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
-    model = LanguageModel.load(
-        settings.model, manifest.study.model.lora, seed=0, device=settings.device
-    )  # what it draws is replaced
+    lora = manifest.study.model.lora
+    model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device)  # what it draws is replaced
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
     model_sha256 = model_folder_sha256(settings.model)
     admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model_sha256)

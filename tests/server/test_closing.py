@@ -134,8 +134,8 @@ def held_by(study: SmallStudy, site: str) -> list[bytes]:
 
 def test_every_site_that_has_signed_holds_the_signatures_of_all(study: SmallStudy) -> None:
     drive(study, closing(study), away=("site-3",))
-    for site in SITES:
-        assert held_by(study, site) == (study.lines if site != "site-3" else held_by(study, "site-3"))
+    for site in set(SITES) - {"site-3"}:
+        assert held_by(study, site) == study.lines
     assert Audit.of(held_by(study, "site-3")).closed is None
     drive(study, closing(study))
     assert {site: held_by(study, site) for site in SITES} == dict.fromkeys(SITES, study.lines)

@@ -143,7 +143,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a file that is not there": (["--data=east=missing.jsonl"], "missing.jsonl"),
     "a study file that is not there": (["--config=missing.toml"], "missing.toml"),
     "noise and no privacy": (["--no-privacy"], "privacy.noise"),
-    "a GPU that no machine has": (["--device=cuda:999"], "cpu"),
+    "a GPU that no machine has": (["--device=cuda:999"], "GPU"),
     "a device that is none": (["--device=gpu"], "device = 'gpu'"),
     "local steps under distributed trust": (["--local-steps=2"], "training.local_steps"),
 }
