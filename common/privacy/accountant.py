@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 from dp_accounting import dp_event
-from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.privacy_accountant import NeighboringRelation
 from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
@@ -43,6 +43,7 @@ _RELATIONS: Final = {
 }
 # Without the orders below 2: there the library's series for fractional orders does not converge for large q.
 _RDP_ORDERS: Final = (*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024)
+_FEW_RDP_ORDERS: Final = (2, 3, 4, 6, 8, 12, 16, 32, 64, 256)  # where a rough bound will do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +199,10 @@ def _interval(schedule: Schedule, delta: float, finest: float) -> float:
     if _is_mixture(event):
         # That all m contributions arrive whenever one does is worse than what happens, and has a Renyi analysis.
         m = event.sites_per_patient
-        bound = _rdp(1 - (1 - event.sampling_probability) ** m, event.noise_multiplier / m, schedule.count, delta)
+        q, z, count = 1 - (1 - event.sampling_probability) ** m, event.noise_multiplier / m, schedule.count
     else:
-        bound = _rdp_epsilon(schedule, delta)
+        q, z, count = event.sampling_probability, event.noise_multiplier, schedule.count * event.sites_per_patient
+    bound = _rdp(q, z, count, delta, orders=_FEW_RDP_ORDERS)
     previous = math.inf
     while _TIGHT_EPSILON < bound < previous / 2:
         interval = min(SEARCH_INTERVAL * bound / _TIGHT_EPSILON, _COARSEST_INTERVAL)
@@ -214,52 +216,80 @@ def _rdp_epsilon(schedule: Schedule, delta: float) -> float:
 
 
 @functools.cache
-def _rdp(sampling_probability: float, noise_multiplier: float, count: int, delta: float) -> float:
-    accountant = RdpAccountant(_RDP_ORDERS)
+def _rdp(
+    sampling_probability: float,
+    noise_multiplier: float,
+    count: int,
+    delta: float,
+    orders: tuple[float, ...] = _RDP_ORDERS,
+) -> float:
+    accountant = RdpAccountant(orders)
     accountant.compose(_sampled_gaussian(sampling_probability, noise_multiplier), count)
     return float(accountant.get_epsilon(delta))
 
 
 @functools.cache
 def _pld_epsilon(schedule: Schedule, relation: Relation, interval: float, delta: float) -> float:
-    epsilon_at, delta_at = _composed(schedule, relation, interval)
+    composed = _composed(schedule, relation, interval)
     with np.errstate(over="ignore"):
-        found = float(epsilon_at(delta))
+        found = float(composed.get_epsilon_for_delta(delta))
     if math.isfinite(found):
         return found
     # Around 720 the library divides by e^-epsilon, which has underflowed; its delta is right there too.
     low, high = _OVERFLOW
-    if delta_at(high) > delta:
+    if composed.get_delta_for_epsilon(high) > delta:
         return math.inf
     while high - low > interval:
         middle = (low + high) / 2
-        low, high = (low, middle) if delta_at(middle) <= delta else (middle, high)
+        low, high = (low, middle) if composed.get_delta_for_epsilon(middle) <= delta else (middle, high)
     return high
 
 
 @functools.lru_cache(maxsize=4)  # a composed distribution takes tens of megabytes
-def _composed(
-    schedule: Schedule, relation: Relation, interval: float
-) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    """The functions from delta to epsilon and from epsilon to delta of the composed privacy loss distribution."""
-    event = schedule.event
+def _composed(schedule: Schedule, relation: Relation, interval: float) -> PrivacyLossDistribution:
+    """The privacy loss of the whole schedule."""
+    event, count = schedule.event, schedule.count
     q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
-    if _is_mixture(event) and q < 1:
+    if not _is_mixture(event):
+        count *= m
+    elif q < 1:
         if relation == "replace_one":
             raise PrivacyError(
                 "replace-one for a patient at several sites under distributed trust",
                 why="no analysis of that mixture of Gaussians is known",
                 fix="report add-or-remove-one, or replace-one for one site per patient",
             )
-        one = binomial_mixture_pld(noise_multiplier=z, contributions=m, sampling_probability=q, interval=interval)
-        mixture = one.self_compose(schedule.count)
-        return mixture.get_epsilon_for_delta, mixture.get_delta_for_epsilon
-    accountant = PLDAccountant(_RELATIONS[relation], value_discretization_interval=interval)
-    if _is_mixture(event):
-        accountant.compose(dp_event.GaussianDpEvent(z / m), schedule.count)
+        return _mixture_pld(z, m, q, interval).self_compose(count)
     else:
-        accountant.compose(_sampled_gaussian(q, z), schedule.count * m)
-    return accountant.get_epsilon, accountant.get_delta
+        z /= m
+    if q == 1:  # so many Gaussians are one, of that much less noise
+        return _gaussian_pld(z / math.sqrt(count), q, relation, interval)
+    return _gaussian_pld(z, q, relation, interval).self_compose(count)
+
+
+# What one release loses is most of the work, and that of every number of its attempts.
+@functools.lru_cache(maxsize=8)
+def _gaussian_pld(
+    noise_multiplier: float, sampling_probability: float, relation: Relation, interval: float
+) -> PrivacyLossDistribution:
+    return from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sampling_probability,
+        value_discretization_interval=interval,
+        neighboring_relation=_RELATIONS[relation],
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _mixture_pld(
+    noise_multiplier: float, contributions: int, sampling_probability: float, interval: float
+) -> PrivacyLossDistribution:
+    return binomial_mixture_pld(
+        noise_multiplier=noise_multiplier,
+        contributions=contributions,
+        sampling_probability=sampling_probability,
+        interval=interval,
+    )
 
 
 def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> dp_event.DpEvent:
