@@ -1,5 +1,6 @@
 """A study from its first signature to its last, as its server carries it out, in a simulation and in a deployment."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,8 +85,7 @@ class StudyRun:
         with phase(self.observe, "training", f"{self.manifest.study.training.rounds} rounds"):
             yield self.training
         with phase(self.observe, "report", "claims, adapter and model card"):
-            self.report = self._report()
-            files = self._write_results()
+            files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
             yield Closing(
                 identity=self.identity,
@@ -113,14 +113,17 @@ class StudyRun:
         if self.folder is not None:
             self.folder.save_checkpoint(checkpoint)
 
-    def _write_results(self) -> dict[str, bytes]:
-        """Write what the study leaves; the contents of each file, by its path."""
-        if self.folder is None:
-            return {REPORT: render_json(self.report)}
+    def _results(self) -> dict[str, bytes]:
+        """What the study leaves, the contents of each file by its path, with its ``report``."""
         closed = self.ledger.audit.closed
         # What was closed stays as it is; only what was lost of it since is written again.
-        if closed is not None and self.folder.holds(closed.files):
-            return self.folder.contents(closed.files)
+        if self.folder is not None and closed is not None and self.folder.holds(closed.files):
+            files = self.folder.contents(closed.files)
+            self.report = json.loads(files[REPORT])
+            return files
+        self.report = self._report()
+        if self.folder is None:
+            return {REPORT: render_json(self.report)}
         self.model.set_adapter(self.training.adapter)
         return self.folder.contents(
             self.folder.save_results(self.report, self.model, base_model=self.report["base_model"])
