@@ -20,13 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from left_on_disk import Left, check_kept
+from left_on_disk import check_kept
 from real_federation import RealFederation
 
 from grandrounds.common.audit import AttemptRecord, Audit
 from grandrounds.common.processes import Process
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
-from grandrounds.deploy.evidence import LEDGER
 from grandrounds.deploy.verify import verify
 
 SITES = ("north", "south", "west", "east")
@@ -72,10 +71,6 @@ class Deployment(RealFederation):
         own = self.processes[name].pid
         below = descendants(own)
         return [pid for pid in below if set(parts) <= _parts_of(pid)] if parts else [own, *below]
-
-    def on_disk(self) -> Left:
-        """What is on disk now."""
-        return Left.by(self.server / "study" / LEDGER, {site: self.path / site / "state" for site in SITES})
 
     def attempts(self) -> list[AttemptRecord]:
         """The attempts of the ledger as it is."""

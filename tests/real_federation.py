@@ -8,8 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from left_on_disk import Left
+
 from grandrounds.common.processes import PROGRAM, Process, environment
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
+from grandrounds.deploy.evidence import LEDGER
 
 SITES = ("north", "south", "west")
 
@@ -51,7 +54,7 @@ class RealFederation(LoopbackFederation):
 
     def until(self, event: str, count: int = 1) -> None:
         """Wait until the progress has told ``event`` so many times."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 300
         while sum(line["event"] == event for line in self.progress()) < count:
             assert time.monotonic() < deadline, f"no {event}"
             time.sleep(0.2)
@@ -63,6 +66,10 @@ class RealFederation(LoopbackFederation):
     def run(self) -> list[dict]:
         """The study, carried out or gone on with; its events."""
         return [json.loads(line) for line in self.call("server", "run", self.server, "--json").splitlines()]
+
+    def on_disk(self) -> Left:
+        """What is on disk now."""
+        return Left.by(self.server / "study" / LEDGER, {site: self.path / site / "state" for site in self.sites})
 
     def status(self) -> dict:
         return json.loads(self.call("server", "status", self.server, "--json"))

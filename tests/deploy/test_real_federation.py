@@ -1,10 +1,14 @@
-"""Real processes, real TLS, real Flower: a study from its first command to a verified report."""
+"""Real processes, real TLS, real Flower: a study from its first command to a verified report, through a crash.
+
+``python tests/killed_deployment.py`` kills, stops and starves every kind of process.
+"""
 
 import json
 import sqlite3
 from collections import Counter
 
 import pytest
+from left_on_disk import check_kept
 from operations_page import largest_messages
 from real_federation import SITES, RealFederation
 from socket_recorder import SocketRecorder
@@ -14,12 +18,12 @@ from grandrounds.common.audit import Audit
 from grandrounds.common.identity import Envelope
 from grandrounds.deploy.verify import Status, verify
 
-SITE = "north"
+SITE, STRUCK = "north", "south"
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    return RealFederation(tmp_path_factory.mktemp("f"))
+    return RealFederation(tmp_path_factory.mktemp("f"), rounds=2, max_attempts=4)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,21 @@ def recorder(federation):
 
 
 @pytest.fixture(scope="module")
-def events(federation, recorder):
+def before(federation, recorder):
+    """What is on disk when the server's processes and a site's worker are killed: in round 2, when all have paid."""
+    running = federation.running()
+    federation.until("RoundClosed")
+    federation.until("ExchangeClosed", count=8)
+    federation.kill("server")
+    federation.kill_worker(STRUCK)
+    running.kill()
+    return federation.on_disk()
+
+
+@pytest.fixture(scope="module")
+def events(federation, before):
+    """What is told of the study after that, by the same commands."""
+    federation.start("server")
     return federation.run()
 
 
@@ -47,8 +65,15 @@ def left(recorder, events):
 def test_a_study_is_signed_trained_and_closed_by_all_sites(federation, events):
     assert [event["event"] for event in events][-1] == "finished"
     status = federation.status()
-    assert (status["rounds"], status["attempts"][0], status["closed"]) == ([1, 1], 1, True)
+    assert (status["rounds"], status["attempts"][0], status["closed"]) == ([2, 2], 3, True)
     assert set(status["signed"]) == set(status["closing_signatures"]) == set(SITES)
+
+
+def test_it_goes_on_after_all_processes_of_the_server_and_a_site_s_worker_were_killed(federation, before, events):
+    after = federation.on_disk()
+    check_kept([before, after])
+    assert [record.ended for record in Audit.of(after.lines).attempts] == [True, False, True], "one attempt is lost"
+    assert all(after.paid(site) == {1, 2, 3} for site in SITES)
 
 
 def test_what_it_leaves_is_verified_by_who_knows_the_manifest(federation, events):
@@ -56,13 +81,15 @@ def test_what_it_leaves_is_verified_by_who_knows_the_manifest(federation, events
     assert {finding.status for finding in verdict.findings} == {Status.AGREES}, verdict
 
 
-def test_an_attempt_takes_five_exchanges(events):
-    exchanges = [event["exchange"] for event in events if event["event"] == "ExchangeClosed"]
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_an_attempt_takes_five_exchanges(attempt, federation, events):
+    told = [event for event in federation.progress() if event["event"] == "ExchangeClosed"]
+    exchanges = [event["exchange"] for event in told if event["attempt"] == attempt]
     assert exchanges == ["advert", "shares", "masked-input", "consistency", "unmask"]
 
 
 def test_every_site_paid_what_the_ledger_says_and_had_reserved_it_before(federation, events):
-    audit = Audit.of(federation.server.joinpath("study/ledger/entries.jsonl").read_bytes().splitlines())
+    audit = Audit.of(federation.on_disk().lines)
     for site in SITES:
         with sqlite3.connect(federation.path / site / "state" / "budget.sqlite") as database:
             ((reserved,),) = database.execute("SELECT count(*) FROM reservations").fetchall()
@@ -71,11 +98,11 @@ def test_every_site_paid_what_the_ledger_says_and_had_reserved_it_before(federat
 
 
 def test_the_same_command_changes_nothing_about_a_study_that_is_finished(federation, events):
-    before = {path: path.read_bytes() for path in (federation.server / "study").rglob("*") if path.is_file()}
+    finished = {path: path.read_bytes() for path in (federation.server / "study").rglob("*") if path.is_file()}
     again = federation.run()
     assert Counter(event["event"] for event in again)["RoundClosed"] == 0
     assert again[-1]["event"] == "finished"
-    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in finished} == finished
 
 
 def test_no_key_and_no_record_is_where_it_does_not_belong(federation, events):
@@ -98,7 +125,7 @@ def test_every_byte_that_leaves_a_worker_is_an_envelope_that_the_operator_was_to
         envelope.verify(federation.bundle.manifest.site_keys[SITE])
         assert size <= most[envelope.exchange], envelope.exchange
         seen.add(envelope.exchange)
-    assert seen == most.keys() - {"refusal"}, "each once, in a study where nothing goes wrong"
+    assert seen == most.keys() - {"refusal"}, "each, in a study where the site does nothing wrong"
 
 
 def test_no_record_s_text_and_no_patient_is_in_what_leaves_a_worker(federation, left):

@@ -9,6 +9,8 @@ import pytest
 from grandrounds.deploy.bench.dp_step import step_line
 from grandrounds.deploy.cli.main import main
 
+TINY_VOCABULARY = 257
+
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(sys, "argv", ["grandrounds", "bench", *arguments])
@@ -25,10 +27,11 @@ def test_the_noise_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_the_step_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["dp-step", "--model=tiny", "--max-tokens=16", "--batch=2", "--json"]
+    arguments = ["dp-step", "--model=tiny", "--max-tokens=64", "--batch=32", "--json"]
     figures = json.loads(run(arguments, monkeypatch, capsys))
     assert {"time_ratio", "memory_ratio", "opacus_time_ratio", "opacus_memory_ratio"} <= figures.keys()
     assert all(math.isfinite(figure) and figure > 0 for figure in figures.values())
+    assert figures["step_bytes"] > 32 * 64 * TINY_VOCABULARY * 4, "the logits alone are this much"
     assert "Opacus" in step_line(figures)
 
 
