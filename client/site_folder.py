@@ -13,7 +13,7 @@ from ..common.files import fsync, write_atomically
 from ..common.identity import Identity, Name
 from ..common.key_file import read_key
 from ..common.manifest import Manifest
-from ..common.study import Section, read_toml, validated
+from ..common.study import Section, read_settings
 from .node_folder import NodeFolder
 from .policy import Policy, read_policy
 
@@ -69,7 +69,7 @@ class SiteFolder:
 
     def settings(self) -> Settings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
-        settings = validated(Settings, read_toml(self.path / SETTINGS))
+        settings = read_settings(Settings, self.path / SETTINGS, made_by="grandrounds client init")
         given = {name: getattr(settings, name) for name in ("data", "held_out", "model", "socket")}
         return settings.model_copy(update={name: self.path / place for name, place in given.items() if place})
 

@@ -272,8 +272,25 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ValueError("it is larger than any study, or names something by far too many parts")
         return tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # tomllib lets integers and nesting raise what they like
+        reason = getattr(error, "strerror", None) or error
         raise StudyError(
-            f"{path} cannot be read: {error}", why=WHY_STUDY, fix="correct the file or its name"
+            f"{path} cannot be read: {reason}", why=WHY_STUDY, fix="correct the file or its name"
+        ) from error
+
+
+def read_settings(model: type[ModelT], path: Path, *, made_by: str) -> ModelT:
+    """A folder's settings, from its TOML file, which the command ``made_by`` writes.
+
+    Raises StudyError that names the field, or says that this is no such folder.
+    """
+    try:
+        return validated(model, read_toml(path))
+    except StudyError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+        raise StudyError(
+            error.what if str(path) in error.what else f"{path}: {error.what}",
+            why="keys, data and programs are where it says; none of it is guessed",
+            fix=f"give the folder that `{made_by}` made" if missing else error.fix,
         ) from error
 
 

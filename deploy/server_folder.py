@@ -11,7 +11,7 @@ from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
 from ..common.identity import Hex32, Identity, Name
 from ..common.key_file import read_key
-from ..common.study import Section, Words, read_toml, validated
+from ..common.study import Section, Words, read_settings
 from .lock import alone, in_turn, is_held
 from .progress_file import ProgressFile
 from .study_folder import MANIFEST, StudyFolder
@@ -170,7 +170,7 @@ class ServerFolder:
 
     def settings(self) -> Settings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
-        settings = validated(Settings, read_toml(self.path / SETTINGS))
+        settings = read_settings(Settings, self.path / SETTINGS, made_by="grandrounds server init")
         places = {
             name: self.path / place
             for name in ("model", "evaluation")

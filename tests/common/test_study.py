@@ -8,7 +8,16 @@ import pytest
 
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.accountant import epsilon
-from grandrounds.common.study import Study, complete_study, default_delta, read_study, schedule_of, validated
+from grandrounds.common.study import (
+    Study,
+    TrainingSection,
+    complete_study,
+    default_delta,
+    read_settings,
+    read_study,
+    schedule_of,
+    validated,
+)
 
 SITES = [{"name": f"site-{i}", "nominal_units": 20} for i in range(1, 6)]
 
@@ -203,6 +212,27 @@ def test_a_file_is_read_and_its_faults_are_named(tmp_path: Path) -> None:
         read_study(path)
     with pytest.raises(StudyError, match="cannot be read"):
         read_study(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint", "remedy"),
+    [
+        (None, "settings.toml cannot be read: No such file", "give the folder that `grandrounds client init` made"),
+        ("rounds = 7.5\n", "settings.toml: rounds = 7.5", "correct the named fields"),
+        ("rounds =\n", "settings.toml cannot be read: Invalid value", "correct the file"),
+    ],
+)
+def test_what_is_wrong_with_settings_is_told_as_theirs(
+    text: str | None, complaint: str, remedy: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(StudyError) as refused:
+        read_settings(TrainingSection, tmp_path / "settings.toml", made_by="grandrounds client init")
+    told = refused.value.diagnostics()
+    assert complaint in told
+    assert remedy in told
+    assert "every site signs" not in told
 
 
 @pytest.mark.parametrize("total", [1, 3, 7, 10, 99, 100, 120, 12345, 10**9])
