@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .common.version import __version__
+
 if TYPE_CHECKING:
     from .deploy.simulate import Result, simulate
-
-__version__ = "0.1.0"
 
 __all__ = ["Result", "__version__", "simulate"]
 

@@ -7,7 +7,7 @@ from typing import Final
 from ..common.errors import PrivacyError
 from ..common.identity import canonical_json, sha256
 from ..common.manifest import Manifest
-from ..common.study import known
+from ..common.schema import known
 from .amounts import Amounts
 from .data_asset import Asset
 from .policy import Policy, check_policy

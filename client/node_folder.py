@@ -10,7 +10,7 @@ from ..common.code_pin import check_code_of
 from ..common.errors import StudyError
 from ..common.files import write_atomically
 from ..common.identity import Hex32, canonical_json
-from ..common.study import Section
+from ..common.schema import Section
 from .unit import Unit
 
 _SETTINGS: Final = "node.json"

@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from .. import __version__
 from ..common.errors import StudyError
 from ..common.identity import Hex32, Name
 from ..common.manifest import Manifest
 from ..common.privacy.mechanism import Trust
-from ..common.study import Section, read_toml, validated
+from ..common.schema import Section, read_toml, validated
+from ..common.version import __version__
 from .cohort import PrivacyUnit
 from .data_asset import LARGEST_EPSILON, Asset
 

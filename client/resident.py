@@ -5,8 +5,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from ..common.envelope import MAX_HEADER_BYTES, Envelope
 from ..common.errors import EnvelopeError
-from ..common.identity import MAX_HEADER_BYTES, Envelope, Identity
+from ..common.identity import Identity
 from ..common.ledger import MAX_ENTRY_BYTES
 from ..common.manifest import Manifest
 from ..common.messages import Close, Invitation, Refusal, RefusalCode

@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.identity import Envelope, Identity
+from ..common.envelope import Envelope
+from ..common.identity import Identity
 from ..common.messages import (
     SERVER,
     Advert,
@@ -32,15 +33,8 @@ from ..common.messages import (
 from ..common.secagg import keys, shamir
 from ..common.secagg.encoding import residue_dtype
 from ..common.secagg.masks import add_masks
-from ..common.secagg.transcript import (
-    SecaggParameters,
-    check_group,
-    open_message,
-    refused,
-    seal_message,
-    transcript_hash,
-    verify_sender,
-)
+from ..common.secagg.parameters import SecaggParameters
+from ..common.secagg.transcript import check_group, open_message, refused, seal_message, transcript_hash, verify_sender
 
 M = TypeVar("M", bound=Message)
 

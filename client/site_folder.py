@@ -10,10 +10,9 @@ from ..common.code_pin import check_code_of
 from ..common.devices import DEVICE_PATTERN, PROCESSORS
 from ..common.errors import StorageError, StudyError
 from ..common.files import fsync, write_atomically
-from ..common.identity import Identity, Name
-from ..common.key_file import read_key
+from ..common.identity import Identity, Name, read_key
 from ..common.manifest import Manifest
-from ..common.study import Section, read_settings
+from ..common.schema import Section, read_settings
 from .node_folder import NodeFolder
 from .policy import Policy, read_policy
 

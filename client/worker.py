@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.adapter import Vector, vector_from_bytes
-from ..common.countersignature import Countersignature
+from ..common.envelope import Envelope
 from ..common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
-from ..common.identity import Envelope, Identity, sha256
-from ..common.manifest import Manifest
+from ..common.identity import Identity, sha256
+from ..common.manifest import Countersignature, Manifest
 from ..common.messages import (
     SERVER,
     Adverts,

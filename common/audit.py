@@ -11,12 +11,13 @@ from typing import Self, TypeVar
 
 from . import entries
 from .entries import SignedStatement
+from .envelope import Envelope
 from .errors import GrandRoundsError
-from .identity import Envelope
 from .ledger import Entry, EntryType, Ledger, broken
 from .manifest import Manifest
 from .messages import Advert, Begin, Closed, Consistency, MaskedInput, Message, Shares, Unmask, begin_hash
-from .secagg.transcript import SecaggParameters, check_group, transcript_hash, verify_sender
+from .secagg.parameters import SecaggParameters
+from .secagg.transcript import check_group, transcript_hash, verify_sender
 from .succession import check_nominal_units, check_successor
 
 M = TypeVar("M", bound=Message)

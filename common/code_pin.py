@@ -7,9 +7,9 @@ happens to honest people: another version, an update that stopped halfway, a fil
 import json
 from typing import Any
 
-from .. import __version__
 from .errors import StudyError
 from .package_hash import running_sha256
+from .version import __version__
 
 
 def check_code(*, version: str, sha256: str) -> None:

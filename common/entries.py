@@ -4,11 +4,12 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from .countersignature import Countersignature as _Countersignature
-from .identity import Hex32, Name, Statement, canonical_json
+from .envelope import Statement
+from .identity import Hex32, Name, canonical_json
 from .ledger import Entry, EntryType, broken
+from .manifest import Countersignature as _Countersignature
 from .manifest import Manifest
-from .study import Section
+from .schema import Section
 
 _SIGNATURE = r"^[0-9a-f]{128}$"
 

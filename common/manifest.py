@@ -1,18 +1,26 @@
-"""The manifest: a complete study with its keys and hashes, which every site checks, signs and runs."""
+"""The manifest: a complete study with its keys and hashes, which every site checks, countersigns and runs."""
 
 import math
+import secrets
+from collections.abc import Mapping
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from .identity import Hex32, Name, canonical_json, sha256
+from .completion import schedule_of
+from .identity import Hex32, Identity, Name, canonical_json, sha256, verify_signature
+from .language_model import LanguageModel
+from .package_hash import running_sha256
 from .privacy.events import Schedule
 from .privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
+from .schema import Section, known, validated
 from .secagg.encoding import FixedPoint
-from .secagg.transcript import RosterEntry, SecaggParameters
-from .study import Section, Study, known, schedule_of
+from .secagg.parameters import RosterEntry, SecaggParameters
+from .study import Study
+from .version import __version__
 
 MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
+COUNTERSIGNATURE_LABEL = b"grandrounds/countersignature/v1\n"
 # Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
 DRAW_DEVIATIONS = 6
 
@@ -152,3 +160,57 @@ class Manifest(Section):
     def nominal_units(self, name: str) -> int:
         """The nominal units of one site."""
         return next(site.nominal_units for site in self.study.sites if site.name == name)
+
+
+def new_manifest(
+    study: Study,
+    *,
+    site_keys: Mapping[str, str],
+    server_key: str,
+    model: LanguageModel,
+    model_sha256: str,
+    app_sha256: str | None = None,
+) -> Manifest:
+    """The manifest of a complete ``study`` on ``model``, from files of that hash, for the program that runs.
+
+    Raises StudyError.
+    """
+    return validated(
+        Manifest,
+        {
+            "study_id": secrets.token_hex(32),
+            "study": study,
+            "site_keys": dict(site_keys),
+            "server_key": server_key,
+            "dimension": model.layout.dimension,
+            "model_sha256": model_sha256,
+            "frozen_adapter_sha256": model.frozen_adapter_sha256,
+            "package_version": __version__,
+            "package_sha256": running_sha256(),
+            "app_sha256": app_sha256,
+        },
+    )
+
+
+class Countersignature(Section):
+    """A site agrees to a manifest, given by its hash, under the key that it is known by."""
+
+    site: Name
+    manifest: Hex32
+    key: Hex32
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+    @classmethod
+    def of(cls, identity: Identity, *, site: str, manifest: str) -> Self:
+        """Sign a manifest, which the site has checked before."""
+        signature = identity.sign(COUNTERSIGNATURE_LABEL, _signed(site, manifest)).hex()
+        return cls(site=site, manifest=manifest, key=identity.public_key, signature=signature)
+
+    def verify(self) -> None:
+        """Raises EnvelopeError unless the owner of ``key`` signed this; whose key it is, the manifest says."""
+        signature = bytes.fromhex(self.signature)
+        verify_signature(self.key, signature, COUNTERSIGNATURE_LABEL, _signed(self.site, self.manifest))
+
+
+def _signed(site: str, manifest: str) -> bytes:
+    return f"{manifest} {site}".encode()

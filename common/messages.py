@@ -12,8 +12,9 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .envelope import Envelope
 from .errors import EnvelopeError
-from .identity import Envelope, Hex32, Name, canonical_json, sha256
+from .identity import Hex32, Name, canonical_json, sha256
 
 SERVER = "server"
 # Where the bytes of an envelope lie in what carries them (the record and its field in a Flower message).

@@ -13,8 +13,8 @@ from ..common.errors import StudyError
 from ..common.files import write_atomically
 from ..common.identity import Hex32, Name, canonical_json
 from ..common.manifest import Manifest
-from ..common.study import Section
-from .provision import check_node_key
+from ..common.schema import Section
+from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
 _STUDY, _ADAPTER, _CA, _FLOWER = "study.json", "frozen-adapter.bin", "ca.crt", "flower.json"

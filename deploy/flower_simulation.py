@@ -9,7 +9,8 @@ from flwr.serverapp import Grid
 
 from ..client.link import Exchange
 from ..common.errors import StudyError
-from ..common.study import Study, read_toml, validated
+from ..common.schema import read_toml, validated
+from ..common.study import Study
 from ..server.app import Conversation, carry
 from .cli.display import Display
 from .flower_nodes import AnsweringGrid, listening

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from ..common.audit import Audit
-from ..common.identity import Envelope
+from ..common.envelope import Envelope
 from ..common.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
 
 _LATE = (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)

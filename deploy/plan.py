@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
+from ..common.completion import complete_study, schedule_of
 from ..common.errors import PrivacyError, StudyError
 from ..common.privacy import accountant
 from ..common.privacy.events import MAX_SITES_PER_PATIENT
 from ..common.privacy.mechanism import Trust, honest_shares
-from ..common.study import Site, Study, complete_study, known, schedule_of, validated
+from ..common.schema import known, validated
+from ..common.study import Site, Study
 
 if TYPE_CHECKING:  # it loads torch, which a plan without a trial does not need
     from .trial import Trial

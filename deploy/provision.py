@@ -1,8 +1,6 @@
-"""Certificates of the server, and the keys with which Flower knows its nodes. None of it is what a claim rests on."""
+"""Certificates of the server. None of it is what a claim rests on."""
 
 import ipaddress
-import secrets
-from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -20,7 +18,6 @@ CA_KEY: Final = "ca.key"
 CERTIFICATE: Final = "server.pem"
 CERTIFICATE_KEY: Final = "server.key"
 _PEM = serialization.Encoding.PEM
-_OPENSSH = serialization.Encoding.OpenSSH
 _WHY_TLS = "a site speaks to nobody else than who can show it"
 _CA_DAYS, _SERVER_DAYS = 3650, 397
 _USES = {
@@ -51,7 +48,7 @@ def renew_certificate(folder: Path, host: str) -> None:
     the authority's key is not there, and StorageError.
     """
     ca, authority = _authority(folder)
-    key = _new_key()
+    key = new_key()
     certificate = (
         _builder(_name(host), ca.subject, key.public_key(), _SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -63,12 +60,12 @@ def renew_certificate(folder: Path, host: str) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
         .sign(authority, hashes.SHA384())
     )
-    write_atomically(folder / CERTIFICATE_KEY, _private(key, serialization.PrivateFormat.PKCS8), mode=0o600)
+    write_atomically(folder / CERTIFICATE_KEY, private_pem(key, serialization.PrivateFormat.PKCS8), mode=0o600)
     write_atomically(folder / CERTIFICATE, certificate.public_bytes(_PEM) + ca.public_bytes(_PEM))
 
 
 def _make_authority(folder: Path, name: str) -> None:
-    key = _new_key()
+    key = new_key()
     ca = (
         _builder(_name(name), _name(name), key.public_key(), _CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -76,7 +73,7 @@ def _make_authority(folder: Path, name: str) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
-    write_atomically(folder / CA_KEY, _private(key, serialization.PrivateFormat.PKCS8), mode=0o600)
+    write_atomically(folder / CA_KEY, private_pem(key, serialization.PrivateFormat.PKCS8), mode=0o600)
     write_atomically(folder / CA_CERTIFICATE, ca.public_bytes(_PEM))
 
 
@@ -120,46 +117,6 @@ def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
     return end - now
 
 
-def make_node_key(private: Path, public: Path) -> None:
-    """The key with which Flower knows a site's node, in the encodings that it reads. What a site says is signed by
-    the site's own key, and not by this one."""
-    key = _new_key()
-    write_atomically(private, _private(key, serialization.PrivateFormat.OpenSSH), mode=0o600)
-    write_atomically(public, key.public_key().public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH) + b"\n")
-
-
-def check_node_key(text: str) -> None:
-    """Raises StudyError unless ``text`` is the public key of a node."""
-    try:
-        key = serialization.load_ssh_public_key(text.strip().encode())
-    except (ValueError, TypeError) as error:
-        raise _no_node_key() from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise _no_node_key()
-
-
-def node_proof(private: Path, *, now: datetime) -> tuple[bytes, dict[str, str]]:
-    """A node's public key as Flower has it (PEM), and the headers with which it calls the server at ``now``.
-
-    Raises StorageError.
-    """
-    try:
-        key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("a key of another kind")
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(
-            f"{private} cannot be read as a node's key ({type(error).__name__})",
-            why="Flower knows the site's node by it",
-            fix="run this as the node's user; if the file is damaged, put it back",
-        ) from error
-    public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    time = now.isoformat()
-    signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
-    headers = {"flwr-public-key": b64encode(public), "flwr-signature": b64encode(signature)}
-    return public, {"flwr-timestamp": time} | {name: value.decode() for name, value in headers.items()}
-
-
 def certificate_in_words(der: bytes) -> str:
     """Whose a certificate is, who signed it, and when it is in force; it may be anybody's."""
     try:
@@ -170,11 +127,6 @@ def certificate_in_words(der: bytes) -> str:
     text = f"that of {subject}, signed by {issuer}"
     force = f"in force from {found.not_valid_before_utc:%d %B %Y} to {found.not_valid_after_utc:%d %B %Y}"
     return f"{''.join(filter(str.isprintable, text))[:300]}, {force}"
-
-
-def make_secret(path: Path) -> None:
-    """The secret by which a SuperLink or a SuperNode knows its executor."""
-    write_atomically(path, secrets.token_bytes(32), mode=0o600)
 
 
 def _is_named(names: x509.SubjectAlternativeName, host: str) -> bool:
@@ -205,19 +157,13 @@ def _no_authority(folder: Path, what: str) -> StudyError:
     )
 
 
-def _no_node_key() -> StudyError:
-    return StudyError(
-        "the node key is no ECDSA key in OpenSSH's form",
-        why="Flower knows a site's node by it",
-        fix="send the file site.json as `grandrounds client init` wrote it",
-    )
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A key on the one curve that certificates and nodes use here."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
-def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+    """The key in PEM, without a password."""
     return key.private_bytes(_PEM, form, serialization.NoEncryption())
 
 

@@ -25,8 +25,8 @@ from ..common.language_model import LanguageModel
 from ..common.model_folder import model_folder_sha256
 from ..server.app import POLL_INTERVAL_S, carry
 from ..server.ledger import LedgerWriter
-from .base_model import base_model_folder
-from .flower_cli import app_sha256
+from .builtin_models import base_model_folder
+from .flower_archive import app_sha256
 from .flower_simulation import simulate_in_flower
 from .progress import phase
 from .progress_file import Finished, RunBegan, Stopped, Waiting

@@ -9,9 +9,8 @@ from pydantic import Field, ValidationError
 
 from ..common.errors import StorageError, StudyError
 from ..common.files import write_atomically
-from ..common.identity import Hex32, Identity, Name
-from ..common.key_file import read_key
-from ..common.study import Section, Words, read_settings
+from ..common.identity import Hex32, Identity, Name, read_key
+from ..common.schema import Section, Words, read_settings
 from .lock import alone, in_turn, is_held
 from .progress_file import ProgressFile
 from .study_folder import MANIFEST, StudyFolder

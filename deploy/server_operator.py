@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Final
 
 from ..common.adapter import vector_bytes
+from ..common.completion import complete_study
 from ..common.errors import StorageError, StudyError
 from ..common.files import make_private_folder, write_atomically, write_missing
-from ..common.key_file import make_key
+from ..common.identity import make_key
 from ..common.language_model import LanguageModel
-from ..common.manifest import Manifest
+from ..common.manifest import Manifest, new_manifest
 from ..common.model_folder import model_folder_sha256
-from ..common.study import complete_study, read_study
-from .base_model import base_model_folder
+from ..common.study import read_study
+from .builtin_models import base_model_folder
 from .bundle import Bundle, Flower, SiteCard, shown_key
-from .flower_cli import FlowerCli, app_sha256
-from .new_study import new_manifest
-from .provision import (
-    CA_CERTIFICATE,
-    CA_KEY,
-    CERTIFICATE,
-    CERTIFICATE_KEY,
-    check_certificates,
-    make_certificates,
-    make_secret,
-)
+from .flower_archive import app_sha256
+from .flower_cli import FlowerCli
+from .node_keys import make_secret
+from .provision import CA_CERTIFICATE, CA_KEY, CERTIFICATE, CERTIFICATE_KEY, check_certificates, make_certificates
 from .server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .server_programs import ServerPrograms
+from .server_services import write_server_units
 from .successor import fix_successor
-from .units import write_server_units
 
 RENEW_WITHIN: Final = timedelta(days=30)
 _SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.

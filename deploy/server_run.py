@@ -10,7 +10,8 @@ from ..common.errors import StorageError, StudyError
 from ..server.report import Report
 from ..server.training import ExchangeClosed, accountant_of
 from .bundle import Bundle
-from .flower_cli import FlowerCli, app_sha256
+from .flower_archive import app_sha256
+from .flower_cli import FlowerCli
 from .ports import listens
 from .progress_file import Finished, RunBegan, Stopped, Told
 from .server_folder import ServerFolder

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..client.admission import admit
 from ..client.agreement import join
 from ..client.app import make_app as make_client_app
 from ..client.budget import Budget
@@ -20,27 +19,27 @@ from ..client.link import Exchange
 from ..client.opt_outs import without_opted_out
 from ..client.records import Record, parse_records, read_records
 from ..client.reservations import Reservations
-from ..client.site import cohort_of, sampler_of
+from ..client.site import admit, cohort_of, sampler_of
 from ..client.update import SiteUpdate
 from ..client.worker import Worker
 from ..common.audit import Audit
+from ..common.completion import complete_study
 from ..common.devices import PROCESSORS
 from ..common.errors import StudyError
 from ..common.identity import Identity
 from ..common.language_model import LanguageModel
-from ..common.manifest import Manifest
+from ..common.manifest import Manifest, new_manifest
 from ..common.model_folder import model_folder_sha256
-from ..common.study import Site, Study, complete_study
+from ..common.study import Site, Study
 from ..server.app import Conversation
 from ..server.app import make_app as make_server_app
 from ..server.ledger import LedgerWriter
-from .base_model import base_model_folder
+from .builtin_models import base_model_folder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
-from .new_study import new_manifest
 from .outages import Dropout, Outages
 from .progress import Observer, phase
 from .simulated_site import check_newest, simulated_policy
-from .study_folder import Keys, Private, StudyFolder
+from .simulation_folder import Keys, Private, SimulationFolder
 from .study_run import UNDESCRIBED, Sources, StudyRun
 
 # A file, or rows as such a file holds them.
@@ -102,7 +101,7 @@ def simulate(
     4.0
     """
     _check_sites(study, cohorts, dropouts, opted_out)
-    folder = None if output is None else StudyFolder.create(output)
+    folder = None if output is None else SimulationFolder.create(output)
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
         study = complete_study(study)
     seed = secrets.randbits(63)
@@ -136,7 +135,7 @@ def resume(
     The study is the manifest's; data files are given as to ``simulate``. Attempts that were begun are spent, and what
     sites paid stays paid. A study that is finished is left as it is.
     """
-    folder = StudyFolder.open(output)
+    folder = SimulationFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
     prepared = _prepare(
@@ -212,7 +211,7 @@ def _run(
     manifest: Manifest,
     keys: Keys,
     prepared: _Prepared,
-    folder: StudyFolder | None,
+    folder: SimulationFolder | None,
     *,
     sources: Sources,
     dropouts: Sequence[Dropout],

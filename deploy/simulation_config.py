@@ -9,11 +9,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..client.records import read_records
+from ..common.completion import default_delta
 from ..common.devices import DEVICE_PATTERN, PROCESSORS
 from ..common.errors import StudyError
 from ..common.identity import Name
-from ..common.secagg.transcript import default_threshold
-from ..common.study import WHY_STUDY, Section, Study, default_delta, read_toml, validated
+from ..common.schema import WHY_STUDY, Section, read_toml, validated
+from ..common.secagg.parameters import default_threshold
+from ..common.study import Study
 from .demo_data import DemoOptions, demo_data
 from .outages import Dropout
 from .progress import Observer, PhaseProgress, phase

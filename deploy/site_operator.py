@@ -15,14 +15,13 @@ from ..client.site_folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS
 from ..common.devices import PROCESSORS
 from ..common.errors import StorageError, StudyError
 from ..common.files import make_private_folder, write_atomically, write_missing
-from ..common.identity import canonical_json
-from ..common.key_file import make_key
-from ..common.study import known, validated
-from .base_model import base_model_folder
+from ..common.identity import canonical_json, make_key
+from ..common.schema import known, validated
+from .builtin_models import base_model_folder
 from .bundle import Bundle, SiteCard
-from .provision import make_node_key, make_secret
+from .node_keys import make_node_key, make_secret
+from .site_services import write_site_units
 from .site_users import SiteUsers, hand_over, operators_users
-from .units import write_site_units
 
 CARD: Final = "site.json"
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.

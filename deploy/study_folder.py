@@ -1,20 +1,19 @@
 """A study's folder: manifest, ledger, checkpoints, adapter and report, each written whole or not at all."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from safetensors import SafetensorError
 
 from ..common.errors import StorageError
 from ..common.files import fsync, make_folder, rename_folder, write_atomically
-from ..common.identity import Identity, canonical_json, sha256
+from ..common.identity import canonical_json, sha256
 from ..common.language_model import LanguageModel
 from ..common.manifest import Manifest
 from ..server.checkpoint import Checkpoint
@@ -26,35 +25,12 @@ LEDGER: Final = "ledger/entries.jsonl"
 ADAPTER: Final = "adapter"
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
-_PRIVATE: Final = "server/private.json"
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
     *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER)),
     "checkpoints/.round-*",
     "server/.private.json-*",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keys:
-    """The signing keys of a simulation, whose parties share one machine."""
-
-    server: Identity
-    sites: dict[str, Identity]
-
-    @classmethod
-    def generate(cls, names: Iterable[str]) -> "Keys":
-        """New ones."""
-        return cls(server=Identity.generate(), sites={name: Identity.generate() for name in names})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Private:
-    """What a simulation needs to go on and nobody else may have: keys, the seed of the frozen adapter, its settings."""
-
-    keys: Keys
-    seed: int
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ class StudyFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path) -> "StudyFolder":
+    def create(cls, path: Path) -> Self:
         """Claim a new or empty folder. Raises StorageError for one with content, or that cannot be written."""
         try:
             make_folder(path)
@@ -90,7 +66,7 @@ class StudyFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> "StudyFolder":
+    def open(cls, path: Path) -> Self:
         """The folder of a study that was begun. Raises StorageError."""
         if not (path / MANIFEST).is_file():
             raise StorageError(
@@ -99,24 +75,6 @@ class StudyFolder:
                 fix="give the study's folder with --output, or start a study without --resume",
             )
         return cls(path)
-
-    def begin(self, manifest: Manifest, private: Private) -> None:
-        """Write what ``open`` needs; the manifest, in its canonical form, comes last."""
-        keys = {name: identity.secret.hex() for name, identity in private.keys.sites.items()}
-        fields = {
-            "server_key": private.keys.server.secret.hex(),
-            "site_keys": keys,
-            "seed": private.seed,
-            "settings": private.settings,
-        }
-        path = self.path / _PRIVATE
-        try:
-            make_folder(path.parent)
-            path.parent.chmod(0o700)
-        except OSError as error:
-            raise _unwritable(path.parent, error) from error
-        write_atomically(path, json.dumps(fields).encode(), mode=0o600)
-        self.save_manifest(manifest)
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the study's manifest in its canonical form."""
@@ -127,19 +85,7 @@ class StudyFolder:
         try:
             return Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(self.path / MANIFEST) from error
-
-    def private(self) -> Private:
-        """What ``begin`` kept. Raises StorageError if it is damaged."""
-        try:
-            fields = json.loads((self.path / _PRIVATE).read_bytes())
-            keys = {name: Identity.from_bytes(bytes.fromhex(key)) for name, key in fields["site_keys"].items()}
-            server = Identity.from_bytes(bytes.fromhex(fields["server_key"]))
-            return Private(
-                keys=Keys(server=server, sites=keys), seed=int(fields["seed"]), settings=dict(fields["settings"])
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise _damaged(self.path / _PRIVATE) from error
+            raise damaged(self.path / MANIFEST) from error
 
     def tidy(self) -> None:
         """Remove what a process that was killed had not finished writing. Raises StorageError.
@@ -150,7 +96,7 @@ class StudyFolder:
             for path in (path for pattern in _UNFINISHED for path in self.path.glob(pattern)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def site_state(self, site: str) -> Path:
         """Where a simulated site keeps what a real one keeps at its hospital."""
@@ -173,7 +119,7 @@ class StudyFolder:
             if before == 0:
                 fsync(path.parent)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
 
     def ledger_lines(self) -> list[bytes]:
         """The ledger's entries. One that was cut short by a crash is dropped: nobody was told of it."""
@@ -186,7 +132,7 @@ class StudyFolder:
                 if torn:
                     file.truncate(len(whole) + 1 if whole else 0)
         except OSError as error:
-            raise _damaged(path) from error
+            raise damaged(path) from error
         return whole.split(b"\n") if whole else []
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -214,7 +160,7 @@ class StudyFolder:
         try:
             return {name: (self.path / name).read_bytes() for name in names}
         except OSError as error:
-            raise _damaged(self.path) from error
+            raise damaged(self.path) from error
 
     def holds(self, files: Mapping[str, str]) -> bool:
         """Whether each of the files is there with this SHA-256. Raises StorageError."""
@@ -224,7 +170,7 @@ class StudyFolder:
                 for name, expected in files.items()
             )
         except OSError as error:
-            raise _damaged(self.path) from error
+            raise damaged(self.path) from error
 
     def _save_adapter(self, model: LanguageModel, base_model: str, card: str) -> None:
         adapter = self.path / ADAPTER
@@ -244,7 +190,8 @@ class StudyFolder:
             ) from error
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """That what a study does cannot be put on record."""
     return StorageError(
         f"{path} cannot be written: {error.strerror}",
         why="what a study does is on record before it is done",
@@ -252,7 +199,8 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
     )
 
 
-def _damaged(path: Path) -> StorageError:
+def damaged(path: Path) -> StorageError:
+    """That what a study was begun as cannot be read back."""
     return StorageError(
         f"{path} is damaged or cannot be read",
         why="the study can go on only as what it was begun as",

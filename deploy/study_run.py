@@ -23,7 +23,7 @@ from ..server.ledger import LedgerWriter
 from ..server.report import Declared, Report, build_report, render_json
 from ..server.signing import Signing
 from ..server.training import Training, accountant_of
-from .base_model import published_name
+from .builtin_models import published_name
 from .progress import Observer, StudyReady, phase
 from .study_folder import REPORT, StudyFolder
 

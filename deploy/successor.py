@@ -2,15 +2,16 @@
 
 from typing import Any, Final
 
-from .. import __version__
 from ..common.audit import Audit
 from ..common.errors import StudyError
 from ..common.manifest import Manifest
 from ..common.package_hash import running_sha256
-from ..common.secagg.transcript import default_threshold
-from ..common.study import Study, read_toml, validated
+from ..common.schema import read_toml, validated
+from ..common.secagg.parameters import default_threshold
+from ..common.study import Study
 from ..common.succession import check_successor
-from .flower_cli import app_sha256
+from ..common.version import __version__
+from .flower_archive import app_sha256
 from .server_folder import ServerFolder
 
 _WHY: Final = "every site signs one manifest of each version, and the ledger has them in their order"

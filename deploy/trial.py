@@ -18,7 +18,7 @@ from ..common.errors import DataError
 from ..common.language_model import LanguageModel
 from ..common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from ..common.study import Study
-from .base_model import base_model_folder
+from .builtin_models import base_model_folder
 from .demo_data import demo_data
 
 # More units tell little more about a median; each costs a gradient.

@@ -10,84 +10,17 @@ from unicodedata import category
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .. import __version__
-from ..client.site_folder import RESULTS, SiteFolder
-from ..common.devices import PROCESSORS
 from ..common.errors import StudyError
 from ..common.files import write_missing
-from ..common.privileges import User
-from .server_folder import ServerFolder
+from ..common.version import __version__
 
 UNITS: Final = "units"
-# By the name that the operator sees, the template.
-_SERVER: Final = {
-    "grandrounds-server.service": "grandrounds-server.service",
-    "grandrounds-study.service": "grandrounds-study.service",
-    "compose.yaml": "server.compose.yaml",
-    "Dockerfile": "Dockerfile",
-}
-_SITE: Final = {
-    "grandrounds-worker.service": "grandrounds-worker.service",
-    "grandrounds-node.service": "grandrounds-node.service",
-    "compose.yaml": "site.compose.yaml",
-    "Dockerfile": "Dockerfile",
-    "client.sbatch": "client.sbatch",
-}
-_USER, _WORKER, _NODE = "grandrounds-server", "grandrounds-worker", "grandrounds-node"
-_FIRST_ID, _SECOND_ID = "10001", "10002"  # in a container, which knows the machine's users by their ids alone
+FIRST_ID: Final = "10001"  # in a container, which knows the machine's users by their ids alone
 _HOMES: Final = tuple(map(Path, ("/home", "/root", "/run/user")))
 
 
-def write_server_units(folder: ServerFolder) -> list[str]:
-    """Write ``units/`` in a server's folder, where files are missing; what is there, for its operator.
-
-    The programs run as the folder's owner, unless that is root. Raises StudyError and StorageError.
-    """
-    settings, path = folder.settings(), folder.path.absolute()
-    evaluation, model = settings.evaluation.absolute(), settings.model and settings.model.absolute()
-    owner = path.stat().st_uid
-    values = {
-        "folder": path,
-        "evaluation": evaluation,
-        "model": model,
-        "port": settings.port,
-        "is_roots": owner == 0,
-        "user": str(owner) if owner else _USER,
-        "in_container": User.named(str(owner) if owner else _FIRST_ID),
-        "protect_home": _protect_home(filter(None, (path, evaluation, model))),
-    }
-    return _write(_SERVER, path / UNITS, values)
-
-
-def write_site_units(folder: SiteFolder) -> list[str]:
-    """Write ``units/`` in a site's folder, where files are missing; what is there, for its operator.
-
-    Raises StudyError and StorageError.
-    """
-    settings, path = folder.settings(), folder.path.absolute()
-    data, model, run = (place.absolute() for place in (settings.data, settings.model, settings.socket.parent))
-    values = {
-        "site": settings.name,
-        "folder": path,
-        "node": path / folder.node.path.name,
-        "run": run,
-        "data": data,
-        "model": model,
-        "on_gpu": settings.device != PROCESSORS,
-        "records": [place.absolute() for place in (data, settings.held_out) if place],
-        "written": [path / folder.state.name, path / RESULTS, path / folder.log.name, run],
-        "worker_user": settings.worker_user or _WORKER,
-        "node_user": settings.node_user or _NODE,
-        "worker_account": _account(settings.worker_user, _WORKER),
-        "node_account": _account(settings.node_user, _NODE),
-        "worker_in_container": User.named(_id_of(settings.worker_user, _FIRST_ID)),
-        "node_in_container": User.named(_id_of(settings.node_user, _SECOND_ID)),
-        "protect_home": _protect_home((path, data, model)),
-    }
-    return _write(_SITE, path / UNITS, values)
-
-
-def _write(templates: Mapping[str, str], units: Path, values: Mapping[str, Any]) -> list[str]:
+def write_units(templates: Mapping[str, str], units: Path, values: Mapping[str, Any]) -> list[str]:
+    """Fill in ``templates`` (by the name that the operator sees), where files are missing; what is there, in words."""
     environment = Environment(  # noqa: S701 (no HTML: each value is escaped for where it stands)
         loader=PackageLoader(__package__, "templates/units"),
         undefined=StrictUndefined,
@@ -98,7 +31,7 @@ def _write(templates: Mapping[str, str], units: Path, values: Mapping[str, Any])
         "word": _word,
         "argument": _argument,
         "mount_point": _mount_point,
-        "shell": _shell,
+        "shell": shell_word,
         "yaml": _yaml,
         "outermost": _outermost,
     }
@@ -144,7 +77,8 @@ def _mount_point(value: object) -> str:
     return _word(_plain(value).replace("\\", "\\\\").replace(":", "\\:"))
 
 
-def _shell(value: object) -> str:
+def shell_word(value: object) -> str:
+    """One word of a shell's command."""
     return shlex.quote(_plain(value))
 
 
@@ -179,20 +113,7 @@ def _plain(value: object) -> str:
     return text
 
 
-def _protect_home(read: Iterable[Path]) -> str:
+def protect_home(read: Iterable[Path]) -> str:
     """Whether a service can do without what lies in people's homes, of which it at most reads."""
     places = [path.resolve() for path in (*read, Path(sys.prefix), Path(sys.base_prefix))]
     return "read-only" if any(place.is_relative_to(home) for place in places for home in _HOMES) else "yes"
-
-
-def _id_of(user: str | None, otherwise: str) -> str:
-    return user if user and user.isdecimal() else otherwise
-
-
-def _account(user: str | None, otherwise: str) -> str:
-    """What useradd is to be given: systemd starts nothing as an id that has no name.
-
-    >>> _account("10001", "grandrounds-worker"), _account(None, "grandrounds-worker")
-    ('--uid 10001 grandrounds-worker', 'grandrounds-worker')
-    """
-    return f"--uid {user} {otherwise}" if user and user.isdecimal() else _shell(user or otherwise)

@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from .. import __version__
 from ..common import entries
 from ..common.errors import GrandRoundsError
 from ..common.identity import canonical_json, sha256
@@ -19,7 +18,8 @@ from ..common.ledger import EntryType
 from ..common.package_hash import running_sha256
 from ..common.privacy.composition import recomputed_epsilon
 from ..common.privacy.events import Schedule
-from ..common.study import known
+from ..common.schema import known
+from ..common.version import __version__
 from ..server.claim import NO_PRIVACY, count, up
 from ..server.report import Report
 from ..server.report_page import render_html, render_model_card

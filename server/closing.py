@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from ..common import entries
 from ..common.entries import SignedStatement
+from ..common.envelope import Envelope
 from ..common.errors import EnvelopeError, LedgerError
-from ..common.identity import Envelope, Identity, sha256
+from ..common.identity import Identity, sha256
 from ..common.messages import SERVER, Close, pack
 from ..common.secagg.transcript import seal_message
 from .ledger import LedgerWriter

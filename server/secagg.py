@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.envelope import Envelope, Statement
 from ..common.errors import EnvelopeError, ProtocolError
-from ..common.identity import Envelope, Identity, Statement
+from ..common.identity import Identity
 from ..common.messages import (
     SERVER,
     Advert,
@@ -32,7 +33,8 @@ from ..common.messages import (
 from ..common.secagg import keys, shamir
 from ..common.secagg.encoding import centred, residue_dtype
 from ..common.secagg.masks import add_masks
-from ..common.secagg.transcript import SecaggParameters, refused, seal_message, transcript_hash, verify_sender
+from ..common.secagg.parameters import SecaggParameters
+from ..common.secagg.transcript import refused, seal_message, transcript_hash, verify_sender
 
 # An exchange is named after its answer.
 _EXCHANGES = tuple(answer.exchange for answer in (Advert, Shares, MaskedInput, Consistency, Unmask))

@@ -1,10 +1,10 @@
 """The beginning of a study: every site's signature on its manifest, without which no attempt begins."""
 
 from ..common import entries
-from ..common.countersignature import Countersignature
+from ..common.envelope import Envelope
 from ..common.errors import EnvelopeError, ProtocolError
-from ..common.identity import Envelope, Identity
-from ..common.manifest import Manifest
+from ..common.identity import Identity
+from ..common.manifest import Countersignature, Manifest
 from ..common.messages import SERVER, Agreed, Invitation, Refusal
 from ..common.secagg.transcript import seal_message, verify_sender
 from .ledger import LedgerWriter

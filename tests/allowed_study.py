@@ -4,7 +4,7 @@ from federation import small_manifest, small_study
 
 from grandrounds.client.policy import Policy
 from grandrounds.common.identity import Identity
-from grandrounds.common.study import validated
+from grandrounds.common.schema import validated
 
 SITE = "site-2"
 IDENTITIES = {f"site-{number}": Identity.generate() for number in range(1, 6)}

@@ -13,7 +13,6 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from scipy import stats
 
-from grandrounds import __version__
 from grandrounds.client.amounts import Amounts
 from grandrounds.client.app import make_app as make_client_app
 from grandrounds.client.budget import Budget
@@ -27,15 +26,17 @@ from grandrounds.client.worker import Release, Worker
 from grandrounds.common import entries
 from grandrounds.common.adapter import vector_bytes
 from grandrounds.common.audit import begin_of
-from grandrounds.common.countersignature import Countersignature
-from grandrounds.common.identity import Envelope, Identity, sha256
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity, sha256
 from grandrounds.common.ledger import Entry
-from grandrounds.common.manifest import Manifest
+from grandrounds.common.manifest import Countersignature, Manifest
 from grandrounds.common.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.messages import Message as Body
 from grandrounds.common.package_hash import running_sha256
+from grandrounds.common.schema import validated
 from grandrounds.common.secagg.transcript import seal_message
-from grandrounds.common.study import Study, validated
+from grandrounds.common.study import Study
+from grandrounds.common.version import __version__
 from grandrounds.deploy.local_grid import SERVER_NODE, LocalGrid, local_context
 from grandrounds.server.app import make_app as make_server_app
 from grandrounds.server.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
 from grandrounds.deploy.client_app import app as client_app
-from grandrounds.deploy.flower_cli import app_sha256
+from grandrounds.deploy.flower_archive import app_sha256
 from grandrounds.deploy.server_app import app as server_app
 
 TASK_ID = 1

@@ -31,8 +31,9 @@ from grandrounds.client.reservations import Reservations
 from grandrounds.client.resident import Resident
 from grandrounds.common.adapter import Vector, vector_sha256
 from grandrounds.common.audit import Audit
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import ProtocolError
-from grandrounds.common.identity import Envelope, canonical_json
+from grandrounds.common.identity import canonical_json
 from grandrounds.common.ledger import Entry
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.processes import die_with

@@ -8,8 +8,9 @@ from ledger_forger import drafts, resealed
 from ledger_history import History
 
 from grandrounds.common.audit import Audit
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import GrandRoundsError, LedgerError
-from grandrounds.common.identity import Envelope, canonical_json
+from grandrounds.common.identity import canonical_json
 from grandrounds.common.messages import Advert, Refusal
 
 SITE = "site-2"

@@ -24,6 +24,7 @@ from secagg_cohort import EXCHANGES, Attempt, Cohort, fork
 
 from grandrounds.client.records import read_records
 from grandrounds.common.adapter import vector_bytes, vector_from_bytes
+from grandrounds.common.envelope import ENVELOPE_LABEL, Envelope
 from grandrounds.common.errors import (
     DataError,
     EnvelopeError,
@@ -33,11 +34,12 @@ from grandrounds.common.errors import (
     StorageError,
     StudyError,
 )
-from grandrounds.common.identity import ENVELOPE_LABEL, Envelope, Identity, sha256
+from grandrounds.common.identity import Identity, sha256
 from grandrounds.common.ledger import Entry
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import SERVER, Message, pack, unpack
-from grandrounds.common.study import read_study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import read_study
 from grandrounds.server.checkpoint import Checkpoint
 
 SITE = "site-2"

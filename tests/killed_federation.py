@@ -22,7 +22,7 @@ from left_on_disk import check_kept, rows
 
 from grandrounds.client.agreement import cost_of
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.messages import MaskedInput, Refusal
 from grandrounds.deploy.verify import Status, verify
 

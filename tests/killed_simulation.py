@@ -22,7 +22,8 @@ from left_on_disk import Left, check_kept
 
 from grandrounds.client.budget import Budget
 from grandrounds.common.audit import Audit
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.evidence import LEDGER, STUDY
 from grandrounds.deploy.outages import Dropout
 from grandrounds.deploy.simulate import Result, resume, simulate

@@ -13,10 +13,11 @@ from ledger_history import History
 from grandrounds.common import audit as audit_module
 from grandrounds.common import entries
 from grandrounds.common.audit import Audit
-from grandrounds.common.countersignature import Countersignature
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import LedgerError
-from grandrounds.common.identity import Envelope, Identity, canonical_json
+from grandrounds.common.identity import Identity, canonical_json
 from grandrounds.common.ledger import EMPTY_LEDGER_HEAD, Entry, EntryType
+from grandrounds.common.manifest import Countersignature
 
 Draft = dict[str, Any]
 # Changes the entries of a history in place.

@@ -14,13 +14,14 @@ from grandrounds.client.worker import Worker
 from grandrounds.common import entries
 from grandrounds.common.adapter import vector_bytes
 from grandrounds.common.audit import Audit, begin_of
-from grandrounds.common.countersignature import Countersignature
-from grandrounds.common.identity import Envelope, Identity, canonical_json, sha256
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity, canonical_json, sha256
 from grandrounds.common.ledger import Entry
-from grandrounds.common.manifest import Manifest
+from grandrounds.common.manifest import Countersignature, Manifest
 from grandrounds.common.messages import SERVER, Advert, Close, Consistency, MaskedInput, Message, Shares, Unmask, pack
+from grandrounds.common.schema import validated
 from grandrounds.common.secagg.transcript import seal_message
-from grandrounds.common.study import Study, validated
+from grandrounds.common.study import Study
 from grandrounds.server.accountant import CentralAccountant
 from grandrounds.server.ledger import LedgerWriter
 from grandrounds.server.round import Round

@@ -9,7 +9,7 @@ from pathlib import Path
 from grandrounds.client.site_database import DATABASE
 from grandrounds.common import entries
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.ledger import EntryType
 
 

@@ -19,7 +19,8 @@ from grandrounds.common.processes import environment
 from grandrounds.deploy import server_operator
 from grandrounds.deploy.bench.loopback import free_ports
 from grandrounds.deploy.flower_cli import FlowerCli
-from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates, make_node_key, make_secret
+from grandrounds.deploy.node_keys import make_node_key, make_secret
+from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.server_folder import ServerFolder
 
 APP = Path(__file__).parent / "loopback_app"

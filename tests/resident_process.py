@@ -21,7 +21,8 @@ from grandrounds.client.listener import serve
 from grandrounds.client.reservations import Reservations
 from grandrounds.client.resident import Resident
 from grandrounds.client.site_log import log_to
-from grandrounds.common.identity import Envelope, Identity, canonical_json
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity, canonical_json
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.messages import Refusal
 

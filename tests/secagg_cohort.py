@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.identity import Envelope, Identity, sha256
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity, sha256
 from grandrounds.common.messages import SERVER, Begin, Message
 from grandrounds.common.secagg.encoding import residues
-from grandrounds.common.secagg.transcript import RosterEntry, SecaggParameters, default_threshold, seal_message
+from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold
+from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.server.secagg import ServerAttempt
 
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")

@@ -8,18 +8,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from grandrounds.client.secagg import ClientAttempt, Turn
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import ProtocolError
-from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import Advert, Consistency, Unmask, pack
 from grandrounds.common.secagg import keys
-from grandrounds.common.secagg.transcript import (
-    RosterEntry,
-    SecaggParameters,
-    check_group,
-    open_message,
-    refused,
-    transcript_hash,
-)
+from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
+from grandrounds.common.secagg.transcript import check_group, open_message, refused, transcript_hash
 
 
 class TakesAnyAdvert(ClientAttempt):

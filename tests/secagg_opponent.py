@@ -10,7 +10,8 @@ import numpy as np
 from secagg_cohort import Cohort
 
 from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import (
     Advert,
     Adverts,
@@ -25,7 +26,8 @@ from grandrounds.common.messages import (
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.masks import add_masks
-from grandrounds.common.secagg.transcript import SecaggParameters, seal_message, transcript_hash
+from grandrounds.common.secagg.parameters import SecaggParameters
+from grandrounds.common.secagg.transcript import seal_message, transcript_hash
 
 Lie = Callable[[str, dict[str, Advert]], Advert]
 Group = tuple[str, ...]

@@ -11,7 +11,8 @@ from grandrounds.common.adapter import vector_bytes
 from grandrounds.common.files import write_atomically
 from grandrounds.common.language_model import LanguageModel
 from grandrounds.common.model_folder import model_folder_sha256
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy import site_operator
 from grandrounds.deploy.bundle import Bundle, Flower
 from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates

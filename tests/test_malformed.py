@@ -11,7 +11,7 @@ from fuzz_targets import FRAGMENTS, TARGETS, edited, headers, parquet_files, sea
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grandrounds.common.identity import MAX_HEADER_BYTES
+from grandrounds.common.envelope import MAX_HEADER_BYTES
 from grandrounds.common.ledger import MAX_ENTRY_BYTES
 from grandrounds.common.messages import MAX_PARTS
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from federation import small_manifest, small_study
 
-from grandrounds import __version__
 from grandrounds.client.node_folder import NodeSettings
 from grandrounds.common.identity import Identity, canonical_json
 from grandrounds.common.package_hash import package_sha256, wheel_sha256
+from grandrounds.common.version import __version__
 from grandrounds.deploy.bundle import Bundle, Flower
 from grandrounds.deploy.wheelhouse import build_wheel
 

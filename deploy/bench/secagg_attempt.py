@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...client.secagg import ClientAttempt
+from ...common.envelope import Envelope
 from ...common.errors import StudyError
-from ...common.identity import Envelope, Identity, sha256
+from ...common.identity import Identity, sha256
 from ...common.ledger import EMPTY_LEDGER_HEAD
 from ...common.messages import (
     Advert,
@@ -30,13 +31,8 @@ from ...common.messages import (
     unpack,
 )
 from ...common.secagg.encoding import FixedPoint, ModulusBits
-from ...common.secagg.transcript import (
-    RosterEntry,
-    SecaggParameters,
-    default_threshold,
-    largest_corrupt,
-    verify_sender,
-)
+from ...common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold, largest_corrupt
+from ...common.secagg.transcript import verify_sender
 from ...server.secagg import ServerAttempt
 
 UPDATE_RANGE = 0.1

@@ -16,8 +16,9 @@ from ...common.errors import StudyError
 from ...common.processes import Process, environment
 from ...common.supervision import stop_all
 from ..flower_cli import FlowerCli
+from ..node_keys import make_node_key
 from ..ports import listens
-from ..provision import CA_CERTIFICATE, make_node_key
+from ..provision import CA_CERTIFICATE
 from ..server_folder import ServerFolder
 from .loopback import descendants, free_ports
 

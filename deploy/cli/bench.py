@@ -36,8 +36,8 @@ def dp_step(
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
     from ...common.language_model import Lora
-    from ..base_model import base_model_folder
     from ..bench.dp_step import StepBench, step_line
+    from ..builtin_models import base_model_folder
 
     lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
     figures = StepBench(

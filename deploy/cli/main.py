@@ -44,7 +44,7 @@ app.add_typer(bench)
 @app.command()
 def flower_app() -> None:
     """Print the folder of the Flower app, for `flwr run`."""
-    from ..flower_cli import app_folder
+    from ..flower_archive import app_folder
 
     typer.echo(app_folder())
 

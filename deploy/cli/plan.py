@@ -96,8 +96,8 @@ def plan(
     """
     from rich.console import Console
 
+    from ...common.completion import DEFAULT_TARGET_EPSILON
     from ...common.files import write_atomically
-    from ...common.study import DEFAULT_TARGET_EPSILON
     from ..plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation_config import read_simulation, read_tables
     from .plan_page import print_plan, study_file

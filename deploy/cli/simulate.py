@@ -210,7 +210,7 @@ def _told_when_stopped(folder: Path) -> Iterator[None]:
 def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
     """What the study in ``folder`` was begun with; raises StudyError if anything else was ``given`` now."""
     from ...common.errors import StudyError
-    from ..study_folder import StudyFolder
+    from ..simulation_folder import SimulationFolder
 
     if given:
         raise StudyError(
@@ -218,7 +218,7 @@ def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
             why="a study that was begun keeps the parameters that its sites signed",
             fix="give --resume and --output alone, or start another study",
         )
-    return StudyFolder.open(folder).private().settings
+    return SimulationFolder.open(folder).private().settings
 
 
 def _absolute(path: object) -> str:

@@ -7,12 +7,13 @@ from federation import small_manifest, small_study
 from tiny_models import load_tiny, save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
-from grandrounds.client.admission import admit
+from grandrounds.client.site import admit
 from grandrounds.common.errors import StudyError
 from grandrounds.common.identity import Identity
 from grandrounds.common.language_model import LanguageModel, Lora
 from grandrounds.common.model_folder import model_folder_sha256
-from grandrounds.common.study import ModelSection, Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import ModelSection, Study
 
 SITE = "site-2"
 IDENTITIES = {f"site-{i}": Identity.generate() for i in range(1, 6)}

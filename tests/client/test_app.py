@@ -20,7 +20,7 @@ from grandrounds.client.cohort import Cohort
 from grandrounds.client.dp_sgd import DpSgd
 from grandrounds.client.grad_samples import GradSampler
 from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.messages import FIELD, RECORD
 from grandrounds.deploy.local_grid import LocalGrid
 

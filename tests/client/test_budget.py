@@ -16,8 +16,8 @@ from grandrounds.client.budget import Budget
 from grandrounds.client.data_asset import Asset
 from grandrounds.client.reservations import Reservations
 from grandrounds.common.crash_points import CrashPoint
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import PrivacyError, ProtocolError, StorageError
-from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import Refusal, RefusalCode
 
 STUDY, OTHER = "ab" * 32, "cd" * 32

@@ -20,8 +20,8 @@ from grandrounds.client.budget import Budget
 from grandrounds.client.link import HEAD, Kind, connect, health
 from grandrounds.client.listener import serve
 from grandrounds.client.resident import Resident, largest_request_bytes
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import StorageError
-from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import MaskedInput, RefusalCode
 
 NOBODY = 65534

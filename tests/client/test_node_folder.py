@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds import __version__
 from grandrounds.client.node_folder import NodeFolder, NodeSettings
 from grandrounds.common.errors import StudyError
 from grandrounds.common.package_hash import running_sha256
+from grandrounds.common.version import __version__
 
 SETTINGS = NodeSettings(
     address="server.example.org:8443",

@@ -3,10 +3,10 @@
 import pytest
 from allowed_study import IDENTITIES, KEYS, NOISELESS, SERVER, SITE, manifest, policy
 
-from grandrounds import __version__
 from grandrounds.client.policy import Policy, check_policy, read_policy
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.package_hash import running_sha256
+from grandrounds.common.version import __version__
 
 
 def broken(rules, study, name=SITE):

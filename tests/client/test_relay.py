@@ -10,7 +10,7 @@ from federation import Federation, small_study
 from loopback import Loopback, an_app
 from resident_process import SITE, ResidentProcess, ones
 
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.processes import environment
 
 

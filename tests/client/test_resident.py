@@ -9,9 +9,10 @@ from resident_process import SITE, finish, ones, refusal
 from grandrounds.client.budget import Budget
 from grandrounds.client.resident import Resident, largest_request_bytes
 from grandrounds.client.site_log import JsonLines
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.messages import Close, Invitation, RefusalCode
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 
 NAME = "Mrs Abernathy"
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")

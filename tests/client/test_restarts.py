@@ -12,8 +12,9 @@ from federation import Federation, small_study
 
 from grandrounds.client.budget import Budget
 from grandrounds.common.crash_points import CrashPoint
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import StorageError
-from grandrounds.common.identity import Envelope, canonical_json
+from grandrounds.common.identity import canonical_json
 from grandrounds.common.messages import Advert, MaskedInput, Refusal, RefusalCode
 
 SITE = "site-2"

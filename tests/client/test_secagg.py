@@ -7,8 +7,9 @@ import pytest
 from secagg_cohort import Attempt, Cohort
 
 from grandrounds.client.secagg import ClientAttempt, check_begin
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, ProtocolError
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import (
     Advert,
     Adverts,

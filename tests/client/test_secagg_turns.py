@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from secagg_cohort import EXCHANGES, Cohort
 
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, GrandRoundsError, ProtocolError
-from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import Adverts, Ciphertexts, Consistencies, Message, Survivors, pack
 
 SITE = "site-2"

@@ -11,8 +11,9 @@ from ledger_history import History, history_study
 
 from grandrounds.client.budget import Budget
 from grandrounds.common.audit import Audit
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import LedgerError, StorageError
-from grandrounds.common.identity import Envelope, sha256
+from grandrounds.common.identity import sha256
 from grandrounds.common.messages import Adverts, Refusal, RefusalCode, pack
 from grandrounds.common.privacy.accountant import epsilon
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grandrounds.common.adapter import vector_bytes
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import (
     Advert,
     Adverts,

@@ -16,8 +16,9 @@ from ledger_history import EXCHANGES, History, history_study
 
 from grandrounds.common.audit import Audit
 from grandrounds.common.entries import SignedStatement
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import LedgerError
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.identity import Identity
 
 SITES = st.integers(0, 5)
 MAX_ENTRIES = 60

@@ -19,8 +19,8 @@ from ledger_forger import (
 )
 from ledger_history import History
 
-from grandrounds.common.countersignature import Countersignature
 from grandrounds.common.identity import Identity
+from grandrounds.common.manifest import Countersignature
 
 SITES = tuple(f"site-{i}" for i in range(1, 6))
 STRANGER = Identity.generate()

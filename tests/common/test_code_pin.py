@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from grandrounds import __version__
 from grandrounds.common.code_pin import check_code, check_code_of
 from grandrounds.common.errors import StudyError
 from grandrounds.common.package_hash import running_sha256
+from grandrounds.common.version import __version__
 
 RUNNING = running_sha256()
 OTHER = "12" * 32

@@ -3,10 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
-from grandrounds.common.countersignature import COUNTERSIGNATURE_LABEL, Countersignature
+from grandrounds.common.envelope import ENVELOPE_LABEL
 from grandrounds.common.errors import EnvelopeError
-from grandrounds.common.identity import ENVELOPE_LABEL, Identity
+from grandrounds.common.identity import Identity
 from grandrounds.common.ledger import LEDGER_LABEL
+from grandrounds.common.manifest import COUNTERSIGNATURE_LABEL, Countersignature
 
 KEY, MANIFEST = Identity.generate(), "ab" * 32
 

@@ -9,16 +9,9 @@ import rfc8785
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from grandrounds.common.envelope import ENVELOPE_LABEL, MAX_HEADER_BYTES, Envelope
 from grandrounds.common.errors import EnvelopeError
-from grandrounds.common.identity import (
-    ENVELOPE_LABEL,
-    MAX_HEADER_BYTES,
-    Envelope,
-    Identity,
-    canonical_json,
-    sha256,
-    verify_signature,
-)
+from grandrounds.common.identity import Identity, canonical_json, sha256, verify_signature
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 RFC_8785 = json.loads((VECTORS / "rfc8785.json").read_text())

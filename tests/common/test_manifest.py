@@ -12,7 +12,7 @@ from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.identity import canonical_json, sha256
 from grandrounds.common.manifest import MANIFEST_LABEL, Manifest
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
-from grandrounds.common.study import validated
+from grandrounds.common.schema import validated
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors" / "manifest.json").read_text(encoding="utf-8"))
 DESCRIPTION = {"records": "letters", "residency": "Oslo", "sensitivity": "synthetic", "sha256": "12" * 32}

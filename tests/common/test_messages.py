@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from grandrounds.common import messages
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import (
     MAX_PARTS,
     Advert,

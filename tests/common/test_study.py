@@ -6,18 +6,11 @@ from typing import Any
 
 import pytest
 
+from grandrounds.common.completion import complete_study, default_delta, schedule_of
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.accountant import epsilon
-from grandrounds.common.study import (
-    Study,
-    TrainingSection,
-    complete_study,
-    default_delta,
-    read_settings,
-    read_study,
-    schedule_of,
-    validated,
-)
+from grandrounds.common.schema import read_settings, validated
+from grandrounds.common.study import Study, TrainingSection, read_study
 
 SITES = [{"name": f"site-{i}", "nominal_units": 20} for i in range(1, 6)]
 

@@ -10,8 +10,9 @@ from ledger_history import History, countersignatures, history_study
 
 from grandrounds.common import entries
 from grandrounds.common.audit import Audit
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import LedgerError, StudyError
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.identity import Identity
 from grandrounds.common.manifest import Manifest
 from grandrounds.common.succession import MAY_CHANGE, check_successor
 

@@ -14,14 +14,15 @@ from loopback import Loopback, free_ports, until
 from proxy_server import ProxyServer
 from tls_server import TlsServer
 
-from grandrounds import __version__
 from grandrounds.client.node_folder import NodeSettings
 from grandrounds.client.site_folder import SETTINGS, SiteFolder
 from grandrounds.common.errors import ModelError, StorageError, StudyError
 from grandrounds.common.files import write_atomically
 from grandrounds.common.package_hash import running_sha256
+from grandrounds.common.version import __version__
 from grandrounds.deploy.connection import check_connection
-from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates, make_node_key
+from grandrounds.deploy.node_keys import make_node_key
+from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates
 
 NAME = "gate.example.org"  # which no name server knows
 NOW = datetime.now(UTC)

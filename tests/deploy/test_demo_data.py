@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grandrounds.client.records import read_records
 from grandrounds.common.errors import DataError, ModelError, StorageError
 from grandrounds.deploy import demo_data as module
-from grandrounds.deploy.demo_data import DemoOptions, demo_data, demo_model, hospital_records, patient_records
+from grandrounds.deploy.builtin_models import demo_model
+from grandrounds.deploy.demo_data import DemoOptions, demo_data, hospital_records, patient_records
 
 SMALL = DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3, evaluation_notes_per_patient=2)
 

@@ -13,10 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from resident_process import SITE, ResidentProcess, ones
 
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.messages import FIELD, RECORD
 from grandrounds.deploy.client_app import app
-from grandrounds.deploy.flower_cli import app_folder
+from grandrounds.deploy.flower_archive import app_folder
 from grandrounds.deploy.local_grid import LocalGrid
 
 

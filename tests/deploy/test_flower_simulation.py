@@ -7,7 +7,7 @@ from flower_in_threads import run_in_threads
 
 from grandrounds.common.errors import StudyError
 from grandrounds.deploy import flower_simulation
-from grandrounds.deploy.study_folder import StudyFolder
+from grandrounds.deploy.simulation_folder import SimulationFolder
 from grandrounds.deploy.verify import verify
 
 STUDY = """
@@ -51,7 +51,7 @@ def test_a_study_s_file_is_run_with_its_data_and_dropouts_and_its_results_are_wh
     assert report["setting"] == "simulation"
     assert [(lost["site"], lost["exchange"]) for lost in report["dropouts"]] == [("south", "masked-input")]
     assert "south dropped out before its update was in" in capfd.readouterr().out, "as `flwr log` shows it"
-    settings = StudyFolder.open(output).private().settings["simulation"]
+    settings = SimulationFolder.open(output).private().settings["simulation"]
     assert settings["data"]["coast"] == str(tmp_path / "records/coast.jsonl"), "--resume finds it from anywhere"
 
 

@@ -14,7 +14,7 @@ from loopback import Loopback, free_ports, has_ended, parts_of, until
 
 from grandrounds.common.identity import Identity
 from grandrounds.common.processes import environment
-from grandrounds.deploy.flower_cli import app_folder
+from grandrounds.deploy.flower_archive import app_folder
 from grandrounds.deploy.verify import verify
 
 FLWR = Path(sys.executable).with_name("flwr")

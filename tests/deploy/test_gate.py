@@ -17,13 +17,8 @@ from starlette.testclient import TestClient
 
 from grandrounds.common.processes import environment
 from grandrounds.deploy.gate import make_gate
-from grandrounds.deploy.provision import (
-    CA_CERTIFICATE,
-    CERTIFICATE,
-    CERTIFICATE_KEY,
-    make_certificates,
-    make_node_key,
-)
+from grandrounds.deploy.node_keys import make_node_key
+from grandrounds.deploy.provision import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, make_certificates
 
 PROGRAMS = Path(sys.executable).parent
 # What the SuperLink has beside the nodes' interface, on the same port.

@@ -9,7 +9,7 @@ from operations_page import PAGE, largest_messages
 from typer.testing import CliRunner
 
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.deploy.cli.main import app
 from grandrounds.server.closing import Closing
 from grandrounds.server.ledger import LedgerWriter

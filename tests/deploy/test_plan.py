@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from grandrounds.common.completion import complete_study
 from grandrounds.common.errors import DataError, GrandRoundsError
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Lattice, site_noise_stddev
-from grandrounds.common.study import Study, complete_study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.plan import Plan, noise_to_signal, with_clipping_norm, with_enough_units
 from grandrounds.deploy.trial import Trial
 

@@ -7,16 +7,14 @@ import pytest
 from cryptography import x509
 
 from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.deploy.node_keys import check_node_key, make_node_key, make_secret
 from grandrounds.deploy.provision import (
     CA_CERTIFICATE,
     CA_KEY,
     CERTIFICATE,
     CERTIFICATE_KEY,
     check_certificates,
-    check_node_key,
     make_certificates,
-    make_node_key,
-    make_secret,
     renew_certificate,
 )
 

@@ -15,7 +15,7 @@ from socket_recorder import SocketRecorder
 
 from grandrounds.client.link import HEAD, Kind
 from grandrounds.common.audit import Audit
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.deploy.verify import Status, verify
 
 SITE, STRUCK = "north", "south"

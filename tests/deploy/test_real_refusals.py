@@ -18,9 +18,10 @@ from socket_recorder import SocketRecorder, flipped
 from tls_server import TlsServer
 
 from grandrounds.client.link import HEAD, connect
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.processes import environment
-from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates, make_node_key
+from grandrounds.deploy.node_keys import make_node_key
+from grandrounds.deploy.provision import CA_CERTIFICATE, make_certificates
 
 OTHER = "site-1"
 NOW = datetime.now(UTC)

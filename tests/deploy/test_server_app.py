@@ -14,10 +14,9 @@ from federation import small_manifest, small_study
 from grandrounds.common.entries import StudyClosed
 from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.common.files import write_atomically
-from grandrounds.common.identity import Identity
-from grandrounds.common.key_file import make_key
+from grandrounds.common.identity import Identity, make_key
 from grandrounds.common.processes import environment
-from grandrounds.deploy.flower_cli import app_folder, app_sha256
+from grandrounds.deploy.flower_archive import app_folder, app_sha256
 from grandrounds.deploy.local_grid import SERVER_NODE, LocalGrid, local_context
 from grandrounds.deploy.progress_file import Stopped
 from grandrounds.deploy.server_app import app, enough_nodes

@@ -16,9 +16,11 @@ from grandrounds.common.errors import StudyError
 from grandrounds.common.identity import Identity
 from grandrounds.deploy import server_operator, server_run
 from grandrounds.deploy.bundle import Bundle, SiteCard
-from grandrounds.deploy.flower_cli import FlowerCli, app_sha256
+from grandrounds.deploy.flower_archive import app_sha256
+from grandrounds.deploy.flower_cli import FlowerCli
+from grandrounds.deploy.node_keys import make_node_key
 from grandrounds.deploy.progress_file import Waiting
-from grandrounds.deploy.provision import CERTIFICATE, make_certificates, make_node_key
+from grandrounds.deploy.provision import CERTIFICATE, make_certificates
 from grandrounds.deploy.server_folder import ServerFolder
 from grandrounds.deploy.server_programs import ServerPrograms
 

@@ -20,7 +20,8 @@ from grandrounds.common.errors import DataError, GrandRoundsError, StorageError,
 from grandrounds.common.identity import sha256
 from grandrounds.common.language_model import LanguageModel, Lora
 from grandrounds.common.manifest import MANIFEST_LABEL, Manifest
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.outages import Dropout
 from grandrounds.deploy.progress import PhaseEnded, PhaseStarted, StudyReady
 from grandrounds.deploy.simulate import Result, simulate

@@ -12,7 +12,8 @@ from killed_simulation import in_child
 from grandrounds.common.errors import StorageError
 from grandrounds.common.identity import sha256
 from grandrounds.common.manifest import Manifest
-from grandrounds.deploy.study_folder import LEDGER, MANIFEST, Keys, Private, StudyFolder
+from grandrounds.deploy.simulation_folder import Keys, Private, SimulationFolder
+from grandrounds.deploy.study_folder import LEDGER, MANIFEST
 
 SITES = [f"site-{number}" for number in range(1, 6)]
 KEYS = Keys.generate(SITES)
@@ -20,8 +21,8 @@ PRIVATE = Private(keys=KEYS, seed=7, settings={"training": {"rounds": 2}})
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> StudyFolder:
-    return StudyFolder.create(tmp_path / "study")
+def folder(tmp_path: Path) -> SimulationFolder:
+    return SimulationFolder.create(tmp_path / "study")
 
 
 @pytest.fixture
@@ -29,14 +30,14 @@ def manifest() -> Manifest:
     return small_manifest(small_study(), KEYS.sites, KEYS.server, dimension=7)
 
 
-def ledger(folder: StudyFolder) -> bytes:
+def ledger(folder: SimulationFolder) -> bytes:
     return (folder.path / LEDGER).read_bytes()
 
 
 # --- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def test_entries_come_back_in_their_order(folder: StudyFolder) -> None:
+def test_entries_come_back_in_their_order(folder: SimulationFolder) -> None:
     assert folder.ledger_lines() == []
     for line in (b"one", b"two"):
         folder.append_entry(line)
@@ -47,7 +48,7 @@ def test_entries_come_back_in_their_order(folder: StudyFolder) -> None:
 @pytest.mark.parametrize("torn", [b"t", b"three", b"{" * 10_000])
 @pytest.mark.parametrize("whole", [b"", b"one\n", b"one\ntwo\n"])
 def test_an_entry_that_was_cut_short_is_dropped_and_the_next_follows_the_last_whole_one(
-    folder: StudyFolder, whole: bytes, torn: bytes
+    folder: SimulationFolder, whole: bytes, torn: bytes
 ) -> None:
     for line in whole.splitlines():
         folder.append_entry(line)
@@ -62,7 +63,7 @@ def test_an_entry_that_was_cut_short_is_dropped_and_the_next_follows_the_last_wh
 @pytest.mark.parametrize("room", [0, 1, 50, 100])
 @pytest.mark.parametrize("size_bytes", [100, 100_000])
 def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_ledger_as_it_was(
-    folder: StudyFolder, room: int, size_bytes: int
+    folder: SimulationFolder, room: int, size_bytes: int
 ) -> None:
     folder.append_entry(b"one")
     before = ledger(folder)
@@ -78,7 +79,7 @@ def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_ledger_as_it_was(
     assert folder.ledger_lines() == [b"one", b"two"]
 
 
-def test_a_ledger_that_cannot_be_read_is_named(folder: StudyFolder) -> None:
+def test_a_ledger_that_cannot_be_read_is_named(folder: SimulationFolder) -> None:
     (folder.path / LEDGER).mkdir(parents=True)
     with pytest.raises(StorageError, match=r"entries\.jsonl is damaged or cannot be read"):
         folder.ledger_lines()
@@ -89,9 +90,9 @@ def test_a_ledger_that_cannot_be_read_is_named(folder: StudyFolder) -> None:
 # --- what a study goes on with ----------------------------------------------------------------------------------------
 
 
-def test_what_a_study_was_begun_with_comes_back(folder: StudyFolder, manifest: Manifest) -> None:
+def test_what_a_study_was_begun_with_comes_back(folder: SimulationFolder, manifest: Manifest) -> None:
     folder.begin(manifest, PRIVATE)
-    opened = StudyFolder.open(folder.path)
+    opened = SimulationFolder.open(folder.path)
     assert opened.manifest() == manifest
     private = opened.private()
     assert (private.seed, private.settings) == (PRIVATE.seed, PRIVATE.settings)
@@ -101,7 +102,7 @@ def test_what_a_study_was_begun_with_comes_back(folder: StudyFolder, manifest: M
     }
 
 
-def test_keys_are_for_their_owner_alone(folder: StudyFolder, manifest: Manifest) -> None:
+def test_keys_are_for_their_owner_alone(folder: SimulationFolder, manifest: Manifest) -> None:
     folder.begin(manifest, PRIVATE)
     for path in (folder.path / "server", folder.path / "server" / "private.json"):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -111,12 +112,12 @@ def test_keys_are_for_their_owner_alone(folder: StudyFolder, manifest: Manifest)
     assert not [path for path in public for secret in secrets if secret in path.read_text("utf-8")]
 
 
-def test_a_study_without_its_manifest_was_not_begun(folder: StudyFolder, manifest: Manifest) -> None:
+def test_a_study_without_its_manifest_was_not_begun(folder: SimulationFolder, manifest: Manifest) -> None:
     """It is written last, so that whoever finds it finds the keys."""
     folder.begin(manifest, PRIVATE)
     (folder.path / MANIFEST).unlink()
     with pytest.raises(StorageError, match="holds no study that was begun"):
-        StudyFolder.open(folder.path)
+        SimulationFolder.open(folder.path)
 
 
 WHOLE: dict[str, Any] = {
@@ -140,7 +141,7 @@ DAMAGED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_keys_are_refused_and_none_is_shown(folder: StudyFolder, manifest: Manifest, damage: str) -> None:
+def test_damaged_keys_are_refused_and_none_is_shown(folder: SimulationFolder, manifest: Manifest, damage: str) -> None:
     folder.begin(manifest, PRIVATE)
     (folder.path / "server" / "private.json").write_bytes(DAMAGED[damage])
     with pytest.raises(StorageError, match=r"private\.json is damaged") as refused:
@@ -149,14 +150,14 @@ def test_damaged_keys_are_refused_and_none_is_shown(folder: StudyFolder, manifes
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no JSON", "no UTF-8", "a list", "deep nesting"])
-def test_a_damaged_manifest_is_refused(folder: StudyFolder, manifest: Manifest, damage: str) -> None:
+def test_a_damaged_manifest_is_refused(folder: SimulationFolder, manifest: Manifest, damage: str) -> None:
     folder.begin(manifest, PRIVATE)
     (folder.path / MANIFEST).write_bytes(DAMAGED[damage])
     with pytest.raises(StorageError, match=r"study\.json is damaged"):
         folder.manifest()
 
 
-def test_what_was_not_finished_is_removed_and_nothing_else(folder: StudyFolder, manifest: Manifest) -> None:
+def test_what_was_not_finished_is_removed_and_nothing_else(folder: SimulationFolder, manifest: Manifest) -> None:
     folder.begin(manifest, PRIVATE)
     folder.append_entry(b"one")
     (folder.path / "checkpoints").mkdir()
@@ -173,7 +174,7 @@ def test_what_was_not_finished_is_removed_and_nothing_else(folder: StudyFolder, 
     assert sorted(folder.path.rglob("*")) == before
 
 
-def test_files_are_held_if_each_is_there_as_it_was(folder: StudyFolder) -> None:
+def test_files_are_held_if_each_is_there_as_it_was(folder: SimulationFolder) -> None:
     (folder.path / "one").write_bytes(b"1")
     assert folder.holds({})
     assert folder.holds({"one": sha256(b"1")})

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.simulation_config import Simulation, read_simulation
 from grandrounds.deploy.study_toml import study_toml
 

@@ -7,7 +7,8 @@ import pytest
 
 import grandrounds.deploy.templates
 from grandrounds.client.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
-from grandrounds.common.study import Section, Study
+from grandrounds.common.schema import Section
+from grandrounds.common.study import Study
 from grandrounds.deploy.simulation_config import Simulation, read_simulation
 
 TEMPLATES = Path(grandrounds.deploy.templates.__file__).parent

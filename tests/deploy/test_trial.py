@@ -9,7 +9,8 @@ import torch
 from tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.grad_samples import GradSampler
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.trial import MAX_UNITS, _dp_sgd, run_trial
 
 

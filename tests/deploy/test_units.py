@@ -18,7 +18,9 @@ from grandrounds.client.site_folder import SiteFolder
 from grandrounds.common.errors import StudyError
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.server_folder import ServerFolder
-from grandrounds.deploy.units import UNITS, write_server_units, write_site_units
+from grandrounds.deploy.server_services import write_server_units
+from grandrounds.deploy.site_services import write_site_units
+from grandrounds.deploy.units import UNITS
 
 # A folder, and one for the program, in which systemd bears no quotes and no backslashes at all.
 PLACES = {"plain": ("plain", "bin"), "nasty": ('100%h "north": $HOME \\site\'s ünit', "50%n of $HOME")}

@@ -29,11 +29,10 @@ from verification import (
 from verified_study import SmallStudy, ran, random_flips, undetected, used_up, write_ledger
 
 from grandrounds.common import entries
-from grandrounds.common.countersignature import Countersignature
 from grandrounds.common.identity import Identity
 from grandrounds.common.ledger import Entry
-from grandrounds.common.manifest import Manifest
-from grandrounds.common.study import validated
+from grandrounds.common.manifest import Countersignature, Manifest
+from grandrounds.common.schema import validated
 from grandrounds.deploy.evidence import CARD, LEDGER, PAGE, REPORT, STUDY
 from grandrounds.deploy.verify import CLAIMS, Status, verify
 from grandrounds.server.report import render_json

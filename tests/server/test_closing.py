@@ -9,8 +9,9 @@ from verified_study import SmallStudy, ran
 
 from grandrounds.common import entries
 from grandrounds.common.audit import Audit
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import StorageError
-from grandrounds.common.identity import Envelope, sha256
+from grandrounds.common.identity import sha256
 from grandrounds.common.ledger import EntryType
 from grandrounds.common.messages import Close, Closed, unpack
 from grandrounds.common.secagg.transcript import open_message

@@ -20,7 +20,8 @@ from grandrounds.common.audit import Audit
 from grandrounds.common.errors import LedgerError, PrivacyError
 from grandrounds.common.privacy.accountant import Epsilon, epsilon
 from grandrounds.common.privacy.events import Schedule
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.server.claim import up
 from grandrounds.server.report import Declared, build_report, render_json
 from grandrounds.server.report_page import render_html, render_model_card

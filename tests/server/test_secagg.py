@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from secagg_cohort import EXCHANGES, Attempt, Cohort
 
-from grandrounds.common.identity import Envelope
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.messages import (
     Advert,
     Consistency,

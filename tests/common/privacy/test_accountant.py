@@ -10,12 +10,7 @@ from scipy.special import log_ndtr, ndtr
 from scipy.stats import binom
 
 from grandrounds.common.errors import PrivacyError
-from grandrounds.common.privacy.accountant import (
-    Epsilon,
-    calibrate_noise_multiplier,
-    epsilon,
-    noise_sum_slack,
-)
+from grandrounds.common.privacy.accountant import Epsilon, calibrate_noise_multiplier, epsilon, noise_sum_slack
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Trust
 

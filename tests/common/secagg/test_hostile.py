@@ -24,12 +24,13 @@ from secagg_lacking import (
 from secagg_opponent import Opponent, surrounded
 
 from grandrounds.client.secagg import ClientAttempt
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, ProtocolError, StudyError
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import Advert
 from grandrounds.common.secagg import keys
 from grandrounds.common.secagg.encoding import residues
-from grandrounds.common.secagg.transcript import SecaggParameters
+from grandrounds.common.secagg.parameters import SecaggParameters
 
 VICTIM = "site-2"
 ACCOMPLICE = "site-5"

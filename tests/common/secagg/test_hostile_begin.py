@@ -12,11 +12,12 @@ from secagg_opponent import Opponent, surrounded
 from grandrounds.client import worker as client_worker
 from grandrounds.client.secagg import ClientAttempt
 from grandrounds.common.adapter import vector_bytes
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, ProtocolError
-from grandrounds.common.identity import Envelope, Identity, sha256
+from grandrounds.common.identity import Identity, sha256
 from grandrounds.common.messages import SERVER, Begin, pack, unpack
 from grandrounds.common.secagg import transcript
-from grandrounds.common.secagg.transcript import SecaggParameters
+from grandrounds.common.secagg.parameters import SecaggParameters
 
 VICTIM = "site-2"
 ACCOMPLICE = "site-5"

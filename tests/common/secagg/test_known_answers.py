@@ -9,12 +9,13 @@ import reference_primitives as primitives
 import secagg_reference as reference
 
 from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.identity import Envelope, Identity
+from grandrounds.common.envelope import Envelope
+from grandrounds.common.identity import Identity
 from grandrounds.common.messages import Begin, begin_hash
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import residue_dtype, residues
 from grandrounds.common.secagg.masks import add_masks
-from grandrounds.common.secagg.transcript import RosterEntry, SecaggParameters
+from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
 from grandrounds.server.secagg import ServerAttempt
 
 

@@ -3,7 +3,7 @@
 import pytest
 from secagg_cohort import EXCHANGES, Cohort
 
-from grandrounds.common.secagg.transcript import default_threshold, largest_corrupt
+from grandrounds.common.secagg.parameters import default_threshold, largest_corrupt
 
 
 @pytest.mark.parametrize("sites", [50, 100])

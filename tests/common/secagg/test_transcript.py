@@ -5,18 +5,11 @@ import dataclasses
 import pytest
 from secagg_cohort import Cohort
 
+from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, ProtocolError, StudyError
-from grandrounds.common.identity import Envelope
 from grandrounds.common.messages import SERVER, Adverts, Survivors
-from grandrounds.common.secagg.transcript import (
-    RosterEntry,
-    SecaggParameters,
-    check_group,
-    default_threshold,
-    largest_corrupt,
-    open_message,
-    transcript_hash,
-)
+from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold, largest_corrupt
+from grandrounds.common.secagg.transcript import check_group, open_message, transcript_hash
 
 
 def parameters(sites: int = 5, **changes: object) -> SecaggParameters:

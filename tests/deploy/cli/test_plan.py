@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from tiny_models import save_tiny_model
 
-from grandrounds.common.study import Study, validated
+from grandrounds.common.schema import validated
+from grandrounds.common.study import Study
 from grandrounds.deploy.cli.main import main
 from grandrounds.deploy.cli.plan_page import print_plan
 from grandrounds.deploy.plan import Plan

@@ -10,7 +10,7 @@ from grandrounds.common.errors import StudyError
 from grandrounds.common.identity import Identity
 from grandrounds.deploy.bundle import SiteCard
 from grandrounds.deploy.cli.main import app
-from grandrounds.deploy.provision import make_node_key
+from grandrounds.deploy.node_keys import make_node_key
 from grandrounds.deploy.server_folder import ServerFolder
 from grandrounds.server.training import ExchangeClosed
 

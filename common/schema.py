@@ -1,0 +1,96 @@
+"""What comes in as JSON or TOML: a strict base class, the reader of TOML, and what is said of a wrong field."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import StudyError
+
+WHY_STUDY = "every site signs these parameters, and the privacy claim is computed from them"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+ValueT = TypeVar("ValueT")
+
+# tomllib's memory grows with the square of the parts of a dotted key.
+_MAX_TOML_BYTES = 1 << 18
+
+_MAX_DOTS = 200
+
+# A line of text, without control characters and without those that turn its direction.
+Words = Annotated[str, Field(pattern=r"^\P{C}+$", max_length=200)]
+
+
+class Section(BaseModel):
+    """A part of a study: frozen; unknown fields and values of another type are refused, for "no" is not false."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def known(value: ValueT | None) -> ValueT:
+    """A field that a complete study has: states to the type checker what ``complete_study`` or a Manifest saw to."""
+    assert value is not None  # noqa: S101
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises StudyError with the place of a syntax error."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_TOML_BYTES + 1).decode("utf-8")
+        if len(text) > _MAX_TOML_BYTES or any(line.count(".") > _MAX_DOTS for line in text.split("\n")):
+            raise ValueError("it is larger than any study, or names something by far too many parts")
+        return tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # tomllib lets integers and nesting raise what they like
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(
+            f"{path} cannot be read: {reason}", why=WHY_STUDY, fix="correct the file or its name"
+        ) from error
+
+
+def read_settings(model: type[ModelT], path: Path, *, made_by: str) -> ModelT:
+    """A folder's settings, from its TOML file, which the command ``made_by`` writes.
+
+    Raises StudyError that names the field, or says that this is no such folder.
+    """
+    try:
+        return validated(model, read_toml(path))
+    except StudyError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+        raise StudyError(
+            error.what if str(path) in error.what else f"{path}: {error.what}",
+            why="keys, data and programs are where it says; none of it is guessed",
+            fix=f"give the folder that `{made_by}` made" if missing else error.fix,
+        ) from error
+
+
+def validated(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
+    """``model`` from untrusted fields; raises StudyError that names each wrong field and its value."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise StudyError(_problems(error), why=WHY_STUDY, fix="correct the named fields") from error
+
+
+def _problems(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_url=False):
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{place}: no such field")
+        elif place and item["type"] != "missing":
+            problems.append(f"{place} = {_shown(item['input'])}: {message}")
+        else:
+            problems.append(f"{place}: {message}".removeprefix(": "))
+    return "; ".join(problems)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "(too large to show)"
+    return text if len(text) <= 200 else f"{text[:200]}…"
