@@ -42,7 +42,7 @@ bench: install
 
 soak: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'
-	$(BIN)/python tests/soak.py
+	PYTHONPATH=tests $(BIN)/python -m soak.run
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -6,17 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("client", "common", "deploy", "server")
 # Where each library may be imported; every other one may be imported anywhere.
 ALLOWED = {
-    "flwr": ("client/app.py", "client/relay.py", "server/app.py", "deploy/"),
-    "opacus": ("client/grad_samples.py", "deploy/bench/"),
-    "cryptography": ("common/csprng.py", "common/identity.py", "common/secagg/keys.py", "deploy/provision.py"),
-    "peft": ("common/language_model.py", "client/data.py", "deploy/demo_data.py"),
-    "cyclonedx": ("deploy/bill_of_materials.py",),
-    "transformers": ("common/language_model.py", "client/data.py", "deploy/demo_data.py"),
+    "flwr": ("client/node/", "server/rounds/app.py", "deploy/"),
+    "opacus": ("client/training/grad_samples.py", "deploy/bench/"),
+    "cryptography": (
+        "common/crypto/csprng.py",
+        "common/crypto/identity.py",
+        "common/secagg/keys.py",
+        "deploy/enrolment/",
+    ),
+    "peft": ("common/model/language_model.py", "common/data/tokenisation.py", "deploy/builtin/models.py"),
+    "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
+    "transformers": ("common/model/language_model.py", "common/data/tokenisation.py", "deploy/builtin/models.py"),
 }
 
 

@@ -7,13 +7,13 @@ import tracemalloc
 import zipfile
 
 import pytest
-from fuzz_targets import FRAGMENTS, TARGETS, edited, headers, parquet_files, sealed_as_is, to_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak.fuzz_targets import FRAGMENTS, TARGETS, edited, headers, parquet_files, sealed_as_is, to_client
 
-from grandrounds.common.envelope import MAX_HEADER_BYTES
-from grandrounds.common.ledger import MAX_ENTRY_BYTES
-from grandrounds.common.messages import MAX_PARTS
+from grandrounds.common.ledger.chain import MAX_ENTRY_BYTES
+from grandrounds.common.protocol.envelope import MAX_HEADER_BYTES
+from grandrounds.common.protocol.messages import MAX_PARTS
 
 EDITS = st.lists(
     st.tuples(

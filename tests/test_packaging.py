@@ -8,16 +8,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from federation import small_manifest, small_study
+from support.places import ROOT
+from support.study.federation import small_manifest, small_study
 
-from grandrounds.client.node_folder import NodeSettings
-from grandrounds.common.identity import Identity, canonical_json
-from grandrounds.common.package_hash import package_sha256, wheel_sha256
+from grandrounds.client.node.folder import NodeSettings
+from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.system.package_hash import package_sha256, wheel_sha256
 from grandrounds.common.version import __version__
-from grandrounds.deploy.bundle import Bundle, Flower
-from grandrounds.deploy.wheelhouse import build_wheel
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower
+from grandrounds.deploy.wheelhouse.build import build_wheel
 
-ROOT = Path(__file__).parents[1]
 # Runs commands one after the other in one process, and says after each how it ended and whether the libraries of model
 # or federation were loaded by then. PYTHONPATH comes before what is installed here.
 COMMANDS = """
@@ -144,7 +144,7 @@ def joined(wheel: Path, tmp_path: Path) -> Path:
 def test_one_changed_byte_and_no_command_of_a_site_goes_on(site: Path, joined: Path, tmp_path: Path) -> None:
     pinned = package_sha256(site / "grandrounds")
     changed = shutil.copytree(site, tmp_path / "changed")
-    with (changed / "grandrounds" / "server" / "accountant.py").open("ab") as file:
+    with (changed / "grandrounds" / "server" / "rounds" / "accountant.py").open("ab") as file:
         file.write(b"\n")
     running = package_sha256(changed / "grandrounds")
     study = joined.parent / "study.zip"

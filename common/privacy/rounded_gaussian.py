@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ..csprng import Stream
+from ..crypto.csprng import Stream
 
 MIN_STDDEV: Final = 64
 MAX_STDDEV: Final = 1 << 30

@@ -1,1 +1,1 @@
-"""The pieces of secure aggregation that ``client/secagg.py`` and ``server/secagg.py`` share; see PROTOCOL.md."""
+"""The pieces that both machines of secure aggregation share (``client/worker``, ``server/rounds``); see PROTOCOL.md."""

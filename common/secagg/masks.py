@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..csprng import BLOCK_BYTES, Stream
+from ..crypto.csprng import BLOCK_BYTES, Stream
 
 
 def add_masks(vector: NDArray[np.unsignedinteger], *, plus: Iterable[bytes] = (), minus: Iterable[bytes] = ()) -> None:

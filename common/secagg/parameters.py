@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import StudyError
-from ..messages import SERVER
+from ..protocol.messages import SERVER
 from .encoding import ModulusBits, residue_dtype
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
-from ..envelope import Envelope
+from ..crypto.identity import Identity
 from ..errors import EnvelopeError, ProtocolError
-from ..identity import Identity
-from ..messages import Message
+from ..protocol.envelope import Envelope
+from ..protocol.messages import Message
 from .parameters import SecaggParameters
 
 TRANSCRIPT_LABEL = b"grandrounds/secagg/v1/transcript\n"

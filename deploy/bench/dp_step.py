@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...client.dp_sgd import DpSgd
-from ...client.grad_samples import GradSampler, sequence_losses
-from ...client.independence import random_example
-from ...common.devices import PROCESSORS
-from ...common.language_model import LanguageModel, Lora, TokenisedExample
-from ...common.optimizer import make_optimizer
+from ...client.training.batch_invariance import random_example
+from ...client.training.dp_sgd import DpSgd
+from ...client.training.grad_samples import GradSampler, sequence_losses
+from ...common.model.devices import PROCESSORS
+from ...common.model.language_model import LanguageModel, Lora, TokenisedExample
+from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from . import peak_memory
 

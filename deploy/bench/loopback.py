@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...client.site_folder import SiteFolder
-from ...common.identity import canonical_json
-from ...common.processes import PROGRAM, Process, environment
-from ...common.supervision import stop_all
-from .. import server_operator, site_operator
-from ..bundle import Bundle
-from ..server_folder import ServerFolder
+from ...client.site.folder import SiteFolder
+from ...common.crypto.identity import canonical_json
+from ...common.system.processes import PROGRAM, Process, environment
+from ...common.system.supervision import stop_all
+from ...server.run.server_folder import ServerFolder
+from ..enrolment.bundle import Bundle
+from ..server_ops import commands as server_operator
+from ..site_ops import commands as site_operator
 
 UNITS: Final = 20
 _STOP_S: Final = 90.0  # as long as the server or a site waits for what it started itself

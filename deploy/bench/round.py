@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ...common.study import read_study
-from ...server.training import ExchangeClosed, RoundClosed
-from .. import server_run
-from ..progress import PhaseStarted
-from ..progress_file import Told
-from ..simulate import simulate
+from ...common.study.study import read_study
+from ...server.rounds.training import ExchangeClosed, RoundClosed
+from ...server.run.progress import PhaseStarted
+from ...server.run.progress_file import Told
+from ..server_ops import follow as server_run
+from ..simulation.simulate import simulate
 from .loopback import LoopbackFederation
 from .stock_nodes import StockNodes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.csprng import BLOCK_BYTES, Stream
+from ...common.crypto.csprng import BLOCK_BYTES, Stream
 from ...common.secagg.encoding import ModulusBits, residue_dtype
 from ...common.secagg.masks import add_masks
 from .secagg_attempt import BenchCohort, Clock, play_ours

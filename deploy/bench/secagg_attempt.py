@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ...client.secagg import ClientAttempt
-from ...common.envelope import Envelope
+from ...client.worker.attempt import ClientAttempt
+from ...common.crypto.identity import Identity, sha256
 from ...common.errors import StudyError
-from ...common.identity import Identity, sha256
-from ...common.ledger import EMPTY_LEDGER_HEAD
-from ...common.messages import (
+from ...common.ledger.chain import EMPTY_LEDGER_HEAD
+from ...common.protocol.envelope import Envelope
+from ...common.protocol.messages import (
     Advert,
     Adverts,
     Begin,
@@ -33,7 +33,7 @@ from ...common.messages import (
 from ...common.secagg.encoding import FixedPoint, ModulusBits
 from ...common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold, largest_corrupt
 from ...common.secagg.transcript import verify_sender
-from ...server.secagg import ServerAttempt
+from ...server.rounds.attempt import ServerAttempt
 
 UPDATE_RANGE = 0.1
 _ATTEMPT = 1

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StudyError
-from ...common.processes import Process, environment
-from ...common.supervision import stop_all
-from ..flower_cli import FlowerCli
-from ..node_keys import make_node_key
-from ..ports import listens
-from ..provision import CA_CERTIFICATE
-from ..server_folder import ServerFolder
+from ...common.system.ports import listens
+from ...common.system.processes import Process, environment
+from ...common.system.supervision import stop_all
+from ...server.run.server_folder import ServerFolder
+from ..enrolment.certificates import CA_CERTIFICATE
+from ..enrolment.node_keys import make_node_key
+from ..server_ops.flwr import FlowerCli
 from .loopback import descendants, free_ports
 
 _APP: Final = Path(__file__).parent / "empty_app"

@@ -35,9 +35,9 @@ def dp_step(
     as_json: AsJson = False,
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
-    from ...common.language_model import Lora
+    from ...common.model.language_model import Lora
     from ..bench.dp_step import StepBench, step_line
-    from ..builtin_models import base_model_folder
+    from ..builtin.models import base_model_folder
 
     lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
     figures = StepBench(

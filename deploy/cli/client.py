@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .operators import confirmed, say, until_stopped
+from .terminal import confirmed, say, until_stopped
 
 if TYPE_CHECKING:
-    from ...client.site_folder import SiteFolder
+    from ...client.site.folder import SiteFolder
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
 
@@ -27,7 +27,7 @@ def init(
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
 ) -> None:
     """Make the site's keys, settings and policy, where they are missing."""
-    from .. import site_operator
+    from ..site_ops import commands as site_operator
 
     site = _site(folder)
     users = {"worker_user": worker_user, "node_user": node_user}
@@ -41,8 +41,8 @@ def join(
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
 ) -> None:
     """Show a study against the site's policy and budget; then agree to it, or not."""
-    from .. import site_operator
-    from ..bundle import Bundle, described
+    from ..enrolment.bundle import Bundle, described
+    from ..site_ops import commands as site_operator
 
     study = Bundle.read(bundle)
     for field, text in described(study.manifest).items():
@@ -62,15 +62,15 @@ def check(
     """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
     site = _site(folder)
     if connect:
-        from ..connection import check_connection
+        from ..site_ops.connection import check_connection
 
         say(check_connection(site))
         return
-    from ..site_users import act_as_worker
+    from ..site_ops.users import act_as_worker
 
     site.check_code()
     act_as_worker(site)
-    from ..site_check import check as check_site  # here, as that user: it loads the model's libraries
+    from ..site_ops.check import check as check_site  # here, as that user: it loads the model's libraries
 
     say(check_site(site))
 
@@ -78,7 +78,7 @@ def check(
 @client.command()
 def start(folder: Folder) -> None:
     """Keep worker and node running until SIGTERM."""
-    from .. import site_programs
+    from ..site_ops import programs as site_programs
 
     site_programs.start(_site(folder), stopped=until_stopped(), say=lambda text: say([text]))
 
@@ -86,7 +86,7 @@ def start(folder: Folder) -> None:
 @client.command()
 def worker(folder: Folder) -> None:
     """Run the worker alone: it reads the records and has the key, and needs no network."""
-    from .. import site_programs
+    from ..site_ops import programs as site_programs
 
     site_programs.worker(_site(folder))
 
@@ -96,7 +96,7 @@ def node(folder: Folder) -> None:
     """Run what carries the worker's messages: it needs the network, and neither key nor records."""
     import logging
 
-    from .. import site_programs
+    from ..site_ops import programs as site_programs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     site_programs.node(_site(folder), stopped=until_stopped())
@@ -105,7 +105,7 @@ def node(folder: Folder) -> None:
 @client.command()
 def health(folder: Folder) -> None:
     """Print how the worker that runs is, as JSON."""
-    from .. import site_programs
+    from ..site_ops import programs as site_programs
 
     typer.echo(json.dumps(site_programs.worker_health(_site(folder))))
 
@@ -125,7 +125,7 @@ def unpause(folder: Folder) -> None:
 @client.command()
 def leave(folder: Folder) -> None:
     """Take part in the study no more; the folder may join another one, with the same budget."""
-    from .. import site_operator
+    from ..site_ops import commands as site_operator
 
     say(site_operator.leave(_site(folder)))
 
@@ -136,11 +136,11 @@ def fetch(
     output: Annotated[Path | None, typer.Option(help="Copy what the study left to here, too.")] = None,
 ) -> None:
     """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
-    from ..site_users import act_as_worker
+    from ..site_ops.users import act_as_worker
 
     site = _site(folder)
     act_as_worker(site)
-    from ..site_fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
+    from ..site_ops.fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
     say(fetch_results(site, output=output))
 
@@ -154,10 +154,10 @@ def budget(
     """Show what the site's patients may be asked to bear, what studies have set aside of it, and what is left."""
     from rich.console import Console
 
-    from ...client.reservations import Reservations
-    from ...client.site_database import SiteDatabase
-    from ...common.files import write_atomically
-    from .budget_page import budget_figures, print_budget, render_budget
+    from ...client.budget.reservations import Reservations
+    from ...client.state.database import SiteDatabase
+    from ...common.system.files import write_atomically
+    from ..views.budget import budget_figures, print_budget, render_budget
 
     database = SiteDatabase.open_existing(state)
     try:
@@ -173,6 +173,6 @@ def budget(
 
 
 def _site(path: Path) -> "SiteFolder":
-    from ...client.site_folder import SiteFolder
+    from ...client.site.folder import SiteFolder
 
     return SiteFolder(path)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ...common.errors import GrandRoundsError
-from ...common.processes import QUIET_FLOWER
+from ...common.system.processes import QUIET_FLOWER
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
@@ -44,7 +44,7 @@ app.add_typer(bench)
 @app.command()
 def flower_app() -> None:
     """Print the folder of the Flower app, for `flwr run`."""
-    from ..flower_archive import app_folder
+    from ..flower.archive import app_folder
 
     typer.echo(app_folder())
 

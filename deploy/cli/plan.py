@@ -96,11 +96,11 @@ def plan(
     """
     from rich.console import Console
 
-    from ...common.completion import DEFAULT_TARGET_EPSILON
-    from ...common.files import write_atomically
-    from ..plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
-    from ..simulation_config import read_simulation, read_tables
-    from .plan_page import print_plan, study_file
+    from ...common.study.completion import DEFAULT_TARGET_EPSILON
+    from ...common.system.files import write_atomically
+    from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
+    from ..simulation.config import read_simulation, read_tables
+    from ..views.plan import print_plan, study_file
 
     tables = read_tables(
         config,
@@ -135,7 +135,7 @@ def plan(
     with Console(stderr=True).status("accountant") as status:
         trial = None
         if not no_benchmark:
-            from ..trial import run_trial
+            from ..plan.trial import run_trial
 
             trial = run_trial(study, public_text, status.update)
             if "clipping_norm" not in given:
@@ -156,7 +156,7 @@ def plan(
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:
     """The roster: ``SITE=N`` as given, or so many hospitals of one size. Raises StudyError."""
     from ...common.errors import StudyError
-    from ..simulation_config import BUILTIN_UNITS, Simulation
+    from ..simulation.config import BUILTIN_UNITS, Simulation
 
     each = nominal_units or [str(BUILTIN_UNITS)]
     if len(each) == 1 and each[0].isdecimal() and each[0].isascii():

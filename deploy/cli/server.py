@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .operators import say, until_stopped
+from .terminal import say, until_stopped
 
 if TYPE_CHECKING:
-    from ..server_folder import ServerFolder
+    from ...server.run.server_folder import ServerFolder
 
 server = typer.Typer(name="server", help="The aggregation server's side of a study.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
@@ -32,7 +32,7 @@ def init(
     ] = None,
 ) -> None:
     """Make keys, certificates, settings and a study to edit, where they are missing."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     given = [path for path in (certificate, certificate_key, ca) if path is not None]
     if len(given) not in (0, 3):
@@ -51,7 +51,7 @@ def enroll(
     cards: Annotated[list[Path], typer.Argument(metavar="SITE.json...", help="What sites sent, a file each.")],
 ) -> None:
     """Know sites by their keys."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     for card in cards:
         say(server_operator.enroll(_folder(folder), card))
@@ -60,7 +60,7 @@ def enroll(
 @server.command()
 def bundle(folder: Folder) -> None:
     """Fix the study, once, and write study.zip, which sites get."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     say(server_operator.bundle(_folder(folder)))
 
@@ -68,7 +68,7 @@ def bundle(folder: Folder) -> None:
 @server.command()
 def amend(folder: Folder) -> None:
     """Fix the next manifest of a study that has begun: sites join, leave or change keys, or the program is patched."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     say(server_operator.amend(_folder(folder)))
 
@@ -76,7 +76,7 @@ def amend(folder: Folder) -> None:
 @server.command()
 def dismiss(folder: Folder, name: Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]) -> None:
     """Know a site no more, and let its node in no more."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     say(server_operator.dismiss(_folder(folder), name))
 
@@ -84,7 +84,7 @@ def dismiss(folder: Folder, name: Annotated[str, typer.Argument(metavar="SITE", 
 @server.command()
 def start(folder: Folder) -> None:
     """Let sites connect: run Flower's SuperLink, its executor and the gate, until SIGTERM."""
-    from .. import server_operator
+    from ..server_ops import commands as server_operator
 
     server_operator.start(_folder(folder), stopped=until_stopped(), say=lambda line: say([line]))
 
@@ -95,9 +95,9 @@ def run(
 ) -> None:
     """Carry the study out, go on with it, or follow it."""
     from ...common.errors import StoppedError
-    from .. import server_run
-    from ..progress_file import Finished, RunBegan, Stopped, Waiting, line_of
-    from .display import Display
+    from ...server.run.progress_file import Finished, RunBegan, Stopped, Waiting, line_of
+    from ..server_ops import follow as server_run
+    from ..views.display import Display
 
     place = _folder(folder)
     try:
@@ -122,7 +122,7 @@ def run(
 @server.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Say where the study stands, and what comes next."""
-    from .. import server_run
+    from ..server_ops import follow as server_run
 
     found = server_run.status(_folder(folder))
     if as_json:
@@ -136,8 +136,8 @@ def report(folder: Folder, as_json: AsJson = False) -> None:
     """Show what came of the study."""
     from rich.console import Console
 
-    from .. import server_run
-    from .summary import print_summary
+    from ..server_ops import follow as server_run
+    from ..views.summary import print_summary
 
     place = _folder(folder)
     found = server_run.report(place)
@@ -148,7 +148,7 @@ def report(folder: Folder, as_json: AsJson = False) -> None:
 
 
 def _folder(path: Path) -> "ServerFolder":
-    from ..server_folder import ServerFolder
+    from ...server.run.server_folder import ServerFolder
 
     return ServerFolder(path)
 
@@ -157,7 +157,7 @@ def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ...server.claim import up
+    from ...server.report.claim import up
 
     lines = [("server", "started" if found["started"] else "not started")]
     if "study" in found:

@@ -150,7 +150,7 @@ def simulate(
             "device": device,
         },
     }
-    from ..simulation_config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
+    from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
 
     tables = read_tables(config, options)
     if resume:
@@ -160,12 +160,12 @@ def simulate(
         folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
     counted = units_are_counted(tables, simulation)
-    from ...common.devices import open_device
+    from ...common.model.devices import open_device
 
     open_device(simulation.device)  # which is told before data are made for minutes
-    from ..simulate import resume as resume_simulation
-    from ..simulate import simulate as run_simulation
-    from .display import Display
+    from ..simulation.simulate import resume as resume_simulation
+    from ..simulation.simulate import simulate as run_simulation
+    from ..views.display import Display
 
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
         records = prepare_records(simulation, display.observe, counted=counted)
@@ -189,7 +189,7 @@ def simulate(
 @contextmanager
 def _told_when_stopped(folder: Path) -> Iterator[None]:
     from ...common.errors import StoppedError
-    from ..study_folder import MANIFEST
+    from ...server.run.study_folder import MANIFEST
 
     try:
         yield
@@ -210,7 +210,7 @@ def _told_when_stopped(folder: Path) -> Iterator[None]:
 def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
     """What the study in ``folder`` was begun with; raises StudyError if anything else was ``given`` now."""
     from ...common.errors import StudyError
-    from ..simulation_folder import SimulationFolder
+    from ..simulation.folder import SimulationFolder
 
     if given:
         raise StudyError(

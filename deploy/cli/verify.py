@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..verify import Verdict
+    from ..verify.claims import Verdict
 
 
 def verify(
@@ -20,7 +20,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recompute every claim of a finished or running study: offline, from DIR alone. Exit code 1 if one is wrong."""
-    from ..verify import verify
+    from ..verify.claims import verify
 
     verdict = verify(folder, manifest_hash=manifest_hash)
     if as_json:
@@ -36,7 +36,7 @@ def _print(verdict: "Verdict") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ..verify import Status
+    from ..verify.claims import Status
 
     looks = {
         Status.AGREES: ("✓ agrees", "green"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .operators import say
+from .terminal import say
 
 
 def wheelhouse(
@@ -18,6 +18,6 @@ def wheelhouse(
 
     They fit machines like this one. pip takes them from where it is set up to.
     """
-    from ..wheelhouse import make_wheelhouse
+    from ..wheelhouse.build import make_wheelhouse
 
     say(make_wheelhouse(folder, wheel=wheel, extras=extra or (), python=python))

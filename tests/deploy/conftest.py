@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from verified_study import SmallStudy, ran
+from support.study.verified_study import SmallStudy, ran
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,22 @@
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from closed_form import gaussian_epsilon
 from scipy.interpolate import BSpline
 from scipy.special import log_ndtr, ndtr
 from scipy.stats import binom
+from support.places import VECTORS
+from support.study.closed_form import gaussian_epsilon
 
 from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.accountant import Epsilon, calibrate_noise_multiplier, epsilon, noise_sum_slack
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Trust
 
-VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "accountant.json").read_text())
-CASES = VECTORS["cases"]
-TOLERANCE = VECTORS["relative_tolerance"]
+KNOWN = json.loads((VECTORS / "accountant.json").read_text())
+CASES = KNOWN["cases"]
+TOLERANCE = KNOWN["relative_tolerance"]
 
 
 def _schedule(q: float, z: float, steps: int, trust: Trust = "distributed", m: int = 1) -> Schedule:

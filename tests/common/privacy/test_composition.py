@@ -2,12 +2,10 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from closed_form import gaussian_epsilon
 from dp_accounting.pld.privacy_loss_distribution import (
     PrivacyLossDistribution,
     from_gaussian_mechanism,
@@ -16,6 +14,8 @@ from dp_accounting.pld.privacy_loss_distribution import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
+from support.places import VECTORS
+from support.study.closed_form import gaussian_epsilon
 
 from grandrounds.common.privacy import composition, dominating_pair
 from grandrounds.common.privacy.accountant import epsilon
@@ -25,7 +25,7 @@ from grandrounds.common.privacy.mechanism import Trust
 
 Case = tuple[float, float, int]  # q, z, steps
 FINE = 1e-6
-CASES = json.loads((Path(__file__).parents[2] / "vectors" / "accountant.json").read_text())["cases"]
+CASES = json.loads((VECTORS / "accountant.json").read_text())["cases"]
 _INTERVAL = 1e-3  # of the library's, fine enough for so few releases
 
 

@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from closed_form import gaussian_epsilon
 from dp_accounting import dp_event
 from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant, compute_epsilon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import binom, norm
+from support.study.closed_form import gaussian_epsilon
 
 from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.composition import recomputed_epsilon

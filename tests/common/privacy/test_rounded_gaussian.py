@@ -2,7 +2,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
-from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -12,13 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import chi2
+from support.places import VECTORS
 
-from grandrounds.common.csprng import Stream
+from grandrounds.common.crypto.csprng import Stream
 from grandrounds.common.privacy import rounded_gaussian
 from grandrounds.common.privacy.rounded_gaussian import add_rounded_gaussian, from_words
 
-VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "rounded_gaussian.json").read_text())
-CASES = VECTORS["cases"]
+KNOWN = json.loads((VECTORS / "rounded_gaussian.json").read_text())
+CASES = KNOWN["cases"]
 FALSE_ALARM = 1e-8  # of each statistical test here; all of them together stay below 1e-6
 HALF = 1 << 63
 Draws = NDArray[np.int64]

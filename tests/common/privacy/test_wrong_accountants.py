@@ -8,22 +8,22 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from closed_form import gaussian_epsilon
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from scipy.special import ndtr
+from support.places import VECTORS
+from support.study.closed_form import gaussian_epsilon
 
 from grandrounds.common.privacy import accountant
 from grandrounds.common.privacy.composition import composed_epsilon, recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.filters import rdp_budget, rdp_cost
 from grandrounds.common.privacy.mechanism import Trust
-from grandrounds.server.accountant import CentralAccountant
+from grandrounds.server.rounds.accountant import CentralAccountant
 
 Accountant = Callable[[Schedule, float], float]  # the epsilon at a delta
 
@@ -54,7 +54,7 @@ UNSAMPLED = [
     for z, count, delta in ((0.8, 1, 1e-5), (5.0, 40, 1e-3))
     for trust, m in (("local", 1), ("local", 3), ("distributed", 3))
 ]
-CASES = json.loads((Path(__file__).parents[2] / "vectors" / "accountant.json").read_text())["cases"]
+CASES = json.loads((VECTORS / "accountant.json").read_text())["cases"]
 
 
 def is_never_below_the_closed_form(epsilon: Accountant) -> bool:

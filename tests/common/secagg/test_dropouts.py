@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_cohort import EXCHANGES, Attempt, Cohort, Updates
+from support.secagg.cohort import EXCHANGES, Attempt, Cohort, Updates
 
 from grandrounds.common.errors import ProtocolError
-from grandrounds.server import secagg as server_secagg
+from grandrounds.server.rounds import attempt as server_secagg
 
 # Every cohort of at most five sites with every threshold that 2t > n + c allows for some c >= 1.
 SMALL = [(3, 3), (4, 3), (4, 4), (5, 4), (5, 5)]

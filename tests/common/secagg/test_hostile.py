@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from secagg_cohort import Cohort
-from secagg_lacking import (
+from support.secagg.cohort import Cohort
+from support.secagg.lacking import (
     AnswersTwice,
     CountsDoubles,
     GivesBothShares,
@@ -21,13 +21,13 @@ from secagg_lacking import (
     TakesAnyView,
     UnmasksUnsigned,
 )
-from secagg_opponent import Opponent, surrounded
+from support.secagg.opponent import Opponent, surrounded
 
-from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.envelope import Envelope
+from grandrounds.client.worker.attempt import ClientAttempt
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import EnvelopeError, ProtocolError, StudyError
-from grandrounds.common.identity import Identity
-from grandrounds.common.messages import Advert
+from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.messages import Advert
 from grandrounds.common.secagg import keys
 from grandrounds.common.secagg.encoding import residues
 from grandrounds.common.secagg.parameters import SecaggParameters

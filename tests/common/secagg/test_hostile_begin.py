@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from federation import Federation, small_study
-from secagg_cohort import Cohort
-from secagg_lacking import IgnoresBegin, KeepsItsSecrets, TakesAnyAdvert, TakesParametersFromBegin
-from secagg_opponent import Opponent, surrounded
+from support.secagg.cohort import Cohort
+from support.secagg.lacking import IgnoresBegin, KeepsItsSecrets, TakesAnyAdvert, TakesParametersFromBegin
+from support.secagg.opponent import Opponent, surrounded
+from support.study.federation import Federation, small_study
 
-from grandrounds.client import worker as client_worker
-from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.adapter import vector_bytes
-from grandrounds.common.envelope import Envelope
+from grandrounds.client.worker import worker as client_worker
+from grandrounds.client.worker.attempt import ClientAttempt
+from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.errors import EnvelopeError, ProtocolError
-from grandrounds.common.identity import Identity, sha256
-from grandrounds.common.messages import SERVER, Begin, pack, unpack
+from grandrounds.common.model.adapter import vector_bytes
+from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.messages import SERVER, Begin, pack, unpack
 from grandrounds.common.secagg import transcript
 from grandrounds.common.secagg.parameters import SecaggParameters
 

@@ -1,26 +1,26 @@
 """The shipped code against vectors from an independent implementation, and that one against the standards."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import reference_primitives as primitives
-import secagg_reference as reference
+from support.places import VECTORS
+from support.secagg import reference as reference
+from support.secagg import reference_primitives as primitives
 
-from grandrounds.client.secagg import ClientAttempt
-from grandrounds.common.envelope import Envelope
-from grandrounds.common.identity import Identity
-from grandrounds.common.messages import Begin, begin_hash
+from grandrounds.client.worker.attempt import ClientAttempt
+from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.messages import Begin, begin_hash
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import residue_dtype, residues
 from grandrounds.common.secagg.masks import add_masks
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
-from grandrounds.server.secagg import ServerAttempt
+from grandrounds.server.rounds.attempt import ServerAttempt
 
 
 def vectors(name: str) -> dict:
-    path = Path(__file__).parents[2] / "vectors" / f"{name}.json"
+    path = VECTORS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,7 +1,7 @@
 """Fifty and a hundred sites run a whole attempt, and lose a tenth of them at every stage there is."""
 
 import pytest
-from secagg_cohort import EXCHANGES, Cohort
+from support.secagg.cohort import EXCHANGES, Cohort
 
 from grandrounds.common.secagg.parameters import default_threshold, largest_corrupt
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grandrounds.common.csprng import BLOCK_BYTES, Stream
+from grandrounds.common.crypto.csprng import BLOCK_BYTES, Stream
 from grandrounds.common.secagg.encoding import residue_dtype
 from grandrounds.common.secagg.masks import add_masks
 

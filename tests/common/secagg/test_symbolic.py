@@ -7,7 +7,7 @@ both something does.
 from typing import Any
 
 import pytest
-from secagg_symbolic import Checks, Game, View, find_leak
+from support.secagg.symbolic import Checks, Game, View, find_leak
 
 
 def all_views(game: Game, variants: int = 1) -> dict[int, list[View]]:

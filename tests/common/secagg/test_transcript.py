@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-from secagg_cohort import Cohort
+from support.secagg.cohort import Cohort
 
-from grandrounds.common.envelope import Envelope
 from grandrounds.common.errors import EnvelopeError, ProtocolError, StudyError
-from grandrounds.common.messages import SERVER, Adverts, Survivors
+from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.messages import SERVER, Adverts, Survivors
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold, largest_corrupt
 from grandrounds.common.secagg.transcript import check_group, open_message, transcript_hash
 

@@ -6,19 +6,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from loopback import has_ended, until
+from support.network.loopback import has_ended, until
 from typer.testing import CliRunner
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy import server_operator
 from grandrounds.deploy.bench.loopback import free_ports
 from grandrounds.deploy.bench.round import RoundBench, RoundTimes, round_table
 from grandrounds.deploy.bench.stock_nodes import StockNodes
 from grandrounds.deploy.cli.main import app
-from grandrounds.deploy.progress import PhaseEnded, PhaseStarted
-from grandrounds.deploy.progress_file import Finished
-from grandrounds.deploy.server_folder import ServerFolder
-from grandrounds.server.training import ExchangeClosed, RoundClosed
+from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.server.rounds.training import ExchangeClosed, RoundClosed
+from grandrounds.server.run.progress import PhaseEnded, PhaseStarted
+from grandrounds.server.run.progress_file import Finished
+from grandrounds.server.run.server_folder import ServerFolder
 
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from site_study import SiteStudy
-from tiny_models import save_tiny_model
+from support.study.site_study import SiteStudy
+from support.study.tiny_models import save_tiny_model
 
-from grandrounds.client.amounts import Amounts
-from grandrounds.client.budget import Budget
-from grandrounds.client.data_asset import Asset
-from grandrounds.client.reservations import Reservations
-from grandrounds.client.site_database import DATABASE
-from grandrounds.deploy.cli.budget_page import print_budget, render_budget
+from grandrounds.client.budget.amounts import Amounts
+from grandrounds.client.budget.asset import Asset
+from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.state.database import DATABASE
+from grandrounds.client.state.site_state import Budget
 from grandrounds.deploy.cli.main import main
+from grandrounds.deploy.views.budget import print_budget, render_budget
 
 Run = Callable[[list[str]], tuple[int, str, str]]
 FIRST, SECOND, THIRD = "ab" * 32, "cd" * 32, "ef" * 32
@@ -224,7 +224,7 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
 
 def test_what_talks_to_the_server_loads_no_model_library() -> None:
     probe = (
-        "import sys, grandrounds.deploy.site_programs, grandrounds.deploy.site_operator\n"
+        "import sys, grandrounds.deploy.site_ops.programs, grandrounds.deploy.site_ops.commands\n"
         "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

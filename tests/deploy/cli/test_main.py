@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import save_tiny_model
+from support.study.tiny_models import save_tiny_model
 
 from grandrounds.deploy.cli.main import main
 
@@ -314,7 +314,7 @@ def test_ctrl_c_before_a_study_was_begun_sends_nobody_to_resume_it(
     def interrupted(study: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grandrounds.deploy.simulate.complete_study", interrupted)
+    monkeypatch.setattr("grandrounds.deploy.simulation.simulate.complete_study", interrupted)
     assert run(arguments, monkeypatch) == 1
     message = capsys.readouterr().err
     assert "stopped before the study was begun" in message

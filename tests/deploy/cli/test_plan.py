@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_models import save_tiny_model
+from support.study.tiny_models import save_tiny_model
 
 from grandrounds.common.schema import validated
-from grandrounds.common.study import Study
+from grandrounds.common.study.study import Study
 from grandrounds.deploy.cli.main import main
-from grandrounds.deploy.cli.plan_page import print_plan
-from grandrounds.deploy.plan import Plan
-from grandrounds.deploy.simulation_config import read_simulation
-from grandrounds.deploy.trial import Trial
+from grandrounds.deploy.plan.plan import Plan
+from grandrounds.deploy.plan.trial import Trial
+from grandrounds.deploy.simulation.config import read_simulation
+from grandrounds.deploy.views.plan import print_plan
 
 PUBLIC_TEXT = "A finding described in a textbook"
 Run = Callable[[list[str]], tuple[int, str, str]]

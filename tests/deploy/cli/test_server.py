@@ -6,13 +6,13 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
-from grandrounds.common.identity import Identity
-from grandrounds.deploy.bundle import SiteCard
 from grandrounds.deploy.cli.main import app
-from grandrounds.deploy.node_keys import make_node_key
-from grandrounds.deploy.server_folder import ServerFolder
-from grandrounds.server.training import ExchangeClosed
+from grandrounds.deploy.enrolment.bundle import SiteCard
+from grandrounds.deploy.enrolment.node_keys import make_node_key
+from grandrounds.server.rounds.training import ExchangeClosed
+from grandrounds.server.run.server_folder import ServerFolder
 
 
 def call(*arguments):

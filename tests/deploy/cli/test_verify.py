@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.study.verified_study import SmallStudy
 from typer.testing import CliRunner, Result
-from verified_study import SmallStudy
 
 from grandrounds.deploy.cli.main import app
-from grandrounds.deploy.evidence import PAGE
+from grandrounds.deploy.verify.evidence import PAGE
 
 
 def verify(*arguments: Any) -> Result:
@@ -54,7 +54,7 @@ def test_a_folder_that_does_not_exist_is_a_diagnosis(tmp_path: Path) -> None:
 
 def test_no_model_is_loaded(folder: Path) -> None:
     probe = (
-        "import sys; from pathlib import Path; from grandrounds.deploy.verify import verify\n"
+        "import sys; from pathlib import Path; from grandrounds.deploy.verify.claims import verify\n"
         f"assert verify(Path({str(folder)!r})).holds\n"
         "print(sorted({'torch', 'transformers', 'peft', 'flwr', 'opacus'} & set(sys.modules)))"
     )

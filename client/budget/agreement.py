@@ -1,0 +1,91 @@
+"""What a site agrees to when it joins a study: within its policy, and paid for in advance."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ...common.crypto.identity import canonical_json, sha256
+from ...common.errors import PrivacyError
+from ...common.schema import known
+from ...common.study.manifest import Manifest
+from .amounts import Amounts
+from .asset import Asset
+from .policy import Policy, check_policy
+from .reservations import Reservations, Statement
+
+# Steps in which a divergence is rounded up, so that joining again with another numerical library asks for the same.
+_RDP_STEPS: Final = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A site's part in a study: its cost in full, and the data asset's budget with it."""
+
+    site: str
+    study_id: str
+    manifest_sha256: str
+    max_attempts: int
+    cost: Amounts
+    budget: Statement
+
+
+def join(manifest: Manifest, policy: Policy, *, name: str, reservations: Reservations) -> Agreement:
+    """Check the study against the policy, register the policy's data asset, and reserve the whole schedule there.
+
+    No record is read. Joining again changes nothing, and a successor of the study reserves nothing more. Raises
+    StudyError where the policy does not allow it, PrivacyError where the budget does not or another manifest of this
+    version was signed, and StorageError.
+    """
+    check_policy(policy, manifest, name=name)
+    asset = policy.data.data_asset()
+    cost = cost_of(manifest, asset)
+    reservations.register(asset)
+    reservations.reserve(asset.name, manifest.study_id, cost, schedule=schedule_sha256(manifest))
+    reservations.sign(manifest.sha256, study=manifest.study_id, version=manifest.version)
+    return Agreement(
+        site=name,
+        study_id=manifest.study_id,
+        manifest_sha256=manifest.sha256,
+        max_attempts=manifest.max_attempts,
+        cost=cost,
+        budget=reservations.statement(asset.name),
+    )
+
+
+def schedule_sha256(manifest: Manifest) -> str:
+    """The hash of what a study may never change, from one manifest to the next: what one unit is exposed to."""
+    training = manifest.study.training
+    return sha256(
+        canonical_json(
+            {
+                "privacy": manifest.study.privacy.model_dump(exclude={"corrupt_sites"}),
+                "max_attempts": manifest.max_attempts,
+                "local_steps": training.local_steps,
+                "dimension": manifest.dimension,
+            }
+        )
+    )
+
+
+def cost_of(manifest: Manifest, asset: Asset) -> Amounts:
+    """What the whole schedule costs a patient of ``asset``: its target (ε, δ), and a divergence if the asset counts it.
+
+    Nothing without noise. Raises PrivacyError where the schedule costs more than its target.
+    """
+    # Imported here: they load dp_accounting and scipy.
+    from ...common.privacy.accountant import epsilon
+    from ...common.privacy.filters import rdp_cost
+
+    schedule = manifest.schedule
+    if schedule is None:
+        return Amounts()
+    target = known(manifest.study.privacy.target_epsilon)
+    own = epsilon(schedule, delta=manifest.delta).epsilon
+    if own > target:
+        raise PrivacyError(
+            f"the schedule costs ε = {own:.4f}, above its target {target}",
+            why="the target is what sites reserve, so the schedule must cost no more",
+            fix="ask the study's author for a manifest whose noise fits its target",
+        )
+    rdp = 0.0 if asset.order is None else math.ceil(rdp_cost(schedule, order=asset.order) * _RDP_STEPS) / _RDP_STEPS
+    return Amounts.rounded_up(epsilon=target, delta=manifest.delta, rdp=rdp)

@@ -1,0 +1,104 @@
+"""What Flower's side of a site needs and writes, and all that it may reach beside the worker's socket."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field, ValidationError
+
+from ...common.crypto.identity import Hex32, canonical_json
+from ...common.errors import StudyError
+from ...common.schema import Section
+from ...common.system.code_pin import check_code_of
+from ...common.system.files import write_atomically
+from .supernode import Unit
+
+_SETTINGS: Final = "node.json"
+
+
+class NodeSettings(Section):
+    """What a node has to know of the study: where the server is (host:port), and which app archive it answers for.
+
+    The package is the program that the study pinned. A relative ``socket`` starts from the site's folder; ``timeout_s``
+    is how long the worker may take for an answer.
+    """
+
+    address: str
+    app_sha256: Hex32
+    socket: Path = Field(strict=False)
+    runtime_port: int = Field(ge=1, le=65535)
+    timeout_s: float = Field(gt=0)
+    package_version: str
+    package_sha256: Hex32
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """The folder ``path``, below a site's."""
+
+    path: Path
+
+    @property
+    def key(self) -> Path:
+        """The node's key, by which Flower knows it."""
+        return self.path / "node.key"
+
+    @property
+    def public_key(self) -> Path:
+        """The key's public half, for the server's operator."""
+        return self.path / "node.pub"
+
+    @property
+    def secret(self) -> Path:
+        """What the SuperNode knows the relay by."""
+        return self.path / "exec.secret"
+
+    @property
+    def certificates(self) -> Path:
+        """The authority of the server's certificate, from the study's bundle."""
+        return self.path / "ca.crt"
+
+    def save(self, settings: NodeSettings, *, certificates: bytes) -> None:
+        """Write what a study's bundle says. Raises StorageError."""
+        write_atomically(self.certificates, certificates)
+        write_atomically(self.path / _SETTINGS, canonical_json(settings.model_dump(mode="json")))
+
+    def forget(self) -> None:
+        """Know no study any more."""
+        (self.path / _SETTINGS).unlink(missing_ok=True)
+
+    def settings(self) -> NodeSettings:
+        """What the study's bundle said. Raises StudyError, also where another program runs than the study pinned."""
+        path = self.path / _SETTINGS
+        try:
+            text = path.read_bytes()
+            check_code_of(text)
+            settings = NodeSettings.model_validate_json(text)
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"there is no {path}",
+                why="a node carries the messages of the one study that its site joined",
+                fix="join one: grandrounds client join DIR study.zip",
+            ) from error
+        except (OSError, ValidationError, RecursionError) as error:
+            raise StudyError(
+                f"{path} cannot be read ({type(error).__name__})",
+                why="it names the server, and the app archive that the site answers for",
+                fix="run this as the node's user; if the file is damaged, join the study again",
+            ) from error
+        return settings.model_copy(update={"socket": self.path.parent / settings.socket})
+
+    def unit(self) -> Unit:
+        """SuperNode and relay, to be run. Raises StudyError."""
+        settings = self.settings()
+        return Unit(
+            address=settings.address,
+            certificates=self.certificates,
+            node_key=self.key,
+            secret=self.secret,
+            socket=settings.socket,
+            app_sha256=settings.app_sha256,
+            runtime_port=settings.runtime_port,
+            folder=self.path,
+            timeout_s=settings.timeout_s,
+        )

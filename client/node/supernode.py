@@ -1,0 +1,100 @@
+"""A site's SuperNode and the relay that serves it: they live and die together.
+
+Three states of a SuperNode look alive and are not: its main loop ended by an error while its other threads go on; it
+waits for an answer that no task will give; it is one answer behind. Its memory is all its state, so the cure is one:
+end both and start both. SIGTERM comes first, since the server takes a killed node for connected for up to a minute,
+and refuses it until then.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...common.system.processes import Process, environment
+from ...common.system.supervision import WATCH_S, Pauses
+
+_LONGEST_PAUSE_S: Final = 15.0
+_GRACE_S: Final = 10.0
+_STRANGER: Final = b"authentication failed"  # some program of this machine asked for a task, and got none
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What a site's machine runs towards the server. Only outbound connections; ``runtime_port`` is on loopback.
+
+    ``address`` is the server's (host:port); ``folder`` gets the logs of both. ``app_sha256`` is the pinned archive's.
+    """
+
+    address: str
+    certificates: Path
+    node_key: Path
+    secret: Path
+    socket: Path
+    app_sha256: str
+    runtime_port: int
+    folder: Path
+    timeout_s: float
+    executables: Path = Path(sys.executable).parent
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Keep both running until ``stopped``."""
+        pauses = Pauses(_LONGEST_PAUSE_S)
+        while not stopped():
+            started = time.monotonic()
+            self._once(stopped)
+            ended = time.monotonic()
+            resume = ended + pauses.after(ended - started)
+            while not stopped() and time.monotonic() < resume:
+                time.sleep(WATCH_S)
+
+    def _once(self, stopped: Callable[[], bool]) -> None:
+        node_log = self.folder / "supernode.log"
+        errors = _Errors(node_log)
+        env = environment(FLWR_HOME=str(self.folder / "flower"))
+        node = Process(self._supernode(), log=node_log, env=env)
+        relay = Process(self._relay(), log=self.folder / "relay.log", env=env)
+        _log.info("SuperNode %d and relay %d are up", node.pid, relay.pid)
+        try:
+            while not stopped() and node.running and relay.running and not errors.found():
+                time.sleep(WATCH_S)
+        finally:
+            _log.info("SuperNode %s, relay %s: both end", node.exit_code, relay.exit_code)
+            relay.stop(_GRACE_S)
+            node.stop(_GRACE_S)
+
+    def _supernode(self) -> Sequence[str | Path]:
+        return [
+            self.executables / "flower-supernode",
+            *("--superlink", self.address),
+            *("--root-certificates", self.certificates),
+            *("--auth-supernode-private-key", self.node_key),
+            *("--port", str(self.runtime_port)),
+            *("--isolation", "process"),
+            *("--superexec-auth-secret-file", self.secret),
+        ]
+
+    def _relay(self) -> Sequence[str | Path]:
+        runtime = f"127.0.0.1:{self.runtime_port}"
+        relay = [sys.executable, "-P", "-m", f"{__package__}.relay"]  # -P: no module of the working directory
+        return [*relay, runtime, self.secret, self.socket, self.app_sha256, str(self.timeout_s)]
+
+
+class _Errors:
+    """Whether a log got a line of an error since: after one, a SuperNode may live on half dead."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def found(self) -> bool:
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return any(b"ERROR" in line and _STRANGER not in line for line in whole.splitlines())

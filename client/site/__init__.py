@@ -1,0 +1,1 @@
+"""A site's folder, and how its worker comes out of it."""

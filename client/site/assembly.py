@@ -1,0 +1,117 @@
+"""How a site's resident worker comes out of its folder."""
+
+from collections.abc import Sequence
+
+from ...common.crypto.identity import Identity
+from ...common.data.records import Record, read_records
+from ...common.data.tokenisation import Example, Tokenisation
+from ...common.errors import StudyError
+from ...common.model.adapter import vector_from_bytes
+from ...common.model.base_folder import model_folder_sha256
+from ...common.model.devices import within_memory
+from ...common.model.language_model import LanguageModel
+from ...common.study.manifest import Manifest
+from ...common.study.study import Study
+from ...common.system.code_pin import check_code
+from ..budget.agreement import join
+from ..budget.policy import Policy
+from ..budget.reservations import Reservations
+from ..state.site_state import Budget
+from ..training.batch_invariance import independent_batch_size
+from ..training.cohort import Cohort
+from ..training.grad_samples import GradSampler
+from ..training.update import SiteUpdate
+from ..worker.service import Resident
+from .folder import Settings, SiteFolder
+from .opt_outs import without_opted_out
+from .results import keep_results
+
+_WHY_ADMITTED = "the study's claim holds only at sites that run exactly what its manifest says"
+
+
+def open_site(folder: SiteFolder) -> Resident:
+    """The resident worker of a site's folder: everything is loaded and judged here, before the first message.
+
+    Joins the study again, which changes nothing where it was joined, before a record is read. Raises StorageError,
+    also where another worker holds the state; StudyError, ModelError, PrivacyError, DataError and LedgerError.
+    """
+    settings, identity, manifest, policy = folder.settings(), folder.identity(), folder.manifest(), folder.policy()
+    budget = Budget.open(folder.state)
+    try:
+        frozen_adapter = folder.frozen_adapter()
+        model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
+        join(manifest, policy, name=settings.name, reservations=Reservations(budget.database))
+        return Resident(
+            name=settings.name,
+            identity=identity,
+            manifest=manifest,
+            release=open_update(settings, manifest, policy, model=model),
+            budget=budget,
+            keep=lambda files: keep_results(folder.results(manifest.study_id), files),
+            frozen_bytes=len(frozen_adapter),
+            is_paused=lambda: folder.is_paused,
+        )
+    except BaseException:
+        budget.close()
+        raise
+
+
+def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes) -> LanguageModel:
+    """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
+    lora = manifest.study.model.lora
+    model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device)  # what it draws is replaced
+    model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
+    model_sha256 = model_folder_sha256(settings.model)
+    admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model_sha256)
+    return model
+
+
+def open_update(settings: Settings, manifest: Manifest, policy: Policy, *, model: LanguageModel) -> SiteUpdate:
+    """What the site computes from its records, which are read and judged here. Raises DataError and ModelError."""
+    records = without_opted_out(read_records(settings.data), policy.data.opted_out)
+    tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
+    return SiteUpdate(
+        manifest=manifest,
+        name=settings.name,
+        cohort=cohort_of(manifest.study, records, tokenisation),
+        sampler=sampler_of(manifest.study, model),
+    )
+
+
+def cohort_of(study: Study, records: Sequence[Record], tokenisation: Tokenisation) -> Cohort[Example]:
+    """The records as the study's privacy units. Raises DataError, and ModelError as ``Tokenisation.example`` does."""
+    patients = [record.patient_id for record in records]
+    examples = tokenisation.examples(records)
+    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
+
+
+def sampler_of(study: Study, model: LanguageModel) -> GradSampler:
+    """Gradients in the study's physical batches, or one record a batch where records would touch one another.
+
+    Raises ModelError.
+    """
+    max_tokens = study.data.max_tokens
+    with within_memory(model.device):
+        batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
+    return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)
+
+
+def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:
+    """Raises StudyError unless this site can run the study as its manifest says.
+
+    ``model_sha256`` is the hash of the folder that ``model`` was loaded from.
+    """
+    _require(manifest.site_keys.get(name) == identity.public_key, f"the manifest has another key for {name}")
+    check_code(version=manifest.package_version, sha256=manifest.package_sha256)
+    _require(manifest.model_sha256 == model_sha256, "the base model's files are not those of the study")
+    differences = model.differences_from(manifest.study.model.lora)
+    _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")
+    _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")
+    _require(
+        manifest.frozen_adapter_sha256 == model.frozen_adapter_sha256, "the frozen adapter is another than the study's"
+    )
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise StudyError(otherwise, why=_WHY_ADMITTED, fix="ask the study's author for a manifest that fits this site")

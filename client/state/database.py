@@ -1,0 +1,167 @@
+"""The database of a site: its budgets, its attempts and its copy of each study's ledger, in one SQLite file."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ...common.errors import StorageError
+from ...common.system.crash_points import CrashPoint, Reach, carry_on
+from ...common.system.files import make_folder
+
+DATABASE: Final = "budget.sqlite"
+_BUSY_S: Final = 30.0  # how long a write waits for another process's: theirs take milliseconds
+_VERSION: Final = 1
+# Amounts of budget are whole trillionths, rounded against the spender.
+_SCHEMA: Final = (
+    """CREATE TABLE assets (
+        name TEXT PRIMARY KEY, unit TEXT NOT NULL, filter TEXT NOT NULL, epsilon INTEGER NOT NULL,
+        delta INTEGER NOT NULL, rdp INTEGER NOT NULL, rdp_order INTEGER) STRICT""",
+    """CREATE TABLE reservations (
+        study TEXT PRIMARY KEY, asset TEXT NOT NULL, epsilon INTEGER NOT NULL, delta INTEGER NOT NULL,
+        rdp INTEGER NOT NULL, schedule TEXT NOT NULL) STRICT""",
+    """CREATE TABLE signed (
+        study TEXT NOT NULL, version INTEGER NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (study, version)) STRICT""",
+    """CREATE TABLE attempts (
+        study TEXT NOT NULL, attempt INTEGER NOT NULL CHECK (attempt > 0), charged INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (study, attempt)) STRICT""",
+    """CREATE TABLE peers (
+        study TEXT NOT NULL, site TEXT NOT NULL, charges INTEGER NOT NULL, PRIMARY KEY (study, site)) STRICT""",
+    """CREATE TABLE ledger (
+        study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+class SiteDatabase:
+    """One connection; several processes may each have one, and SQLite's transactions arbitrate between them.
+
+    A write has reached the disk when ``write`` is left: ``synchronous=EXTRA``, since in rollback mode FULL leaves a
+    commit's last step, the removal of the journal, to the operating system. A crash during a write leaves it undone
+    or done, never half. Nothing here is a secret, and nothing depends on records.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, reach: Reach = carry_on) -> None:
+        """``connection`` in autocommit mode. Raises StorageError."""
+        self._connection = connection
+        self._reach = reach
+        with _storage_errors():
+            connection.execute("PRAGMA synchronous = EXTRA")
+        if self._version == 0:
+            with self._transaction():
+                if self._version == 0:  # or else another process was faster
+                    for statement in _SCHEMA:
+                        connection.execute(statement)
+        if self._version != _VERSION:
+            raise StorageError(
+                f"the site's state has version {self._version}, this program writes {_VERSION}",
+                why="what was spent could be misread",
+                fix="run the version of the program that wrote it, or a later one",
+            )
+
+    @classmethod
+    def open(cls, folder: Path, *, reach: Reach = carry_on) -> "SiteDatabase":
+        """The database in ``folder``, made where it is missing. Raises StorageError."""
+        reach(CrashPoint.BEFORE_STATE)
+        try:
+            make_folder(folder)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise unusable(folder, error.strerror) from error
+        with _storage_errors():
+            connection = sqlite3.connect(
+                folder / DATABASE, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
+            )
+        try:
+            database = cls(connection, reach=reach)
+        except BaseException:
+            connection.close()
+            raise
+        reach(CrashPoint.AFTER_STATE)
+        return database
+
+    @classmethod
+    def open_existing(cls, folder: Path) -> "SiteDatabase":
+        """The database that ``folder`` holds already. Raises StorageError."""
+        if not (folder / DATABASE).is_file():
+            raise StorageError(
+                f"{folder} holds no site's state",
+                why="budgets, reservations and charges are kept there",
+                fix=f"name the folder in which the worker keeps {DATABASE}",
+            )
+        return cls.open(folder)
+
+    @classmethod
+    def in_memory(cls) -> "SiteDatabase":
+        """A database that ends with the process."""
+        return cls(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query, so that none keeps the file locked. Raises StorageError."""
+        with _storage_errors():
+            return self._connection.execute(query, values).fetchall()
+
+    def integer(self, query: str, *values: Any) -> int:
+        """The one integer that a query is for. Raises StorageError."""
+        ((value,),) = self.rows(query, *values)
+        return int(value)
+
+    def change(self, statement: str, *values: Any) -> int:
+        """Change rows, inside ``write`` only; how many. Raises StorageError."""
+        with _storage_errors():
+            return self._connection.execute(statement, values).rowcount
+
+    def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """The same statement for each of ``rows``, inside ``write`` only. Raises StorageError."""
+        with _storage_errors():
+            self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def write(self, before: CrashPoint, after: CrashPoint) -> Iterator[None]:
+        """A transaction between two crash points, alone among all processes: whatever is raised inside undoes it."""
+        self._reach(before)
+        with self._transaction():
+            yield
+        self._reach(after)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _storage_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @property
+    def _version(self) -> int:
+        return self.integer("PRAGMA user_version")
+
+
+def unusable(folder: Path, reason: str | None) -> StorageError:
+    """The error of a folder that cannot hold the state."""
+    return StorageError(
+        f"{folder} cannot hold the site's state: {reason}",
+        why="what the site spends is recorded there before it spends it",
+        fix="give a folder on a local disk that the worker's user can write",
+    )
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"the site's state cannot be read or written ({error})",
+            why="an attempt may begin, and records may be read, only once that is on disk",
+            fix="free space or repair the disk; never put back an older copy, which would forget what was spent",
+        ) from error

@@ -1,0 +1,116 @@
+"""A site's copy of the ledger: what it holds, what it lets be added, and what it signs at the end."""
+
+import json
+
+from ...common.crypto.identity import sha256
+from ...common.errors import LedgerError
+from ...common.ledger.chain import EntryType, broken
+from ...common.ledger.replay import Audit, begin_of
+from ...common.privacy.accountant import epsilon
+from ...common.protocol.messages import Begin, Close, Closed
+from ...common.study.manifest import Manifest
+from .site_state import Budget
+
+
+class SetBackError(LedgerError):
+    """The site's own record lacks what the ledger holds of it."""
+
+
+class SiteLedger:
+    """The ledger of one study as one site holds it, in its ``Budget``.
+
+    It only grows, and only by entries that an honest study can have (``Audit``). A server that shows a site another
+    history than before, or leaves something out, is refused here.
+    """
+
+    def __init__(self, budget: Budget, manifest: Manifest, *, name: str) -> None:
+        """Raises StorageError, and LedgerError where what is held is not whole."""
+        self._budget = budget
+        self._manifest = manifest
+        self._name = name
+        self.audit = Audit.of(budget.ledger(manifest.study_id))
+
+    def begun(self, lines: list[bytes], begin: Begin, *, attempt: int) -> Audit:
+        """The ledger with ``lines``, which end with the attempt that ``begin`` opens; nothing is stored yet.
+
+        Raises LedgerError, and SetBackError if the site's own record is older than the ledger.
+        """
+        audit = self._continued(lines)
+        last = audit.ledger.last
+        if last is None or last.type != EntryType.ATTEMPT_BEGUN or begin_of(last) != begin:
+            raise broken("it does not end with the attempt that is to begin")
+        if len(audit.attempts) != attempt:
+            raise broken(f"it counts {len(audit.attempts)} attempts, the server {attempt}")
+        self._check_charges(audit.possible_charges(self._name))
+        return audit
+
+    def begin(self, audit: Audit) -> int:
+        """Take the attempt's serial and the ledger up to it, on disk before it returns; the charges paid before it.
+
+        Raises StorageError, and PrivacyError where the study was not joined.
+        """
+        self._budget.begin(self._manifest.study_id, len(audit.attempts), self._new_lines(audit))
+        self.audit = audit
+        return self._budget.charges(self._manifest.study_id)
+
+    def closed(self, lines: list[bytes], close: Close, contents: list[bytes]) -> tuple[Audit, dict[str, bytes]]:
+        """The ledger with ``lines``, which end with the study's closing, and the files that it names; nothing is kept.
+
+        Raises LedgerError unless the ledger is whole and has all that this site paid, and the ``contents`` are those of
+        exactly its files, in the order of their names, with a report that claims no less than the site computes. A site
+        that has signed may be sent none again, with what the ledger got since.
+        """
+        audit = self._continued(lines)
+        closing = audit.closing
+        if audit.closed is None or closing != Closed(**close.model_dump()):
+            raise broken("it does not end with the study's closing")
+        self._check_charges(range(audit.charges.get(self._name, 0), audit.most_charges(self._name) + 1))
+        if self.audit.closing is not None and not contents:
+            return audit, {}
+        files = dict(zip(sorted(audit.closed.files), contents, strict=False))
+        if len(contents) != len(audit.closed.files) or "report.json" not in files:
+            raise broken("its files are not all there, or others with them")
+        if {name: sha256(content) for name, content in files.items()} != audit.closed.files:
+            raise broken("a file is another than the one it names")
+        self._check_claim(files["report.json"])
+        return audit, files
+
+    def close(self, audit: Audit) -> Closed:
+        """What the site signs: the ledger up to the entry that closed the study, on disk then. Raises StorageError."""
+        assert audit.closing is not None  # noqa: S101 (``closed`` saw to it)
+        self._budget.append(self._manifest.study_id, self._new_lines(audit))
+        self.audit = audit
+        return audit.closing
+
+    def _continued(self, lines: list[bytes]) -> Audit:
+        audit = self.audit.continued(lines)
+        if audit.manifest != self._manifest:
+            raise broken("its manifest is another than the one that this site signed")
+        return audit
+
+    def _check_charges(self, possible: range) -> None:
+        paid = self._budget.charges(self._manifest.study_id)
+        if paid < possible.start:
+            raise SetBackError(
+                f"the ledger has {possible.start} charges of {self._name}, its own record {paid}",
+                why="an older copy of the site's state was put back, and has forgotten what was spent",
+                fix="leave the study, with its whole schedule counted as spent; never put back an older state",
+            )
+        if paid >= possible.stop:
+            raise broken(f"{self._name} paid {paid} times, and it leaves room for {possible.stop - 1}")
+
+    def _check_claim(self, report: bytes) -> None:
+        try:
+            fields = json.loads(report)
+            manifest, claimed = fields["manifest_sha256"], fields["epsilon"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise broken("the report is not one of this version") from error
+        if manifest != self._manifest.sha256:
+            raise broken("the report is another study's")
+        if self._manifest.schedule is not None:
+            own = epsilon(self._manifest.schedule, delta=self._manifest.delta).epsilon
+            if not isinstance(claimed, float) or claimed < own * (1 - 1e-6):
+                raise broken(f"the report claims less than this site computes, ε = {own:.4f}")
+
+    def _new_lines(self, audit: Audit) -> list[bytes]:
+        return audit.ledger.lines(len(self.audit.ledger))

@@ -1,0 +1,148 @@
+"""A site's durable memory of its attempts: which it began, which it paid for, what its peers had paid, the ledger."""
+
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ...common.errors import PrivacyError, ProtocolError, StorageError
+from ...common.system.crash_points import CrashPoint, Reach, carry_on
+from .database import SiteDatabase, unusable
+
+LOCK: Final = "worker.lock"
+
+
+class Budget:
+    """What a site began, paid for and was told, by study: ``study`` is the manifest's ``study_id``.
+
+    Every change is on disk when its method returns (``SiteDatabase``). An attempt begins only where the whole study
+    was reserved in the same database (``Reservations``).
+    """
+
+    def __init__(self, database: SiteDatabase, *, lock: int | None = None) -> None:
+        """``lock`` is a descriptor to close at the end."""
+        self.database = database
+        self._lock = lock
+
+    @classmethod
+    def open(cls, folder: Path, *, reach: Reach = carry_on) -> "Budget":
+        """The state in ``folder``, for this worker alone until it closes or dies. Raises StorageError."""
+        database = SiteDatabase.open(folder, reach=reach)
+        try:
+            return cls(database, lock=_lock(folder))
+        except BaseException:
+            database.close()
+            raise
+
+    @classmethod
+    def in_memory(cls) -> "Budget":
+        """A state that ends with the process: for a federation of which nothing is kept."""
+        return cls(SiteDatabase.in_memory())
+
+    def close(self) -> None:
+        """Give the folder free."""
+        self.database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def last_attempt(self, study: str) -> int:
+        """The highest serial that this site began, 0 for none."""
+        return self.database.integer("SELECT coalesce(max(attempt), 0) FROM attempts WHERE study = ?", study)
+
+    def charges(self, study: str) -> int:
+        """How many attempts this site paid for: its charge counter."""
+        return self.database.integer("SELECT count(*) FROM attempts WHERE study = ? AND charged", study)
+
+    def is_charged(self, study: str, attempt: int) -> bool:
+        """Whether this site paid for ``attempt``."""
+        query = "SELECT 1 FROM attempts WHERE study = ? AND attempt = ? AND charged"
+        return bool(self.database.rows(query, study, attempt))
+
+    def peer_charges(self, study: str) -> dict[str, int]:
+        """The highest charge counter that each peer advertised in an attempt that this site paid for."""
+        return dict(self.database.rows("SELECT site, charges FROM peers WHERE study = ?", study))
+
+    def ledger(self, study: str) -> list[bytes]:
+        """The entries of the study's ledger that this site holds, in order."""
+        rows = self.database.rows("SELECT entry FROM ledger WHERE study = ? ORDER BY sequence", study)
+        return [entry for (entry,) in rows]
+
+    def begin(self, study: str, attempt: int, entries: Sequence[bytes] = ()) -> None:
+        """Take the serial ``attempt`` and append ledger ``entries``, both on disk before it returns, or neither.
+
+        Raises PrivacyError unless the study was reserved, ProtocolError unless the serial is above every one taken
+        before, and StorageError.
+        """
+        with self.database.write(CrashPoint.BEFORE_SERIAL, CrashPoint.AFTER_SERIAL):
+            if not self.database.rows("SELECT 1 FROM reservations WHERE study = ?", study):
+                raise PrivacyError(
+                    f"no budget is reserved for study {study[:12]}",
+                    why="what a study costs its patients is set aside in full before the first attempt",
+                    fix="join the study first",
+                )
+            if attempt <= self.last_attempt(study):
+                raise _taken(attempt)
+            self.database.change("INSERT INTO attempts (study, attempt) VALUES (?, ?)", study, attempt)
+            self._append(study, entries)
+
+    def append(self, study: str, entries: Sequence[bytes]) -> None:
+        """Append ledger ``entries``, on disk before it returns. Raises StorageError."""
+        with self.database.write(CrashPoint.BEFORE_LEDGER, CrashPoint.AFTER_LEDGER):
+            self._append(study, entries)
+
+    def charge(self, study: str, attempt: int, peer_charges: Mapping[str, int]) -> int:
+        """Pay for the attempt that was begun last, on disk before it returns; the new charge counter.
+
+        Raises ProtocolError if it is another or was paid for, and StorageError.
+        """
+        with self.database.write(CrashPoint.BEFORE_CHARGE, CrashPoint.AFTER_CHARGE):
+            paid = self.database.change(
+                "UPDATE attempts SET charged = 1 WHERE study = ? AND attempt = ? AND NOT charged AND attempt = ?",
+                study,
+                attempt,
+                self.last_attempt(study),
+            )
+            if paid != 1:
+                raise _taken(attempt)
+            self.database.change_many(
+                "INSERT INTO peers VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET charges = max(charges, excluded.charges)",
+                [(study, site, charges) for site, charges in peer_charges.items()],
+            )
+        return self.charges(study)
+
+    def _append(self, study: str, entries: Sequence[bytes]) -> None:
+        held = self.database.integer("SELECT count(*) FROM ledger WHERE study = ?", study)
+        self.database.change_many(
+            "INSERT INTO ledger VALUES (?, ?, ?)",
+            [(study, sequence, entry) for sequence, entry in enumerate(entries, start=held)],
+        )
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor of the folder's lock, which ends with the process. Raises StorageError if another holds it."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise unusable(folder, error.strerror) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if not isinstance(error, BlockingIOError):
+            raise unusable(folder, error.strerror) from error
+        raise StorageError(
+            f"another worker holds {folder}",
+            why="two workers of one site could each answer in the same attempt, and together reveal its update",
+            fix="stop the other worker, or give this one its own site, key and folder",
+        ) from error
+    return lock
+
+
+def _taken(attempt: int) -> ProtocolError:
+    return ProtocolError(
+        f"attempt {attempt} was begun or paid for before",
+        why="a second answer in one attempt could reveal the site's update",
+        fix="begin a new attempt; the server's serials must only grow",
+    )

@@ -1,0 +1,85 @@
+"""The test, on the machine at hand, that records in one batch leave one another's gradients alone to the last bit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...common.model.language_model import NO_LOSS, LanguageModel, TokenisedExample
+from .grad_samples import GradSampler, Padding
+
+
+def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens: int) -> int:
+    """``batch_size`` if records do not touch one another's gradients on this machine at this shape, else 1.
+
+    Compares, bit by bit, the gradients of random token sequences among different neighbours and in every position,
+    under an ill-conditioned adapter: equal gradients clip and round to equal integers. Reads no record. Raises
+    ModelError as ``GradSampler`` does. The adapter is restored.
+    """
+    rng = np.random.Generator(np.random.Philox(key=0))  # a fixed probe: the answer is one of the machine, not of luck
+    adapter = model.get_adapter()
+    try:
+        if _is_independent(GradSampler(model, batch_size=batch_size, max_tokens=max_tokens), rng):
+            return batch_size
+        GradSampler(model, batch_size=1, max_tokens=max_tokens).gradients(
+            [random_example(model, max_tokens, max_tokens, rng)]
+        )
+        return 1
+    finally:
+        model.set_adapter(adapter)
+
+
+def _is_independent(sampler: GradSampler, rng: np.random.Generator) -> bool:
+    model, size, tokens = sampler.model, sampler.batch_size, sampler.max_tokens
+    full: TokenisedExample = random_example(model, tokens, tokens, rng)
+    short: TokenisedExample = random_example(model, tokens, max(2, tokens // 3), rng)
+    others: list[TokenisedExample] = [
+        random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, size)
+    ]
+    batches = [
+        [full, short, *others][:size],
+        [Padding(tokens), *others[3:], short, full][-size:],
+        # Each in every position; and batches with no padding, and with padding in every row.
+        [full] * size,
+        [short] * size,
+    ]
+    if not _attach_ill_conditioned(sampler, batches[0], rng):
+        return False
+    seen: dict[int, torch.Tensor] = {}
+    for batch in batches:
+        for example, gradient in zip(batch, sampler.gradients(batch), strict=True):
+            if not torch.equal(seen.setdefault(id(example), gradient), gradient):
+                return False
+    return True
+
+
+def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[TokenisedExample], rng: np.random.Generator) -> bool:
+    """Attach an adapter whose entries span seven orders of magnitude; false when no gradient survives any such one."""
+    model = sampler.model
+    magnitude = 10.0 ** rng.uniform(-6, 1, model.layout.dimension)
+    adapter = (magnitude * rng.choice([-1.0, 1.0], magnitude.size)).astype(np.float32)
+    for attempt in range(8):
+        model.set_adapter(adapter * np.float32(10.0**-attempt))
+        gradients = sampler.gradients(batch)
+        # Zeros and overflows would be equal for no good reason.
+        if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
+            return True
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class RandomExample:
+    """Tokens of no record."""
+
+    token_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+
+
+def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> RandomExample:
+    """``length`` random tokens of the model's vocabulary, padded to ``tokens``."""
+    token_ids = rng.integers(0, model.module.config.vocab_size, tokens).astype(np.int32)
+    is_padding = np.arange(tokens) >= length
+    token_ids[is_padding] = 0
+    return RandomExample(token_ids, np.where(is_padding, NO_LOSS, token_ids).astype(np.int32))

@@ -1,0 +1,71 @@
+"""The cohort: one site's privacy units, and the only door to them, a Poisson sample."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+
+from ...common.crypto.csprng import Stream
+from ...common.errors import DataError, PrivacyError
+
+PrivacyUnit = Literal["patient", "record"]
+
+T = TypeVar("T")
+
+
+class Cohort(Generic[T]):
+    """One site's units, each a tuple of its records; how many there are is known only in here.
+
+    *Formal guarantee.* ``draw`` is Poisson sampling as the accountant's events mean it (ARCHITECTURE.md, "Accounting";
+    Abadi et al. 2016, section 3.1; Mironov, Talwar and Zhang 2019, definition 1): every unit is in with the same
+    probability, at most q and short of it by less than 2**-64, whatever the other units do and whatever earlier draws
+    did. A retry that calls it again is a fresh sample. The randomness is the CSPRNG's (``common/crypto/csprng``),
+    under a key drawn inside each call; nothing can seed it.
+    """
+
+    def __init__(self, units: Iterable[Sequence[T]]) -> None:
+        """Raises DataError when there is no unit, or one without a record."""
+        self._units = [tuple(unit) for unit in units]
+        if not self._units or not all(self._units):
+            raise DataError(
+                "the cohort has no patients, or one without a record",
+                why="there is nothing to train on",
+                fix="give data with at least one record for each patient",
+            )
+
+    @classmethod
+    def grouped(cls, records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> "Cohort[T]":
+        """The cohort of (patient id, record) pairs: all records of a patient one unit, or each record a unit."""
+        if privacy_unit == "record":
+            return cls([record] for _, record in records)
+        units: dict[str, list[T]] = {}
+        for patient_id, record in records:
+            units.setdefault(patient_id, []).append(record)
+        return cls(units.values())
+
+    def draw(self, *, sampling_probability: float, records_per_unit: int) -> list[tuple[T, ...]]:
+        """A fresh Poisson sample of the units, with up to ``records_per_unit`` random records of each.
+
+        An empty sample is a valid one. The records of a unit are a uniform subset, without replacement. Raises
+        PrivacyError unless 0 < ``sampling_probability`` <= 1 and ``records_per_unit`` >= 1.
+        """
+        if not (0 < sampling_probability <= 1 and records_per_unit >= 1):
+            raise PrivacyError(
+                f"a sample of {records_per_unit} records a unit with probability {sampling_probability} does not exist",
+                why="the accountant charges for a Poisson sample with a probability above 0 and up to 1",
+                fix="choose a sampling probability in (0, 1] and at least one record a unit",
+            )
+        stream = Stream.fresh()
+        # Python integers: at q = 1 the bound is 2**64, above every word, and would not fit in one.
+        bound = math.floor(math.ldexp(sampling_probability, 64))
+        words = stream.words(len(self._units)).tolist()
+        drawn = [unit for unit, word in zip(self._units, words, strict=True) if word < bound]
+        return [_random_records(unit, records_per_unit, stream) for unit in drawn]
+
+
+def _random_records(unit: tuple[T, ...], limit: int, stream: Stream) -> tuple[T, ...]:
+    """A uniform subset of ``limit`` records: those with the smallest of independent 64-bit keys, or all of them."""
+    if len(unit) <= limit:
+        return unit
+    return tuple(unit[index] for index in np.argsort(stream.words(len(unit)))[:limit])

@@ -1,0 +1,174 @@
+"""Per-example gradients of the adapter: each record's own, the same whatever lies beside it in the batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ...common.errors import ModelError
+from ...common.model.language_model import NO_LOSS, LanguageModel, TokenisedExample, token_losses
+from .supported_models import WHY_ALONE, is_trained, refuse_coupled_records
+
+
+class _PerExampleLinear(torch.autograd.Function):
+    """x·Wᵀ, whose backward leaves ``W.grad_sample`` [batch, out, in] instead of the sum over the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.weight = weight  # a saved tensor would come back as a copy under gradient checkpointing
+        return nn.functional.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        (inputs,) = ctx.saved_tensors
+        (grad_output,) = grad_outputs
+        weight = ctx.weight
+        # Over all positions of one record; in float32, since a bfloat16 sum would lose the small terms.
+        grad_sample = torch.bmm(_by_record(grad_output).mT, _by_record(inputs))
+        if weight.grad_sample is None:
+            weight.grad_sample = grad_sample
+        else:  # the layer was applied more than once in the forward pass
+            weight.grad_sample += grad_sample
+        return (grad_output @ weight if ctx.needs_input_grad[0] else None), None
+
+
+class PrivateLinear(nn.Linear):
+    """A trainable linear layer without bias that leaves ``weight.grad_sample`` in the backward pass, as Opacus does.
+
+    Made by replacing a layer's ``__class__``, so that module tree, state dict and export stay peft's. One matrix
+    product a record; equal to Opacus's hooks to rounding, cheaper, and correct under gradient checkpointing.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's name)
+        """x [batch, ..., in] -> [batch, ..., out]."""
+        return cast(torch.Tensor, _PerExampleLinear.apply(input, self.weight))  # type: ignore[no-untyped-call]
+
+
+def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Each sequence's mean cross-entropy over its own targets, float32 [batch]; 0 for one without a target.
+
+    Never transformers' ``labels=``: that divides by the targets of the whole batch, so that a record's gradient
+    would grow and shrink with the length of its neighbours.
+    """
+    targets = (labels[:, 1:] != NO_LOSS).sum(dim=1)
+    return token_losses(logits, labels).sum(dim=1) / targets.clamp(min=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """An example without tokens to predict: it fills a batch to its shape, and its gradient is zero."""
+
+    max_tokens: int
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """Zeros [max_tokens]."""
+        return np.zeros(self.max_tokens, dtype=np.int32)
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """``NO_LOSS`` [max_tokens]."""
+        return np.full(self.max_tokens, NO_LOSS, dtype=np.int32)
+
+
+class GradSampler:
+    """Per-example gradients of a language model's adapter, in physical batches of one fixed shape.
+
+    *Formal guarantee.* Row i of ``gradients`` is a function of example i and the adapter alone, since the loss is each
+    sequence's own and what couples records is refused (ARCHITECTURE.md, "Gradients"). That this holds to the last bit
+    of this machine's arithmetic is not proved but tested: at start, by ``independent_batch_size``, on random tokens.
+    """
+
+    def __init__(self, model: LanguageModel, *, batch_size: int, max_tokens: int) -> None:
+        """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError."""
+        refuse_coupled_records(model.module)
+        positions = getattr(model.module.config, "max_position_embeddings", None) or max_tokens
+        if max_tokens > positions:
+            raise ModelError(
+                f"max_tokens is {max_tokens}, but the model has {positions} positions",
+                why="it cannot read further",
+                fix=f"set max_tokens to {positions} or less",
+            )
+        self.model = model
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens
+        layers = [layer for layer in model.module.modules() if is_trained(layer)]
+        for layer in layers:
+            if type(layer) is nn.Linear and layer.bias is None:
+                layer.__class__ = PrivateLinear
+        self._hooked = [layer for layer in layers if not isinstance(layer, PrivateLinear)]
+        if self._hooked:
+            _add_opacus_hooks(model.module, self._hooked)
+
+    def gradients(self, examples: Sequence[TokenisedExample]) -> torch.Tensor:
+        """The gradient of each example's own loss, float32 [examples, d], in the order of the adapter's layout.
+
+        In the processors' memory, wherever the model computes. At most ``batch_size`` examples of ``max_tokens`` each.
+        Raises ModelError when a trained layer was not reached or does not keep the records apart, and ValueError where
+        an example is not of this length and this model.
+        """
+        if not all(example.token_ids.shape == example.labels.shape == (self.max_tokens,) for example in examples):
+            raise ValueError("an example is not of the fixed length")
+        padding = [Padding(self.max_tokens)] * (self.batch_size - len(examples))
+        token_ids, labels = self.model.stack([*examples, *padding])
+        self._clear()  # an earlier batch may have failed half-way
+        with torch.enable_grad():
+            losses = sequence_losses(self.model.logits(token_ids), labels)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        return self._collect()[: len(examples)]
+
+    def _collect(self) -> torch.Tensor:
+        gradients = torch.empty(self.batch_size, self.model.layout.dimension, device=self.model.device)
+        start = 0
+        for name, parameter in self.model.trained.items():
+            grad_sample = getattr(parameter, "grad_sample", None)
+            if grad_sample is None or grad_sample.shape != (self.batch_size, *parameter.shape):
+                found = "no gradient" if grad_sample is None else f"gradients of shape {list(grad_sample.shape)}"
+                raise ModelError(
+                    f"{name} has {found} after a batch of {self.batch_size} records",
+                    why=f"{WHY_ALONE}; the model flattens the batch or does not use this layer",
+                    fix="choose other target_modules (layers of the attention keep records apart in most models)",
+                )
+            end = start + parameter.numel()
+            gradients[:, start:end] = grad_sample.flatten(1)
+            parameter.grad_sample = None  # so that memory holds one layer twice, not all of them
+            start = end
+        return gradients.cpu()
+
+    def _clear(self) -> None:
+        for parameter in self.model.trained.values():
+            parameter.grad = None
+            parameter.grad_sample = None
+        for layer in self._hooked:  # what Opacus keeps between a forward and its backward pass
+            vars(layer).pop("activations", None)
+            vars(layer).pop("max_batch_len", None)
+            for parameter in layer.parameters(recurse=False):
+                vars(parameter).pop("_current_grad_sample", None)
+                parameter._forward_counter = 0
+
+
+def _add_opacus_hooks(module: Any, layers: list[nn.Module]) -> None:
+    """Leave it to Opacus where a trained layer is not a plain linear one."""
+    from opacus.grad_sample import GradSampleHooks
+
+    if any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules()):
+        raise ModelError(
+            f"gradient checkpointing with a trained {type(layers[0]).__name__}",
+            why="Opacus's hooks see each recomputation as another use of the layer, and the gradients would be wrong",
+            fix="turn checkpointing off, or choose linear layers as target_modules",
+        )
+    if any(hasattr(parameter, "_forward_counter") for layer in layers for parameter in layer.parameters(recurse=False)):
+        return  # another sampler of this model has added them
+    for layer in layers:
+        layer.training = True  # the hooks pass over a layer in evaluation mode; this flag does not reach its children
+    GradSampleHooks(nn.ModuleList(layers), loss_reduction="sum", strict=False)
+
+
+def _by_record(tensor: torch.Tensor) -> torch.Tensor:
+    """[batch, ..., features] -> float32 [batch, positions, features]."""
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).float()

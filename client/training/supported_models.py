@@ -1,0 +1,73 @@
+"""What cannot be trained privately: models in which one record's gradient depends on the others in its batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ...common.errors import ModelError
+
+WHY_ALONE = "a patient's influence is bounded only if each record's gradient depends on that record alone"
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_CLASSES = ("moe", "router", "experts")
+
+
+def refuse_coupled_records(module: Any) -> None:
+    """Raises ModelError, with a reason, for a peft model in which records cannot be told apart."""
+    for problem, fix, applies in _REFUSALS:
+        if applies(module):
+            raise ModelError(f"the model cannot be trained privately: {problem}", why=WHY_ALONE, fix=fix)
+
+
+def is_trained(layer: nn.Module) -> bool:
+    """Whether the layer has a trained parameter of its own."""
+    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+
+
+def _normalises_over_the_batch(module: Any) -> bool:
+    return any("BatchNorm" in type(layer).__name__ for layer in module.modules())
+
+
+def _routes_to_experts(module: Any) -> bool:
+    configs = [module.config, module.config.get_text_config()]
+    counted = any((getattr(config, name, None) or 0) > 0 for config in configs for name in _EXPERT_COUNTS)
+    named = (type(layer).__name__.lower() for layer in module.modules())
+    return counted or any(word in name for name in named for word in _EXPERT_CLASSES)
+
+
+def _is_quantised(module: Any) -> bool:
+    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in module.parameters())
+    quantised_layer = any(type(layer).__module__.startswith("torch.ao.") for layer in module.modules())
+    return not plain or quantised_layer or getattr(module.config, "quantization_config", None) is not None
+
+
+def _is_dora(module: Any) -> bool:
+    return any(config.use_dora for config in module.peft_config.values() if hasattr(config, "use_dora"))
+
+
+def _trains_embeddings(module: Any) -> bool:
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    embeddings = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    return any("lora_embedding" in name for name in trained) or any(is_trained(layer) for layer in embeddings)
+
+
+def _ties_trained_weights(module: Any) -> bool:
+    trained = [p.data_ptr() for _, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+    return len(set(trained)) != len(trained)
+
+
+def _trains_nothing(module: Any) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+_DENSE = "choose a dense model"
+_PLAIN = "choose adapter 'ffa' or 'lora' on linear layers"
+_REFUSALS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("it normalises over the batch", "choose a model with layer normalisation", _normalises_over_the_batch),
+    ("it routes tokens to experts, whose capacity the batch shares", _DENSE, _routes_to_experts),
+    ("its weights or activations are quantised, some by the batch's extremes", "dequantise it first", _is_quantised),
+    ("DoRA divides by a norm over the whole weight", _PLAIN, _is_dora),
+    ("embeddings are trained", _PLAIN, _trains_embeddings),
+    ("a trained weight is used under two names", _PLAIN, _ties_trained_weights),
+    ("nothing in it is trained", "choose target_modules", _trains_nothing),
+)

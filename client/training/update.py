@@ -1,0 +1,65 @@
+"""A site's update: what one attempt computes from its records, private before it leaves this module."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.data.tokenisation import Example
+from ...common.model.adapter import Vector
+from ...common.model.optimizers import make_optimizer
+from ...common.secagg.encoding import residues
+from ...common.study.manifest import Manifest
+from .cohort import Cohort
+from .dp_sgd import DpSgd
+from .grad_samples import GradSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteUpdate:
+    """From the adapter of an attempt to the integers that secure aggregation masks.
+
+    *Formal guarantee.* Under local trust the update alone is the manifest's sampled Gaussian release, ``local_steps``
+    times. Under distributed trust it is one share of that release: private only in a sum with the other sites'
+    (ARCHITECTURE.md, "Mechanism"). Every call draws units and noise afresh, so a retry is a release of its own.
+    """
+
+    manifest: Manifest
+    name: str
+    cohort: Cohort[Example]
+    sampler: GradSampler
+
+    def __call__(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
+        """The update as unsigned integers of the modulus [d], for an adapter [d]. Nothing about records raises."""
+        if self.manifest.study.privacy.trust == "local":
+            return self._local(adapter)
+        self.sampler.model.set_adapter(adapter)
+        return residues(self._dp_sgd.release(self._draw), self.manifest.secagg_parameters.modulus_bits)
+
+    def _local(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
+        study = self.manifest.study
+        training = study.training
+        nominal_units = self.manifest.nominal_units(self.name)
+        change = self._dp_sgd.train(
+            self._draw,
+            adapter=adapter,
+            optimizer=make_optimizer(
+                training.local_optimizer,
+                learning_rate=training.local_learning_rate,
+                beta1=training.beta1,
+                beta2=training.beta2,
+            ),
+            steps=training.local_steps,
+            denominator=study.privacy.sampling_probability * nominal_units,
+        )
+        return self.manifest.fixed_point.encode(change, nominal_units / study.total_nominal_units)
+
+    @property
+    def _dp_sgd(self) -> DpSgd:
+        return DpSgd(sampler=self.sampler, lattice=self.manifest.lattice, mechanism=self.manifest.mechanism())
+
+    def _draw(self) -> list[tuple[Example, ...]]:
+        return self.cohort.draw(
+            sampling_probability=self.manifest.study.privacy.sampling_probability,
+            records_per_unit=self.manifest.study.data.records_per_unit,
+        )

@@ -1,0 +1,225 @@
+"""The resident worker of a site: owns its data, model and key, and answers one request at a time."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.crypto.identity import Identity, sha256
+from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
+from ...common.model.adapter import Vector, vector_from_bytes
+from ...common.protocol.envelope import Envelope
+from ...common.protocol.messages import (
+    SERVER,
+    Adverts,
+    Agreed,
+    Begin,
+    Ciphertexts,
+    Close,
+    Consistencies,
+    Invitation,
+    Message,
+    Refusal,
+    RefusalCode,
+    Survivors,
+    unpack,
+)
+from ...common.secagg.transcript import seal_message, verify_sender
+from ...common.study.manifest import Countersignature, Manifest
+from ..state.ledger_copy import SetBackError, SiteLedger
+from ..state.site_state import Budget
+from .attempt import ClientAttempt, check_begin
+
+# adapter [d] -> this attempt's update as unsigned integers [d]; never raises.
+Release = Callable[[Vector], NDArray[np.unsignedinteger]]
+# What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
+Keep = Callable[[Mapping[str, bytes]], None]
+_log = logging.getLogger(__name__)
+_CODES = {
+    SetBackError: RefusalCode.SET_BACK,
+    StorageError: RefusalCode.STORAGE,
+    PrivacyError: RefusalCode.BUDGET,
+}
+
+
+class _RefusedError(Exception):
+    """A refusal that is allowed to travel: before the charge, and only as a code."""
+
+    def __init__(self, code: RefusalCode, envelope: Envelope) -> None:
+        super().__init__(code)
+        self.code = code
+        self.attempt = envelope.attempt
+
+
+class Worker:
+    """Answers the server's messages of one study for one site.
+
+    Before the charge, a message that may not be followed is answered by a ``Refusal`` with a code from a closed list.
+    From the charge on, nothing computed from records changes whether or what kind of message is sent: ``release``
+    turns every failure of data into noise, and a message that breaks the protocol is met with silence (empty bytes).
+    The texts of errors stay here.
+
+    What it has begun and paid for is in ``budget``, on disk before the answer leaves, and with it the ledger, which a
+    Begin must continue. An attempt's secrets are in memory only: a worker that was started anew answers nothing in an
+    attempt that was begun before.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: Identity,
+        manifest: Manifest,
+        release: Release,
+        budget: Budget,
+        keep: Keep = lambda files: None,
+    ) -> None:
+        """``budget`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
+        self._name = name
+        self._identity = identity
+        self._manifest = manifest
+        self._parameters = manifest.secagg_parameters
+        self._release = release
+        self._budget = budget
+        self._keep = keep
+        self._study = manifest.study_id
+        self._ledger = SiteLedger(budget, manifest, name=name)
+        self._last_attempt = budget.last_attempt(self._study)
+        # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
+        self._charged = budget.is_charged(self._study, self._last_attempt)
+        self._attempt: ClientAttempt | None = None
+        self._adapter = np.empty(0, dtype=np.float32)
+
+    @property
+    def charges(self) -> int:
+        """How many attempts this site has paid for in this study."""
+        return self._budget.charges(self._study)
+
+    def close(self) -> None:
+        """Give the site's state free for another worker."""
+        self._budget.close()
+
+    def handle(self, request: bytes) -> bytes:
+        """The answer to one message; empty where the site stays silent."""
+        try:
+            envelope = Envelope.parse(request)
+            if envelope.exchange == Begin.exchange:
+                return self._begin(envelope)
+            if envelope.exchange == Close.exchange:
+                return self._close(envelope)
+            if envelope.exchange == Invitation.exchange:
+                return self._agree(envelope)
+            return self._answer(envelope, request)
+        except _RefusedError as refusal:
+            return self._refuse(refusal.code, attempt=refusal.attempt)
+        except GrandRoundsError as error:
+            _log.warning("%s leaves attempt %d: %s", self._name, self._last_attempt, error.diagnostics())
+            self._attempt = None
+            return self._refuse(RefusalCode.PROTOCOL, attempt=self._last_attempt)
+
+    def _begin(self, envelope: Envelope) -> bytes:
+        """Check a Begin, leave what is left of an older attempt, and advertise.
+
+        A Begin that does not pass leaves the attempt in progress as it is: anyone can send one.
+        """
+        if envelope.manifest != self._parameters.manifest:
+            raise _RefusedError(RefusalCode.MANIFEST, envelope)
+        with self._refusing(RefusalCode.BEGIN, envelope):
+            begin = check_begin(self._parameters, self._name, envelope)
+            adapter, *lines = unpack(envelope.payload) or [b""]
+        if envelope.attempt <= self._last_attempt:
+            raise _RefusedError(RefusalCode.SERIAL, envelope)
+        if envelope.attempt > self._manifest.max_attempts:
+            raise _RefusedError(RefusalCode.SCHEDULE, envelope)
+        with self._refusing(RefusalCode.ADAPTER, envelope):
+            vector = vector_from_bytes(adapter, dimension=self._manifest.dimension)
+        if sha256(adapter) != begin.adapter_sha256:
+            raise _RefusedError(RefusalCode.ADAPTER, envelope)
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            audit = self._ledger.begun(lines, begin, attempt=envelope.attempt)
+            charges = self._ledger.begin(audit)
+        self._last_attempt, self._charged, self._adapter = envelope.attempt, False, vector
+        peers = self._budget.peer_charges(self._study)
+        self._attempt = ClientAttempt(
+            parameters=self._parameters,
+            name=self._name,
+            identity=self._identity,
+            begin=envelope,
+            charge_counter=charges,
+            least_charge_counters={
+                site: max(peers.get(site, 0), told) for site, told in (peers | audit.charges).items()
+            },
+        )
+        return self._attempt.advertise()
+
+    def _agree(self, envelope: Envelope) -> bytes:
+        """Sign the manifest, which this site checked and paid for before its worker started."""
+        if envelope.manifest != self._parameters.manifest:
+            raise _RefusedError(RefusalCode.MANIFEST, envelope)
+        verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
+        Invitation.of(envelope)
+        signed = Countersignature.of(self._identity, site=self._name, manifest=self._parameters.manifest)
+        return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
+
+    def _close(self, envelope: Envelope) -> bytes:
+        """Sign the ledger of a study that is over, if it is whole, and keep what it leaves; no attempt can follow."""
+        verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
+        close = Close.of(envelope)
+        self._attempt, self._charged = None, False
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            lines, *contents = unpack(envelope.payload) or [b""]
+            audit, files = self._ledger.closed(unpack(lines), close, contents)
+            self._keep(files)
+            closed = self._ledger.close(audit)
+        return self._seal(closed, attempt=envelope.attempt)
+
+    def _answer(self, envelope: Envelope, request: bytes) -> bytes:
+        attempt = self._attempt
+        if attempt is None:
+            raise ProtocolError("no attempt is open", why="an answer would belong to nothing", fix="begin a new one")
+        if envelope.exchange == Adverts.exchange:
+            return attempt.share(request)
+        if envelope.exchange == Ciphertexts.exchange:
+            attempt.accept(request)
+            charges = self._charge(attempt, envelope)
+            return attempt.mask(self._release(self._adapter), charges)
+        if envelope.exchange == Survivors.exchange:
+            return attempt.sign_survivors(request)
+        if envelope.exchange == Consistencies.exchange:
+            answer = attempt.unmask(request)
+            self._attempt, self._charged = None, False
+            return answer
+        raise EnvelopeError(
+            "a message that no server sends", why="it has no answer", fix="compare the versions of both ends"
+        )
+
+    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> int:
+        """Pay for the attempt; the new charge counter. Nothing was computed from records yet."""
+        try:
+            with self._refusing(RefusalCode.STORAGE, envelope):
+                charges = self._budget.charge(self._study, envelope.attempt, attempt.peer_charge_counters)
+        except _RefusedError:
+            self._attempt = None
+            raise
+        self._charged = True
+        return charges
+
+    @contextmanager
+    def _refusing(self, code: RefusalCode, envelope: Envelope) -> Iterator[None]:
+        """Whatever is wrong inside stays in this site's log; the server learns ``code``, or one more exact."""
+        try:
+            yield
+        except GrandRoundsError as error:
+            _log.warning("%s refuses %s: %s", self._name, envelope.exchange, error.diagnostics())
+            exact = next((known for kind, known in _CODES.items() if isinstance(error, kind)), code)
+            raise _RefusedError(exact, envelope) from error
+
+    def _refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
+        """A refusal; silence in an attempt that was paid for and is not over."""
+        silent = self._charged and attempt <= self._last_attempt
+        return b"" if silent else self._seal(Refusal(code=code), attempt=attempt)
+
+    def _seal(self, message: Message, *, attempt: int) -> bytes:
+        return seal_message(self._parameters, self._identity, message, attempt=attempt, sender=self._name).to_bytes()

@@ -1,0 +1,1 @@
+"""Signing keys, hashes and the generator of keystream; nothing here knows what is signed or drawn for."""

@@ -1,0 +1,128 @@
+"""Tokenisation: a record becomes an example of fixed length, which looks the same whatever lies beside it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError, ModelError
+from ..model.language_model import NO_LOSS
+from .records import Content, Conversation, PromptCompletion, Record, Text
+
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """A tokenised record, padded on the right to ``max_tokens``.
+
+    ``token_ids`` and ``labels`` are int32 [max_tokens]; a label is the token of its own position (the loss shifts them
+    by one) or ``NO_LOSS``, as on all padding. An example may have no label left, as when a prompt alone fills
+    ``max_tokens``: it stays in the cohort and its gradient is zero.
+    """
+
+    token_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+
+
+class Tokenisation:
+    """Records -> examples, through one model's tokenizer and, for conversations, its chat template.
+
+    The loss is on every token of a ``text``, on the ``completion`` only, and in ``messages`` on the assistant's turns
+    where the template marks them (``{% generation %}``), else on the whole conversation. Text and completion end in
+    the model's end-of-text token where there is room; what exceeds ``max_tokens`` is cut off at the end.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._marks_assistant = bool(_GENERATION_BLOCK.search(str(tokenizer.chat_template or "")))
+
+    @classmethod
+    def load(cls, model: str, *, max_tokens: int) -> "Tokenisation":
+        """With the tokenizer of a model folder or hub name. Raises ModelError; never runs code from the model."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        except Exception as error:  # each tokenizer library has its own, the plain Exception among them
+            raise ModelError(
+                f"the tokenizer of {model} cannot be loaded ({type(error).__name__})",
+                why="records are trained on as the model's own tokens",
+                fix="name a folder or hub model that holds its tokenizer and needs no code of its own",
+            ) from error
+        return cls(tokenizer, max_tokens=max_tokens)
+
+    def loss_on(self, content: Content) -> str:
+        """What the loss is taken on for records of this kind, in words for the report."""
+        match content:
+            case Text():
+                return "the whole text"
+            case PromptCompletion():
+                return "the completion"
+            case Conversation() if self._marks_assistant:
+                return "the assistant's turns"
+            case Conversation():
+                return "the whole conversation (the chat template does not mark the assistant's turns)"
+
+    def examples(self, records: Sequence[Record]) -> list[Example]:
+        """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does."""
+        return [self.example(record) for record in records]
+
+    def example(self, record: Record) -> Example:
+        """The record at fixed length. Raises DataError if the chat template refuses it, ModelError without one."""
+        tokens, learnt = self._tokens(record)
+        tokens, learnt = tokens[: self.max_tokens], learnt[: self.max_tokens]
+        pad = self._tokenizer.pad_token_id or 0  # without effect: attention is causal and nothing follows the padding
+        token_ids = np.full(self.max_tokens, pad, dtype=np.int32)
+        token_ids[: len(tokens)] = tokens
+        labels = np.full(self.max_tokens, NO_LOSS, dtype=np.int32)
+        labels[: len(tokens)] = np.where(np.asarray(learnt, dtype=bool), tokens, NO_LOSS)
+        return Example(token_ids=token_ids, labels=labels)
+
+    def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
+        """All tokens of a record, and for each whether it is to be learnt."""
+        match record.content:
+            case Text(text=text):
+                tokens = self._ended(self._encode(text, special=True))
+                return tokens, [True] * len(tokens)
+            case PromptCompletion(prompt=prompt, completion=completion):
+                # Tokenised apart, so that no token straddles the border between what is read and what is learnt.
+                read = self._encode(prompt, special=True)
+                learnt = self._ended(self._encode(completion, special=False))
+                return read + learnt, [False] * len(read) + [True] * len(learnt)
+            case Conversation():
+                return self._chat_tokens(record, record.content)
+
+    def _chat_tokens(self, record: Record, conversation: Conversation) -> tuple[list[int], list[bool]]:
+        if not self._tokenizer.chat_template:
+            raise ModelError(
+                "the model has no chat template",
+                why="records with messages are laid out by it",
+                fix="choose a model with one, or give text, or prompt and completion",
+            )
+        turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+        try:
+            laid_out = self._tokenizer.apply_chat_template(
+                turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=self._marks_assistant
+            )
+        except Exception:  # templates raise what they like, and may quote the record: hence also `from None`
+            raise DataError(
+                f"{record.position}: the model's chat template refuses these messages",
+                why="the model would be trained on a layout it does not know",
+                fix="use the roles, and their order, that the model's documentation gives",
+            ) from None
+        tokens = list(laid_out["input_ids"])
+        learnt = [bool(mark) for mark in laid_out["assistant_masks"]] if self._marks_assistant else [True] * len(tokens)
+        return tokens, learnt
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """The tokens with an end-of-text token, unless they have it or the model has none."""
+        end = self._tokenizer.eos_token_id
+        return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]

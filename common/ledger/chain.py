@@ -1,0 +1,167 @@
+"""The ledger: what was released in a study and who signed it, as a chain of entries that only grows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..crypto.identity import Hex32, Identity, canonical_json, sha256, verify_signature
+from ..errors import EnvelopeError, LedgerError
+
+LEDGER_LABEL = b"grandrounds/ledger/v1\n"
+EMPTY_LEDGER_HEAD = "00" * 32
+MAX_ENTRY_BYTES = 1 << 26
+
+
+class EntryType(StrEnum):
+    """What an entry records."""
+
+    STUDY = "study"
+    COUNTERSIGNATURE = "countersignature"
+    ATTEMPT_BEGUN = "attempt-begun"
+    ATTEMPT_ENDED = "attempt-ended"
+    ROUND_CLOSED = "round-closed"
+    STUDY_CLOSED = "study-closed"
+    CLOSING_SIGNATURE = "closing-signature"
+
+
+class _Fields(BaseModel):
+    """An entry as a line of JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    author: Hex32
+    body: dict[str, Any]
+    previous: Hex32
+    sequence: int = Field(ge=0, le=2**40)
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One entry: ``line`` is it in RFC 8785 JSON, signed by the server key ``author``; ``hash`` is what the next names.
+
+    The signature is over all fields but itself, ``previous`` among them. Whether ``author`` is the study's server is
+    for who replays the ledger to decide (``common/ledger/replay.py``).
+    """
+
+    type: EntryType
+    body: dict[str, Any]
+    author: str
+    sequence: int
+    previous: str
+    line: bytes
+    hash: str
+
+    @classmethod
+    def parse(cls, line: bytes) -> Self:
+        """Read a line. Raises LedgerError unless it is an entry in its one encoding, signed by whom it names."""
+        if len(line) > MAX_ENTRY_BYTES:
+            raise broken("an entry is too long")
+        try:
+            fields = _Fields.model_validate_json(line)
+            type_ = EntryType(fields.type)
+            canonical = canonical_json(fields.model_dump())
+            signed = canonical_json(fields.model_dump(exclude={"signature"}))
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise broken("an entry is not what this version writes") from error
+        if canonical != line:
+            raise broken(f"entry {fields.sequence} is not in canonical form")
+        try:
+            verify_signature(fields.author, bytes.fromhex(fields.signature), LEDGER_LABEL, signed)
+        except EnvelopeError as error:
+            raise broken(f"the signature of entry {fields.sequence} does not verify") from error
+        return cls(
+            type=type_,
+            body=fields.body,
+            author=fields.author,
+            sequence=fields.sequence,
+            previous=fields.previous,
+            line=line,
+            hash=sha256(LEDGER_LABEL + line),
+        )
+
+    @classmethod
+    def seal(
+        cls, identity: Identity, *, entry_type: EntryType, body: dict[str, Any], sequence: int, previous: str
+    ) -> Self:
+        """The entry at ``sequence``, signed."""
+        fields = {
+            "author": identity.public_key,
+            "body": body,
+            "previous": previous,
+            "sequence": sequence,
+            "type": entry_type.value,
+        }
+        signature = identity.sign(LEDGER_LABEL, canonical_json(fields)).hex()
+        return cls.parse(canonical_json({**fields, "signature": signature}))
+
+
+@dataclass
+class Ledger:
+    """A chain from its first entry on."""
+
+    _entries: list[Entry] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    @property
+    def head(self) -> str:
+        """The last entry's hash, which stands for the whole chain; 32 zero bytes where it is empty."""
+        return self._entries[-1].hash if self._entries else EMPTY_LEDGER_HEAD
+
+    @property
+    def last(self) -> Entry | None:
+        """The last entry."""
+        return self._entries[-1] if self._entries else None
+
+    def head_at(self, length: int) -> str | None:
+        """The head when the ledger had ``length`` entries; None if it never had so many."""
+        if length == 0:
+            return EMPTY_LEDGER_HEAD
+        return self._entries[length - 1].hash if 0 < length <= len(self) else None
+
+    def lines(self, start: int = 0) -> list[bytes]:
+        """The entries from ``start`` on, as they are stored and sent."""
+        return [entry.line for entry in self._entries[start:]]
+
+    def continuation(self, lines: Sequence[bytes]) -> list[Entry]:
+        """The entries among ``lines`` that this ledger lacks; those that it has may stand before them.
+
+        Raises LedgerError where they are another history than this one's, or leave a gap after it.
+        """
+        new: list[Entry] = []
+        head, length = self.head, len(self)
+        for line in lines:
+            entry = Entry.parse(line)
+            if entry.sequence < len(self):
+                if self._entries[entry.sequence].line != line:
+                    raise broken(f"entry {entry.sequence} was another before: this is a different history")
+                continue
+            if entry.sequence != length:
+                raise broken(f"entry {entry.sequence} stands where entry {length} should")
+            if entry.previous != head:
+                raise broken(f"entry {entry.sequence} does not continue what is before it: this is another history")
+            new.append(entry)
+            head, length = entry.hash, length + 1
+        return new
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Take what ``continuation`` returned."""
+        self._entries += entries
+
+
+def broken(
+    what: str, *, fix: str = "compare the ledger with another site's; keep both, and tell every site"
+) -> LedgerError:
+    """A ledger that is not whole, or does not bear out what is claimed from it."""
+    return LedgerError(
+        what, why="the claim is computed from the ledger, and a missing or changed entry could hide a release", fix=fix
+    )

@@ -1,0 +1,116 @@
+"""What stands in the ledger's entries: one model per type of entry."""
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from ..crypto.identity import Hex32, Name, canonical_json
+from ..protocol.envelope import Statement
+from ..schema import Section
+from ..study.manifest import Countersignature as _Countersignature
+from ..study.manifest import Manifest
+from .chain import Entry, EntryType, broken
+
+_SIGNATURE = r"^[0-9a-f]{128}$"
+
+
+class SignedStatement(Section):
+    """A site's signed header, as JSON text, and the signature in hex."""
+
+    header: str
+    signature: str = Field(pattern=_SIGNATURE)
+
+    @classmethod
+    def of(cls, statement: Statement) -> Self:
+        """A statement as it stands in the ledger."""
+        return cls(header=statement.header.decode(), signature=statement.signature.hex())
+
+    @property
+    def statement(self) -> Statement:
+        """The statement as it was signed."""
+        return Statement(header=self.header.encode(), signature=bytes.fromhex(self.signature))
+
+
+Statements = tuple[SignedStatement, ...]
+# A site writes the files under these names, so that none leads out of the study's folder.
+_FILE = r"^(study\.json|report\.(json|html)|adapter/[A-Za-z0-9][A-Za-z0-9._-]{0,99})$"
+_Path = Annotated[str, StringConstraints(pattern=_FILE)]
+
+
+class Body(Section):
+    """The body of one type of entry. Unknown fields are refused."""
+
+    type: ClassVar[EntryType]
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """The body of ``entry``; raises LedgerError where it has another form."""
+        try:
+            return cls.model_validate_json(canonical_json(entry.body))
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise broken(f"entry {entry.sequence} ({entry.type}) has a body of the wrong form") from error
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The body as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class StudyEntry(Body):
+    """A manifest: the study's first, or a successor of the one before."""
+
+    type = EntryType.STUDY
+    manifest: Manifest
+
+
+class CountersignatureEntry(Body):
+    """A site agreed to the manifest before it."""
+
+    type = EntryType.COUNTERSIGNATURE
+    countersignature: _Countersignature
+
+
+class AttemptBegun(Body):
+    """An attempt is about to begin: from here on it counts, whatever becomes of it. All of Begin but its own place."""
+
+    type = EntryType.ATTEMPT_BEGUN
+    attempt: int = Field(ge=1, le=2**31)
+    round: int = Field(ge=1, le=2**31)
+    invited: tuple[Name, ...]
+    adapter_sha256: Hex32
+
+
+class AttemptEnded(Body):
+    """What the sites signed in an attempt: adverts, headers of masked inputs, views; and where sites were lost."""
+
+    type = EntryType.ATTEMPT_ENDED
+    attempt: int = Field(ge=1, le=2**31)
+    unmasked: bool
+    dropouts: dict[Name, Name]
+    adverts: Statements
+    masked_inputs: Statements
+    consistencies: Statements
+
+
+class RoundClosed(Body):
+    """The adapter took a step: its hash after it."""
+
+    type = EntryType.ROUND_CLOSED
+    attempt: int = Field(ge=1, le=2**31)
+    round: int = Field(ge=1, le=2**31)
+    adapter_sha256: Hex32
+
+
+class StudyClosed(Body):
+    """The study is over: every site's charge counter, and the SHA-256 of every file that it leaves."""
+
+    type = EntryType.STUDY_CLOSED
+    charges: dict[Name, int]
+    files: dict[_Path, Hex32]
+
+
+class ClosingSignature(Body):
+    """A site signed the ledger up to ``study-closed``."""
+
+    type = EntryType.CLOSING_SIGNATURE
+    closed: SignedStatement

@@ -1,0 +1,1 @@
+"""The base model, the adapter on it, the optimisers and where they compute. No records, no privacy."""

@@ -1,0 +1,95 @@
+"""Where a model computes: on processors, or on a GPU whose arithmetic repeats itself to the last bit."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
+    import torch
+
+PROCESSORS: Final = "cpu"
+DEVICE_PATTERN: Final = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+_WHY: Final = "the model computes where site.toml or --device says, and nowhere else"
+
+
+def open_device(name: str) -> "torch.device":
+    """The device of a name (``cpu``, ``cuda``, ``cuda:N``), tried by a product of matrices. Raises ModelError.
+
+    On a GPU, PyTorch is held to kernels that give the same bits each time ("Reproducibility" in its notes; of cuBLAS,
+    "Results reproducibility"), in float32 without its shortened form: what a record's gradient is must not depend on
+    the order in which threads end.
+    """
+    import torch
+
+    if name == PROCESSORS:
+        return torch.device(name)
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        raise ModelError(
+            f"the installed torch {torch.__version__} cannot use a GPU",
+            why=_WHY,
+            fix="install the build of the same version for the machine's CUDA, as pytorch.org says, or choose cpu",
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "no GPU can be used here",
+            why=_WHY,
+            fix="see that nvidia-smi lists one for this user, and that its driver is new enough for CUDA "
+            f"{torch.version.cuda}; in a container or a batch job, have a GPU given to it; or choose cpu",
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        device = torch.device("cuda", torch.device(name).index or 0)
+        probe = torch.ones(8, 8, device=device)
+        torch.cuda.synchronize(probe.matmul(probe).device)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name} cannot be used ({str(error).splitlines()[0]})",
+            why=_WHY,
+            fix=f"this process sees {torch.cuda.device_count()} of the machine's GPUs, counted from 0: choose one that "
+            "is free, or cpu",
+        ) from error
+    return device
+
+
+@contextmanager
+def within_memory(device: "torch.device") -> Iterator[None]:
+    """Raises ModelError where what is done inside needs more memory than a GPU has."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the model and a physical batch do not fit into the memory of {torch.cuda.get_device_name(device)}",
+            why="a record whose gradient cannot be computed counts as zero, and the site would contribute noise alone",
+            fix="give this process a GPU of its own or a larger one, choose cpu, or ask the study's author for a "
+            "smaller training.physical_batch or data.max_tokens",
+        ) from error
+
+
+def described(name: str) -> str:
+    """What computes under a device's name, in words. Raises ModelError where it cannot be used.
+
+    >>> described("cpu")
+    'processors'
+    """
+    if name == PROCESSORS:
+        return "processors"
+    import torch
+
+    device = open_device(name)
+    free, memory = torch.cuda.mem_get_info(device)
+    gibibytes = f"{free / 2**30:.0f} of {memory / 2**30:.0f} GiB free"
+    return f"{torch.cuda.get_device_name(device)} ({device}, {gibibytes}; torch {torch.__version__})"
+
+
+def peak_memory_bytes(device: "torch.device") -> int:
+    """The most of a GPU's memory that this process held in tensors; 0 on processors."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -1,0 +1,325 @@
+"""The language model: a frozen base with a LoRA adapter, whose trained part is read and set as one flat vector."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError, StudyError
+from .adapter import AdapterLayout, Vector, vector_sha256
+from .devices import PROCESSORS, open_device, within_memory
+
+if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
+    import torch
+
+NO_LOSS = -100
+# Shapes for evaluation only; any batch size gives the same figure to rounding.
+EVALUATION_BATCH = 8
+
+
+class TokenisedExample(Protocol):
+    """A record as tokens, padded on the right to one length: ``token_ids`` and ``labels``, int32 [tokens]."""
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """The tokens; what stands on the padding is without effect, because attention is causal."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The token of its own position, or ``NO_LOSS`` where nothing is to be predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """The adapter: ``B·A·alpha/rank`` is added to each target module (Hu et al. 2022).
+
+    ``ffa``: A is public, drawn once and frozen, and B is trained (Sun et al. 2024, FFA-LoRA): the mean of B is the mean
+    of the updates, and noise is not squared. ``lora``: A and B are trained. Others (RoLoRA) raise StudyError.
+    """
+
+    target_modules: tuple[str, ...]
+    kind: Literal["ffa", "lora"] = "ffa"
+    rank: int = 4
+    alpha: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ffa", "lora"):
+            raise StudyError(
+                f"adapter kind {self.kind!r} is not built",
+                why="which tensors are trained decides what is clipped and noised",
+                fix="choose 'ffa' (A frozen, the default) or 'lora' (A and B trained)",
+            )
+
+
+class LanguageModel:
+    """A causal language model with a LoRA adapter by peft, in evaluation mode throughout.
+
+    Holds exactly one adapter at a time, which ``set_adapter`` and ``perplexity`` replace. ``layout`` cuts the trained
+    vector, ``frozen_layout`` that of the tensors which the study fixes (A under ``ffa``, nothing under ``lora``).
+    """
+
+    def __init__(self, module: Any) -> None:
+        """Wraps a peft model (``LanguageModel.load`` makes one); every trainable parameter belongs to the adapter."""
+        self.module = module.eval()
+        named = {_saved_name(name): parameter for name, parameter in module.named_parameters()}
+        self.trained = {name: named[name] for name in sorted(named) if named[name].requires_grad}
+        self._frozen = {name: named[name] for name in sorted(named) if "lora_" in name and name not in self.trained}
+        self.layout = AdapterLayout.of({name: tuple(tensor.shape) for name, tensor in self.trained.items()})
+        self.frozen_layout = AdapterLayout.of({name: tuple(tensor.shape) for name, tensor in self._frozen.items()})
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        lora: Lora,
+        *,
+        seed: int,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = PROCESSORS,
+    ) -> "LanguageModel":
+        """The base model of a folder (``model_folder``) with a fresh adapter: B zero, A drawn from ``seed``.
+
+        A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
+        is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError.
+        """
+        import peft
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        place = open_device(device)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            _without_dropout(config)
+            with _quiet():
+                base = AutoModelForCausalLM.from_pretrained(
+                    folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+                )
+        except Exception as error:  # the libraries raise what they like over a folder that is not as they expect
+            raise ModelError(
+                f"no causal language model can be loaded from {folder} ({type(error).__name__})",
+                why="the study fine-tunes it",
+                fix="name a model that transformers knows, saved as safetensors, needing no code of its own",
+            ) from error
+        base.config.pad_token_id = None  # nothing in the model is to look for padding, nor to warn about it
+        _check_targets(base, lora.target_modules)
+        adapter = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.target_modules),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+            # Conv1D (GPT-2) keeps its weight transposed.
+            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
+        )
+        with _quiet():
+            module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)
+        _draw_a(module, seed)
+        for name, parameter in module.named_parameters():
+            if lora.kind == "ffa" and "lora_A" in name:
+                parameter.requires_grad_(False)
+        with within_memory(place):
+            return cls(module.to(place))
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model computes."""
+        device: torch.device = next(self.module.parameters()).device
+        return device
+
+    def differences_from(self, lora: Lora) -> list[str]:
+        """In what the adapter that is on the model is not ``lora``, in words: kind; rank, scaling, place of a layer.
+
+        Where there is none and the dimension is that of ``lora``, no layer that ``lora`` names is without its adapter.
+        """
+        kind = "ffa" if self._frozen else "lora"
+        found = [] if kind == lora.kind else [f"its kind is {kind}, not {lora.kind}"]
+        for name, layer in self.module.named_modules():
+            if not hasattr(layer, "lora_A"):
+                continue
+            rank, scaling = layer.r["default"], layer.scaling["default"]
+            if rank != lora.rank:
+                found.append(f"{name} has rank {rank}, not {lora.rank}")
+            elif scaling != lora.alpha / lora.rank:
+                found.append(f"{name} is scaled by {scaling}, not by {lora.alpha / lora.rank}")
+            if not any(name.endswith("." + target) for target in lora.target_modules):
+                found.append(f"{name} is none of {', '.join(lora.target_modules)}")
+        return found
+
+    def get_adapter(self) -> Vector:
+        """A copy of the trained vector, float32 [d]."""
+        return self.layout.flatten({name: tensor.detach().cpu().numpy() for name, tensor in self.trained.items()})
+
+    def set_adapter(self, adapter: Vector) -> None:
+        """Replace the trained vector, float32 [d]; raises ModelError when the length is another."""
+        _copy(self.layout.unflatten(adapter), self.trained)
+
+    def get_frozen_adapter(self) -> Vector:
+        """A copy of the tensors that the study fixes, float32 [frozen_layout.dimension]."""
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in self._frozen.items()}
+        return self.frozen_layout.flatten(tensors)
+
+    def set_frozen_adapter(self, frozen: Vector) -> None:
+        """Replace the tensors that the study fixes by its bundle's; raises ModelError when the length is another."""
+        _copy(self.frozen_layout.unflatten(frozen), self._frozen)
+
+    @property
+    def frozen_adapter_sha256(self) -> str:
+        """The hash of the tensors that the study fixes, as its manifest states it."""
+        return vector_sha256(self.get_frozen_adapter())
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each block's activations in the backward pass: memory for time, same gradients."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        with _quiet():
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for block in self.module.modules():
+            if isinstance(block, GradientCheckpointingLayer):
+                # transformers checkpoints only what is training. Not .train(): the layers inside stay in evaluation
+                # mode, and `load` took the dropout out of the configuration.
+                block.training = True
+
+    def stack(self, examples: Sequence[TokenisedExample]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Token ids and labels, int64 [batch, tokens], of examples of one length, where the model computes.
+
+        Raises ValueError for a token that the model does not have. On processors the model would refuse it; on a GPU
+        it would end the process's use of that GPU, and with it what other records of the same sum are worth.
+        """
+        import torch
+
+        token_ids = np.stack([example.token_ids for example in examples]).astype(np.int64)
+        labels = np.stack([example.labels for example in examples]).astype(np.int64)
+        for tokens in (token_ids, labels[labels != NO_LOSS]):
+            if not ((tokens >= 0) & (tokens < self.module.config.get_text_config().vocab_size)).all():
+                raise ValueError("an example has a token that the model does not have")
+        return torch.from_numpy(token_ids).to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def logits(self, token_ids: "torch.Tensor") -> "torch.Tensor":
+        """Logits, float [batch, tokens, vocabulary], of int64 [batch, tokens] padded on the right.
+
+        No attention mask is given: attention is causal, so what stands behind a record's end cannot reach it; and with
+        a mask the library chooses another kernel when no row of the batch is padded, so that a record's rounding errors
+        would depend on its neighbours (ARCHITECTURE.md, "Gradients").
+        """
+        logits: torch.Tensor = self.module(input_ids=token_ids, use_cache=False).logits
+        return logits
+
+    def perplexity(self, examples: Iterable[TokenisedExample], adapter: Vector) -> float:
+        """Token-weighted perplexity of the examples under ``adapter``, which stays attached.
+
+        Raises ModelError when no token is to be predicted.
+        """
+        import torch
+
+        self.set_adapter(adapter)
+        total, tokens = 0.0, 0
+        remaining = iter(examples)
+        with torch.inference_mode():
+            while batch := list(islice(remaining, EVALUATION_BATCH)):
+                token_ids, labels = self.stack(batch)
+                losses = token_losses(self.logits(token_ids), labels)
+                total += float(losses.double().sum())
+                tokens += int((labels[:, 1:] != NO_LOSS).sum())
+        if tokens == 0:
+            raise ModelError(
+                "the evaluation set has no token to predict",
+                why="a perplexity is an average over them",
+                fix="give evaluation records with text, and completions that fit into max_tokens",
+            )
+        mean = total / tokens
+        return math.exp(mean) if mean < math.log(np.finfo(np.float64).max) else math.inf
+
+    def export(self, folder: Path, *, base_model: str) -> None:
+        """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it."""
+        config = self.module.peft_config["default"]
+        self.module.peft_config["default"] = replace(config, base_model_name_or_path=base_model)
+        try:
+            # The base model's embeddings are no part of the adapter; "auto" would ask the hub about them.
+            self.module.save_pretrained(folder, save_embedding_layers=False)
+        finally:
+            self.module.peft_config["default"] = config
+
+
+def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+    """Cross-entropy of each next token, float32 [batch, tokens - 1]; 0 where the label is ``NO_LOSS``."""
+    import torch
+
+    targets = labels[:, 1:]
+    flat = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NO_LOSS
+    )
+    return flat.view(targets.shape)
+
+
+def _saved_name(name: str) -> str:
+    """A parameter's name as peft saves it, without the name of the adapter ("default")."""
+    return name.replace(".default", "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars, and without the libraries' warnings about each other's next versions."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _copy(source: Mapping[str, Vector], target: Mapping[str, "torch.Tensor"]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(torch.from_numpy(source[name]))
+
+
+def _without_dropout(config: Any) -> None:
+    """Set every dropout of a configuration to zero: what is trained privately is a function of record and adapter."""
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+        elif hasattr(value, "model_type"):  # the text part of a model of several parts
+            _without_dropout(value)
+
+
+def _draw_a(module: Any, seed: int) -> None:
+    """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    parameters = dict(module.named_parameters())
+    for name in sorted(name for name in parameters if "lora_A" in name):
+        shape = tuple(parameters[name].shape)
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        _copy({name: generator.uniform(-bound, bound, shape).astype(np.float32)}, {name: parameters[name]})
+
+
+def _check_targets(base: Any, target_modules: Sequence[str]) -> None:
+    """Each target must name linear layers; peft passes over a name that matches nothing beside one that does."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {
+        name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | Conv1D)
+    }
+    for target in target_modules:
+        if not any(name == target or name.endswith("." + target) for name in linear):
+            existing = sorted({name.rpartition(".")[2] for name in linear})
+            raise ModelError(
+                f"no linear layer of the model is called {target!r}",
+                why="the adapter is attached to the layers that target_modules names",
+                fix=f"choose among {', '.join(existing)}",
+            )

@@ -1,0 +1,1 @@
+"""What both ends say to each other: signed envelopes and the messages in them. No state, no network."""

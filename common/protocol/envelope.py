@@ -1,0 +1,146 @@
+"""The signed envelope that every message travels in."""
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..crypto.identity import WHY_SIGNED, Hex32, Identity, Name, canonical_json, sha256, verify_signature
+from ..errors import EnvelopeError
+
+# Domain separation: a signature under one label means nothing under another.
+ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
+
+MAX_HEADER_BYTES = 1 << 20
+
+_SIGNATURE_BYTES = 64
+
+
+class _Header(BaseModel):
+    """The signed part of an envelope; the payload is covered by its hash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    manifest: Hex32
+    attempt: int = Field(ge=0, le=2**31)
+    exchange: Name
+    sender: Name
+    body: dict[str, Any]
+    payload_bytes: int = Field(ge=0, le=2**40)
+    payload_sha256: Hex32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What somebody signed, without its payload, which the header names by hash."""
+
+    header: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """A message with its context and signature: header, signature, raw payload.
+
+    On the wire: header length (4 bytes, little-endian), header (RFC 8785 JSON), signature (64 bytes), payload. The
+    payload is a view of the bytes that were parsed or sealed: updates are too large to copy.
+    """
+
+    manifest: str
+    attempt: int
+    exchange: str
+    sender: str
+    body: dict[str, Any]
+    payload: memoryview
+    header: bytes
+    signature: bytes
+
+    @classmethod
+    def seal(
+        cls,
+        identity: Identity,
+        *,
+        manifest: str,
+        attempt: int,
+        exchange: str,
+        sender: str,
+        body: dict[str, Any],
+        payload: bytes | memoryview = b"",
+    ) -> "Envelope":
+        """Sign a message in its context."""
+        fields: dict[str, Any] = {
+            "manifest": manifest,
+            "attempt": attempt,
+            "exchange": exchange,
+            "sender": sender,
+            "body": body,
+        }
+        header = canonical_json({**fields, "payload_bytes": len(payload), "payload_sha256": sha256(payload)})
+        signature = identity.sign(ENVELOPE_LABEL, header)
+        return cls(**fields, payload=memoryview(payload), header=header, signature=signature)
+
+    @classmethod
+    def parse(cls, wire: bytes) -> "Envelope":
+        """Read an envelope; the signature is not yet checked. Raises EnvelopeError and nothing else."""
+        if not wire:
+            raise _malformed("it is empty, as where a site stays silent or its worker is away")
+        if len(wire) < 4 + _SIGNATURE_BYTES:
+            raise _malformed("it is too short")
+        (size,) = struct.unpack_from("<I", wire)
+        if size > MAX_HEADER_BYTES or len(wire) < 4 + size + _SIGNATURE_BYTES:
+            raise _malformed("its header has an impossible length")
+        header = bytes(wire[4 : 4 + size])
+        payload = memoryview(wire)[4 + size + _SIGNATURE_BYTES :]
+        fields = _read_header(header)
+        if len(payload) != fields.payload_bytes or sha256(payload) != fields.payload_sha256:
+            raise _malformed("its payload is not the one that was signed")
+        return cls(
+            **fields.model_dump(exclude={"payload_bytes", "payload_sha256"}),
+            payload=payload,
+            header=header,
+            signature=bytes(wire[4 + size : 4 + size + _SIGNATURE_BYTES]),
+        )
+
+    @classmethod
+    def of_statement(cls, statement: "Statement") -> "Envelope":
+        """What was signed, with an empty payload whatever the header says; raises EnvelopeError."""
+        fields = _read_header(statement.header)
+        return cls(
+            **fields.model_dump(exclude={"payload_bytes", "payload_sha256"}),
+            payload=memoryview(b""),
+            header=statement.header,
+            signature=statement.signature,
+        )
+
+    @property
+    def statement(self) -> "Statement":
+        """Header and signature: proof of who said what, without the payload."""
+        return Statement(header=self.header, signature=self.signature)
+
+    def verify(self, public_key: str) -> None:
+        """Raises EnvelopeError unless the owner of ``public_key`` signed exactly this."""
+        verify_signature(public_key, self.signature, ENVELOPE_LABEL, self.header)
+
+    def to_bytes(self) -> bytes:
+        """The envelope as it travels."""
+        return b"".join((struct.pack("<I", len(self.header)), self.header, self.signature, self.payload))
+
+
+def _read_header(header: bytes) -> _Header:
+    try:
+        fields = _Header.model_validate_json(header)
+        canonical = canonical_json(fields.model_dump())
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise _malformed("its header is not what this version writes") from error
+    if canonical != header:
+        raise _malformed("its header is not canonical JSON")
+    return fields
+
+
+def _malformed(detail: str) -> EnvelopeError:
+    return EnvelopeError(
+        f"a message is malformed: {detail}",
+        why=WHY_SIGNED,
+        fix="check that both ends run the version in the manifest",
+    )

@@ -1,0 +1,90 @@
+"""What follows from a study: δ, attempts, threshold and noise, where the people who wrote it left them open."""
+
+import math
+from typing import Any
+
+from ..errors import StudyError
+from ..privacy.events import SampledGaussianRelease, Schedule
+from ..privacy.mechanism import honest_shares
+from ..schema import WHY_STUDY, validated
+from ..secagg.parameters import default_threshold
+from .study import Study
+
+# Attempts that a schedule holds in reserve for rounds that fail: a fifth.
+ATTEMPTS_PER_ROUND = 1.2
+
+DEFAULT_TARGET_EPSILON = 4.0
+
+
+def complete_study(study: Study) -> Study:
+    """Fill in what the study leaves open: δ, attempts, threshold, modulus, and noise for the target (or its ε).
+
+    Calibration covers all ``max_attempts`` and the stated overlap. Raises StudyError or PrivacyError.
+    """
+    # Imported here: it loads dp_accounting, which reading a study does not need.
+    from ..privacy.accountant import calibrate_noise_multiplier, epsilon
+
+    privacy, training, secagg = study.privacy, study.training, study.secagg
+    distributed = privacy.trust == "distributed"
+    threshold = secagg.threshold or default_threshold(len(study.sites))
+    attempts = training.max_attempts or math.ceil(ATTEMPTS_PER_ROUND * training.rounds)
+    delta = privacy.delta or default_delta(study.total_nominal_units)
+    secagg = secagg.model_copy(
+        update={"threshold": threshold, "modulus_bits": secagg.modulus_bits or (32 if distributed else 16)}
+    )
+    # Refuses a threshold too low for the corrupt sites before any time goes into calibration.
+    honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
+    filled: dict[str, Any] = {"delta": delta}
+    if privacy.noise and privacy.noise_multiplier is None:
+        filled["target_epsilon"] = DEFAULT_TARGET_EPSILON if privacy.target_epsilon is None else privacy.target_epsilon
+        filled["noise_multiplier"] = calibrate_noise_multiplier(
+            target_epsilon=filled["target_epsilon"],
+            delta=delta,
+            sampling_probability=privacy.sampling_probability,
+            steps=attempts * training.local_steps,
+            trust=privacy.trust,
+            sites_per_patient=privacy.sites_per_patient,
+        )
+    elif privacy.noise_multiplier is not None:
+        spent = epsilon(
+            schedule_of(study, attempts=attempts, noise_multiplier=privacy.noise_multiplier), delta=delta
+        ).epsilon
+        filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
+        if spent > filled["target_epsilon"]:
+            raise StudyError(
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g} costs ε = {spent:.4f} over {attempts} "
+                f"attempts, above privacy.target_epsilon = {filled['target_epsilon']:g}",
+                why=WHY_STUDY,
+                fix="leave one of the two out, and it follows from the other",
+            )
+    return validated(
+        Study,
+        {
+            **study.model_dump(),
+            "privacy": {**privacy.model_dump(), **filled},
+            "training": {**training.model_dump(), "max_attempts": attempts},
+            "secagg": secagg.model_dump(),
+        },
+    )
+
+
+def schedule_of(study: Study, *, attempts: int, noise_multiplier: float) -> Schedule:
+    """Every release that ``attempts`` allow."""
+    event = SampledGaussianRelease(
+        sampling_probability=study.privacy.sampling_probability,
+        noise_multiplier=noise_multiplier,
+        trust=study.privacy.trust,
+        sites_per_patient=study.privacy.sites_per_patient,
+    )
+    return Schedule(event=event, count=attempts * study.training.local_steps)
+
+
+def default_delta(total_nominal_units: int) -> float:
+    """A tenth of one over all nominal units, rounded down to one digit.
+
+    >>> default_delta(120)
+    0.0008
+    """
+    bound = 1 / (10 * total_nominal_units)
+    power = math.floor(math.log10(bound))
+    return float(f"{math.floor(bound / 10.0**power + 1e-9)}e{power}")

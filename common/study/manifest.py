@@ -1,0 +1,216 @@
+"""The manifest: a complete study with its keys and hashes, which every site checks, countersigns and runs."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from ..crypto.identity import Hex32, Identity, Name, canonical_json, sha256, verify_signature
+from ..model.language_model import LanguageModel
+from ..privacy.events import Schedule
+from ..privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
+from ..schema import Section, known, validated
+from ..secagg.encoding import FixedPoint
+from ..secagg.parameters import RosterEntry, SecaggParameters
+from ..system.package_hash import running_sha256
+from ..version import __version__
+from .completion import schedule_of
+from .study import Study
+
+MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
+COUNTERSIGNATURE_LABEL = b"grandrounds/countersignature/v1\n"
+# Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
+DRAW_DEVIATIONS = 6
+
+
+class Manifest(Section):
+    """What every site checks, signs and runs: a complete study with its keys and hashes.
+
+    ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
+    ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
+    ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
+    app; a simulation has none.
+    """
+
+    study_id: Hex32
+    version: int = Field(default=1, ge=1)
+    previous: Hex32 = "00" * 32
+    study: Study
+    site_keys: dict[Name, Hex32]
+    server_key: Hex32
+    dimension: int = Field(ge=1, le=2**32)
+    model_sha256: Hex32
+    frozen_adapter_sha256: Hex32
+    package_version: str
+    package_sha256: Hex32
+    app_sha256: Hex32 | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if set(self.site_keys) != {site.name for site in self.study.sites}:
+            raise ValueError("site_keys: not exactly the sites of the study")
+        privacy = self.study.privacy
+        needed = [
+            privacy.delta,
+            self.study.training.max_attempts,
+            self.study.secagg.threshold,
+            self.study.secagg.modulus_bits,
+        ]
+        if privacy.noise:
+            needed += [privacy.target_epsilon, privacy.noise_multiplier]
+        if None in needed:
+            raise ValueError("study: incomplete; a manifest states every parameter")
+        # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
+        _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
+        if privacy.trust == "distributed" and self.largest_sum >= 2**31:
+            raise ValueError(
+                f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
+                "choose a smaller sampling_probability or adapter"
+            )
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """The manifest's hash, which every message of the study repeats."""
+        return sha256(MANIFEST_LABEL + canonical_json(self.model_dump(mode="json")))
+
+    @property
+    def threshold(self) -> int:
+        """t: how many sites must answer."""
+        return known(self.study.secagg.threshold)
+
+    @property
+    def max_attempts(self) -> int:
+        """The schedule's length in attempts; the claim covers all of them."""
+        return known(self.study.training.max_attempts)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What the claim covers: every release that ``max_attempts`` allow. None without noise, and then no claim."""
+        if not self.study.privacy.noise:
+            return None
+        return schedule_of(
+            self.study, attempts=self.max_attempts, noise_multiplier=known(self.study.privacy.noise_multiplier)
+        )
+
+    @property
+    def delta(self) -> float:
+        """δ of the claim."""
+        return known(self.study.privacy.delta)
+
+    @property
+    def honest_shares(self) -> int:
+        """h: shares of the noise that the adversary cannot know in any sum that is unmasked."""
+        privacy = self.study.privacy
+        return honest_shares(trust=privacy.trust, threshold=self.threshold, corrupt_sites=privacy.corrupt_sites)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The integers that clipped gradients are rounded to."""
+        return Lattice(dimension=self.dimension, clipping_norm=self.study.privacy.clipping_norm)
+
+    @property
+    def noise_stddev(self) -> int:
+        """σ of one site's noise, in lattice units; 0 without noise."""
+        privacy = self.study.privacy
+        if not privacy.noise:
+            return 0
+        return site_noise_stddev(
+            noise_multiplier=known(privacy.noise_multiplier),
+            sensitivity=self.lattice.sensitivity,
+            honest_shares=self.honest_shares,
+        )
+
+    @property
+    def largest_sum(self) -> float:
+        """A bound on one coordinate of the aggregate that a study meets only with negligible probability."""
+        expected = self.study.privacy.sampling_probability * self.study.total_nominal_units
+        draw = expected + DRAW_DEVIATIONS * math.sqrt(expected) + 1
+        return draw * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
+
+    def mechanism(self) -> Mechanism:
+        """The noise that one site adds to one release."""
+        return RoundedGaussian(noise_stddev=self.noise_stddev) if self.study.privacy.noise else NoNoise()
+
+    @property
+    def secagg_parameters(self) -> SecaggParameters:
+        """What the protocol takes from the manifest; the server chooses none of it."""
+        return SecaggParameters(
+            manifest=self.sha256,
+            roster=tuple(
+                RosterEntry(name=site.name, public_key=self.site_keys[site.name]) for site in self.study.sites
+            ),
+            server_key=self.server_key,
+            threshold=self.threshold,
+            corrupt_sites=self.study.privacy.corrupt_sites,
+            modulus_bits=known(self.study.secagg.modulus_bits),
+            dimension=self.dimension,
+        )
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """How local trust's updates become integers: transport only, so that no sum can wrap."""
+        secagg = self.study.secagg
+        return FixedPoint(
+            modulus_bits=known(secagg.modulus_bits), update_range=secagg.update_range, sites=len(self.study.sites)
+        )
+
+    def nominal_units(self, name: str) -> int:
+        """The nominal units of one site."""
+        return next(site.nominal_units for site in self.study.sites if site.name == name)
+
+
+def new_manifest(
+    study: Study,
+    *,
+    site_keys: Mapping[str, str],
+    server_key: str,
+    model: LanguageModel,
+    model_sha256: str,
+    app_sha256: str | None = None,
+) -> Manifest:
+    """The manifest of a complete ``study`` on ``model``, from files of that hash, for the program that runs.
+
+    Raises StudyError.
+    """
+    return validated(
+        Manifest,
+        {
+            "study_id": secrets.token_hex(32),
+            "study": study,
+            "site_keys": dict(site_keys),
+            "server_key": server_key,
+            "dimension": model.layout.dimension,
+            "model_sha256": model_sha256,
+            "frozen_adapter_sha256": model.frozen_adapter_sha256,
+            "package_version": __version__,
+            "package_sha256": running_sha256(),
+            "app_sha256": app_sha256,
+        },
+    )
+
+
+class Countersignature(Section):
+    """A site agrees to a manifest, given by its hash, under the key that it is known by."""
+
+    site: Name
+    manifest: Hex32
+    key: Hex32
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+    @classmethod
+    def of(cls, identity: Identity, *, site: str, manifest: str) -> Self:
+        """Sign a manifest, which the site has checked before."""
+        signature = identity.sign(COUNTERSIGNATURE_LABEL, _signed(site, manifest)).hex()
+        return cls(site=site, manifest=manifest, key=identity.public_key, signature=signature)
+
+    def verify(self) -> None:
+        """Raises EnvelopeError unless the owner of ``key`` signed this; whose key it is, the manifest says."""
+        signature = bytes.fromhex(self.signature)
+        verify_signature(self.key, signature, COUNTERSIGNATURE_LABEL, _signed(self.site, self.manifest))
+
+
+def _signed(site: str, manifest: str) -> bytes:
+    return f"{manifest} {site}".encode()

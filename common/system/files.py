@@ -1,0 +1,79 @@
+"""Files that are written whole or not at all, and stay."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from ..errors import StorageError
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data``: a reader, also after a crash, sees the old content or all of the new.
+
+    The bytes are fsynced before the rename and the folder after it. Raises StorageError, leaving nothing behind.
+    """
+    try:
+        make_folder(path.parent)
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                # The temporary file is private (0600); most of what is written is for whoever may read the folder.
+                os.fchmod(file.fileno(), mode)
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        fsync(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}",
+            why="the study's results and its progress are kept there",
+            fix="free space or choose another folder; what was written before is whole",
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing, so that they outlast a crash. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that no other user may enter. Raises StorageError."""
+    try:
+        make_folder(path)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be used: {error.strerror}",
+            why="keys, and what a study has come to, are kept there",
+            fix="choose another folder, or run this as the user whose folder it is",
+        ) from error
+
+
+def write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -> None:
+    """Write a file unless there is one. Raises StorageError."""
+    if not path.exists():
+        write_atomically(path, make(), mode=mode)
+
+
+def rename_folder(source: Path, target: Path) -> None:
+    """Rename a finished folder such that a crash leaves all of it under ``target`` or nothing. Raises OSError."""
+    for path in (*source.rglob("*"), source):
+        fsync(path)
+    source.rename(target)
+    fsync(target.parent)
+
+
+def fsync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""What a process may do: as which user it runs, and by which networks it could reach another machine."""
+
+import ctypes
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import StudyError
+
+LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
+_CLONE_NEWNET: Final = 0x40000000
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_IPV4, _IPV6 = Path("/proc/self/net/route"), Path("/proc/self/net/ipv6_route")
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """A user of this machine, with the one group that it is given."""
+
+    uid: int
+    gid: int
+    home: str
+
+    @classmethod
+    def named(cls, name: str) -> "User":
+        """The user of a name, or of an id, which need not have a name. Raises StudyError."""
+        try:
+            entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        except KeyError as error:
+            if name.isdecimal():  # as in containers
+                return cls(uid=int(name), gid=int(name), home="/")
+            raise StudyError(
+                f"this machine has no user {name}",
+                why="who reads the records, and who has the network, are users of their own",
+                fix=f"make it (useradd --system --no-create-home {name}), or name another",
+            ) from error
+        return cls(uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir)
+
+
+def become(user: User) -> None:
+    """Be ``user`` from here on, in no other group, and never more again, as root alone can. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # else a setuid program would give more again
+
+
+def leave_networks() -> None:
+    """Have no network from here on, if this process may decide that; ``networks`` tells."""
+    LIBC.unshare(_CLONE_NEWNET)
+
+
+def networks() -> list[str]:
+    """The interfaces by which this process could reach another machine: those that a route names."""
+    interfaces = {line.split()[0] for line in _IPV4.read_text().splitlines()[1:]}
+    if _IPV6.exists():  # its lines name the interface last
+        interfaces |= {line.split()[-1] for line in _IPV6.read_text().splitlines()}
+    return sorted(interfaces - {"lo"})

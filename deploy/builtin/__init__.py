@@ -1,0 +1,1 @@
+"""The built-in patients and models, made from packages of an index and cached."""

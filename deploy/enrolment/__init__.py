@@ -1,0 +1,1 @@
+"""How a server and its sites come to know each other: certificates, node keys, and the study as sites get it."""

@@ -1,0 +1,142 @@
+"""What the server's operator and the sites hand each other as files: a site's keys one way, the study the other."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+from ...common.crypto.identity import Hex32, Name, canonical_json
+from ...common.errors import StudyError
+from ...common.schema import Section
+from ...common.study.manifest import Manifest
+from ...common.system.code_pin import check_code_of
+from ...common.system.files import write_atomically
+from .node_keys import check_node_key
+
+SITE_FORMAT: Final = "grandrounds/site/v1"
+_STUDY, _ADAPTER, _CA, _FLOWER = "study.json", "frozen-adapter.bin", "ca.crt", "flower.json"
+_NAMES: Final = (_STUDY, _ADAPTER, _CA, _FLOWER)
+_LARGEST: Final = {_ADAPTER: 1 << 32}
+_LARGEST_OTHER: Final = 1 << 24
+_WHY: Final = "every site runs exactly this study, and speaks to this server alone"
+
+
+class SiteCard(Section):
+    """What a site sends to the server's operator once: its name, its key, and its node's key (OpenSSH)."""
+
+    format: Literal["grandrounds/site/v1"] = SITE_FORMAT
+    name: Name
+    public_key: Hex32
+    node_key: str
+
+    @classmethod
+    def read(cls, path: Path) -> "SiteCard":
+        """The card in a file. Raises StudyError."""
+        try:
+            card = cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError, ValueError, RecursionError) as error:
+            raise StudyError(
+                f"{path} is no site's card",
+                why="the server knows a site by the keys in it",
+                fix="ask the site for the file site.json that `grandrounds client init` wrote",
+            ) from error
+        check_node_key(card.node_key)
+        return card
+
+
+class Flower(Section):
+    """Where a site's node finds the server (host:port)."""
+
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A study as a site joins it: ``frozen_adapter`` is float32, ``certificates`` the server's authority in PEM."""
+
+    manifest: Manifest
+    frozen_adapter: bytes
+    certificates: bytes
+    flower: Flower
+
+    def write(self, path: Path) -> None:
+        """Write the bundle, the same bytes each time. Raises StorageError."""
+        parts = {
+            _STUDY: canonical_json(self.manifest.model_dump(mode="json")),
+            _ADAPTER: self.frozen_adapter,
+            _CA: self.certificates,
+            _FLOWER: canonical_json(self.flower.model_dump(mode="json")),
+        }
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(zipfile.ZipInfo(name), data)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> "Bundle":
+        """The bundle in a file. Raises StudyError unless it is one for this program, whole and nothing else."""
+        try:
+            parts = _parts(path)
+            check_code_of(parts[_STUDY])
+            manifest = Manifest.model_validate_json(parts[_STUDY])
+            if canonical_json(manifest.model_dump(mode="json")) != parts[_STUDY]:
+                raise ValueError("a manifest in another form than the one that is hashed")
+            if manifest.app_sha256 is None:
+                raise ValueError("a simulation's manifest, which has no Flower app")
+            return cls(
+                manifest=manifest,
+                frozen_adapter=parts[_ADAPTER],
+                certificates=parts[_CA],
+                flower=Flower.model_validate_json(parts[_FLOWER]),
+            )
+        except (OSError, zipfile.BadZipFile, ValidationError, ValueError, RecursionError) as error:
+            raise StudyError(
+                f"{path} is no study's bundle ({type(error).__name__})",
+                why=_WHY,
+                fix="ask the server's operator for the file study.zip again",
+            ) from error
+
+
+def _parts(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sorted(member.filename for member in members) != sorted(_NAMES):
+            raise ValueError("other files than a bundle's")
+        for member in members:
+            # Stored, so that a small file cannot unpack to any size.
+            largest = _LARGEST.get(member.filename, _LARGEST_OTHER)
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > largest:
+                raise ValueError("compressed, or too large")
+        return {member.filename: archive.read(member) for member in members}
+
+
+def shown_key(key: str) -> str:
+    """A key for reading aloud: groups of four.
+
+    >>> shown_key("0123456789ab")
+    '0123 4567 89ab'
+    """
+    return " ".join(key[start : start + 4] for start in range(0, len(key), 4))
+
+
+def described(manifest: Manifest) -> dict[str, Any]:
+    """A study in plain words, for who decides about joining it."""
+    study = manifest.study
+    privacy, training = study.privacy, study.training
+    strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
+    return {
+        "sites": f"{', '.join(site.name for site in study.sites)}; {manifest.threshold} must answer",
+        "model": f"{study.model.name}, SHA-256 {manifest.model_sha256}",
+        "protects": f"each {privacy.unit}, {strength}, over at most {manifest.max_attempts} attempts",
+        "against": f"the server with {privacy.corrupt_sites} other sites ({privacy.trust} trust)",
+        "training": f"{training.rounds} rounds; a {privacy.unit} takes part in one with probability "
+        f"{privacy.sampling_probability:.4g}",
+        "reads": f"at most {study.data.records_per_unit} records of a {privacy.unit} in a step, "
+        f"{study.data.max_tokens} tokens each",
+        "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
+        "manifest": manifest.sha256,
+    }

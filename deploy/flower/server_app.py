@@ -1,0 +1,180 @@
+"""The ServerApp of a study, as Flower loads it: in a deployment from its server's folder, in a simulation a new one.
+
+Flower looks for modules in a run's archive before it looks where they are installed, and whatever an archive put there
+would run first. So a study is run only for the archive that has nothing to put: the installed app's, as a deployment's
+sites pinned it. One that stands in for this very file is not refused here; it has another hash, and no site answers it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
+
+from ...common.data.records import read_records
+from ...common.data.tokenisation import Tokenisation
+from ...common.errors import GrandRoundsError, StudyError
+from ...common.ledger.replay import Audit
+from ...common.model.adapter import vector_from_bytes
+from ...common.model.base_folder import model_folder_sha256
+from ...common.model.language_model import LanguageModel
+from ...common.system.code_pin import check_code
+from ...server.rounds.app import POLL_INTERVAL_S, carry
+from ...server.rounds.ledger_writer import LedgerWriter
+from ...server.run.progress import phase
+from ...server.run.progress_file import Finished, RunBegan, Stopped, Waiting
+from ...server.run.server_folder import ServerFolder
+from ...server.run.study_run import Sources, StudyRun, check_ledger_of
+from ..builtin.models import base_model_folder
+from .archive import app_sha256
+from .simulation import simulate_in_flower
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Carry a study to its end: in Flower's simulation one of its own, else that of the folder that the run names.
+
+    A refusal is printed, for ``flwr log`` to show, and ends the run.
+    """
+    try:
+        if isinstance(grid, InMemoryGrid):
+            _simulate(grid, context)
+        else:
+            _carry(_folder(context), grid)
+    except GrandRoundsError as error:
+        print(f"grandrounds: {error.diagnostics()}", file=sys.stderr)
+        raise
+
+
+def _simulate(grid: Grid, context: Context) -> None:
+    if context.run_config.get("server"):
+        raise StudyError(
+            "the run names a server's folder, and is a simulation",
+            why="the sites of that server are reached through its own SuperLink",
+            fix="name that SuperLink too: FLWR_HOME=DIR/flower/home flwr run APP study --run-config 'server=\"DIR\"'",
+        )
+    _check_archive(grid, app_sha256())
+    simulate_in_flower(grid, context.run_config)
+
+
+def _carry(folder: ServerFolder, grid: Grid) -> None:
+    """Go on with the folder's study from where its ledger and checkpoints stand."""
+    with folder.running():
+        folder.progress.tell(RunBegan(process=os.getpid()))
+        try:
+            run = _study_run(folder, grid)
+            _wait(folder, run, grid)
+            carry(run.conversations(), grid, enough_nodes(folder, run))
+        except BaseException as error:  # also when Flower stops it
+            folder.progress.tell(Stopped.by(error))
+            raise
+        folder.progress.tell(Finished())
+
+
+def _check_archive(grid: Grid, sha256: str | None) -> None:
+    """Raises StudyError unless the run's archive is the one with this hash."""
+    if grid.run.fab_hash != sha256:
+        raise StudyError(
+            f"the run's app archive is another than the study's: {grid.run.fab_hash} instead of {sha256}",
+            why="what is in an archive runs before what is installed, and no site answers for another one",
+            fix="give `flwr run` the installed package's folder deploy/flower/app, unchanged",
+        )
+
+
+def nodes(grid: Grid) -> Mapping[str, int]:
+    """The nodes that are connected, by the names under which their keys were enrolled.
+
+    Who answers is proven by the answer's signature, and not by its node.
+    """
+    return {node.name: node.node_id for node in grid.get_nodes()}
+
+
+def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mapping[str, int]]:
+    """``nodes``, which in training, while fewer than t sites are connected, waits, however long that takes.
+
+    An attempt without them would be lost at once and count all the same, and one after the other all that the schedule
+    has. At the beginning and at the end, when whoever is there signs, there is nothing to lose.
+    """
+
+    def connected(grid: Grid) -> Mapping[str, int]:
+        absent: set[str] | None = None
+        while True:
+            found = nodes(grid)
+            before, absent = absent, run.manifest.site_keys.keys() - found.keys()
+            audit, left = run.ledger.audit, len(run.manifest.site_keys) - len(absent)
+            training = audit.is_in_force(run.manifest) and audit.closed is None
+            if left >= run.manifest.threshold or not training:
+                return found
+            if absent != before:
+                folder.progress.tell(Waiting(sites=tuple(sorted(absent))))
+            time.sleep(POLL_INTERVAL_S)
+
+    return connected
+
+
+def _wait(folder: ServerFolder, run: StudyRun, grid: Grid) -> None:
+    """Until all sites are connected that have to sign, or enough to answer; no longer than an exchange may take."""
+    names = set(run.manifest.site_keys)
+    enough = run.manifest.threshold if run.ledger.audit.is_in_force(run.manifest) else len(names)
+    deadline = time.monotonic() + run.manifest.study.training.deadline_s
+    absent: set[str] | None = None
+    while time.monotonic() < deadline:
+        before, absent = absent, names - set(nodes(grid))
+        if absent and absent != before:
+            folder.progress.tell(Waiting(sites=tuple(sorted(absent))))
+        if len(names) - len(absent) >= enough:
+            return
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _folder(context: Context) -> ServerFolder:
+    path = context.run_config.get("server")
+    if not (isinstance(path, str) and Path(path).is_absolute() and ServerFolder(Path(path)).has_study):
+        raise StudyError(
+            f"the run's server={path!r} is no server's folder with a study",
+            why="the study, its ledger and its keys are there",
+            fix="start it with `grandrounds server run DIR`, or give its absolute path: --run-config 'server=\"DIR\"'",
+        )
+    return ServerFolder(Path(path))
+
+
+def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
+    """The study as the folder has it; all that it needs is loaded and judged before the first message."""
+    observe = folder.progress.tell
+    manifest, settings, identity = folder.study.manifest(), folder.settings(), folder.identity()
+    check_code(version=manifest.package_version, sha256=manifest.package_sha256)
+    _check_archive(grid, manifest.app_sha256)
+    folder.study.tidy()
+    audit = Audit.of(folder.study.ledger_lines())
+    check_ledger_of(manifest, audit)
+    with phase(observe, "model", manifest.study.model.name):
+        base = settings.model or base_model_folder(manifest.study.model.name)
+        if model_folder_sha256(base) != manifest.model_sha256:
+            raise StudyError(
+                f"the model in {base} is another than the study's",
+                why="its perplexities and its adapter would be of a model that no site trains",
+                fix="put back its files, or give the right folder as model in server.toml",
+            )
+        model = LanguageModel.load(base, manifest.study.model.lora, seed=0)  # what it draws is replaced
+        model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
+    with phase(observe, "records", "the evaluation set"):
+        tokenisation = Tokenisation.load(str(base), max_tokens=manifest.study.data.max_tokens)
+        evaluation = tokenisation.examples(read_records(settings.evaluation))
+    return StudyRun(
+        manifest=manifest,
+        identity=identity,
+        ledger=LedgerWriter(identity=identity, store=folder.study.append_entry, audit=audit),
+        folder=folder.study,
+        model=model,
+        base=base,
+        evaluation=evaluation,
+        sources=Sources(evaluation=settings.evaluation_source),
+        setting="federation",
+        observe=observe,
+    )

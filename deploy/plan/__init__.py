@@ -1,0 +1,1 @@
+"""What a study will promise and cost, before a record is read."""

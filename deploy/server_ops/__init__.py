@@ -1,0 +1,1 @@
+"""What the server's operator does: enroll, bundle, start, run; and the programs that this starts."""

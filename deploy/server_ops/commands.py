@@ -1,0 +1,298 @@
+"""The server operator's road up to a study's first run: init, enroll, bundle, start. Each may be repeated.
+
+Each returns lines for who called it, the last of which say what comes next.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from ...common.crypto.identity import make_key
+from ...common.errors import StorageError, StudyError
+from ...common.model.adapter import vector_bytes
+from ...common.model.base_folder import model_folder_sha256
+from ...common.model.language_model import LanguageModel
+from ...common.study.completion import complete_study
+from ...common.study.manifest import Manifest, new_manifest
+from ...common.study.study import read_study
+from ...common.system.files import make_private_folder, write_atomically, write_missing
+from ...server.run.server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
+from .. import templates
+from ..builtin.models import base_model_folder
+from ..enrolment.bundle import Bundle, Flower, SiteCard, shown_key
+from ..enrolment.certificates import (
+    CA_CERTIFICATE,
+    CA_KEY,
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    check_certificates,
+    make_certificates,
+)
+from ..enrolment.node_keys import make_secret
+from ..flower.archive import app_sha256
+from .flwr import FlowerCli
+from .programs import ServerPrograms
+from .services import write_server_units
+from .successor import fix_successor
+
+RENEW_WITHIN: Final = timedelta(days=30)
+_SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.
+host = {host}
+bind = "0.0.0.0"
+port = {port}
+superlink_port = {superlink_port}          # of Flower's SuperLink, on loopback alone
+
+# Records that adapters are evaluated on, without noise: public or synthetic, and no patient's.
+evaluation = "evaluation.jsonl"
+evaluation_source = "records that the server's operator gave"
+
+# model = "/srv/models/base"      # the base model's folder, where its name in study.toml does not find it
+"""
+
+
+def init(
+    folder: ServerFolder,
+    *,
+    host: str,
+    port: int,
+    superlink_port: int,
+    certificates: tuple[Path, Path, Path] | None = None,
+) -> list[str]:
+    """Make keys, certificates, settings and a study to edit, where they are missing.
+
+    ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
+    to trust. Raises StudyError, also where the folder has other settings, and StorageError.
+    """
+    make_private_folder(folder.path)
+    make_key(folder.path / KEY)
+    fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
+    folder.write_settings(_SETTINGS.format(**fields))
+    settings = folder.settings()
+    if (settings.host, settings.port, settings.superlink_port) != (host, port, superlink_port):
+        raise StudyError(
+            f"{folder.path / SETTINGS} has {settings.address} and the SuperLink's port {settings.superlink_port}",
+            why="sites know the server by what it says",
+            fix=f"edit it, or give --host {settings.host} --port {settings.port} "
+            f"--superlink-port {settings.superlink_port}",
+        )
+    if certificates is not None:
+        _take_certificates(folder.certificates, certificates)
+    _certify(folder.certificates, host)
+    _prepare_flower(folder)
+    template = resources.files(templates).joinpath("study.server.toml")
+    write_missing(folder.study_toml, template.read_bytes)
+    return [
+        "this server's key, for every site to compare:",
+        f"  {shown_key(folder.identity().public_key)}",
+        f"next: edit {folder.study_toml} and {folder.path / SETTINGS}, and for each site.json that comes:",
+        f"  grandrounds server enroll {folder.path} site.json",
+        *write_server_units(folder),
+    ]
+
+
+def enroll(folder: ServerFolder, card: Path) -> list[str]:
+    """Know a site by its card, and let its node in if the server is started. Raises StudyError and StorageError."""
+    site = SiteCard.read(card)
+    with folder.enrolling():
+        _check_keys(site, folder.sites())
+        known = folder.sites().get(site.name)
+        if known is None or known.node_key != site.node_key:
+            if known is not None and known.node_id is not None:
+                # The site lost its machine: whoever has that is let in no more.
+                FlowerCli(folder).unregister(known.node_id)
+            new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
+            folder.save_sites({**folder.sites(), site.name: new})
+    if folder.is_serving:
+        register_nodes(folder)
+    return [
+        f"{site.name}'s key, to be compared with the site by telephone, not by mail:",
+        f"  {shown_key(site.public_key)}",
+        f"enrolled: {', '.join(folder.sites())}; next, once all are: grandrounds server bundle {folder.path}",
+    ]
+
+
+def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
+    """Raises StudyError unless the site has one key, and the key one site."""
+    known = sites.get(site.name)
+    if known is not None and known.public_key != site.public_key:
+        raise StudyError(
+            f"{site.name} is enrolled with another key, {known.public_key[:16]}…",
+            why="whoever can change a site's key can speak in its name",
+            fix="ask the site which is its own; a site that lost its key takes another name, or signs a successor",
+        )
+    for name, other in sites.items():
+        if name != site.name and (other.public_key == site.public_key or other.node_key == site.node_key):
+            raise StudyError(
+                f"{site.name} has a key of {name}",
+                why="two names of one site would count as two who can be trusted apart",
+                fix="every site makes its own with `grandrounds client init`",
+            )
+
+
+def register_nodes(folder: ServerFolder) -> None:
+    """Let the nodes of all enrolled sites in, also after the SuperLink's database was lost. Raises StudyError."""
+    flower = FlowerCli(folder)
+    with folder.enrolling():
+        known = {node.node_id for node in flower.nodes()}
+        for name, site in folder.sites().items():
+            if site.node_id in known:
+                continue
+            node_id = flower.register(name, site.node_key)
+            if node_id is None:
+                node_id = _unnoted(folder, name, known)
+            folder.save_sites({**folder.sites(), name: site.model_copy(update={"node_id": node_id})})
+
+
+def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
+    """The id of a node that was enrolled by who did not come to note it: the one that no site has."""
+    strangers = known - {site.node_id for site in folder.sites().values()}
+    if len(strangers) != 1:
+        raise StudyError(
+            f"Flower knows the node key of {name}, and under which id cannot be told",
+            why="its key may have been withdrawn, or somebody else has enrolled nodes",
+            fix=f"have {name} remove node/node.key and node/node.pub, repeat `client init`, and send its site.json",
+        )
+    return strangers.pop()
+
+
+def bundle(folder: ServerFolder) -> list[str]:
+    """Fix the study, once, and write it as the sites get it. Raises StudyError, ModelError and StorageError."""
+    evaluation = folder.settings().evaluation
+    if not evaluation.is_file():
+        raise StudyError(
+            f"there are no evaluation records in {evaluation}",
+            why="every round's perplexity is measured on them, and the report says where they come from",
+            fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
+        )
+    return _bundled(folder, folder.study.manifest() if folder.has_study else _fix_study(folder))
+
+
+def amend(folder: ServerFolder) -> list[str]:
+    """Fix the next manifest of a study that has begun, and write it as the sites get it.
+
+    Raises StudyError where it may not follow the one in force, and StorageError.
+    """
+    return _bundled(folder, fix_successor(folder))
+
+
+def dismiss(folder: ServerFolder, name: str) -> list[str]:
+    """Know a site no more, and let its node in no more. Raises StudyError where there is no such site."""
+    with folder.enrolling():
+        sites = folder.sites()
+        if name not in sites:
+            raise StudyError(
+                f"{name} is not enrolled",
+                why="only a site that is can be dismissed",
+                fix=f"name one of {', '.join(sites) or 'those that you enroll'}",
+            )
+        node_id = sites.pop(name).node_id
+        if node_id is not None:
+            FlowerCli(folder).unregister(node_id)
+        folder.save_sites(sites)
+    return [
+        f"enrolled: {', '.join(sites) or 'nobody'}",
+        f"next: take {name} out of {folder.study_toml}; then `grandrounds server bundle {folder.path}`, or, if the",
+        f"  study has begun, `grandrounds server amend {folder.path}`",
+    ]
+
+
+def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
+    """The study as the sites get it is written; what to do with it."""
+    settings = folder.settings()
+    Bundle(
+        manifest=manifest,
+        frozen_adapter=folder.frozen_adapter(),
+        certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
+        flower=Flower(address=settings.address),
+    ).write(folder.bundle)
+    return [
+        "the study's manifest, for everybody to compare:",
+        f"  {manifest.sha256}",
+        f"next: send {folder.bundle} to every site, and start the server:",
+        f"  grandrounds server start {folder.path}",
+    ]
+
+
+def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Run SuperLink, executor and gate until ``stopped``. Raises StudyError and StorageError."""
+    settings = folder.settings()
+    left = check_certificates(folder.certificates, settings.host, now=datetime.now(UTC))
+    if left < RENEW_WITHIN:
+        say(
+            f"the certificate in {folder.certificates} ends in {left.days} days, and no site can connect then: "
+            "`grandrounds server init` renews it, if its authority was made here; then start the server again"
+        )
+    _prepare_flower(folder)
+    programs = ServerPrograms(folder=folder, say=say)
+    with folder.serving(), programs.up():
+        register_nodes(folder)
+        say(f"{settings.address} is open for: {', '.join(folder.sites()) or 'nobody yet'}")
+        say(f"next: grandrounds server run {folder.path}")
+        programs.watch(stopped)
+
+
+def _fix_study(folder: ServerFolder) -> Manifest:
+    """The study with its keys and hashes, written with the frozen tensors that are drawn here once."""
+    study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
+    named = {site.name for site in study.sites}
+    if named != set(enrolled):
+        raise StudyError(
+            f"the study is of {', '.join(sorted(named))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
+            why="every site of a study signs it, with a key that was compared",
+            fix=f"enroll every site, and name those and no others in {folder.study_toml}",
+        )
+    complete = complete_study(study)
+    base = settings.model or base_model_folder(complete.model.name)
+    # A is public: anyone may know the seed that drew it.
+    model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
+    manifest = new_manifest(
+        complete,
+        site_keys={name: site.public_key for name, site in enrolled.items()},
+        server_key=folder.identity().public_key,
+        model=model,
+        model_sha256=model_folder_sha256(base),
+        app_sha256=app_sha256(),
+    )
+    write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
+    folder.study.save_manifest(manifest)
+    return manifest
+
+
+def _prepare_flower(folder: ServerFolder) -> None:
+    """What Flower's programs on this machine need among themselves."""
+    make_private_folder(folder.flower)
+    _certify(folder.inside, "localhost")
+    if not folder.secret.exists():
+        make_secret(folder.secret)
+    FlowerCli(folder).configure()
+
+
+def _certify(folder: Path, host: str) -> None:
+    """A certificate that can serve for a while, of the authority that is there. Raises StudyError and StorageError."""
+    now, serves = datetime.now(UTC), False
+    with suppress(StudyError, StorageError):
+        serves = check_certificates(folder, host, now=now) >= RENEW_WITHIN
+    was_given = (folder / CA_CERTIFICATE).exists() and not (folder / CA_KEY).exists()
+    if not serves and not was_given:
+        make_certificates(folder, host)
+    check_certificates(folder, host, now=now)
+
+
+def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path]) -> None:
+    """Copy given ones to where the gate finds them."""
+    (folder / CA_KEY).unlink(missing_ok=True)  # of another authority than the one given
+    for source, name in zip(certificates, (CERTIFICATE, CERTIFICATE_KEY, CA_CERTIFICATE), strict=True):
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise StorageError(
+                f"{source} cannot be read: {error.strerror}",
+                why="the gate shows the certificate, and sites trust the authority",
+                fix="give the three files --certificate, --certificate-key and --ca",
+            ) from error
+        write_atomically(folder / name, data, mode=0o600 if name == CERTIFICATE_KEY else 0o644)

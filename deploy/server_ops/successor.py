@@ -1,0 +1,86 @@
+"""The next manifest of a study that has begun: sites join, leave or change keys, or the program is another version."""
+
+from typing import Any, Final
+
+from ...common.errors import StudyError
+from ...common.ledger.replay import Audit
+from ...common.schema import read_toml, validated
+from ...common.secagg.parameters import default_threshold
+from ...common.study.manifest import Manifest
+from ...common.study.study import Study
+from ...common.study.succession import check_successor
+from ...common.system.package_hash import running_sha256
+from ...common.version import __version__
+from ...server.run.server_folder import ServerFolder
+from ..flower.archive import app_sha256
+
+_WHY: Final = "every site signs one manifest of each version, and the ledger has them in their order"
+
+
+def fix_successor(folder: ServerFolder) -> Manifest:
+    """The manifest after the one in force, with the sites that are enrolled and what study.toml states; it is written.
+
+    Where it was fixed before and is not signed yet, it is that. Raises StudyError, also where more is changed than a
+    successor may, and StorageError.
+    """
+    with folder.running():
+        audit, fixed = Audit.of(folder.study.ledger_lines()), folder.study.manifest()
+        if not audit.manifests or not audit.agreed:
+            raise StudyError(
+                "the study has not begun: its first manifest is not signed by all sites",
+                why="a successor is signed by t of the sites before it, and the first has none",
+                fix=f"remove {folder.study.path} and study.zip, and have all sites join a new bundle",
+            )
+        if audit.closed is not None:
+            raise StudyError(
+                "the study is closed",
+                why="nothing can follow in its ledger",
+                fix="begin another: `grandrounds server init`",
+            )
+        following = _successor(folder, audit.manifest)
+        if fixed != audit.manifest and fixed != following:
+            raise StudyError(
+                f"version {fixed.version} of the manifest is fixed already, and is not this",
+                why=_WHY,
+                fix="have all its sites join and sign it with `grandrounds server run`; then change the next",
+            )
+        folder.study.save_manifest(following)
+    return following
+
+
+def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
+    enrolled = {name: site.public_key for name, site in folder.sites().items()}
+    study = _overlaid(previous.study, read_toml(folder.study_toml))
+    named = {site.name for site in study.sites}
+    if named != set(enrolled):
+        raise StudyError(
+            f"study.toml is of {', '.join(sorted(named))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
+            why="every site of the successor signs it, with a key that was compared",
+            fix="`grandrounds server enroll` who joins, `grandrounds server dismiss` who leaves, and name who is left",
+        )
+    changed = {
+        "version": previous.version + 1,
+        "previous": previous.sha256,
+        "study": study,
+        "site_keys": enrolled,
+        "server_key": folder.identity().public_key,
+        "package_version": __version__,
+        "package_sha256": running_sha256(),
+        "app_sha256": app_sha256(),
+    }
+    following = validated(Manifest, {**previous.model_dump(), **changed})
+    check_successor(previous, following)
+    return following
+
+
+def _overlaid(previous: Study, stated: dict[str, Any]) -> Study:
+    """The study before, with all that study.toml states; the threshold follows from the number of sites if it does not.
+
+    What study.toml leaves open is as it was: it was filled in for the first manifest, and may not change.
+    """
+    fields = previous.model_dump()
+    for section, values in stated.items():
+        fields[section] = {**fields[section], **values} if isinstance(values, dict) else values
+    if "threshold" not in stated.get("secagg", {}):
+        fields["secagg"]["threshold"] = default_threshold(len(fields["sites"]))
+    return validated(Study, fields)

@@ -1,0 +1,1 @@
+"""Services, containers and batch jobs, written from templates for the machine at hand."""

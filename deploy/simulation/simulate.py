@@ -1,0 +1,297 @@
+"""A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...client.budget.agreement import join
+from ...client.budget.reservations import Reservations
+from ...client.node.app import make_app as make_client_app
+from ...client.site.assembly import admit, cohort_of, sampler_of
+from ...client.site.opt_outs import without_opted_out
+from ...client.state.site_state import Budget
+from ...client.training.cohort import Cohort
+from ...client.training.grad_samples import GradSampler
+from ...client.training.update import SiteUpdate
+from ...client.worker.worker import Worker
+from ...client.worker_socket import Exchange
+from ...common.crypto.identity import Identity
+from ...common.data.records import Record, parse_records, read_records
+from ...common.data.tokenisation import Example, Tokenisation
+from ...common.errors import StudyError
+from ...common.ledger.replay import Audit
+from ...common.model.base_folder import model_folder_sha256
+from ...common.model.devices import PROCESSORS
+from ...common.model.language_model import LanguageModel
+from ...common.study.completion import complete_study
+from ...common.study.manifest import Manifest, new_manifest
+from ...common.study.study import Site, Study
+from ...server.rounds.app import Conversation
+from ...server.rounds.app import make_app as make_server_app
+from ...server.rounds.ledger_writer import LedgerWriter
+from ...server.run.progress import Observer, phase
+from ...server.run.study_run import UNDESCRIBED, Sources, StudyRun
+from ..builtin.models import base_model_folder
+from .folder import Keys, Private, SimulationFolder
+from .local_grid import SERVER_NODE, LocalGrid, local_context
+from .outages import Dropout, Outages
+from .sites import check_newest, simulated_policy
+
+# A file, or rows as such a file holds them.
+RecordSource = str | Path | Sequence[Mapping[str, object]]
+# Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
+Network = Callable[[Iterable[Conversation], Mapping[str, Exchange], Outages], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a simulation leaves: manifest, report, the trained adapter float32 [d], and its folder if it has one."""
+
+    manifest: Manifest
+    report: dict[str, Any]
+    adapter: NDArray[np.float32]
+    folder: Path | None
+
+
+def in_process(conversations: Iterable[Conversation], workers: Mapping[str, Exchange], outages: Outages) -> None:
+    """A simulation's network: the study's Flower apps, one called by the other over the local grid."""
+    client_app = make_client_app(lambda context: workers[str(context.node_config["site"])])
+    grid = LocalGrid(dict.fromkeys(workers, client_app), outages.is_lost)
+    server_app = make_server_app(lambda context: conversations, lambda grid_: grid.nodes)
+    server_app(grid, local_context(SERVER_NODE, "server"))
+
+
+def simulate(
+    study: Study,
+    cohorts: Mapping[str, RecordSource],
+    *,
+    evaluation: RecordSource,
+    sources: Sources = UNDESCRIBED,
+    opted_out: Mapping[str, Path] = {},
+    output: Path | None = None,
+    settings: Mapping[str, Any] = {},
+    dropouts: Sequence[Dropout] = (),
+    observe: Observer = lambda event: None,
+    network: Network = in_process,
+    device: str = PROCESSORS,
+) -> Result:
+    """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
+
+    ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
+    since its figures are released without noise. ``opted_out`` names a site's file of patients who are left out.
+    ``settings`` are kept for who goes on with a study that was interrupted (``resume``). ``network`` carries what
+    server and sites say, and the model computes on ``device``. Raises a GrandRoundsError that says what to do; what was
+    written is whole.
+
+    >>> study = Study.model_validate({
+    ...     "model": {"name": "tiny"},
+    ...     "data": {"max_tokens": 16},
+    ...     "privacy": {"target_epsilon": 4.0},
+    ...     "training": {"rounds": 1},
+    ...     "sites": [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")],
+    ... })
+    >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
+    >>> result = simulate(study, {"north": notes, "south": notes, "west": notes}, evaluation=notes)
+    >>> round(result.report["epsilon"], 1)
+    4.0
+    """
+    _check_sites(study, cohorts, dropouts, opted_out)
+    folder = None if output is None else SimulationFolder.create(output)
+    with phase(observe, "calibration", "noise for every attempt of the schedule"):
+        study = complete_study(study)
+    seed = secrets.randbits(63)
+    keys = Keys.generate(site.name for site in study.sites)
+    prepared = _prepare(study, cohorts, evaluation, opted_out=opted_out, seed=seed, device=device, observe=observe)
+    manifest = new_manifest(
+        study,
+        site_keys={site: identity.public_key for site, identity in keys.sites.items()},
+        server_key=keys.server.public_key,
+        model=prepared.model,
+        model_sha256=prepared.model_sha256,
+    )
+    if folder is not None:
+        folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
+    return _run(manifest, keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe, network=network)
+
+
+def resume(
+    output: Path,
+    cohorts: Mapping[str, RecordSource],
+    *,
+    evaluation: RecordSource,
+    sources: Sources = UNDESCRIBED,
+    opted_out: Mapping[str, Path] = {},
+    dropouts: Sequence[Dropout] = (),
+    observe: Observer = lambda event: None,
+    device: str = PROCESSORS,
+) -> Result:
+    """Go on with the study in ``output`` from its last checkpoint, after its process was stopped or killed.
+
+    The study is the manifest's; data files are given as to ``simulate``. Attempts that were begun are spent, and what
+    sites paid stays paid. A study that is finished is left as it is.
+    """
+    folder = SimulationFolder.open(output)
+    manifest, private = folder.manifest(), folder.private()
+    _check_sites(manifest.study, cohorts, dropouts, opted_out)
+    prepared = _prepare(
+        manifest.study,
+        cohorts,
+        evaluation,
+        opted_out=opted_out,
+        seed=private.seed,
+        device=device,
+        observe=observe,
+    )
+    return _run(
+        manifest,
+        private.keys,
+        prepared,
+        folder,
+        sources=sources,
+        dropouts=dropouts,
+        observe=observe,
+        network=in_process,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a simulation has in memory before its first attempt: the sites share one model and swap adapters."""
+
+    base: Path
+    model: LanguageModel
+    model_sha256: str
+    cohorts: Mapping[str, Cohort[Example]]
+    opted_out: Mapping[str, Path]
+    evaluation: Sequence[Example]
+    sampler: GradSampler
+
+
+def _prepare(
+    study: Study,
+    cohorts: Mapping[str, RecordSource],
+    evaluation: RecordSource,
+    *,
+    opted_out: Mapping[str, Path],
+    seed: int,
+    device: str,
+    observe: Observer,
+) -> _Prepared:
+    with phase(observe, "model", study.model.name):
+        base = base_model_folder(study.model.name)
+        # A is public: anyone may know the seed that drew it.
+        model = LanguageModel.load(base, study.model.lora, seed=seed, device=device)
+        model_sha256 = model_folder_sha256(base)
+    with phase(observe, "records", f"{len(cohorts)} sites"):
+        tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+        site_cohorts = {
+            site: cohort_of(study, _records(site, source, opted_out.get(site)), tokenisation)
+            for site, source in cohorts.items()
+        }
+        evaluation_set = tokenisation.examples(_records("evaluation", evaluation))
+    with phase(observe, "independence", "no record may touch another's gradient"):
+        sampler = sampler_of(study, model)
+    return _Prepared(
+        base=base,
+        model=model,
+        model_sha256=model_sha256,
+        cohorts=site_cohorts,
+        opted_out=opted_out,
+        evaluation=evaluation_set,
+        sampler=sampler,
+    )
+
+
+def _run(
+    manifest: Manifest,
+    keys: Keys,
+    prepared: _Prepared,
+    folder: SimulationFolder | None,
+    *,
+    sources: Sources,
+    dropouts: Sequence[Dropout],
+    observe: Observer,
+    network: Network,
+) -> Result:
+    budgets: dict[str, Budget] = {}
+    try:
+        for site in keys.sites:
+            budgets[site] = Budget.in_memory() if folder is None else Budget.open(folder.site_state(site))
+        if folder is not None:
+            folder.tidy()
+        ledger = LedgerWriter(
+            identity=keys.server,
+            store=(lambda line: None) if folder is None else folder.append_entry,
+            audit=Audit() if folder is None else Audit.of(folder.ledger_lines()),
+        )
+        check_newest(ledger, manifest, budgets)
+        workers = {
+            site.name: _worker(manifest, site, keys.sites[site.name], prepared, budgets[site.name]).handle
+            for site in manifest.study.sites
+        }
+        run = StudyRun(
+            manifest=manifest,
+            identity=keys.server,
+            ledger=ledger,
+            folder=folder,
+            model=prepared.model,
+            base=prepared.base,
+            evaluation=prepared.evaluation,
+            sources=sources,
+            setting="simulation",
+            observe=observe,
+        )
+        network(run.conversations(), workers, Outages.since(ledger.audit, dropouts))
+    finally:
+        for budget in budgets.values():
+            budget.close()
+    return Result(
+        manifest=manifest,
+        report=run.report,
+        adapter=run.training.adapter,
+        folder=None if folder is None else folder.path,
+    )
+
+
+def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepared, budget: Budget) -> Worker:
+    """A site's worker, once the site has checked the study, joined it and paid for it."""
+    admit(manifest, name=site.name, identity=identity, model=prepared.model, model_sha256=prepared.model_sha256)
+    policy = simulated_policy(manifest, site, opted_out=prepared.opted_out.get(site.name))
+    join(manifest, policy, name=site.name, reservations=Reservations(budget.database))
+    update = SiteUpdate(manifest=manifest, name=site.name, cohort=prepared.cohorts[site.name], sampler=prepared.sampler)
+    return Worker(name=site.name, identity=identity, manifest=manifest, release=update, budget=budget)
+
+
+def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:
+    records = read_records(Path(source)) if isinstance(source, str | Path) else parse_records(name, source)
+    return without_opted_out(records, opted_out)
+
+
+def _check_sites(
+    study: Study, cohorts: Mapping[str, object], dropouts: Sequence[Dropout], opted_out: Mapping[str, object]
+) -> None:
+    names = {site.name for site in study.sites}
+    if set(cohorts) != names:
+        raise StudyError(
+            f"data for {sorted(cohorts)} but sites {sorted(names)}",
+            why="every site trains on its own records and no others exist",
+            fix="give one data file for each site of the study",
+        )
+    if not set(opted_out) <= names:
+        raise StudyError(
+            f"opt-outs for {sorted(set(opted_out) - names)} but sites {sorted(names)}",
+            why="whoever opted out would be read all the same, at the site that was meant",
+            fix="name the site as the study does",
+        )
+    for dropout in dropouts:
+        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
+            raise StudyError(
+                f"there is no {dropout.site} in round {dropout.round} to drop out",
+                why="the simulation would not show what was asked for",
+                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
+            )

@@ -1,0 +1,51 @@
+"""What a simulated site decides for itself: its policy, and that it follows no older ledger than its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
+from ...client.state.site_state import Budget
+from ...common.study.manifest import Manifest
+from ...common.study.study import Site
+from ...server.rounds.ledger_writer import LedgerWriter
+from ...server.run.study_run import check_ledger_of, put_back
+
+
+def check_newest(ledger: LedgerWriter, manifest: Manifest, budgets: Mapping[str, Budget]) -> None:
+    """Raises StorageError unless the ledger is the manifest's, and has whatever its sites have of it.
+
+    They would refuse any other, and each attempt that they refuse is spent.
+    """
+    lines = ledger.lines()
+    check_ledger_of(manifest, ledger.audit)
+    for site, budget in budgets.items():
+        held = budget.ledger(manifest.study_id)
+        if lines[: len(held)] != held:
+            raise put_back(f"the ledger lacks what {site} has of it")
+
+
+def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:
+    """A simulated site's policy: this one study, on records that this one study may use up.
+
+    All keys count as compared, because one process made them.
+    """
+    privacy, delta = manifest.study.privacy, manifest.delta
+    # Without noise there is no target, and nothing that these would limit.
+    epsilon = privacy.target_epsilon or 1.0
+    return Policy(
+        study=StudyPolicy(
+            largest_epsilon=epsilon,
+            largest_delta=delta,
+            trust=(privacy.trust,),
+            smallest_honest_shares=2,
+            models=(AllowedModel(name=manifest.study.model.name, sha256=manifest.model_sha256),),
+            verified_peers=(manifest.server_key, *manifest.site_keys.values()),
+        ),
+        data=DataPolicy(
+            unit=privacy.unit,
+            epsilon=epsilon,
+            delta=delta,
+            synthetic_data_only=not privacy.noise or site.sensitivity == "synthetic",
+            opted_out=opted_out,
+        ),
+    )

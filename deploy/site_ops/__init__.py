@@ -1,0 +1,1 @@
+"""What a hospital's operator does: join, check, start, fetch."""

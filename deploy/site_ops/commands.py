@@ -1,0 +1,203 @@
+"""The site operator's road into a study, and out of it. Each step may be repeated, and says what comes next."""
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from ...client.budget.agreement import Agreement, join
+from ...client.budget.reservations import Reservations
+from ...client.node.folder import NodeSettings
+from ...client.site.folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, Settings, SiteFolder
+from ...client.state.database import SiteDatabase
+from ...client.state.site_state import Budget
+from ...common.crypto.identity import canonical_json, make_key
+from ...common.errors import StorageError, StudyError
+from ...common.model.devices import PROCESSORS
+from ...common.schema import known, validated
+from ...common.system.files import make_private_folder, write_atomically, write_missing
+from .. import templates
+from ..builtin.models import base_model_folder
+from ..enrolment.bundle import Bundle, SiteCard
+from ..enrolment.node_keys import make_node_key, make_secret
+from .services import write_site_units
+from .users import SiteUsers, hand_over, operators_users
+
+CARD: Final = "site.json"
+_SETTINGS: Final = """# This site's machine. Paths start from this folder.
+name = {name}
+data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
+model = {model}                   # the folder of the base model
+{device}
+# held_out = "held-out.jsonl"     # records that nothing trains on: `client fetch` measures the finished adapter on them
+# Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
+{worker_user}
+{node_user}
+# socket = "run/worker.sock"
+# users = []                      # ids of further users who may ask the worker
+# runtime_port = 9094             # of the SuperNode, on loopback
+"""
+
+
+def init(
+    folder: SiteFolder,
+    *,
+    name: str,
+    data: Path,
+    model: str,
+    device: str = PROCESSORS,
+    worker_user: str | None = None,
+    node_user: str | None = None,
+) -> list[str]:
+    """Make a site's keys, settings and policy, where they are missing; what to do next.
+
+    ``device`` is where the model computes, and the two users are whom the site's parts run as. Raises StudyError, also
+    where the folder names other users, and StorageError.
+    """
+    SiteUsers.named(worker_user, node_user)
+    path, node = folder.path, folder.node
+    make_private_folder(path)
+    make_private_folder(node.path)
+    make_key(path / KEY)
+    if not node.key.exists():
+        make_node_key(node.key, node.public_key)
+    if not node.secret.exists():
+        make_secret(node.secret)
+    if not (path / SETTINGS).exists():
+        base = base_model_folder(model)
+        fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
+        validated(Settings, {**fields, "device": device})
+        text = _SETTINGS.format(
+            **{field: json.dumps(value) for field, value in fields.items()},
+            worker_user=_stated("worker_user", worker_user),
+            node_user=_stated("node_user", node_user),
+            device=f"device = {json.dumps(device):24}# cpu, or a GPU: cuda, cuda:1",
+        )
+        write_atomically(path / SETTINGS, text.encode())
+    settings = folder.settings()
+    stated = (settings.worker_user, settings.node_user)
+    if (worker_user, node_user) not in ((None, None), stated):
+        raise StudyError(
+            f"{path / SETTINGS} has worker_user and node_user = {stated}",
+            why="who runs what is read from there",
+            fix="edit it, and repeat this command without the two options",
+        )
+    template = resources.files(templates).joinpath("policy.basic.toml")
+    write_missing(path / POLICY, template.read_bytes)
+    card = SiteCard(
+        name=settings.name,
+        public_key=folder.identity().public_key,
+        node_key=node.public_key.read_text("ascii").strip(),
+    )
+    write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
+    units = write_site_units(folder)
+    readable = [f"see to it that {settings.worker_user}, and no other user, can read {settings.data}, and the model"]
+    _settle(folder)
+    return [
+        f"this site's key, to be compared with whoever asks: {card.public_key}",
+        f"send {path / CARD} to the server's operator",
+        *(readable if settings.worker_user else []),
+        f"edit {path / POLICY}: what this site allows a study to be",
+        f"then, with the study that the server's operator sends: grandrounds client join {path} study.zip",
+        *units,
+    ]
+
+
+def _stated(name: str, value: str | None) -> str:
+    return f'# {name} = "grandrounds-{name.partition("_")[0]}"' if value is None else f"{name} = {json.dumps(value)}"
+
+
+def _settle(folder: SiteFolder) -> None:
+    """Each user gets its part of what was written. Raises StudyError and StorageError."""
+    users = operators_users(folder.settings())
+    if users is not None:
+        hand_over(folder, users)
+
+
+def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreement], bool]) -> list[str]:
+    """Join a study that the policy and the budget allow, if the operator has ``agreed``; what to do next.
+
+    Nothing is reserved or written before that. Raises StudyError, PrivacyError and StorageError.
+    """
+    path, manifest, policy, settings = folder.path, bundle.manifest, folder.policy(), folder.settings()
+    operators_users(settings)
+    if (path / MANIFEST).exists() and folder.manifest().study_id != manifest.study_id:
+        raise StudyError(
+            "this folder has joined another study",
+            why="a site's worker answers for one study",
+            fix=f"leave that one first: grandrounds client leave {path}; the site's budget goes on",
+        )
+    trial = SiteDatabase.in_memory()
+    try:
+        agreement = join(manifest, policy, name=settings.name, reservations=Reservations(trial))
+    finally:
+        trial.close()
+    if not agreed(agreement):
+        return ["nothing was joined"]
+    database = SiteDatabase.open(folder.state)
+    try:
+        join(manifest, policy, name=settings.name, reservations=Reservations(database))
+    finally:
+        database.close()
+    write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
+    socket = settings.socket
+    node = NodeSettings(
+        address=bundle.flower.address,
+        app_sha256=known(manifest.app_sha256),
+        socket=socket.relative_to(path) if socket.is_relative_to(path) else socket,
+        runtime_port=settings.runtime_port,
+        timeout_s=manifest.study.training.deadline_s,
+        package_version=manifest.package_version,
+        package_sha256=manifest.package_sha256,
+    )
+    folder.node.save(node, certificates=bundle.certificates)
+    write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    _settle(folder)
+    return [
+        f"joined {manifest.study_id[:12]}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
+        f"then: grandrounds client check {path}, and grandrounds client start {path}",
+    ]
+
+
+def leave(folder: SiteFolder) -> list[str]:
+    """Take part in the study no more; what to tell the server's operator. What was spent stays spent.
+
+    Raises StudyError where no study was joined or the site's worker runs, and StorageError.
+    """
+    operators_users(folder.settings())
+    manifest = folder.manifest()
+    study = manifest.study_id
+    try:
+        budget = Budget.open(folder.state)
+    except StorageError as error:
+        raise StudyError(
+            f"the study cannot be left: {error.what}",
+            why="a worker that runs goes on answering for the site",
+            fix=f"end `grandrounds client start {folder.path}` first",
+        ) from error
+    try:
+        begun = budget.last_attempt(study)
+        reservations = Reservations(budget.database)
+        held = {reservation.study for each in reservations.statements() for reservation in each.reservations}
+        if not begun and study in held:  # it is not where this was begun before, and broken off
+            reservations.cancel(study)
+        left = folder.forget(study)
+    finally:
+        budget.close()
+    _settle(folder)
+    results = folder.results(study)
+    spent = (
+        "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
+        if begun
+        else "no attempt was begun here, so that the budget has back what it reserved"
+    )
+    return [
+        f"this site has left study {study[:12]}, whose manifest is now in {left}",
+        spent,
+        f"tell the server's operator: {folder.settings().name} has left, with manifest {manifest.sha256[:16]}…; the "
+        f"study goes on while {manifest.threshold} of its sites answer",
+        "what was released before stays released; the study's claim bounds what it says of any patient",
+        *([f"what the finished study left stays in {results}"] if results.is_dir() else []),
+        f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
+    ]

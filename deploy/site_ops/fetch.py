@@ -1,0 +1,115 @@
+"""What came of a study, at a site: its folder, verified there, and its adapter on records that nothing trained on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...client.site.assembly import open_model
+from ...client.site.folder import SiteFolder
+from ...client.site.opt_outs import without_opted_out
+from ...client.site.results import write_results
+from ...client.state.database import SiteDatabase
+from ...client.state.site_state import Budget
+from ...common.data.records import Record, read_records
+from ...common.data.tokenisation import Tokenisation
+from ...common.errors import DataError, StorageError, StudyError
+from ...common.system.files import write_atomically
+from ...server.report.claim import count
+from ..verify.adapter_claims import adapter_vector
+from ..verify.case import Case, replay
+from ..verify.claims import Status, Verdict, verdict_on
+from ..verify.evidence import LEDGER, Evidence, read_evidence
+
+
+def fetch(folder: SiteFolder, *, output: Path | None) -> Iterator[str]:
+    """Verify what the finished study left here, and copy it to ``output`` if one is given; what was found, in lines.
+
+    May be repeated, and the worker may run meanwhile. The last line is the adapter's perplexity on the records that
+    site.toml names as ``held_out``, which is neither kept nor sent. Raises StudyError where the study is not over or a
+    claim does not hold, StorageError, DataError and ModelError.
+    """
+    manifest = folder.manifest()
+    kept = folder.results(manifest.study_id)
+    write_atomically(kept / LEDGER, _ledger_of_closed(folder, kept))
+    case = Case(evidence=read_evidence(kept), manifest_hash=manifest.sha256)  # read once: what is copied was verified
+    yield from _said(verdict_on(case))
+    if output is not None:
+        _copy(case.evidence, output)
+    place = output or kept
+    yield f"the adapter is in {place / 'adapter'}, and the study's page is {place / 'report.html'}"
+    yield from _evaluated(folder, case)
+
+
+def _ledger_of_closed(folder: SiteFolder, kept: Path) -> bytes:
+    """The site's copy of the ledger. Raises StudyError where it has no end, and StorageError where ``kept`` is gone."""
+    database = SiteDatabase.open_existing(folder.state)
+    try:
+        ledger = b"".join(line + b"\n" for line in Budget(database).ledger(folder.manifest().study_id))
+    finally:
+        database.close()
+    audit = replay(ledger).audit
+    if audit is not None and audit.closed is None:  # one that is not whole is for ``verify`` to explain
+        raise StudyError(
+            "the study is not over for this site: its end did not reach it, or could not be kept",
+            why="what the study leaves comes with its end, which the site checks, keeps and signs",
+            fix="leave `grandrounds client start` running; a site that missed the end is asked again by the next "
+            "`grandrounds server run`",
+        )
+    if not kept.is_dir():
+        raise StorageError(
+            f"{kept} is gone",
+            why="this site had kept there what the study left, and has signed its end",
+            fix="have another site or the server's operator send its folder of the study, and run: "
+            f"grandrounds verify FOLDER --manifest-hash {folder.manifest().sha256}",
+        )
+    return ledger
+
+
+def _said(verdict: Verdict) -> Iterator[str]:
+    """What is open, and that the rest agrees. Raises StudyError where something does not."""
+    wrong = [finding for finding in verdict.findings if finding.status is Status.DISAGREES]
+    if wrong:
+        raise StudyError(
+            f"the study does not hold: {'; '.join(f'{finding.claim}: {finding.detail}' for finding in wrong)}",
+            why="an adapter whose claim does not hold may reveal more of this site's patients than was agreed",
+            fix="do not use it; keep the site's folder as it is, and compare with what the other sites hold",
+        )
+    agree = sum(finding.status is Status.AGREES for finding in verdict.findings)
+    yield f"{agree} of {len(verdict.findings)} claims were recomputed from what this site holds, and agree"
+    for finding in verdict.findings:
+        if finding.status is Status.OPEN:
+            yield f"cannot be established here: {finding.claim}: {finding.detail}"
+            yield "the server's operator can send its folder of the study, which has every signature, to be verified"
+
+
+def _copy(evidence: Evidence, output: Path) -> None:
+    if not output.exists() or read_evidence(output) != evidence:
+        write_results(output, evidence.files)
+
+
+def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
+    settings, manifest, opted_out = folder.settings(), folder.manifest(), folder.policy().data.opted_out
+    if settings.held_out is None:
+        yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
+        return
+    records = without_opted_out(read_records(settings.held_out), opted_out)
+    _check_apart(records, read_records(settings.data))
+    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=folder.frozen_adapter())
+    tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
+    examples = tokenisation.examples(records)
+    before = model.perplexity(examples, model.get_adapter())  # which changes nothing yet: its B is zero
+    after = model.perplexity(examples, adapter_vector(case, trained=True))
+    yield (
+        f"perplexity on the {count(len(records), 'record')} held out: {before:.4g} of the base model, {after:.4g} with "
+        "the adapter. Nobody else was told, and neither was this site's log"
+    )
+
+
+def _check_apart(held_out: Sequence[Record], trained: Sequence[Record]) -> None:
+    """Raises DataError where a patient has records in both."""
+    both = {record.patient_id for record in held_out} & {record.patient_id for record in trained}
+    if both:
+        raise DataError(
+            f"{count(len(both), 'patient')} of the records that are held out have records in the training data, too",
+            why="the adapter may have learnt from them, and would look better than it is",
+            fix="hold out all records of a patient or none (data and held_out in site.toml)",
+        )

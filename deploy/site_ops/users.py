@@ -1,0 +1,129 @@
+"""The two users of a site's machine, and what of the site's folder belongs to whom.
+
+Root alone can start both, and it trusts neither: the folder itself and its settings, which say who runs as whom, stay
+root's. The worker's user has the key, the state and the log, and reads the study; the node's user has ``node/``, and
+reaches the worker's socket.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...client.site.folder import KEY, RESULTS, Settings, SiteFolder
+from ...common.errors import StorageError, StudyError
+from ...common.system.files import make_folder
+from ...common.system.privileges import User, become
+
+WARNING: Final = (
+    "warning: root runs both parts of this site. Whoever took over the part that talks to the server could read the "
+    "records and the key. Name worker_user and node_user in site.toml, and start this again"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteUsers:
+    """Who reads records and has the key, and who talks to the server."""
+
+    worker: User
+    node: User
+
+    @classmethod
+    def of(cls, settings: Settings) -> "SiteUsers | None":
+        """The users that a site's settings name, if they do. Raises StudyError."""
+        return cls.named(settings.worker_user, settings.node_user)
+
+    @classmethod
+    def named(cls, worker: str | None, node: str | None) -> "SiteUsers | None":
+        """The users of these names or ids; None where neither is given. Raises StudyError."""
+        if worker is None and node is None:
+            return None
+        if worker is None or node is None:
+            raise _no_two(worker, node, "name one user, and not two")
+        users = cls(worker=User.named(worker), node=User.named(node))
+        if 0 in (users.worker.uid, users.node.uid) or users.worker.uid == users.node.uid:
+            raise _no_two(worker, node, "are one user, or root")
+        return users
+
+
+def _no_two(worker: str | None, node: str | None, what: str) -> StudyError:
+    return StudyError(
+        f"worker_user = {worker} and node_user = {node} {what}",
+        why="the part that talks to the server is kept from records and key by being another user",
+        fix="name two users who own nothing else, or none",
+    )
+
+
+def operators_users(settings: Settings) -> SiteUsers | None:
+    """Both users, for a command that only root can give where they are named. Raises StudyError."""
+    users = SiteUsers.of(settings)
+    if users is not None and os.geteuid() != 0:
+        raise StudyError(
+            "this site's two parts run as users of their own, and this is not root",
+            why="root alone can start both, and give each what it needs of the folder",
+            fix="run this as root; `client worker` and `client node` may be run by their own users",
+        )
+    return users
+
+
+def act_as(user: User) -> None:
+    """Go on as ``user`` for good. Raises StudyError unless this is root, or that user already."""
+    if os.geteuid() == 0:
+        become(user)
+        os.environ["HOME"] = user.home
+    elif os.geteuid() != user.uid:
+        raise StudyError(
+            f"this is for the user with the id {user.uid}, and is run by {os.geteuid()}",
+            why="each part of the site runs as the user that site.toml names for it",
+            fix="run this as that user, or as root",
+        )
+
+
+def act_as_worker(folder: SiteFolder) -> None:
+    """Go on as the user who reads the records, if site.toml names one. Raises StudyError."""
+    users = SiteUsers.of(folder.settings())
+    if users is not None:
+        act_as(users.worker)
+
+
+def hand_over(folder: SiteFolder, users: SiteUsers) -> None:
+    """As root: give each user its part of the folder, whatever was made in it meanwhile. Raises StorageError."""
+    try:
+        _hand_over(folder, users.worker, users.node)
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or folder.path} cannot be given to its user: {error.strerror}",
+            why="each part of the site reads and writes its own part of the folder, and no other",
+            fix="keep the folder on a local disk, and none of its key, log and folders as a link",
+        ) from error
+
+
+def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
+    _set(folder.path, 0, 0, 0o711)
+    for path in folder.path.iterdir():  # such as policy.toml, or a list of patients: for root and the worker alone
+        if path.is_file() and not path.is_symlink() and path.stat().st_uid == 0:
+            _set(path, 0, worker.gid, 0o640)
+    folder.log.touch()
+    _set(folder.log, worker.uid, worker.gid, 0o640)
+    _set(folder.path / KEY, worker.uid, worker.gid, 0o600)
+    for path, owner in ((folder.state, worker), (folder.path / RESULTS, worker), (folder.node.path, node)):
+        make_folder(path)
+        _set(path, owner.uid, owner.gid, 0o700)
+        for _, folders, files, at in os.fwalk(path):
+            for name in (*folders, *files):
+                os.chown(name, owner.uid, owner.gid, dir_fd=at, follow_symlinks=False)
+    run = folder.settings().socket.parent
+    if run.is_relative_to(folder.path):
+        make_folder(run)
+        # setgid: the socket gets the folder's group, to which the worker's user does not belong.
+        _set(run, worker.uid, node.gid, 0o2750)
+
+
+def _set(path: Path, uid: int, gid: int, mode: int) -> None:
+    """Links are refused: whoever had the folder before may have put one there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)

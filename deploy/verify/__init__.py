@@ -1,0 +1,1 @@
+"""A study's claims, recomputed from its folder alone."""

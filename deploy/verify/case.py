@@ -1,0 +1,155 @@
+"""What a verification has before it: a study's folder as evidence, its ledger replayed, its report rebuilt."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ...common.errors import GrandRoundsError
+from ...common.ledger.chain import broken
+from ...common.ledger.replay import Audit
+from ...server.report.report import Declared, Report, build_report
+from .evidence import LEDGER, REPORT, Evidence
+
+# Of figures: the accountant's last digits are those of the machine's libraries.
+TOLERANCE: Final = 1e-6
+INCOMPLETE: Final = "its last line is incomplete: the study is being written, or the ledger was cut: try again"
+
+
+class DisagreesError(Exception):
+    """A claim does not hold."""
+
+
+class OpenError(Exception):
+    """A claim cannot be established from what is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The evidence, and the hash of the manifest that somebody else vouched for, if there is one."""
+
+    evidence: Evidence
+    manifest_hash: str | None
+
+    @property
+    def audit(self) -> Audit:
+        """The ledger's; raises OpenError where it is not whole, of which its own claim says why."""
+        audit = replay(self.evidence.files.get(LEDGER, b"")).audit
+        if audit is None or not audit.manifests:
+            raise OpenError("the ledger is not whole")
+        return audit
+
+    def result(self, path: str) -> bytes:
+        """A file of a closed study. Raises DisagreesError where it is missing, or there too early."""
+        there = path in self.evidence.files or path in self.evidence.faults
+        if self.audit.closed is None:
+            if there:
+                raise DisagreesError(f"{path} is there, and the ledger says nothing of the study's end")
+            raise OpenError(self.still_open)
+        return self.read(path)
+
+    def read(self, path: str) -> bytes:
+        """A file. Raises DisagreesError where it is missing or unfit."""
+        if path in self.evidence.faults:
+            raise DisagreesError(f"{path}: {self.evidence.faults[path]}")
+        if path not in self.evidence.files:
+            raise DisagreesError(f"{path} is missing")
+        return self.evidence.files[path]
+
+    @property
+    def still_open(self) -> str:
+        """Since when the study is open."""
+        return f"the study is not closed: open since attempt {len(self.audit.attempts)}"
+
+    @property
+    def report(self) -> Any:
+        """The JSON of report.json, whatever it is; raises DisagreesError where it is none."""
+        return parse_json(REPORT, self.result(REPORT))
+
+    @functools.cached_property
+    def differences(self) -> list[str]:
+        """The fields in which report.json is not what the ledger makes of it, by name. Raises as ``report`` does."""
+        report = self.report
+        return list(differences(report, build_report(self.audit, Declared.of(report))))
+
+    @property
+    def sound_report(self) -> Report:
+        """The report, which is a report. Raises OpenError where it is not the one that follows from the ledger."""
+        if not self._follows:
+            raise OpenError("report.json is not that of this ledger")
+        report: Report = self.report
+        return report
+
+    @property
+    def _follows(self) -> bool:
+        try:
+            return not self.differences
+        except (DisagreesError, GrandRoundsError):  # as the report's own claim says
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """A ledger's audit, or why there is none; ``incomplete`` if something stands behind the last whole line."""
+
+    audit: Audit | None
+    fault: str
+    incomplete: bool
+
+
+@functools.lru_cache(maxsize=1)
+def replay(data: bytes) -> Replayed:
+    """Audit a ledger line by line, so that what is wrong is said of the first bad one."""
+    *lines, rest = data.split(b"\n")
+    audit = Audit()
+    for number, line in enumerate(lines, start=1):
+        try:
+            new = audit.ledger.continuation([line])
+            if not new:
+                raise broken("it stands there already")
+            audit.take(new[0])
+        except GrandRoundsError as error:
+            return Replayed(audit=None, fault=f"line {number}: {error.what}", incomplete=bool(rest))
+    return Replayed(audit=audit, fault="" if lines else "it has no whole line", incomplete=bool(rest))
+
+
+def parse_json(path: str, data: bytes) -> Any:
+    """The value of a JSON text; raises DisagreesError for anything else, NaN and infinity among it."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise DisagreesError(f"{path} is not JSON") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """Where a JSON value is not ``here``, as dotted names; figures may differ by one part in a million."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for name in [*here, *(name for name in there if name not in here)]:
+            inner = f"{path}.{name}" if path else name
+            if name in here and name in there:
+                yield from differences(there[name], here[name], inner)
+            else:
+                yield inner
+    elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        for index, (one, other) in enumerate(zip(there, here, strict=True)):
+            yield from differences(one, other, f"{path}.{index}")
+    elif isinstance(here, float) and isinstance(there, float):
+        if not math.isclose(there, here, rel_tol=TOLERANCE):
+            yield path
+    elif type(here) is not type(there) or here != there:
+        yield path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that is claimed, and how it is checked: ``check`` says in words what it found, or raises."""
+
+    claim: str
+    recomputed_from: str
+    check: Callable[[Case], str]

@@ -1,0 +1,293 @@
+"""Recomputes every claim of a study from its folder alone: no network, no model, nothing that is taken on trust.
+
+What is found holds provided that honest sites ran the pinned code (ARCHITECTURE.md, "What is not claimed"). A claim
+that can neither be confirmed nor refuted is said to be open, and does not make the rest less true.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from ...common.crypto.identity import canonical_json, sha256
+from ...common.errors import GrandRoundsError
+from ...common.ledger import entries
+from ...common.ledger.chain import EntryType
+from ...common.privacy.composition import recomputed_epsilon
+from ...common.privacy.events import Schedule
+from ...common.schema import known
+from ...common.system.package_hash import running_sha256
+from ...common.version import __version__
+from ...server.report.claim import NO_PRIVACY, count, up
+from ...server.report.page import render_html, render_model_card
+from ...server.report.report import Report
+from .adapter_claims import ADAPTER_CLAIMS
+from .case import INCOMPLETE, Case, Claim, DisagreesError, OpenError, replay
+from .evidence import CARD, LEDGER, PAGE, REPORT, RESULTS, STUDY, read_evidence
+
+EPSILON_TOLERANCE: Final = 1e-3  # within which two ways of computing epsilon agree
+_LONGEST: Final = 10_000  # characters of a detail: the keys of a hundred sites
+
+
+class Status(StrEnum):
+    """What became of a claim."""
+
+    AGREES = "agrees"
+    DISAGREES = "does not agree"
+    OPEN = "cannot be established"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One claim, from what it was recomputed, and what came of it."""
+
+    claim: str
+    recomputed_from: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found of every claim."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing disagrees; what cannot be established may be among it."""
+        return all(finding.status is not Status.DISAGREES for finding in self.findings)
+
+
+def verify(folder: Path, *, manifest_hash: str | None = None) -> Verdict:
+    """Recompute every claim of the study in ``folder``; ``manifest_hash`` is one that somebody else vouches for.
+
+    Whatever the folder holds, there is a verdict. Raises StorageError where it is no folder that can be read.
+    """
+    return verdict_on(Case(evidence=read_evidence(folder), manifest_hash=manifest_hash))
+
+
+def verdict_on(case: Case) -> Verdict:
+    """What becomes of every claim, by evidence that was read."""
+    return Verdict(findings=tuple(_judge(claim, case) for claim in CLAIMS))
+
+
+def _judge(claim: Claim, case: Case) -> Finding:
+    try:
+        status, detail = Status.AGREES, claim.check(case)
+    except OpenError as error:
+        status, detail = Status.OPEN, str(error)
+    except DisagreesError as error:
+        status, detail = Status.DISAGREES, str(error)
+    except GrandRoundsError as error:
+        status, detail = Status.DISAGREES, error.what
+    except Exception as error:  # a folder that this program cannot digest is not confirmed by it
+        status, detail = Status.DISAGREES, f"it could not be checked: {type(error).__name__}"
+    return Finding(claim=claim.claim, recomputed_from=claim.recomputed_from, status=status, detail=_printable(detail))
+
+
+def _printable(text: str) -> str:
+    """Without what could steer a terminal: names of files and fields may be anything."""
+    shown = "".join(character if character.isprintable() else "�" for character in text[: _LONGEST + 1])
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+
+
+def _ledger(case: Case) -> str:
+    replayed = replay(case.read(LEDGER))
+    if replayed.fault:
+        raise DisagreesError(replayed.fault)
+    if replayed.incomplete:
+        raise DisagreesError(INCOMPLETE)
+    ledger = case.audit.ledger
+    return f"{len(ledger)} entries; head {ledger.head}"
+
+
+def _software(case: Case) -> str:
+    manifest, running = case.audit.manifest, running_sha256()
+    ran = f"grandrounds {manifest.package_version}, its files' SHA-256 {manifest.package_sha256}"
+    if (manifest.package_version, manifest.package_sha256) != (__version__, running):
+        this = f"this is {__version__} with {running}"
+        raise OpenError(f"the study ran {ran}, and {this}: if something differs, install that and retry")
+    return ran
+
+
+def _manifest(case: Case) -> str:
+    manifest = case.audit.manifest
+    if case.read(STUDY) != canonical_json(manifest.model_dump(mode="json")):
+        raise DisagreesError(f"{STUDY} is not the manifest in force, {manifest.sha256}")
+    return f"version {manifest.version}, SHA-256 {manifest.sha256}"
+
+
+def _authorship(case: Case) -> str:
+    manifests = {manifest.sha256: manifest.version for manifest in case.audit.manifests}
+    manifest = case.audit.manifest
+    if case.manifest_hash is None:
+        keys = "; ".join(f"{site} {key}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items())
+        raise OpenError(
+            f"authorship is not established: ask a site for the hash of its manifest. This one is {manifest.sha256}; "
+            f"the keys are {keys}"
+        )
+    given = case.manifest_hash.strip().lower()
+    if given not in manifests:
+        raise DisagreesError(f"this study's manifest is {manifest.sha256}")
+    if given != manifest.sha256 and not case.audit.agreed:
+        raise OpenError(
+            f"it is version {manifests[given]}, and the sites have not agreed to version {manifest.version}"
+        )
+    if given != manifest.sha256:
+        return f"it is version {manifests[given]}; every later one was signed by enough sites of the one before"
+    return "it is the manifest in force"
+
+
+def _countersigned(case: Case) -> str:
+    audit = case.audit
+    signed, everyone = len(audit.countersigned), len(audit.manifest.study.sites)
+    if not audit.agreed:
+        raise OpenError(f"not yet agreed to: {signed} of {everyone} sites have signed version {audit.manifest.version}")
+    later = len(audit.manifests) - 1
+    return f"{signed} of {everyone} sites" + (f"; so were {count(later, 'manifest')} before it" if later else "")
+
+
+# The audit of the ledger refuses an attempt beyond the schedule, a sum that too few sites saw, and a counter that fell:
+# a ledger that is whole bears these claims out, and what is left is to say what it has.
+def _attempts(case: Case) -> str:
+    audit = case.audit
+    return f"{len(audit.attempts)} of {audit.manifest.max_attempts} begun; {count(len(audit.rounds), 'round')} closed"
+
+
+def _views(case: Case) -> str:
+    ended = [entries.AttemptEnded.of(entry) for entry in case.audit.ledger if entry.type is EntryType.ATTEMPT_ENDED]
+    views = [len(attempt.consistencies) for attempt in ended if attempt.unmasked]
+    if not views:
+        raise OpenError("no attempt was unmasked")
+    return f"{count(len(views), 'attempt')}, each with at least {count(min(views), 'signature')}"
+
+
+def _charges(case: Case) -> str:
+    charges = case.audit.charges
+    if not charges:
+        raise OpenError("no site has told its counter")
+    return ", ".join(f"{site} {charged}" for site, charged in charges.items())
+
+
+def _epsilon(case: Case) -> str:
+    manifest = case.audit.manifest
+    schedule, delta = manifest.schedule, manifest.delta
+    if schedule is None:
+        if case.audit.closed is not None and any(epsilon is not None for _, epsilon in _stated(case, sites=1)):
+            raise DisagreesError("a study without noise claims privacy")
+        return NO_PRIVACY
+    epsilon = _recomputed(schedule, delta)
+    if epsilon > known(manifest.study.privacy.target_epsilon) * (1 + EPSILON_TOLERANCE):
+        raise DisagreesError(f"ε = {up(epsilon, 4)}, above the target that the sites signed")
+    found = f"ε = {up(epsilon, 4)} at δ = {delta:g}"
+    if case.audit.closed is None:
+        return f"{found} for the whole schedule; no report claims it yet"
+    for sites, stated in _stated(case, sites=schedule.event.sites_per_patient):
+        shared = replace(schedule, event=replace(schedule.event, sites_per_patient=sites))
+        if stated is not None:
+            _require_near(stated, _recomputed(shared, delta), sites=sites)
+    return f"{found}, by another path than the report’s; so is every overlap that the report states"
+
+
+def _stated(case: Case, *, sites: int) -> Iterator[tuple[int, float | None]]:
+    """ε as the report states it: of the claim, at ``sites`` for each patient, and of each overlap."""
+    report = case.report
+    try:
+        rows = [(sites, report["epsilon"])]
+        rows += [(row["sites_per_patient"], row["epsilon"]) for row in report["overlap"] or ()]
+    except (KeyError, TypeError) as error:
+        raise DisagreesError("the report does not state it") from error
+    for overlap, epsilon in rows:
+        if type(overlap) is not int or type(epsilon) not in (float, type(None)):
+            raise DisagreesError("the report states it in no figures")
+        yield overlap, epsilon
+
+
+@functools.cache
+def _recomputed(schedule: Schedule, delta: float) -> float:
+    return recomputed_epsilon(schedule, delta=delta)
+
+
+def _require_near(stated: float, epsilon: float, *, sites: int) -> None:
+    if not abs(stated - epsilon) <= EPSILON_TOLERANCE * max(1.0, epsilon):
+        raise DisagreesError(
+            f"ε is stated as {stated:.6g} and recomputed as {epsilon:.6g}, for someone at {count(sites, 'site')}"
+        )
+
+
+def _report(case: Case) -> str:
+    found = case.differences
+    if found:
+        more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+        raise DisagreesError(f"it differs in {', '.join(found[:10])}{more}")
+    return "every field; what it declares of itself are perplexities, base model, evaluation set and setting"
+
+
+def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], str]:
+    def check(case: Case) -> str:
+        there = case.result(path)
+        if there != render(case.sound_report).encode():
+            raise DisagreesError(f"{path} says something else")
+        return "byte for byte"
+
+    return check
+
+
+def _files(case: Case) -> str:
+    if case.evidence.strangers:
+        raise DisagreesError(f"adapter/ holds what does not belong there: {', '.join(case.evidence.strangers)}")
+    closed = case.audit.closed
+    if closed is None:
+        raise OpenError(case.still_open)
+    found = {path: sha256(case.read(path)) for path in RESULTS}
+    wrong = sorted(path for path in found.keys() | closed.files.keys() if found.get(path) != closed.files.get(path))
+    if wrong:
+        raise DisagreesError(f"not as the study was closed: {', '.join(wrong[:10])}")
+    return f"{len(found)} files, and no other in adapter/"
+
+
+def _closing(case: Case) -> str:
+    audit = case.audit
+    if audit.closed is None:
+        raise OpenError(case.still_open)
+    signed, threshold = len(audit.closing_signatures), audit.manifest.threshold
+    if signed < threshold:
+        raise OpenError(
+            f"the server closed the study, and {signed} sites signed that, of at least {threshold}: "
+            f"open since attempt {len(audit.attempts)}"
+        )
+    return f"{signed} of {len(audit.manifest.study.sites)} sites; {threshold} are enough"
+
+
+CLAIMS: Final = (
+    Claim(claim="The ledger is whole: every entry chained and signed", recomputed_from=LEDGER, check=_ledger),
+    Claim(claim="This program is the one that ran the study", recomputed_from="the manifest", check=_software),
+    Claim(claim="The manifest is the one in the ledger", recomputed_from=f"{STUDY} and the ledger", check=_manifest),
+    Claim(claim="It is the manifest that you know", recomputed_from="--manifest-hash", check=_authorship),
+    Claim(claim="Every site agreed to it", recomputed_from="countersignatures", check=_countersigned),
+    Claim(claim="Every attempt is counted, within the schedule", recomputed_from="the ledger", check=_attempts),
+    Claim(
+        claim="Enough sites saw the same of every sum that was unmasked",
+        recomputed_from="their signed views",
+        check=_views,
+    ),
+    Claim(
+        claim="No site's counter of charges fell or is behind what it signed",
+        recomputed_from="adverts and masked inputs",
+        check=_charges,
+    ),
+    Claim(claim="The privacy that is claimed", recomputed_from="the manifest's schedule", check=_epsilon),
+    Claim(claim="The report is what follows from the ledger", recomputed_from=f"{REPORT}, the ledger", check=_report),
+    Claim(claim="The page says what the report says", recomputed_from=REPORT, check=_rendered(PAGE, render_html)),
+    Claim(
+        claim="The model card says what the report says",
+        recomputed_from=REPORT,
+        check=_rendered(CARD, render_model_card),
+    ),
+    Claim(claim="The files are those with which the study was closed", recomputed_from="SHA-256", check=_files),
+    *ADAPTER_CLAIMS,
+    Claim(claim="Enough sites signed the end of the ledger", recomputed_from="closing signatures", check=_closing),
+)

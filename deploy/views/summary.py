@@ -1,0 +1,127 @@
+"""What one is told when a simulation has ended: results, times, what was written, and what to try next."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ...server.report.claim import NO_PRIVACY, count, up
+from ...server.report.page import number
+from ...server.report.report import Report
+
+_WRITTEN: Final = {
+    "adapter": "loads with peft's PeftModel.from_pretrained; README.md is its model card",
+    "report.html": "the page for a privacy officer",
+    "report.json": "the same for machines",
+    "study.json": "the manifest that every site agreed to",
+    "ledger": "what the server and the sites signed: the evidence",
+    "checkpoints": "the last rounds",
+}
+
+
+def print_summary(console: Console, report: Report, folder: Path, seconds: Mapping[str, float]) -> None:
+    """Print the results of a study in ``folder`` and the time of each phase; no command is broken across lines."""
+    console.print()
+    if report["claim"] is None:
+        console.print(no_privacy(), highlight=False)
+    console.print(
+        Group(
+            _titled("Result", _results(report)),
+            _titled(
+                "Time",
+                _rows((name, duration(took)) for name, took in {**seconds, "in all": sum(seconds.values())}.items()),
+            ),
+            _titled("Written", _rows((str(folder / name), why) for name, why in _WRITTEN.items())),
+            Text("\nTry next", style="bold"),
+        ),
+        highlight=False,
+    )
+    for command in next_commands(report, folder):
+        console.print(Text(f"  {command}", style="cyan"), soft_wrap=True, highlight=False)
+
+
+def next_commands(report: Report, folder: Path) -> tuple[str, str, str]:
+    """Three commands, ready to be pasted into a shell."""
+    program = _program()
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    page = f"{opener} {shlex.quote(str(folder / 'report.html'))}"
+    verify = f"{program} verify {shlex.quote(str(folder))} --manifest-hash {report['manifest_sha256']}"
+    if report["claim"] is None:
+        return (page, f"{program} simulate", verify)
+    steps = report["max_attempts"] * report["local_steps"]
+    overlap = f" --sites-per-patient {report['sites_per_patient']}" if report["sites_per_patient"] > 1 else ""
+    epsilon = (
+        f"{program} epsilon --noise-multiplier {report['noise_multiplier']:.6g} --sampling-probability "
+        f"{report['sampling_probability']:.6g} --steps {steps} --delta {report['delta']:g}"
+        f"{overlap} --trust {report['trust']}"
+    )
+    return (page, epsilon, verify)
+
+
+def no_privacy() -> RenderableType:
+    """The warning that no one can overlook."""
+    title, text = NO_PRIVACY.split(". ", 1)
+    return Panel(Text(text), title=title, style="bold white on red")
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(21.4), duration(372), duration(7260)
+    ('21 s', '6 min 12 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _results(report: Report) -> Table:
+    dropouts = len(report["dropouts"])
+    rounds = f"{report['rounds']} of {report['planned_rounds']} in {count(report['attempts'], 'attempt')}"
+    rows = [
+        (
+            "perplexity",
+            f"{number(report['perplexity_before'])} → {number(report['perplexity_after'])} on held-out text",
+        ),
+        ("rounds", f"{rounds}; a site dropped out {count(dropouts, 'time')}" if dropouts else rounds),
+    ]
+    if report["exhausted"]:
+        rows.append(("", "the schedule of attempts was used up before the planned rounds"))
+    if report["claim"] is None:
+        return _rows([*rows, ("privacy", "none, and no claim")])
+    return _rows(
+        [
+            *rows,
+            ("privacy", f"ε = {up(report['epsilon'])} at δ = {report['delta']:g} for each {report['privacy_unit']}"),
+            ("against", report["adversary"]),
+            ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
+        ]
+    )
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(f"  {name}", value)
+    return table
+
+
+def _titled(title: str, table: Table) -> Group:
+    return Group(Text(f"\n{title}", style="bold"), table)
+
+
+def _program() -> str:
+    """How this command was started, so that what is suggested can be run the same way."""
+    started_as = Path(sys.argv[0])
+    return shlex.quote(str(started_as)) if started_as.name == "grandrounds" else "grandrounds"

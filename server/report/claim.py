@@ -1,0 +1,248 @@
+"""What a study claims and what it does not, in words for a privacy officer; the numbers are the report's."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from ...common.study.manifest import Manifest
+
+RECOMPUTE: Final = (
+    "Recompute it. The claim follows from what the sites and the server signed. Whoever has the study’s folder DIR can "
+    "recompute it without a network, and without the server’s word for it:"
+)
+AUTHORSHIP: Final = "Ask a site for that hash, which is of the manifest it signed: a page cannot vouch for itself."
+SIMULATED: Final = (
+    "A simulation. Every site ran in one process on one machine, which made every key and every signature. The "
+    "protocol between them ran in full, but it hides nothing from whoever operates that machine."
+)
+NO_PRIVACY: Final = (
+    "NO PRIVACY. This study ran without noise and promises nothing to anyone in its data. Its adapter may repeat "
+    "what it was trained on. It serves comparison on synthetic data only; never release it if the data were real."
+)
+_WORDS: Final = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Something the claim does not cover."""
+
+    title: str
+    text: str
+
+
+def claim(manifest: Manifest, epsilon: float) -> str:
+    """The claim as one sentence, with the conditions it rests on; ``epsilon`` is the whole schedule's."""
+    privacy = manifest.study.privacy
+    return (
+        "All that this study releases (the sum of every attempt, and with them the finished adapter) is "
+        f"({up(epsilon)}, {privacy.delta:g})-differentially private for each {privacy.unit} under the "
+        f"add-or-remove-one relation, against {adversary(manifest)}, provided that {_conditions(manifest)}."
+    )
+
+
+def adversary(manifest: Manifest) -> str:
+    """Against whom the claim holds."""
+    privacy = manifest.study.privacy
+    if privacy.trust == "local":
+        return (
+            f"the aggregation server together with every site except the {privacy.unit}’s own, "
+            "and anyone who holds the adapter"
+        )
+    return (
+        f"the aggregation server together with any {count(privacy.corrupt_sites, 'site')} other than the "
+        f"{privacy.unit}’s own, and anyone who holds the adapter"
+    )
+
+
+def seen(manifest: Manifest) -> str:
+    """What the server and the other sites get to see of a site's work, and what hides the rest."""
+    study, threshold = manifest.study, manifest.threshold
+    sum_over = f"only the sum over at least {threshold} of the {len(study.sites)} sites"
+    if study.privacy.trust == "local":
+        return (
+            "Each site adds all of the noise itself before anything leaves it. Secure aggregation then shows the "
+            f"server {sum_over}; the claim does not depend on it."
+        )
+    return (
+        f"Secure aggregation shows the server {sum_over}, never one site’s update. At least {manifest.honest_shares} "
+        "of the noise shares in every such sum are unknown to this adversary, and the claim counts only those."
+    )
+
+
+def protected(manifest: Manifest) -> str:
+    """The privacy unit, in one or two sentences."""
+    privacy, data = manifest.study.privacy, manifest.study.data
+    if privacy.unit == "record":
+        return (
+            "The presence or absence of any one record. This is not a claim about patients: "
+            "someone with several records is protected less, the less the more records there are."
+        )
+    overlap = privacy.sites_per_patient
+    where = "at one site" if overlap == 1 else f"at up to {count(overlap, 'site')}"
+    return (
+        f"The presence or absence of any one patient, with all of that patient’s records {where}, however many they "
+        f"are. One training step reads at most {count(data.records_per_unit, 'record')} of a patient at a site."
+    )
+
+
+COUNTED = (
+    "Nominal units were counted in the records, rounded to one digit, because the simulation was given none. They are "
+    "in the manifest, and the privacy claim does not cover what they tell."
+)
+
+
+def released(manifest: Manifest) -> tuple[str, ...]:
+    """The artefacts that the adversary is assumed to hold."""
+    figures = {"synthetic": "synthetic patients", "public": "public text"}[manifest.study.data.evaluation]
+    total = "the noised sum" if manifest.study.privacy.noise else "the sum, WITHOUT NOISE,"
+    return (
+        f"{total} of every attempt, and the adapter after every round (to the server and to all sites)",
+        "the finished adapter (to anyone)",
+        "the ledger: who was in which attempt, and what they signed of it (to all sites, and to whoever verifies)",
+        f"this report; its perplexities are measured without noise on {figures}, as the study declares",
+    )
+
+
+def epochs(manifest: Manifest, *, attempts: int) -> str:
+    """Why there is no number of epochs, and how often each unit takes part instead."""
+    study = manifest.study
+    q, steps, unit = study.privacy.sampling_probability, study.training.local_steps, study.privacy.unit
+    return (
+        f"None. An epoch reads every {unit} once; here each step draws anew, since it is of such draws that the claim "
+        f"is computed. On average a {unit} took part in {q * steps * attempts:.3g} of "
+        f"{count(steps * attempts, 'step')}, and would take part in {q * steps * manifest.max_attempts:.3g} of all "
+        f"{steps * manifest.max_attempts} that the claim covers."
+    )
+
+
+def data_touches(manifest: Manifest, *, counted: bool) -> tuple[str, ...]:
+    """Every way in which the study reads the sites' records, and what it reads instead where one might expect more."""
+    study = manifest.study
+    steps = count(study.training.local_steps, "local step")
+    return (
+        f"Training: {steps} in each attempt, each on a fresh Poisson draw in which every {study.privacy.unit} takes "
+        f"part with probability {study.privacy.sampling_probability:.4g}, independently of all others.",
+        "Reading: each site checks that its own file can be used, and leaves out the records of patients who opted "
+        "out. A fault in a file is shown at that site and nowhere else.",
+        "The test that one record’s gradient does not depend on its neighbours runs on random token ids, on no record.",
+        COUNTED if counted else "Nothing else. No count, draw size, loss or norm leaves a site.",
+        "The clipping norm, the learning rates and the schedule were fixed before the first record was read; they must "
+        "come from public or synthetic data.",
+    )
+
+
+def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
+    """All that the claim does not cover; without noise there is none, and so that is everything."""
+    if not manifest.study.privacy.noise:
+        return (Limit(title="Any privacy", text=NO_PRIVACY),)
+    overlap = manifest.study.privacy.sites_per_patient
+    assumed = "one site only" if overlap == 1 else f"at most {count(overlap, 'site')}"
+    counts = (Limit(title="The number of patients", text=COUNTED),) if counted else ()
+    return (
+        *counts,
+        Limit(
+            title="Patients of a compromised site",
+            text="Whoever controls a site’s machine can read its records there. The claim is for patients of honest "
+            "sites.",
+        ),
+        Limit(
+            title="That every site did its part",
+            text="Each site’s own installed code clips, samples and adds noise. No other party can see whether it did.",
+        ),
+        Limit(
+            title="People other than the unit",
+            text="Relatives, clinicians, patients named in another patient’s note, and patients registered under two "
+            "identifiers may be mentioned in records that are not counted as theirs.",
+        ),
+        Limit(
+            title="Patients at several sites",
+            text=f"That a patient’s records are at {assumed} is assumed and never checked. "
+            "The table of overlaps shows what more would mean.",
+        ),
+        Limit(
+            title="Other studies on the same patients",
+            text="What other studies release about a patient adds to what this one does. Each site keeps a budget "
+            "for all studies on its patients together; this report is of one.",
+        ),
+        Limit(
+            title="What the base model already knew",
+            text="The base model was trained by others on other texts. What it memorised then, it may still say.",
+        ),
+        Limit(
+            title="Facts about a site or a population",
+            text="Learning them is the purpose of the study. They may also concern someone whose records were never "
+            "in it.",
+        ),
+        Limit(
+            title="Side channels",
+            text="The timing and the volume of traffic may depend on data. The deadline of an exchange must be long "
+            "enough for a draw far larger than average; nothing more is claimed.",
+        ),
+        Limit(
+            title="What those who ran the study declare",
+            text="The perplexities, the description of the evaluation set and the name of the base model are the "
+            "server’s word. What a site’s records are, and where they are kept, is that site’s word.",
+        ),
+        Limit(
+            title="A correct result",
+            text="A malicious server or a single malicious site can make the sums, and so the adapter, anything at "
+            "all.",
+        ),
+        Limit(
+            title="Availability",
+            text="The server, or too many absent sites, can stop the study or use up its attempts.",
+        ),
+        Limit(
+            title="A site’s machine set back to an earlier state",
+            text="Restoring an old copy of a site’s state can make it forget what it has already released. The ledger "
+            "shows that where its counter of charges falls, and not otherwise.",
+        ),
+        Limit(
+            title="Withdrawal of consent",
+            text="Nobody’s influence can be taken back out of an adapter that has been released.",
+        ),
+    )
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, small numbers as words.
+
+    >>> count(1, "site"), count(3, "site"), count(24, "entry", "entries")
+    ('one site', 'three sites', '24 entries')
+    """
+    word = _WORDS[number] if number < len(_WORDS) else str(number)
+    return f"{word} {noun}" if number == 1 else f"{word} {plural or noun + 's'}"
+
+
+def up(value: float, digits: int = 2) -> str:
+    """An upper bound, rounded up.
+
+    >>> up(3.9912)
+    '4.00'
+    """
+    # Without the inner rounding, 4 * 10**2 with an error in its last bit would become 401.
+    return f"{math.ceil(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
+
+
+def _conditions(manifest: Manifest) -> str:
+    privacy = manifest.study.privacy
+    conditions = ["the honest sites ran this code unchanged"]
+    if privacy.unit == "patient":
+        conditions.append(f"no patient’s records are at more than {count(privacy.sites_per_patient, 'site')}")
+    if privacy.trust == "distributed":
+        conditions.append("the cryptography of secure aggregation is not broken")
+    return ", ".join(conditions[:-1]) + (" and " if len(conditions) > 1 else "") + conditions[-1]

@@ -1,0 +1,246 @@
+"""The report of a study: what it claims, from which figures, and how useful its adapter is, as one JSON object."""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
+from ...common.ledger.replay import AttemptRecord, Audit
+from ...common.privacy.composition import composed_epsilon
+from ...common.privacy.events import Schedule
+from ...common.study.manifest import Manifest
+from . import claim
+from .figures import privacy_figures
+
+FORMAT: Final = "grandrounds/report/v1"
+Report = dict[str, Any]
+Perplexity = Annotated[float, Field(ge=1)]
+
+
+class Declared(BaseModel):
+    """What the report says and no ledger can bear out: the word of those who ran the study.
+
+    Attributes:
+        perplexity_before: of the base model on the evaluation set; None, as in all perplexities, if it is not finite.
+        perplexities: after each round that was closed; for one that was begun and not closed, what it left.
+        base_model: the name or folder that the adapter is loaded onto.
+        evaluation: what the evaluation set is, in words.
+        counted: whether nominal units were counted in the records.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    perplexity_before: Perplexity | None
+    perplexities: dict[int, Perplexity | None]
+    base_model: str
+    evaluation: str
+    counted: bool
+    setting: Literal["simulation", "federation"]
+
+    @classmethod
+    def of(cls, report: Any) -> Self:
+        """What the JSON of a report declares; raises LedgerError where it is none."""
+        try:
+            utility = report["utility"]
+            return cls(
+                perplexity_before=report["perplexity_before"],
+                perplexities={row["round"]: row["perplexity"] for row in utility["rounds"]},
+                base_model=report["base_model"],
+                evaluation=utility["evaluation"],
+                counted=report["nominal_units_counted"],
+                setting=report["setting"],
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise broken("the report is not one that this version writes") from error
+
+
+def build_report(audit: Audit, declared: Declared) -> Report:
+    """The report of a study that has ended, from its ledger and what is declared; plain JSON values throughout.
+
+    Pure: whoever has the ledger and what was declared gets the same, before the study is closed and after. Every
+    figure is computed from the manifest, from releases, or from public or synthetic data. Without noise there is no
+    claim, and the figures that would support one are None. Raises LedgerError where the ledger begins with no study.
+    """
+    manifest = audit.manifest
+    study = manifest.study
+    training = study.training
+    figures = privacy_figures(manifest)
+    rounds = _rounds(audit, declared, figures["epsilon"])
+    closed = len(audit.rounds)
+    before = _finite(declared.perplexity_before)
+    return {
+        "format": FORMAT,
+        "study_id": manifest.study_id,
+        "manifest_sha256": manifest.sha256,
+        "manifest_version": manifest.version,
+        "package_version": manifest.package_version,
+        "package_sha256": manifest.package_sha256,
+        "setting": declared.setting,
+        "base_model": declared.base_model,
+        **figures,
+        "privacy_unit": study.privacy.unit,
+        "neighboring_relation": "add_or_remove_one",
+        "trust": study.privacy.trust,
+        "rounds": closed,
+        "planned_rounds": training.rounds,
+        "attempts": len(audit.attempts),
+        "max_attempts": manifest.max_attempts,
+        "exhausted": _is_exhausted(audit),
+        "local_steps": training.local_steps,
+        "sites": len(study.sites),
+        "sites_per_patient": study.privacy.sites_per_patient,
+        "perplexity_before": before,
+        "perplexity_after": rounds[closed - 1]["perplexity"] if closed else before,
+        "dropouts": _dropouts(audit.attempts),
+        "never_ended": [{"round": each.round, "attempt": each.attempt} for each in audit.attempts if not each.ended],
+        "charges": audit.charges,
+        "released": list(claim.released(manifest)),
+        "mechanism": _mechanism(manifest),
+        "secure_aggregation": {
+            "threshold": manifest.threshold,
+            "corrupt_sites": study.privacy.corrupt_sites,
+            "modulus_bits": study.secagg.modulus_bits,
+        },
+        "sampler": _sampler(manifest, attempts=len(audit.attempts)),
+        "training": {
+            "model": study.model.model_dump(mode="json"),
+            "model_sha256": manifest.model_sha256,
+            "frozen_adapter_sha256": manifest.frozen_adapter_sha256,
+            "optimizer": training.optimizer,
+            "learning_rate": training.learning_rate,
+        },
+        "data": [
+            {
+                "site": site.name,
+                "source": site.records,
+                "sensitivity": site.sensitivity,
+                "nominal_size": site.nominal_units,
+                "residency": site.residency,
+                "sha256": site.sha256,
+            }
+            for site in study.sites
+        ],
+        "data_touches": list(claim.data_touches(manifest, counted=declared.counted)),
+        "nominal_units_counted": declared.counted,
+        "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
+        "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the "
+        "adapter is public.",
+        "number_representation": "Gradients are floating point until they are clipped. Each unit’s clipped gradient is "
+        "rounded to integers and its norm checked exactly; sums, noise and secure aggregation are exact on integers.",
+        "utility": {"evaluation": declared.evaluation, "evaluation_kind": study.data.evaluation, "rounds": rounds},
+        "audit": "not performed in this version",
+        "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
+        "signatures": {
+            "server": manifest.server_key,
+            "sites": {site: manifest.site_keys[site] for site in sorted(audit.countersigned)},
+        },
+        "ledger": _ledger(audit.ledger),
+        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=declared.counted)],
+    }
+
+
+def render_json(report: Report) -> bytes:
+    """The report as report.json: UTF-8, indented, in the order in which ``build_report`` states it."""
+    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _mechanism(manifest: Manifest) -> Report:
+    lattice, stddev, shares = manifest.lattice, manifest.noise_stddev, manifest.honest_shares
+    every_share = len(manifest.study.sites) if manifest.study.privacy.trust == "distributed" else 1
+    return {
+        "name": "rounded Gaussian on integers" if stddev else "none",
+        "dimension": lattice.dimension,
+        "clipping_norm": lattice.clipping_norm,
+        "lattice_scale": lattice.scale,
+        "integer_sensitivity": lattice.sensitivity,
+        "noise_stddev_per_site": stddev,
+        "honest_shares": shares,
+        "noise_multiplier_credited": math.sqrt(shares) * stddev / lattice.sensitivity,
+        "noise_multiplier_with_all_sites": math.sqrt(every_share) * stddev / lattice.sensitivity,
+    }
+
+
+def _sampler(manifest: Manifest, *, attempts: int) -> Report:
+    """How units are drawn, and how often each takes part on average."""
+    study = manifest.study
+    q, steps = study.privacy.sampling_probability, study.training.local_steps
+    return {
+        "name": "Poisson" if q < 1 else "none: everyone takes part in every step",
+        "epochs": claim.epochs(manifest, attempts=attempts),
+        "expected_participations": q * steps * attempts,
+        "expected_participations_in_whole_schedule": q * steps * manifest.max_attempts,
+        "max_records_per_unit": study.data.records_per_unit,
+        "max_tokens": study.data.max_tokens,
+    }
+
+
+def _dropouts(attempts: Sequence[AttemptRecord]) -> list[Report]:
+    return [
+        {
+            "round": attempt.round,
+            "attempt": attempt.attempt,
+            "site": site,
+            "exchange": exchange,
+            "in_sum": site in attempt.survivors,
+        }
+        for attempt in attempts
+        for site, exchange in attempt.dropouts.items()
+    ]
+
+
+def _rounds(audit: Audit, declared: Declared, claimed: float | None) -> list[Report]:
+    """Every round that was begun; the last of them may not have been closed, and then has no survivors."""
+    survivors = {closed.round: list(closed.survivors) for closed in audit.rounds}
+    attempts: dict[int, list[int]] = {}
+    for attempt in audit.attempts:
+        attempts.setdefault(attempt.round, []).append(attempt.attempt)
+    return [
+        {
+            "round": round_,
+            "attempts": serials,
+            "survivors": survivors.get(round_, []),
+            "epsilon_spent": _spent(audit.manifest, serials[-1], claimed),
+            "perplexity": _finite(declared.perplexities.get(round_)),
+        }
+        for round_, serials in attempts.items()
+    ]
+
+
+def _spent(manifest: Manifest, attempts: int, claimed: float | None) -> float | None:
+    """What the attempts so far cost: a figure of progress, which the claim bounds as well."""
+    if manifest.schedule is None or claimed is None:
+        return None
+    begun = replace(manifest.schedule, count=attempts * manifest.study.training.local_steps)
+    return min(claimed, _epsilon(begun, manifest.delta))
+
+
+@functools.cache
+def _epsilon(schedule: Schedule, delta: float) -> float:
+    """In milliseconds, where the claim's accountant takes a third of a second; there may be a thousand rounds."""
+    return composed_epsilon([schedule], delta=delta)
+
+
+def _is_exhausted(audit: Audit) -> bool:
+    """Whether the schedule has no attempt left for a round that needs one."""
+    spent = len(audit.attempts) == audit.manifest.max_attempts
+    return spent and len(audit.rounds) < audit.manifest.study.training.rounds and not audit.attempts[-1].unmasked
+
+
+def _ledger(ledger: Ledger) -> Report:
+    """What the report was made from: the ledger without its end, which names the report's own hash."""
+    length, head = 0, EMPTY_LEDGER_HEAD
+    for entry in ledger:
+        if entry.type is EntryType.STUDY_CLOSED:
+            break
+        length, head = entry.sequence + 1, entry.hash
+    return {"length": length, "head": head}
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return value if value is not None and math.isfinite(value) else None

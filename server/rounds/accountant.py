@@ -1,0 +1,155 @@
+"""The central accountant: remembers which sites paid in each attempt, and refuses any attempt beyond the schedule."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from ...common.errors import PrivacyError, ScheduleExhaustedError
+from ...common.privacy.accountant import Epsilon, epsilon
+from ...common.privacy.composition import composed_epsilon
+from ...common.privacy.events import SampledGaussianRelease, Schedule
+
+_NOTHING = Epsilon(epsilon=0.0, epsilon_rdp=0.0, accountant="nothing was released")
+
+
+class CentralAccountant:
+    """Check, then commit: ``check`` before an attempt begins, ``commit`` once it has begun, whatever becomes of it.
+
+    The study's claim is ``epsilon_of_schedule`` from the start to the end: stopping early changes nothing about it,
+    and an attempt that failed counts like one that succeeded. What follows from who paid, ``spent``, is progress
+    within the claim, and never a claim: whether to go on may have been decided by what was released.
+    """
+
+    def __init__(self, *, schedule: Schedule | None, max_attempts: int, delta: float, committed: int = 0) -> None:
+        """``schedule`` covers ``max_attempts`` attempts, ``committed`` of them already begun; None: without noise.
+
+        Raises PrivacyError where the schedule is no whole number of events an attempt.
+        """
+        if not 0 <= committed <= max_attempts:
+            raise PrivacyError(
+                f"{committed} attempts are committed of at most {max_attempts}",
+                why="the claim covers the schedule and nothing beyond it",
+                fix="resume with the study's own checkpoint",
+            )
+        if schedule is not None and schedule.count % max_attempts:
+            raise PrivacyError(
+                f"a schedule of {schedule.count} events does not divide into {max_attempts} attempts",
+                why="every attempt releases the same number of noisy sums",
+                fix="take the schedule from the manifest",
+            )
+        self._schedule = schedule
+        self._max_attempts = max_attempts
+        self._delta = delta
+        self._committed = committed
+        self._charged: dict[int, frozenset[str]] = {}
+
+    @property
+    def attempts_committed(self) -> int:
+        """How many attempts have begun."""
+        return self._committed
+
+    @property
+    def epsilon_of_schedule(self) -> Epsilon | None:
+        """What the whole schedule costs: the claim. None without noise."""
+        return self._epsilon_of(self._max_attempts)
+
+    @property
+    def epsilon_spent(self) -> float | None:
+        """The ε of the attempts begun so far: progress within the schedule, and never the study's claim."""
+        spent = self._epsilon_of(self._committed) if self._committed else None
+        return spent.epsilon if spent is not None else (None if self._schedule is None else 0.0)
+
+    def check(self) -> None:
+        """Confirm that one more attempt fits. Raises ScheduleExhaustedError if the schedule is spent."""
+        if self._committed >= self._max_attempts:
+            raise ScheduleExhaustedError(
+                f"all {self._max_attempts} attempts of the schedule are spent",
+                why="the privacy claim covers that many and no more",
+                fix="finish the study with what it has; a longer schedule is another study with another epsilon",
+            )
+
+    def commit(self) -> None:
+        """Count one attempt. Raises ScheduleExhaustedError, and counts nothing, if it does not fit."""
+        self.check()
+        self._committed += 1
+
+    def record(self, attempt: int, charged: Collection[str]) -> None:
+        """Note that the sites ``charged`` paid in ``attempt``, in which until then every site counted as having paid.
+
+        What was once noted stays: noting it again, or more, never takes a charge back. Raises PrivacyError for an
+        attempt that has not begun.
+        """
+        if not 1 <= attempt <= self._committed:
+            raise PrivacyError(
+                f"charges of attempt {attempt}, of {self._committed} that have begun",
+                why="an attempt is counted before any site can pay in it",
+                fix="commit the attempt first",
+            )
+        self._charged[attempt] = self._charged.get(attempt, frozenset()).union(charged)
+
+    def attempts_charged(self, site: str) -> int:
+        """In how many attempts ``site`` paid; those of which nothing was recorded count."""
+        return self._unknown + sum(site in charged for charged in self._charged.values())
+
+    def spent(self, sites_per_patient: int) -> Epsilon | None:
+        """The ε so far of a person at any ``sites_per_patient`` sites: progress within the schedule, and no claim.
+
+        Local trust: the releases of the sites that paid most are composed. Distributed trust: each attempt mixes as
+        many contributions as sites paid in it, ``sites_per_patient`` at most; a contribution of that person that is
+        missing is one of length 0, which the mixture covers. None without noise, and where no useful bound exists.
+        """
+        if self._schedule is None:
+            return None
+        if self._schedule.event.trust == "local":
+            paid = Counter(site for charged in self._charged.values() for site in charged)
+            most = sum(count for _, count in paid.most_common(sites_per_patient))
+            return self._composed(self._schedule, {1: most + self._unknown * sites_per_patient})
+        contributions = Counter(min(len(charged), sites_per_patient) for charged in self._charged.values())
+        contributions[sites_per_patient] += self._unknown
+        return self._composed(self._schedule, contributions)
+
+    def claims(self, sites: int) -> dict[int, Epsilon | None]:
+        """What the whole schedule costs a person at one site, at the stated number of them, and at all ``sites``.
+
+        The keys are those numbers, rising. Empty without noise; None where no useful bound exists.
+        """
+        if self._schedule is None:
+            return {}
+        event, count = self._schedule.event, self._schedule.count
+        return {m: self._bound(event, m, count) for m in sorted({1, event.sites_per_patient, sites})}
+
+    @property
+    def _unknown(self) -> int:
+        """How many attempts have begun of which no charges were recorded: everybody counts as having paid."""
+        return self._committed - len(self._charged)
+
+    def _composed(self, schedule: Schedule, attempts: Mapping[int, int]) -> Epsilon | None:
+        """ε of attempts of ``schedule``, counted by how many contributions of one person each has."""
+        event, steps = schedule.event, schedule.count // self._max_attempts
+        counts = {m: steps * count for m, count in attempts.items() if m and count}
+        if not counts:
+            return _NOTHING
+        # A missing contribution only costs less, so that the most of them in every attempt is a bound as well.
+        bound = self._bound(event, max(counts), sum(counts.values()))
+        if bound is None or len(counts) == 1:
+            return bound
+        mixed = composed_epsilon((_schedule(event, m, count) for m, count in counts.items()), delta=self._delta)
+        if mixed >= bound.epsilon:
+            return bound
+        return Epsilon(epsilon=mixed, epsilon_rdp=None, accountant="PLD, pessimistic, of attempts that differ")
+
+    def _bound(self, event: SampledGaussianRelease, sites_per_patient: int, count: int) -> Epsilon | None:
+        try:
+            return epsilon(_schedule(event, sites_per_patient, count), delta=self._delta)
+        except PrivacyError:
+            return None
+
+    def _epsilon_of(self, attempts: int) -> Epsilon | None:
+        if self._schedule is None:
+            return None
+        events = self._schedule.count // self._max_attempts * attempts
+        return epsilon(replace(self._schedule, count=events), delta=self._delta)
+
+
+def _schedule(event: SampledGaussianRelease, sites_per_patient: int, count: int) -> Schedule:
+    return Schedule(event=replace(event, sites_per_patient=sites_per_patient), count=count)

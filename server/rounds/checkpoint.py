@@ -1,0 +1,128 @@
+"""Checkpoints: the adapter and the optimiser's state after a round, written whole or not at all."""
+
+import hashlib
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import StorageError
+from ...common.ledger.chain import EMPTY_LEDGER_HEAD
+from ...common.system.files import write_atomically
+
+# The newest, and one before it in case the newest is found damaged.
+KEPT = 2
+_OPTIMIZER = "optimizer."
+_NAME = re.compile(r"^round-(\d{6})\.npz$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State after a committed round, or before the first.
+
+    ``study`` is its id; ``adapter`` is float32 [d]; ``perplexities`` [round + 1] are those before the first round and
+    after each; ``ledger_head`` is the head of the ledger of ``ledger_length`` entries with which it was saved.
+    """
+
+    study: str
+    round: int
+    attempts: int
+    adapter: NDArray[np.float32]
+    optimizer: dict[str, NDArray[np.float64]]
+    perplexities: NDArray[np.float64]
+    ledger_length: int
+    ledger_head: str
+
+    @classmethod
+    def initial(cls, *, study: str, adapter: NDArray[np.float32], perplexity: float) -> "Checkpoint":
+        """The state before the first round and the first attempt."""
+        return cls(
+            study=study,
+            round=0,
+            attempts=0,
+            adapter=adapter,
+            optimizer={},
+            perplexities=np.array([perplexity]),
+            ledger_length=0,
+            ledger_head=EMPTY_LEDGER_HEAD,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write into ``folder`` and drop older ones; raises StorageError."""
+        buffer = io.BytesIO()
+        counters = np.array([self.round, self.attempts, self.ledger_length])
+        arrays = {"adapter": self.adapter, "counters": counters, "study": np.array(self.study)}
+        arrays |= {"ledger_head": np.array(self.ledger_head), "perplexities": self.perplexities}
+        arrays |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
+        np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
+        write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
+        try:
+            for path in _saved(folder)[:-KEPT]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"older checkpoints in {folder} cannot be removed: {error.strerror}",
+                why="only the newest are needed, and the others would fill the disk",
+                fix="make the folder writable; the newest checkpoint is whole",
+            ) from error
+
+    @classmethod
+    def newest(cls, folder: Path, study: str) -> "Checkpoint | None":
+        """The last that was saved, if one was; raises StorageError if it is damaged or another study's."""
+        saved = _saved(folder) if folder.exists() else []
+        return cls.load(saved[-1], study) if saved else None
+
+    @classmethod
+    def load(cls, path: Path, study: str) -> "Checkpoint":
+        """Read a checkpoint of ``study``; raises StorageError if it is damaged or another study's."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
+                    raise ValueError("compressed, as no checkpoint is: it could unpack to any size")
+                stored = {name: archive[name] for name in archive.files}
+            if str(stored.pop("sha256")) != _digest(stored):
+                raise ValueError("not what was saved")
+            round_, attempts, ledger_length = (int(counter) for counter in stored.pop("counters"))
+            owner, ledger_head = str(stored.pop("study")), str(stored.pop("ledger_head"))
+            adapter, perplexities = stored.pop("adapter"), stored.pop("perplexities")
+        except Exception as error:  # a damaged archive raises errors of every layer that reads it
+            raise StorageError(
+                f"{path} is no whole checkpoint",
+                why="training would continue from numbers that nobody released",
+                fix="put back a whole copy; the checkpoint before it serves if the ledger has not closed this round",
+            ) from error
+        if owner != study:
+            raise StorageError(
+                f"{path} belongs to study {owner[:16]}…, not to {study[:16]}…",
+                why="the schedule and its claim are another study's",
+                fix="choose the folder of this study",
+            )
+        optimizer = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items()}
+        return cls(
+            study=owner,
+            round=round_,
+            attempts=attempts,
+            adapter=adapter,
+            optimizer=optimizer,
+            perplexities=perplexities,
+            ledger_length=ledger_length,
+            ledger_head=ledger_head,
+        )
+
+
+def _digest(arrays: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and bytes: an archive's own sums do not cover which entries it has."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _NAME.match(path.name))

@@ -1,0 +1,100 @@
+"""The end of a study: its last entry, and every site's signature on the whole ledger, for all sites to have."""
+
+from collections.abc import Mapping
+
+from ...common.crypto.identity import Identity, sha256
+from ...common.errors import EnvelopeError, LedgerError
+from ...common.ledger import entries
+from ...common.ledger.entries import SignedStatement
+from ...common.protocol.envelope import Envelope
+from ...common.protocol.messages import SERVER, Close, pack
+from ...common.secagg.transcript import seal_message
+from .ledger_writer import LedgerWriter
+
+
+class Closing:
+    """Each site gets the rest of the ledger and what the study leaves, and signs it or stays silent.
+
+    Whoever has signed then gets the signatures of all, so that what a site holds can be verified without its server.
+
+    A site that was absent can sign later: a new instance, on the same ledger, asks those who have not.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        ledger: LedgerWriter,
+        files: Mapping[str, bytes],
+        held: Mapping[str, int] | None = None,
+    ) -> None:
+        """``files`` are the contents of every file that the study leaves, report.json among them, by its path.
+
+        Closes the study unless it is closed. ``held`` is how many entries a site is known to have. Raises StorageError.
+        """
+        self.reasons: dict[str, str] = {}
+        self._identity = identity
+        self._ledger = ledger
+        self._contents = [files[name] for name in sorted(files)]
+        self._held = dict(held or {})
+        if ledger.audit.closed is None:
+            hashes = {name: sha256(content) for name, content in files.items()}
+            ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=hashes))
+        self._asked = not self._unsigned  # whether every site was, in this exchange or long before
+        self._untold = False  # whether there are signatures that no site was told
+
+    @property
+    def finished(self) -> bool:
+        """Whether every site was asked that had not signed, and what came of it was told."""
+        return self._asked and not self._untold
+
+    @property
+    def deadline_s(self) -> float:
+        """How long the sites may take."""
+        return self._ledger.audit.manifest.study.training.deadline_s
+
+    def messages(self) -> dict[str, bytes]:
+        """Close, to every site that has not signed; or, once all were asked, without files to those that have."""
+        audit = self._ledger.audit
+        if self.finished:
+            return {}
+        closing = audit.closing
+        assert closing is not None  # noqa: S101 (the constructor closed the study)
+        if self._asked:
+            starts = dict.fromkeys(sorted(audit.closing_signatures), closing.ledger_length)
+            contents = []
+        else:
+            starts, contents = {site: self._held.get(site, 0) for site in self._unsigned}, self._contents
+        sealed = {
+            start: seal_message(
+                audit.manifest.secagg_parameters,
+                self._identity,
+                Close(**closing.model_dump()),
+                attempt=len(audit.attempts),
+                sender=SERVER,
+                payload=pack([pack([*self._ledger.lines(start)]), *contents]),
+            ).to_bytes()
+            for start in set(starts.values())
+        }
+        return {site: sealed[start] for site, start in starts.items()}
+
+    def receive(self, site: str, answer: bytes) -> None:
+        """A site's signature, which the ledger takes if it fits; ``reasons`` says why not, by site."""
+        if self._asked:
+            return  # the site repeats what it has signed
+        try:
+            statement = SignedStatement.of(Envelope.parse(answer).statement)
+            self._ledger.append(entries.ClosingSignature(closed=statement))
+            self._untold = True
+        except (EnvelopeError, LedgerError) as error:
+            self.reasons[site] = error.what
+
+    def advance(self) -> None:
+        """All answers are in, or the deadline passed."""
+        self._untold = self._untold and not self._asked
+        self._asked = True
+
+    @property
+    def _unsigned(self) -> list[str]:
+        audit = self._ledger.audit
+        return [site for site in audit.manifest.secagg_parameters.names if site not in audit.closing_signatures]

@@ -1,0 +1,243 @@
+"""A study's training at the server: rounds in order, the global adapter, its optimiser and its checkpoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.crypto.identity import Identity, sha256
+from ...common.errors import ScheduleExhaustedError, StorageError
+from ...common.ledger import entries
+from ...common.ledger.replay import AttemptRecord, RoundRecord
+from ...common.model.adapter import vector_bytes
+from ...common.model.optimizers import Optimizer, make_optimizer
+from ...common.study.manifest import Manifest
+from .accountant import CentralAccountant
+from .checkpoint import Checkpoint
+from .ledger_writer import LedgerWriter
+from .round import AttemptOutcome, Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeClosed:
+    """An exchange of an attempt ended: the sites whose answers were in, and why others were lost, in words."""
+
+    round: int
+    attempt: int
+    exchange: str
+    answered: frozenset[str]
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundClosed:
+    """A round ended: it was committed or, without survivors, left unfinished because the schedule was exhausted.
+
+    All figures are releases or come from public or synthetic data; ``perplexity`` is that of the adapter after it.
+    """
+
+    round: int
+    outcomes: tuple[AttemptOutcome, ...]
+    survivors: tuple[str, ...]
+    epsilon_spent: float | None
+    perplexity: float
+
+    @property
+    def committed(self) -> bool:
+        """Whether the adapter took this round's step."""
+        return bool(self.survivors)
+
+
+Observer = Callable[[ExchangeClosed | RoundClosed], None]
+
+
+@dataclass(kw_only=True)
+class Training:
+    """The rounds of a study as one state machine: the transport asks for messages, delivers answers, and advances.
+
+    It goes on from ``checkpoint``, the last that was saved, and from the ledger: attempts that were begun since count.
+    ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set; ``save`` stores a checkpoint.
+    The training ends after the manifest's rounds, or earlier where the schedule holds no further attempt: ``rounds``
+    are those that were committed, and ``exhausted`` is then the one that was not. Raises StorageError where checkpoint
+    and ledger do not belong together.
+    """
+
+    manifest: Manifest
+    identity: Identity
+    ledger: LedgerWriter
+    checkpoint: Checkpoint
+    evaluate: Callable[[NDArray[np.float32]], float]
+    save: Callable[[Checkpoint], None]
+    observe: Observer
+    rounds: list[RoundClosed] = field(default_factory=list)
+    exhausted: RoundClosed | None = None
+    # How many of the ledger's entries each site is known to have.
+    held: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        training = self.manifest.study.training
+        self._optimizer: Optimizer = make_optimizer(
+            training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
+        )
+        self._optimizer.restore(self.checkpoint.optimizer)
+        self.accountant = accountant_of(self.manifest, self.ledger.audit.attempts)
+        self._resume()
+        if not self.finished:
+            self._open_attempt(self._new_round(len(self.rounds) + 1))
+
+    @property
+    def adapter(self) -> NDArray[np.float32]:
+        """The global adapter [d] after the last committed round."""
+        return self.checkpoint.adapter
+
+    @property
+    def finished(self) -> bool:
+        """Whether every round was committed, or the schedule is exhausted."""
+        return self.exhausted is not None or len(self.rounds) == self.manifest.study.training.rounds
+
+    @property
+    def deadline_s(self) -> float:
+        """How long the current exchange may take."""
+        return self.manifest.study.training.deadline_s
+
+    def messages(self) -> dict[str, bytes]:
+        """What each site is to be sent now."""
+        return self._round.messages()
+
+    def receive(self, site: str, answer: bytes) -> None:
+        """One site's answer."""
+        self._round.receive(site, answer)
+
+    def advance(self) -> None:
+        """Close the current exchange; then commit the round if it has its sum, or retry if its attempt failed."""
+        round_, attempt = self._round.number, self.accountant.attempts_committed
+        closed = self._round.advance()
+        self.observe(
+            ExchangeClosed(
+                round=round_, attempt=attempt, exchange=closed.exchange, answered=closed.answered, lost=closed.lost
+            )
+        )
+        if self._round.failed:
+            self._open_attempt(self._round)
+        elif self._round.finished:
+            self._commit(self._round)
+            if not self.finished:
+                self._open_attempt(self._new_round(round_ + 1))
+
+    def _open_attempt(self, round_: Round) -> None:
+        """Begin the next attempt of a round that is new or has failed; without one, the training ends there."""
+        self._round = round_
+        try:
+            round_.open_attempt()
+        except ScheduleExhaustedError:
+            self.exhausted = RoundClosed(
+                round=round_.number,
+                outcomes=tuple(round_.outcomes),
+                survivors=(),
+                epsilon_spent=self.accountant.epsilon_spent,
+                perplexity=float(self.checkpoint.perplexities[-1]),
+            )
+            self.observe(self.exhausted)
+
+    def _commit(self, closing: Round) -> None:
+        gradient = mean_gradient(self.manifest, closing.aggregate, closing.survivors)
+        adapter = self._optimizer.step(self.adapter.astype(np.float64), gradient).astype(np.float32)
+        ledger = self.ledger.audit.ledger
+        self.checkpoint = Checkpoint(
+            study=self.manifest.study_id,
+            round=closing.number,
+            attempts=self.accountant.attempts_committed,
+            adapter=adapter,
+            optimizer=self._optimizer.state,
+            perplexities=np.append(self.checkpoint.perplexities, self.evaluate(adapter)),
+            ledger_length=len(ledger),
+            ledger_head=ledger.head,
+        )
+        self.save(self.checkpoint)
+        self._close_round()
+        self.observe(self.rounds[-1])
+
+    def _close_round(self) -> None:
+        """Enter the checkpoint's round in the ledger: after it was saved, so that no round of the ledger is lost."""
+        self.ledger.append(
+            entries.RoundClosed(
+                attempt=self.checkpoint.attempts,
+                round=self.checkpoint.round,
+                adapter_sha256=sha256(vector_bytes(self.adapter)),
+            )
+        )
+        self.rounds.append(self._closed(self.ledger.audit.rounds[-1]))
+
+    def _resume(self) -> None:
+        """Take up what the ledger and the checkpoint hold; the last round may be in the checkpoint alone."""
+        audit, checkpoint = self.ledger.audit, self.checkpoint
+        same_ledger = audit.ledger.head_at(checkpoint.ledger_length) == checkpoint.ledger_head
+        if checkpoint.study != self.manifest.study_id or not same_ledger:
+            raise _foreign("was not saved with this ledger")
+        self.rounds = [self._closed(closed) for closed in audit.rounds[: checkpoint.round]]
+        if checkpoint.round == len(audit.rounds) + 1:
+            self._close_round()
+        if checkpoint.round != len(self.ledger.audit.rounds):
+            raise _foreign(f"is of round {checkpoint.round}, and the ledger has {len(audit.rounds)}")
+        if audit.rounds and self.ledger.audit.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
+            raise _foreign("has another adapter than the ledger")
+
+    def _closed(self, closed: RoundRecord) -> RoundClosed:
+        return RoundClosed(
+            round=closed.round,
+            outcomes=self._outcomes(closed.round),
+            survivors=closed.survivors,
+            epsilon_spent=accountant_of(self.manifest, self.ledger.audit.attempts[: closed.attempt]).epsilon_spent,
+            perplexity=float(self.checkpoint.perplexities[closed.round]),
+        )
+
+    def _outcomes(self, round_: int) -> tuple[AttemptOutcome, ...]:
+        attempts = [record for record in self.ledger.audit.attempts if record.round == round_]
+        return tuple(AttemptOutcome.of(record) for record in attempts)
+
+    def _new_round(self, number: int) -> Round:
+        return Round(
+            number=number,
+            manifest=self.manifest,
+            identity=self.identity,
+            accountant=self.accountant,
+            ledger=self.ledger,
+            adapter=self.adapter,
+            held=self.held,
+            outcomes=list(self._outcomes(number)),
+        )
+
+
+def accountant_of(manifest: Manifest, attempts: Sequence[AttemptRecord]) -> CentralAccountant:
+    """The central accountant of a study after the ``attempts`` of its ledger."""
+    accountant = CentralAccountant(
+        schedule=manifest.schedule,
+        max_attempts=manifest.max_attempts,
+        delta=manifest.delta,
+        committed=len(attempts),
+    )
+    for record in attempts:
+        if record.ended:
+            accountant.record(record.attempt, record.charged)
+    return accountant
+
+
+def _foreign(what: str) -> StorageError:
+    return StorageError(
+        f"the checkpoint {what}",
+        why="training would go on from an adapter that the ledger does not have",
+        fix="put back ledger and checkpoints as they were; an older ledger must never replace a newer one",
+    )
+
+
+def mean_gradient(manifest: Manifest, aggregate: NDArray[np.int64], survivors: tuple[str, ...]) -> NDArray[np.float64]:
+    """The gradient [d] that the optimiser is given, from the aggregate [d] over the survivors.
+
+    Divided by a public denominator, never by a true count. Distributed trust: q × the survivors' nominal units. Local
+    trust: the survivors' share of all nominal units; the sites' mean change, negated, stands for a gradient.
+    """
+    units = sum(manifest.nominal_units(site) for site in survivors)
+    if manifest.study.privacy.trust == "distributed":
+        return manifest.lattice.decode(aggregate) / (manifest.study.privacy.sampling_probability * units)
+    return -manifest.fixed_point.decode(aggregate) / (units / manifest.study.total_nominal_units)

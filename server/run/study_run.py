@@ -1,0 +1,165 @@
+"""A study from its first signature to its last, as its server carries it out, in a simulation and in a deployment."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.crypto.identity import Identity
+from ...common.data.tokenisation import Example
+from ...common.errors import StorageError
+from ...common.ledger.replay import Audit
+from ...common.model.base_folder import published_name
+from ...common.model.language_model import LanguageModel
+from ...common.study.manifest import Manifest
+from ..report.report import Declared, Report, build_report, render_json
+from ..rounds.app import Conversation
+from ..rounds.checkpoint import Checkpoint
+from ..rounds.closing import Closing
+from ..rounds.ledger_writer import LedgerWriter
+from ..rounds.signing import Signing
+from ..rounds.training import Training, accountant_of
+from .progress import Observer, StudyReady, phase
+from .study_folder import REPORT, StudyFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where evaluation records come from, in words for the report; ``counted``: nominal units were counted."""
+
+    evaluation: str = "records given to the simulation"
+    counted: bool = False
+
+
+UNDESCRIBED: Final = Sources()
+
+
+@dataclass(kw_only=True)
+class StudyRun:
+    """What the server has to say in a study, in order, from where its ledger and its folder stand.
+
+    ``model`` is the base model with the study's adapter, ``base`` the folder it was loaded from, ``evaluation`` the
+    study's evaluation set. Without a ``folder`` nothing is kept. ``training`` and ``report`` are there once begun.
+    """
+
+    manifest: Manifest
+    identity: Identity
+    ledger: LedgerWriter
+    folder: StudyFolder | None
+    model: LanguageModel
+    base: Path
+    evaluation: Sequence[Example]
+    sources: Sources
+    setting: Literal["simulation", "federation"]
+    observe: Observer
+    training: Training = field(init=False)
+    report: Report = field(init=False)
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Signing, training and closing. Raises what they raise, and StorageError."""
+        with phase(self.observe, "signing", "every site signs the study"):
+            yield Signing(manifest=self.manifest, identity=self.identity, ledger=self.ledger)
+        checkpoint = self._checkpoint()
+        claimed = accountant_of(self.manifest, ()).epsilon_of_schedule
+        self.observe(
+            StudyReady(
+                manifest=self.manifest,
+                epsilon=None if claimed is None else claimed.epsilon,
+                perplexity_before=float(checkpoint.perplexities[0]),
+            )
+        )
+        self.training = Training(
+            manifest=self.manifest,
+            identity=self.identity,
+            ledger=self.ledger,
+            checkpoint=checkpoint,
+            evaluate=self._perplexity,
+            save=self._save,
+            observe=self.observe,
+        )
+        with phase(self.observe, "training", f"{self.manifest.study.training.rounds} rounds"):
+            yield self.training
+        with phase(self.observe, "report", "claims, adapter and model card"):
+            files = self._results()
+        with phase(self.observe, "closing", "every site signs the ledger"):
+            yield Closing(
+                identity=self.identity,
+                ledger=self.ledger,
+                files=files,
+                held=self.training.held,
+            )
+
+    def _checkpoint(self) -> Checkpoint:
+        """The last that was saved, or the first."""
+        saved = None if self.folder is None else self.folder.checkpoint(self.manifest)
+        if saved is not None:
+            return saved
+        adapter = self.model.get_adapter()
+        with phase(self.observe, "evaluation", "the base model on held-out records"):
+            perplexity = self._perplexity(adapter)
+        first = Checkpoint.initial(study=self.manifest.study_id, adapter=adapter, perplexity=perplexity)
+        self._save(first)
+        return first
+
+    def _perplexity(self, adapter: NDArray[np.float32]) -> float:
+        return self.model.perplexity(self.evaluation, adapter)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        if self.folder is not None:
+            self.folder.save_checkpoint(checkpoint)
+
+    def _results(self) -> dict[str, bytes]:
+        """What the study leaves, the contents of each file by its path, with its ``report``."""
+        closed = self.ledger.audit.closed
+        # What was closed stays as it is; only what was lost of it since is written again.
+        if self.folder is not None and closed is not None and self.folder.holds(closed.files):
+            files = self.folder.contents(closed.files)
+            self.report = json.loads(files[REPORT])
+            return files
+        self.report = self._report()
+        if self.folder is None:
+            return {REPORT: render_json(self.report)}
+        self.model.set_adapter(self.training.adapter)
+        return self.folder.contents(
+            self.folder.save_results(self.report, self.model, base_model=self.report["base_model"])
+        )
+
+    def _report(self) -> dict[str, Any]:
+        before, *after = (_finite(perplexity) for perplexity in self.training.checkpoint.perplexities)
+        perplexities = dict(enumerate(after, start=1))
+        if self.training.exhausted is not None:
+            perplexities[self.training.exhausted.round] = _finite(self.training.exhausted.perplexity)
+        declared = Declared(
+            perplexity_before=before,
+            perplexities=perplexities,
+            base_model=published_name(self.manifest.study.model.name),
+            evaluation=self.sources.evaluation,
+            counted=self.sources.counted,
+            setting=self.setting,
+        )
+        return build_report(self.ledger.audit, declared)
+
+
+def check_ledger_of(manifest: Manifest, audit: Audit) -> None:
+    """Raises StorageError unless the ledger is empty, of this manifest, or of the one that this succeeds."""
+    if audit.manifests and audit.manifest != manifest and audit.manifest.sha256 != manifest.previous:
+        raise put_back("the ledger is that of another manifest")
+
+
+def put_back(what: str) -> StorageError:
+    """A ledger that is not the study's newest."""
+    return StorageError(
+        what,
+        why="no site would follow it, and the attempts that they refuse would be spent",
+        fix="put back the newest of the study's files; nothing was changed",
+    )
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,154 @@
+"""A site's policy: careful by default, and it names every point in which a study breaks it."""
+
+import pytest
+from support.study.allowed_study import IDENTITIES, KEYS, NOISELESS, SERVER, SITE, manifest, policy
+
+from grandrounds.client.budget.policy import Policy, check_policy, read_policy
+from grandrounds.common.errors import PrivacyError, StudyError
+from grandrounds.common.system.package_hash import running_sha256
+from grandrounds.common.version import __version__
+
+
+def broken(rules, study, name=SITE):
+    """The points of the refusal."""
+    with pytest.raises(StudyError) as refusal:
+        check_policy(rules, study, name=name)
+    return refusal.value.what.removeprefix("the study breaks this site's policy: ").split("; ")
+
+
+@pytest.mark.parametrize("trust", ["distributed", "local"])
+def test_a_study_at_every_limit_is_allowed(trust):
+    check_policy(policy(), manifest(trust=trust), name=SITE)
+
+
+@pytest.mark.parametrize(
+    ("rules", "study", "said"),
+    [
+        ({"largest_epsilon": 1.9}, {}, "ε = 2.0, and the site allows 1.9"),
+        ({"largest_delta": 9e-5}, {}, "δ = 0.0001, and the site allows 9e-05"),
+        ({"trust": ["local"]}, {}, "its trust is distributed, and the site allows local"),
+        ({"trust": []}, {}, "its trust is distributed, and the site allows none"),
+        ({"smallest_honest_shares": 4}, {}, "h = 3 honest shares of noise are certain, and the site asks for 4"),
+        (
+            {"models": [{"name": "other"}, {"sha256": "44" * 32}]},
+            {},
+            f"its base model is builtin ({'22' * 32}), and the site allows other (any files), any ({'44' * 32})",
+        ),
+        ({"package_versions": ["9.9"]}, {}, f"it runs version {__version__}, and the site allows 9.9"),
+        (
+            {"package_sha256": ["55" * 32]},
+            {},
+            f"its program has SHA-256 {running_sha256()}, and the site allows {'55' * 32}",
+        ),
+        ({"package_sha256": []}, {}, f"its program has SHA-256 {running_sha256()}, and the site allows none"),
+        (
+            {"verified_peers": KEYS[1:]},
+            {},
+            f"the server's key {SERVER.public_key} is not among verified_peers",
+        ),
+        (
+            {"verified_peers": KEYS[:2]},
+            {},
+            "the keys of 3 sites (site-3, site-4, site-5) are not among verified_peers, "
+            "and it assumes at most 1 corrupt",
+        ),
+        ({}, {"privacy": {"unit": "record"}}, "it protects each record, and the site's budget is for each patient"),
+        (
+            {},
+            {"privacy": NOISELESS},
+            "it adds no noise, and the site's records are not stated to be synthetic (synthetic_data_only = false)",
+        ),
+    ],
+)
+def test_each_point_is_named_with_what_the_study_has_and_what_the_site_allows(rules, study, said):
+    assert broken(policy(**rules), manifest(**study)) == [said]
+
+
+def test_all_points_are_named_at_once():
+    points = broken(Policy(), manifest())
+    assert len(points) == 6
+    for point, part in zip(points, ("ε = 2.0", "δ = ", "trust", "base model", "server's key", "4 sites"), strict=True):
+        assert part in point
+
+
+def test_a_site_that_is_not_in_the_study_is_told_so():
+    (point,) = broken(policy(), manifest(), name="site-9")
+    assert point == "its sites are site-1, site-2, site-3, site-4, site-5, and site-9 is not among them"
+
+
+@pytest.mark.parametrize("unverified", range(5))
+def test_unverified_sites_count_towards_those_assumed_corrupt(unverified):
+    others = [IDENTITIES[site].public_key for site in IDENTITIES if site != SITE]
+    rules = policy(verified_peers=[SERVER.public_key, *others[unverified:]])
+    if unverified <= 1:
+        check_policy(rules, manifest(), name=SITE)
+    else:
+        assert f"the keys of {unverified} sites" in broken(rules, manifest())[0]
+
+
+def test_a_model_is_known_by_its_name_by_its_files_or_by_both():
+    for known in ({"name": "builtin"}, {"sha256": "22" * 32}, {"name": "builtin", "sha256": "22" * 32}):
+        check_policy(policy(models=[known]), manifest(), name=SITE)
+    assert broken(policy(models=[{"name": "builtin", "sha256": "55" * 32}]), manifest())
+
+
+def test_honest_shares_are_not_asked_for_under_local_trust():
+    check_policy(policy(smallest_honest_shares=5), manifest(trust="local"), name=SITE)
+
+
+def test_a_study_without_noise_is_for_synthetic_records_only():
+    check_policy(policy(data={"synthetic_data_only": True}), manifest(privacy=NOISELESS), name=SITE)
+
+
+def test_only_the_site_itself_calls_its_records_synthetic():
+    study = manifest()
+    sites = tuple(site.model_copy(update={"sensitivity": "synthetic"}) for site in study.study.sites)
+    calling = study.model_copy(update={"study": study.study.model_copy(update={"sites": sites})})
+    (point,) = broken(policy(), calling)
+    assert point == "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
+    check_policy(policy(data={"synthetic_data_only": True}), calling, name=SITE)
+
+
+def test_the_default_policy_lets_nobody_in_and_promises_little():
+    rules = Policy()
+    assert rules.study.models == rules.study.verified_peers == ()
+    assert not rules.data.synthetic_data_only
+    assert (rules.study.largest_epsilon, rules.data.epsilon) == (1.0, 1.0)
+
+
+def test_a_policy_is_read_with_its_paths_beside_it(tmp_path):
+    path = tmp_path / "site" / "policy.toml"
+    path.parent.mkdir()
+    path.write_text('[data]\nopted_out = "private/out.txt"\nfilter = "rdp"\norder = 16\n', encoding="utf-8")
+    rules = read_policy(path)
+    assert rules.data.opted_out == tmp_path / "site" / "private" / "out.txt"
+    assert (rules.data.filter, rules.data.order, rules.study) == ("rdp", 16, Policy().study)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[study]\nlargest_epsilno = 4.0\n", "study.largest_epsilno: no such field"),
+        ("[data]\nsynthetic_data_only = 'no'\n", "data.synthetic_data_only"),
+        ("[study]\nlargest_epsilon = 1000.0\n", "study.largest_epsilon = 1000.0"),
+        ("[study]\nverified_peers = ['AB']\n", "study.verified_peers.0"),
+        ("[[study.models]]\n", "give its name, its sha256 or both"),
+        ("[data]\nfilter = 'rdp'\n", "data.order"),
+        ("[data]\norder = 8\n", "data.order"),
+        ("[study]\ntrust = ['blind']\n", "study.trust.0"),
+        ("[study\n", "cannot be read"),
+    ],
+)
+def test_a_policy_that_does_not_mean_what_it_says_is_refused_by_name(tmp_path, text, said):
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError) as refusal:
+        read_policy(path)
+    assert refusal.value.what.startswith("the policy policy.toml: ")
+    assert said in refusal.value.what
+
+
+def test_an_order_that_leaves_nothing_of_the_budget_is_refused():
+    rules = policy(data={"filter": "rdp", "order": 2, "epsilon": 0.1})
+    with pytest.raises(PrivacyError, match="order 2 leaves nothing"):
+        rules.data.data_asset()

@@ -1,0 +1,57 @@
+"""What Flower's side of a site has: all of it in one folder, beside the worker's socket."""
+
+from pathlib import Path
+
+import pytest
+
+from grandrounds.client.node.folder import NodeFolder, NodeSettings
+from grandrounds.common.errors import StudyError
+from grandrounds.common.system.package_hash import running_sha256
+from grandrounds.common.version import __version__
+
+SETTINGS = NodeSettings(
+    address="server.example.org:8443",
+    app_sha256="11" * 32,
+    socket=Path("run/worker.sock"),
+    runtime_port=9094,
+    timeout_s=600.0,
+    package_version=__version__,
+    package_sha256=running_sha256(),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return NodeFolder(tmp_path / "site" / "node")
+
+
+def test_what_was_saved_is_what_the_node_runs_with_until_it_is_forgotten(folder):
+    folder.save(SETTINGS, certificates=b"authority")
+    unit = folder.unit()
+    assert (unit.address, unit.app_sha256, unit.timeout_s) == (SETTINGS.address, SETTINGS.app_sha256, 600.0)
+    assert unit.socket == folder.path.parent / "run" / "worker.sock"
+    assert folder.certificates.read_bytes() == b"authority"
+    assert {unit.folder, unit.node_key.parent, unit.secret.parent, unit.certificates.parent} == {folder.path}
+    for _ in range(2):
+        folder.forget()
+        with pytest.raises(StudyError, match=r"there is no .*node\.json"):
+            folder.unit()
+
+
+def test_a_socket_elsewhere_stays_there(folder):
+    folder.save(SETTINGS.model_copy(update={"socket": Path("/run/site/worker.sock")}), certificates=b"")
+    assert folder.settings().socket == Path("/run/site/worker.sock")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[" * 100_000])
+def test_damaged_settings_are_a_diagnosis(folder, text):
+    folder.save(SETTINGS, certificates=b"")
+    (folder.path / "node.json").write_text(text)
+    with pytest.raises(StudyError, match=r"node\.json cannot be read"):
+        folder.settings()
+
+
+def test_another_program_than_the_study_pinned_carries_nothing(folder):
+    folder.save(SETTINGS.model_copy(update={"package_sha256": "22" * 32}), certificates=b"")
+    with pytest.raises(StudyError, match="the study runs grandrounds"):
+        folder.unit()

@@ -1,0 +1,109 @@
+"""The relay at a real SuperNode, on loopback: what reaches the worker and comes back, and what is never run."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from support.network.loopback import Loopback, an_app
+from support.process.resident_process import SITE, ResidentProcess, ones
+from support.study.federation import Federation, small_study
+
+from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.system.processes import environment
+
+
+@pytest.fixture(scope="module")
+def federation():
+    return Federation(study=small_study(), dimension=7, release=ones)
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory):
+    with Loopback(tmp_path_factory.mktemp("loopback")) as loopback:
+        yield loopback
+
+
+@pytest.fixture(scope="module")
+def worker(loopback, federation):
+    with ResidentProcess(loopback.root / "worker", federation) as worker:
+        worker.start()
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def app(loopback):
+    """The app that the site answers for, and its archive's hash."""
+    return an_app(loopback.root / "app")
+
+
+@pytest.fixture(scope="module")
+def site(loopback, worker, app):
+    _, app_sha256 = app
+    site = loopback.site(SITE, worker.socket, app_sha256=app_sha256)
+    loopback.enroll(site)
+    loopback.start(site)
+    return site
+
+
+@pytest.fixture(scope="module")
+def run(loopback, site, app):
+    folder, _ = app
+    with loopback.run(folder) as run:
+        run.ask_until_there(site, b"are you there?")
+        yield run
+
+
+def has_run_an_app(site):
+    return [path for name in ("imported", "apps") if (path := site.unit.folder / "flower" / name).exists()]
+
+
+def test_the_worker_s_answer_comes_back_as_it_signed_it_and_no_app_was_run(run, site, federation):
+    attempt = federation.attempt(1)
+    answer = Envelope.parse(run.ask(site, attempt.messages()[SITE]))
+    answer.verify(federation.identities[SITE].public_key)
+    assert (answer.exchange, answer.attempt) == ("advert", 1)
+    assert not has_run_an_app(site)
+
+
+def test_a_message_of_another_app_is_answered_by_silence_without_the_worker_and_nothing_of_it_is_run(
+    run, loopback, site, worker, federation
+):
+    before = worker.log()
+    another, another_sha256 = an_app(loopback.root / "another", version="1.0.1")
+    with loopback.run(another) as other:
+        assert other.ask_until_there(site, federation.attempt(2).messages()[SITE]) == b""
+    assert f"refused: an app archive with the hash {another_sha256}" in site.log("relay")
+    assert worker.log() == before
+    assert not has_run_an_app(site)
+
+
+def test_a_worker_s_death_over_a_message_is_silence_and_the_next_message_is_its_successor_s(
+    run, site, worker, federation
+):
+    supernode, attempt, answers = site.process("flower-supernode"), federation.attempt(2), []
+    worker.ask(federation, attempt, exchanges=2)
+    os.mkfifo(worker.folder / "hold")
+    asking = threading.Thread(target=lambda: answers.append(run.ask(site, attempt.messages()[SITE])))
+    asking.start()
+    with worker.held_update():
+        worker.kill()
+    asking.join()
+    assert answers == [b""]
+    worker.start()
+    assert Envelope.parse(run.ask(site, federation.attempt(3).messages()[SITE])).exchange == "advert"
+    assert site.process("flower-supernode") == supernode
+
+
+def test_who_has_not_the_secret_gets_no_message_and_disturbs_nobody(run, site, tmp_path, federation):
+    supernode, secret = site.process("flower-supernode"), tmp_path / "secret"
+    secret.write_bytes(bytes(32))
+    relay = [sys.executable, "-m", "grandrounds.client.node.relay", f"127.0.0.1:{site.unit.runtime_port}"]
+    command = [*relay, secret, tmp_path / "socket", site.unit.app_sha256, "1"]
+    stranger = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert stranger.returncode == 1
+    assert "401 Unauthorized" in stranger.stderr
+    assert "authentication failed" in site.log("supernode")
+    assert Envelope.parse(run.ask(site, b"still there?")).exchange == "refusal"
+    assert site.process("flower-supernode") == supernode

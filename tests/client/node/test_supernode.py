@@ -1,0 +1,88 @@
+"""A site's unit, of real processes: what ends one of them ends both, and both come back."""
+
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from support.network.loopback import PATIENCE_S, Loopback, Site, an_app, free_ports, has_ended, until
+
+from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
+
+SUPERNODE, RELAY = "flower-supernode", "grandrounds.client.node.relay"
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory):
+    with Loopback(tmp_path_factory.mktemp("loopback")) as loopback:
+        yield loopback
+
+
+def test_a_site_tries_until_it_is_enrolled_and_answers_again_after_its_relay_died_with_a_message_in_hand(loopback):
+    app, app_sha256 = an_app(loopback.root / "app")
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.settimeout(PATIENCE_S)
+        worker.bind(str(loopback.root / "worker.sock"))
+        worker.listen()
+        site = loopback.site("site-1", loopback.root / "worker.sock", app_sha256=app_sha256)
+        loopback.start(site)
+        until(lambda: "code: 2004" in site.log("supernode"), "the server has refused the node")
+        loopback.enroll(site)
+        with loopback.run(app) as run, ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(run.ask_until_there, site, b"a message")
+            with worker.accept()[0] as in_hand:
+                before = {site.process(SUPERNODE), site.process(RELAY)}
+                os.kill(site.process(RELAY), signal.SIGKILL)
+                until(lambda: all(map(has_ended, before)), "the SuperNode has ended, too")
+                in_hand.settimeout(PATIENCE_S)
+                while in_hand.recv(1 << 16):  # to the end: who asked is no longer there
+                    pass
+            worker.accept()[0].close()  # from their successors: silence
+            assert asked.result(PATIENCE_S) == b""
+
+
+class Alone:
+    """A site whose server is not there, and its unit, which runs until the end of the ``with``."""
+
+    def __init__(self, root):
+        make_certificates(root / "tls", "localhost")
+        address, certificates = f"localhost:{free_ports(1)[0]}", root / "tls" / CA_CERTIFICATE
+        self.site = Site(
+            root / "site-1", root / "none", address=address, certificates=certificates, app_sha256="00" * 32
+        )
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=lambda: self.site.unit.run(self._stopped.is_set))
+
+    def __enter__(self):
+        self._thread.start()
+        return self.site
+
+    def __exit__(self, *exception):
+        self._stopped.set()
+        self._thread.join()
+
+
+def kill_the_supernode(site):
+    os.kill(site.process(SUPERNODE), signal.SIGKILL)
+
+
+def kill_the_relay(site):
+    os.kill(site.process(RELAY), signal.SIGKILL)
+
+
+def let_the_supernode_log_an_error(site):
+    with (site.unit.folder / "supernode.log").open("a") as log:
+        log.write("ERROR: its main loop ended\n")
+
+
+@pytest.mark.parametrize("end", [kill_the_supernode, kill_the_relay, let_the_supernode_log_an_error])
+def test_what_ends_one_of_both_ends_the_other_and_starts_both_anew(tmp_path, end):
+    with Alone(tmp_path) as site:
+        before = {site.process(SUPERNODE), site.process(RELAY)}
+        end(site)
+        until(lambda: all(map(has_ended, before)), "both have ended")
+        after = {site.process(SUPERNODE), site.process(RELAY)}
+    assert not before & after
+    assert all(map(has_ended, after)), "a unit that was stopped leaves something behind"

@@ -1,0 +1,129 @@
+"""A site's folder: what its worker needs, read and judged before the first message."""
+
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from support.process.resident_process import SITE, finish, refusal
+from support.study.site_study import SiteStudy, write_policy
+from support.study.tiny_models import save_tiny_model
+
+from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.state.database import SiteDatabase
+from grandrounds.client.state.site_state import Budget
+from grandrounds.client.worker.service import Resident
+from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
+from grandrounds.common.protocol.messages import RefusalCode
+from grandrounds.deploy.site_ops import commands as site_operator
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture
+def federation(study):
+    return study.federation()
+
+
+@pytest.fixture
+def folder(tmp_path, study, federation):
+    folder = study.initialised(tmp_path / "site", federation)
+    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
+    return folder
+
+
+@pytest.fixture
+def opened(folder):
+    resident = open_site(folder)
+    yield resident
+    resident.close()
+
+
+def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: Resident, federation):
+    attempt = finish(federation, federation.attempt(), opened.answer)
+    assert SITE in attempt.survivors
+    assert np.abs(attempt.aggregate).max() > 10, "its noise is in the sum"
+
+
+def test_who_opted_out_is_not_among_the_records(folder, monkeypatch):
+    cohorts = []
+    monkeypatch.setattr(
+        "grandrounds.client.site.assembly.cohort_of", lambda study, records, tokenisation: cohorts.append(records)
+    )
+    open_site(folder).close()
+    assert [record.patient_id for record in cohorts[0]] == ["patient-0", "patient-2"]
+
+
+def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):
+    (folder.path / "notes.jsonl").unlink()
+    with pytest.raises(DataError):
+        open_site(folder)
+    (statement,) = Reservations(SiteDatabase.open(folder.state)).statements()
+    assert [reservation.study for reservation in statement.reservations] == [folder.manifest().study_id]
+
+
+def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: Resident, folder, federation):
+    folder.pause()
+    attempt = federation.attempt()
+    begin = attempt.messages()[SITE]
+    assert refusal(opened.answer(begin)) == RefusalCode.PAUSED
+    folder.go_on()
+    assert SITE in finish(federation, attempt, opened.answer).survivors
+
+
+def policy_below(folder: SiteFolder) -> None:
+    write_policy(folder, folder.manifest(), epsilon=1.0)
+
+
+def another_key(folder: SiteFolder) -> None:
+    (folder.path / KEY).write_text(Identity.generate().secret.hex())
+
+
+def another_frozen_adapter(folder: SiteFolder) -> None:
+    size = len(folder.frozen_adapter())
+    (folder.path / FROZEN_ADAPTER).write_bytes(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (policy_below, StudyError, "breaks this site's policy: ε = 50.0, and the site allows 1.0"),
+        (another_key, StudyError, "another key for site-2"),
+        (another_frozen_adapter, StudyError, "the frozen adapter is another"),
+        (lambda folder: (folder.path / KEY).chmod(0o644), StorageError, "is open to other users"),
+        (lambda folder: (folder.path / KEY).write_text("no key"), StorageError, "key is damaged"),
+        (lambda folder: (folder.path / KEY).unlink(), StorageError, "there is no .*key"),
+        (lambda folder: (folder.path / MANIFEST).unlink(), StudyError, "takes part in no study"),
+        (lambda folder: (folder.path / MANIFEST).write_text("{}"), StorageError, "study.json is damaged"),
+        (lambda folder: (folder.path / FROZEN_ADAPTER).unlink(), StorageError, "frozen-adapter.bin is damaged"),
+        (lambda folder: (folder.path / SETTINGS).write_text("name = 3"), StudyError, "name = 3"),
+        (lambda folder: (folder.path / "opted-out.txt").unlink(), DataError, "the opt-outs"),
+    ],
+)
+def test_a_folder_that_does_not_fit_the_study_is_refused_and_lets_go_of_its_state(
+    folder, change: Callable[[SiteFolder], object], error: type[GrandRoundsError], text
+):
+    change(folder)
+    with pytest.raises(error, match=text):
+        open_site(folder)
+    Budget.open(folder.state).close()
+
+
+def test_two_workers_never_hold_one_site(opened, folder):
+    with pytest.raises(StorageError, match="another worker holds"):
+        open_site(folder)
+
+
+def test_a_budget_that_is_used_up_is_refused_before_a_record_is_read(folder):
+    shutil.rmtree(folder.state)  # of a site that has not joined
+    text = (folder.path / POLICY).read_text()
+    (folder.path / POLICY).write_text(text.replace("epsilon = 99.0", "epsilon = 2.0"))
+    (folder.path / "notes.jsonl").unlink()
+    with pytest.raises(PrivacyError, match="asks for ε = 50"):
+        open_site(folder)

@@ -1,0 +1,77 @@
+import peft
+import pytest
+import torch
+from support.study.tiny_models import load_tiny, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.supported_models import refuse_coupled_records
+from grandrounds.common.errors import ModelError
+from grandrounds.common.model.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("llama"))
+
+
+def with_adapter(folder, **options):
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    return peft.get_peft_model(base, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
+
+
+def refused(module, word):
+    with pytest.raises(ModelError, match=word):
+        GradSampler(LanguageModel(module), batch_size=2, max_tokens=8)
+
+
+def test_a_plain_lora_model_is_accepted(folder):
+    refuse_coupled_records(load_tiny(folder).module)
+
+
+def test_batch_normalisation_is_refused(folder):
+    module = load_tiny(folder).module
+    module.base_model.model.model.norm = torch.nn.BatchNorm1d(16)
+    refused(module, "over the batch")
+
+
+def test_mixtures_of_experts_are_refused(tmp_path):
+    refused(load_tiny(save_tiny_model(tmp_path, "mixtral"), "mixtral").module, "experts")
+
+
+def test_experts_are_found_without_a_word_in_the_configuration(folder):
+    module = load_tiny(folder).module
+    module.base_model.model.model.layers[0].mlp = type("SwitchRouter", (torch.nn.Module,), {})()
+    refused(module, "experts")
+
+
+def test_a_quantised_model_is_refused(folder):
+    configured = load_tiny(folder).module
+    configured.config.quantization_config = {"quant_method": "torchao"}
+    refused(configured, "quantised")
+    of_integers = load_tiny(folder).module
+    head = of_integers.base_model.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().to(torch.int8), requires_grad=False)
+    refused(of_integers, "quantised")
+
+
+def test_dora_is_refused(folder):
+    refused(with_adapter(folder, target_modules=["v_proj"], use_dora=True), "DoRA")
+
+
+def test_trained_embeddings_are_refused(folder):
+    refused(with_adapter(folder, target_modules=["embed_tokens"]), "embeddings")
+    module = load_tiny(folder).module
+    module.get_input_embeddings().weight.requires_grad_(True)
+    refused(module, "embeddings")
+
+
+def test_a_trained_weight_under_two_names_is_refused(folder):
+    module = load_tiny(folder).module
+    layers = module.base_model.model.model.layers
+    layers[1] = layers[0]
+    refused(module, "two names")
+
+
+def test_a_model_in_which_nothing_is_trained_is_refused(folder):
+    refused(load_tiny(folder).module.requires_grad_(False), "nothing")

@@ -1,0 +1,139 @@
+"""A site's update: the integers that its manifest asks for, whatever happens to its data."""
+
+import numpy as np
+import pytest
+from support.study.federation import is_noise_of, small_manifest, small_study
+from support.study.tiny_models import VOCABULARY, TinyExample, load_tiny, save_tiny_model, tiny_example
+
+from grandrounds.client.training.cohort import Cohort
+from grandrounds.client.training.dp_sgd import DpSgd
+from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.update import SiteUpdate
+from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.errors import ModelError
+from grandrounds.common.model.language_model import NO_LOSS
+from grandrounds.common.model.optimizers import make_optimizer
+from grandrounds.common.privacy.mechanism import NoNoise
+
+TOKENS = 16
+SITE = "site-2"
+NOMINAL_UNITS = (4, 6, 4, 4, 4)
+RNG = np.random.default_rng(23)
+UNITS = [
+    [tiny_example(RNG, length=length, max_tokens=TOKENS) for length in lengths]
+    for lengths in ([16], [7, 12], [9], [16, 3, 5])
+]
+TRUSTS = ("distributed", "local")
+
+
+@pytest.fixture(scope="module")
+def sampler(tmp_path_factory):
+    model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
+    return GradSampler(model, batch_size=4, max_tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def adapter(sampler):
+    return np.random.default_rng(7).normal(0, 0.3, sampler.model.layout.dimension).astype(np.float32)
+
+
+def site_update(sampler, cohort=None, *, dimension=None, **sections):
+    identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
+    dimension = dimension or sampler.model.layout.dimension
+    manifest = small_manifest(
+        small_study(NOMINAL_UNITS, **sections), identities, Identity.generate(), dimension=dimension
+    )
+    return SiteUpdate(manifest=manifest, name=SITE, cohort=cohort or Cohort(UNITS), sampler=sampler)
+
+
+def plain(update):
+    """The site's pieces put together here: a sum without noise."""
+    return DpSgd(sampler=update.sampler, lattice=update.manifest.lattice, mechanism=NoNoise())
+
+
+def centred(update, manifest):
+    return update.view({32: np.int32, 16: np.int16}[manifest.secagg_parameters.modulus_bits]).astype(np.int64)
+
+
+def test_under_distributed_trust_the_update_is_the_integer_sum_at_the_attempt_s_adapter_and_nothing_else(
+    sampler, adapter
+):
+    update = site_update(sampler)
+    released = update(adapter)
+    assert released.dtype == np.dtype("<u4")
+    sampler.model.set_adapter(adapter)
+    np.testing.assert_array_equal(centred(released, update.manifest), plain(update).sum_units(UNITS))
+    assert not np.array_equal(update(adapter + np.float32(0.1)), released)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sampler, adapter, optimizer):
+    training = {"local_steps": 3, "local_learning_rate": 0.3, "local_optimizer": optimizer, "beta1": 0.5, "beta2": 0.8}
+    update = site_update(sampler, trust="local", training=training)
+    released = update(adapter)
+    assert released.dtype == np.dtype("<u2")
+    lattice, parameters = update.manifest.lattice, adapter.astype(np.float64)
+    steps = make_optimizer(optimizer, learning_rate=0.3, beta1=0.5, beta2=0.8)
+    for _ in range(3):
+        sampler.model.set_adapter(parameters.astype(np.float32))
+        # q is 1 and the site's nominal units are six, though it has four.
+        parameters = steps.step(parameters, lattice.decode(plain(update).sum_units(UNITS)) / 6)
+    expected = (parameters - adapter) * 6 / sum(NOMINAL_UNITS)
+    decoded = update.manifest.fixed_point.decode(centred(released, update.manifest))
+    np.testing.assert_allclose(decoded, expected, rtol=0, atol=0.51 / update.manifest.fixed_point.scale)
+    assert np.abs(expected).max() > 100 / update.manifest.fixed_point.scale
+
+
+class Unreadable(Cohort):
+    def draw(self, **options):
+        raise OSError("no page for Mrs Abernathy")
+
+
+def silent_units(count):
+    return [[TinyExample(np.zeros(TOKENS, np.int32), np.full(TOKENS, NO_LOSS, np.int32))] for _ in range(count)]
+
+
+FAILING_COHORTS = {
+    "no such token": Cohort([[TinyExample(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))]]),
+    "another length": Cohort([[TinyExample(np.zeros(3, np.int32), np.zeros(3, np.int32))]]),
+    "no records": Cohort([[None, None]]),
+    "nothing to learn": Cohort(silent_units(3)),
+    "unreadable": Unreadable(UNITS),
+}
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("failing", FAILING_COHORTS)
+def test_records_that_fail_leave_pure_noise(sampler, adapter, trust, failing, caplog):
+    sections = {"trust": trust, "noise_multiplier": 8.0, "secagg": {"update_range": 100}}
+    update = site_update(sampler, FAILING_COHORTS[failing], **sections)
+    noise = centred(update(adapter), update.manifest).astype(np.float64)
+    if trust == "local":
+        # The site divided by its nominal units, and weighted by them over all.
+        noise *= update.manifest.lattice.scale * sum(NOMINAL_UNITS) / update.manifest.fixed_point.scale
+    assert is_noise_of(noise, update.manifest.noise_stddev)
+    assert "Abernathy" not in caplog.text
+
+
+def test_a_failing_record_costs_its_own_unit_and_no_other(sampler, adapter):
+    bad = TinyExample(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))
+    among_others = [UNITS[0], [bad], UNITS[1], [UNITS[2][0], bad], UNITS[3], UNITS[2]]
+    sound = site_update(sampler)(adapter)
+    np.testing.assert_array_equal(site_update(sampler, Cohort(among_others))(adapter), sound)
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_every_call_draws_units_and_noise_afresh(sampler, adapter, trust):
+    update = site_update(
+        sampler, Cohort(silent_units(3)), trust=trust, noise_multiplier=8.0, secagg={"update_range": 100}
+    )
+    one, two = (centred(update(adapter), update.manifest) for _ in range(2))
+    assert not np.array_equal(one, two)
+    without_noise = site_update(sampler, Cohort(UNITS * 20), trust=trust, privacy={"sampling_probability": 0.5})
+    draws = {centred(without_noise(adapter), without_noise.manifest).tobytes() for _ in range(2)}
+    assert len(draws) == 2, "two draws of 80 units are equal with probability 2**-80"
+
+
+def test_an_update_for_another_dimension_is_refused_whatever_the_records(sampler, adapter):
+    with pytest.raises(ModelError, match="the adapter has"):
+        site_update(sampler, dimension=adapter.size + 1)(adapter)

@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from grandrounds.common.data.records import Content, Conversation, Message, PromptCompletion, Record, Text
+from grandrounds.common.data.tokenisation import Example, Tokenisation
+from grandrounds.common.errors import DataError, ModelError
+from grandrounds.common.model.language_model import NO_LOSS
+
+MARKING_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+REFUSING_TEMPLATE = "{{ raise_exception('no role ' + messages[0]['content']) }}"
+QUOTE = "Zebedee has gout"
+
+
+def byte_tokenizer(**options: object) -> PreTrainedTokenizerFast:
+    """One token a byte, and an end-of-text token: what each test expects can be read off the text."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: number for number, symbol in enumerate([*symbols, "<end>", "<pad>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", **options)  # noqa: S106
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def record(content: Content) -> Record:
+    return Record(patient_id="p", position="line 1", content=content)
+
+
+def example(content: Content, *, max_tokens: int = 32, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> Example:
+    return Tokenisation(tokenizer, max_tokens=max_tokens).example(record(content))
+
+
+def read(made: Example) -> str:
+    return TOKENIZER.decode(made.token_ids[made.token_ids != TOKENIZER.pad_token_id])
+
+
+def learnt(made: Example) -> str:
+    return TOKENIZER.decode(made.labels[made.labels != NO_LOSS])
+
+
+CHAT = Conversation(messages=(Message(role="user", content="Pain?"), Message(role="assistant", content="None.")))
+
+
+def test_every_token_of_a_text_is_learnt_and_its_end() -> None:
+    made = example(Text(text="No pain."))
+    assert read(made) == learnt(made) == "No pain.<end>"
+
+
+def test_only_the_completion_is_learnt() -> None:
+    made = example(PromptCompletion(prompt="Pain?", completion=" None."))
+    assert read(made) == "Pain? None.<end>"
+    assert learnt(made) == " None.<end>"
+
+
+def test_only_the_assistant_s_turns_are_learnt_where_the_template_marks_them() -> None:
+    tokenizer = byte_tokenizer(chat_template=MARKING_TEMPLATE)
+    made = example(CHAT, tokenizer=tokenizer)
+    assert read(made) == "Pain?None."
+    assert learnt(made) == "None."
+    assert Tokenisation(tokenizer, max_tokens=8).loss_on(CHAT) == "the assistant's turns"
+
+
+def test_a_whole_conversation_is_learnt_where_the_template_marks_nothing_and_it_is_said() -> None:
+    tokenizer = byte_tokenizer(chat_template=PLAIN_TEMPLATE)
+    assert learnt(example(CHAT, tokenizer=tokenizer)) == "Pain?None."
+    assert "whole conversation" in Tokenisation(tokenizer, max_tokens=8).loss_on(CHAT)
+
+
+def test_a_model_without_a_chat_template_is_refused_for_conversations() -> None:
+    with pytest.raises(ModelError, match="no chat template"):
+        example(CHAT)
+
+
+def test_a_refusing_chat_template_is_reported_by_line_and_never_quoted() -> None:
+    with pytest.raises(DataError) as refusal:
+        example(
+            Conversation(messages=(Message(role="x", content=QUOTE),)),
+            tokenizer=byte_tokenizer(chat_template=REFUSING_TEMPLATE),
+        )
+    assert "line 1" in refusal.value.diagnostics()
+    assert QUOTE not in refusal.value.diagnostics()
+    assert refusal.value.__suppress_context__
+
+
+def test_a_prompt_that_fills_the_example_leaves_nothing_to_learn() -> None:
+    made = example(PromptCompletion(prompt="Any pain?", completion="None."), max_tokens=8)
+    assert read(made) == "Any pain"
+    assert learnt(made) == ""
+
+
+def test_a_cut_text_has_no_end_and_is_not_padded() -> None:
+    made = example(Text(text="No pain at all."), max_tokens=8)
+    assert read(made) == learnt(made) == "No pain "
+
+
+contents = st.one_of(
+    st.builds(Text, text=st.text(st.characters(codec="utf-8"), min_size=1)),
+    st.builds(
+        PromptCompletion,
+        prompt=st.text(st.characters(codec="utf-8"), min_size=1),
+        completion=st.text(st.characters(codec="utf-8"), min_size=1),
+    ),
+)
+
+
+@settings(deadline=None)
+@given(content=contents, max_tokens=st.integers(1, 40))
+def test_every_example_has_the_same_shape_and_labels_only_its_own_tokens(content: Content, max_tokens: int) -> None:
+    made = example(content, max_tokens=max_tokens)
+    for array in (made.token_ids, made.labels):
+        assert array.shape == (max_tokens,)
+        assert array.dtype == np.int32
+    has_label = made.labels != NO_LOSS
+    assert np.array_equal(made.labels[has_label], made.token_ids[has_label])
+    is_padding = made.token_ids == TOKENIZER.pad_token_id
+    assert not np.any(has_label & is_padding)
+    assert np.all(is_padding[:-1] <= is_padding[1:]), "padding is on the right"
+
+
+def test_examples_keep_the_order_of_their_records() -> None:
+    tokenisation = Tokenisation(TOKENIZER, max_tokens=4)
+    made = tokenisation.examples([record(Text(text=text)) for text in ("a", "bb", "ccc")])
+    assert [read(one) for one in made] == ["a<end>", "bb<end>", "ccc<end>"]
+
+
+def test_a_tokenizer_is_loaded_from_a_model_folder(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    made = Tokenisation.load(str(tmp_path), max_tokens=16).example(record(Text(text="No pain.")))
+    assert np.array_equal(made.token_ids, example(Text(text="No pain."), max_tokens=16).token_ids)
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        TOKENIZER.save_pretrained(tmp_path)
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match="tokenizer"):
+        Tokenisation.load(str(tmp_path), max_tokens=16)

@@ -1,0 +1,148 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from support.study.tiny_models import ARCHITECTURES, TARGETS, load_tiny, save_tiny_model, tiny_example
+from transformers import AutoModelForCausalLM
+
+from grandrounds.common.errors import ModelError, StudyError
+from grandrounds.common.model.language_model import LanguageModel, Lora
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(architecture, tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp(architecture), architecture)
+
+
+def _examples():
+    rng = np.random.default_rng(1)
+    return [tiny_example(rng, length=length, max_tokens=24) for length in (24, 3, 11, 0, 17, 24, 2, 9, 13, 20)]
+
+
+@pytest.mark.parametrize("kind", ["ffa", "lora"])
+def test_an_exported_adapter_loads_exactly(architecture, folder, kind, tmp_path):
+    model = load_tiny(folder, architecture, kind=kind)
+    token_ids, _ = model.stack(_examples())
+    model.export(tmp_path, base_model="some/base")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(loaded(input_ids=token_ids).logits, model.logits(token_ids))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+
+
+def test_the_adapter_is_read_as_it_was_set_and_changes_the_model(architecture, folder):
+    model = load_tiny(folder, architecture)
+    token_ids, _ = model.stack(_examples())
+    adapter = np.random.default_rng(2).normal(size=model.layout.dimension).astype(np.float32)
+    before = model.logits(token_ids)
+    model.set_adapter(adapter)
+    np.testing.assert_array_equal(model.get_adapter(), adapter)
+    assert not torch.equal(model.logits(token_ids), before)
+
+
+def test_with_a_frozen_only_b_is_trained_and_otherwise_both(architecture, folder):
+    frozen, plain = load_tiny(folder, architecture), load_tiny(folder, architecture, kind="lora")
+    assert all("lora_B" in name for name, _ in frozen.layout.shapes)
+    assert all("lora_A" in name for name, _ in frozen.frozen_layout.shapes)
+    assert plain.frozen_layout.shapes == ()
+    assert plain.layout.dimension == frozen.layout.dimension + frozen.frozen_layout.dimension
+
+
+def test_a_is_a_function_of_its_seed_and_travels_as_a_vector(architecture, folder):
+    lora = Lora(target_modules=TARGETS[architecture])
+    one, same, other = (LanguageModel.load(folder, lora, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.get_frozen_adapter(), same.get_frozen_adapter())
+    assert one.frozen_adapter_sha256 != other.frozen_adapter_sha256
+    other.set_frozen_adapter(one.get_frozen_adapter())
+    assert one.frozen_adapter_sha256 == other.frozen_adapter_sha256
+    assert not one.get_adapter().any(), "B starts at zero, so that a fresh adapter changes nothing"
+
+
+def test_perplexity_is_that_of_each_record_alone_weighted_by_its_tokens(architecture, folder):
+    model = load_tiny(folder, architecture)
+    examples = _examples()
+    total, tokens = 0.0, 0
+    for example in examples:
+        length = int((example.labels != -100).sum()) + int((example.labels != -100).argmax())
+        labels = torch.tensor(example.labels[:length], dtype=torch.int64)[None]
+        targets = int((labels[:, 1:] != -100).sum())
+        if targets:
+            ids = torch.tensor(example.token_ids[:length], dtype=torch.int64)[None]
+            with torch.inference_mode():  # transformers' own loss, of one record without padding
+                total += float(model.module(input_ids=ids, labels=labels).loss) * targets
+            tokens += targets
+    assert model.perplexity(examples, model.get_adapter()) == pytest.approx(math.exp(total / tokens), rel=1e-5)
+
+
+def test_a_perplexity_of_nothing_is_refused(architecture, folder):
+    model = load_tiny(folder, architecture)
+    with pytest.raises(ModelError):
+        model.perplexity([tiny_example(np.random.default_rng(0), length=0, max_tokens=8)], model.get_adapter())
+
+
+def test_a_perplexity_beyond_a_float_is_infinite(folder, architecture):
+    model = load_tiny(folder, architecture)
+    huge = np.full(model.layout.dimension, 1e30, dtype=np.float32)
+    assert not model.perplexity(_examples(), huge) < 100
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("q_proj", "typo"), ("embed_tokens",), ("wte",)])
+def test_targets_that_are_no_linear_layers_are_refused_with_those_that_exist(architecture, folder, targets):
+    with pytest.raises(ModelError) as refusal:
+        LanguageModel.load(folder, Lora(target_modules=targets), seed=0)
+    assert TARGETS[architecture][0] in refusal.value.fix
+
+
+def test_an_adapter_kind_that_is_not_built_says_so():
+    with pytest.raises(StudyError):
+        Lora(target_modules=("v_proj",), kind="rolora")
+
+
+def test_the_adapter_stays_float32_on_a_bfloat16_base(architecture, folder):
+    model = load_tiny(folder, architecture, dtype="bfloat16")
+    assert {tensor.dtype for tensor in model.trained.values()} == {torch.float32}
+    assert model.module.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_weights_that_are_not_safetensors_are_refused(tmp_path):
+    save_tiny_model(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        LanguageModel.load(tmp_path, Lora(target_modules=("v_proj",)), seed=0)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_with_a_damaged_file_is_refused(tmp_path, file):
+    save_tiny_model(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError):
+        LanguageModel.load(tmp_path, Lora(target_modules=("v_proj",)), seed=0)
+
+
+def test_a_model_s_own_code_is_never_run(tmp_path):
+    save_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    with pytest.raises(ModelError):
+        LanguageModel.load(tmp_path, Lora(target_modules=("v_proj",)), seed=0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_importing_the_module_does_not_load_torch():
+    code = "import sys, grandrounds.common.model.language_model as m; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

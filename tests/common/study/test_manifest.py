@@ -1,0 +1,207 @@
+"""The manifest: its hash stands for every field, and what cannot be run is refused."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.places import VECTORS
+
+from grandrounds.common.crypto.identity import canonical_json, sha256
+from grandrounds.common.errors import PrivacyError, StudyError
+from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
+from grandrounds.common.schema import validated
+from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
+
+VECTOR = json.loads((VECTORS / "manifest.json").read_text(encoding="utf-8"))
+DESCRIPTION = {"records": "letters", "residency": "Oslo", "sensitivity": "synthetic", "sha256": "12" * 32}
+SITES = [{"name": f"site-{i}", "nominal_units": 20, **DESCRIPTION} for i in range(1, 6)]
+KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}
+
+
+def complete(**privacy: Any) -> dict[str, Any]:
+    """The fields of a study in which nothing is left open, under local trust, where every field can be varied."""
+    return {
+        "privacy": {
+            "trust": "local",
+            "delta": 1e-3,
+            "target_epsilon": 2.0,
+            "noise_multiplier": 4.0,
+            "sampling_probability": 0.5,
+            **privacy,
+        },
+        "training": {"max_attempts": 24},
+        "secagg": {"threshold": 4, "modulus_bits": 32},
+        "sites": SITES,
+    }
+
+
+def manifest_fields(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    names = [site["name"] for site in study["sites"]]
+    fields = {
+        "study_id": "ab" * 32,
+        "study": study,
+        "site_keys": {name: KEYS[name] for name in names},
+        "server_key": "ff" * 32,
+        "dimension": 96,
+        "model_sha256": "cd" * 32,
+        "frozen_adapter_sha256": "ef" * 32,
+        "package_version": "0.1.0",
+        "package_sha256": "98" * 32,
+        "app_sha256": "76" * 32,
+    }
+    return fields | changes
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path
+
+
+def replaced(value: Any, path: tuple[Any, ...], leaf: Any) -> Any:
+    """A copy of nested dicts and lists with another value at ``path``."""
+    if not path:
+        return leaf
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], leaf)
+    return copy
+
+
+def others(leaf: Any) -> list[Any]:
+    """Values near one, of which some field of a study accepts at least one."""
+    words = ["local", "distributed", "lora", "public", "record", "sgd", "adam", "q_proj", "0.1.1", "11" * 32]
+    match leaf:
+        case bool():
+            return [not leaf]
+        case int() | float():
+            return [value for value in (leaf + 1, leaf - 1, leaf / 2, 16) if value != leaf]
+        case None:
+            return []
+    return [word for word in words if word != leaf]
+
+
+def test_the_manifest_s_hash_is_the_known_one() -> None:
+    manifest = validated(Manifest, VECTOR["manifest"])
+    assert canonical_json(manifest.model_dump(mode="json")).decode() == VECTOR["canonical"]
+    assert manifest.sha256 == VECTOR["sha256"] == sha256(MANIFEST_LABEL + VECTOR["canonical"].encode())
+
+
+def test_a_manifest_read_back_from_its_canonical_form_is_the_same() -> None:
+    manifest = validated(Manifest, VECTOR["manifest"])
+    assert validated(Manifest, json.loads(VECTOR["canonical"])) == manifest
+
+
+def test_any_changed_field_changes_the_hash() -> None:
+    whole = validated(Manifest, manifest_fields(complete())).model_dump(mode="json")
+    hashes = {validated(Manifest, whole).sha256}
+    # These cannot change alone: a site's name is also its key's, and without noise there is no target.
+    tied = {("study", "privacy", "noise"), *(("study", "sites", i, "name") for i in range(5))}
+    paths = [path for path in leaves(whole) if path not in tied]
+    for path in paths:
+        accepted = []
+        for leaf in others(_at(whole, path)):
+            try:
+                accepted.append(validated(Manifest, replaced(whole, path, leaf)).sha256)
+            except (StudyError, PrivacyError):
+                continue
+        assert accepted, f"no other value of {path} was accepted"
+        assert not hashes & set(accepted), path
+        hashes |= set(accepted)
+    assert len(paths) > 40
+
+
+def _at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def test_sites_in_another_order_are_another_manifest() -> None:
+    fields = manifest_fields(complete())
+    turned = replaced(fields, ("study", "sites"), SITES[::-1])
+    assert validated(Manifest, fields).sha256 != validated(Manifest, turned).sha256
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ("privacy", "delta"),
+        ("privacy", "target_epsilon"),
+        ("privacy", "noise_multiplier"),
+        ("training", "max_attempts"),
+        ("secagg", "threshold"),
+        ("secagg", "modulus_bits"),
+    ],
+)
+def test_an_incomplete_manifest_is_refused(section: str, field: str) -> None:
+    incomplete = replaced(complete(), (section, field), None)
+    with pytest.raises(StudyError, match="incomplete; a manifest states every parameter"):
+        validated(Manifest, manifest_fields(incomplete))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site_keys": KEYS | {"site-6": "06" * 32}},
+        {"site_keys": {name: KEYS[name] for name in list(KEYS)[1:]}},
+        {"site_keys": KEYS | {"site-2": KEYS["site-1"]}},
+        {"server_key": KEYS["site-1"]},
+        {"server_key": "FF" * 32},
+        {"study_id": "ab"},
+        {"dimension": 0},
+        {"signature": "ab"},
+    ],
+)
+def test_a_manifest_with_keys_or_fields_that_do_not_fit_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(StudyError):
+        validated(Manifest, manifest_fields(complete(), **changes))
+
+
+def test_a_sum_that_could_wrap_is_refused() -> None:
+    wide = manifest_fields(complete(trust="distributed", noise_multiplier=100.0), dimension=10**9)
+    with pytest.raises(StudyError, match=r"a sum could reach .* and wrap at 2\*\*31"):
+        validated(Manifest, wide)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.1, 1000])
+def test_noise_that_the_sampler_cannot_draw_exactly_is_refused_before_anything_runs(noise_multiplier: float) -> None:
+    dimension = 96 if noise_multiplier < 1 else 2**32
+    with pytest.raises(PrivacyError, match="a site's noise would have a standard deviation of"):
+        validated(Manifest, manifest_fields(complete(noise_multiplier=noise_multiplier), dimension=dimension))
+
+
+def test_distributed_noise_has_h_shares_and_local_noise_is_whole() -> None:
+    local = validated(Manifest, manifest_fields(complete()))
+    shared = validated(Manifest, manifest_fields(complete(trust="distributed")))
+    assert local.noise_stddev == math.ceil(4 * local.lattice.sensitivity)
+    assert shared.noise_stddev == math.ceil(4 * shared.lattice.sensitivity / math.sqrt(3))
+    assert local.mechanism().noise_stddev == local.noise_stddev
+
+
+def test_a_manifest_with_fewer_than_two_honest_shares_is_refused_under_distributed_trust_alone() -> None:
+    def three(trust: str) -> dict[str, Any]:
+        whole = complete(trust=trust, corrupt_sites=2)
+        return manifest_fields(whole | {"sites": SITES[:3], "secagg": {"threshold": 3, "modulus_bits": 32}})
+
+    assert validated(Manifest, three("local")).honest_shares == 1
+    with pytest.raises(PrivacyError, match="leaves 1 honest"):
+        validated(Manifest, three("distributed"))
+
+
+def test_the_schedule_covers_every_local_step_of_every_attempt() -> None:
+    whole = complete(sites_per_patient=2)
+    whole["training"] |= {"local_steps": 3}
+    manifest = validated(Manifest, manifest_fields(whole))
+    event = SampledGaussianRelease(sampling_probability=0.5, noise_multiplier=4, trust="local", sites_per_patient=2)
+    assert manifest.schedule == Schedule(event=event, count=24 * 3)
+
+
+def test_a_manifest_without_noise_has_no_schedule_and_no_noise() -> None:
+    whole = complete(noise=False, target_epsilon=None, noise_multiplier=None)
+    manifest = validated(Manifest, manifest_fields(whole))
+    assert manifest.schedule is None
+    assert manifest.mechanism().noise_stddev == manifest.noise_stddev == 0

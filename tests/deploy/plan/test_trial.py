@@ -1,0 +1,63 @@
+"""The trial on public text: norms of units as DP-SGD clips them, and what it says of itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_example
+
+from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.common.schema import validated
+from grandrounds.common.study.study import Study
+from grandrounds.deploy.plan.trial import MAX_UNITS, _dp_sgd, run_trial
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("llama"))
+
+
+def study(base: Path, **data: int) -> Study:
+    fields = {
+        "model": {"name": str(base), "target_modules": TARGETS["llama"], "rank": 2},
+        "data": {"max_tokens": 16, **data},
+        "sites": [{"name": site, "nominal_units": 20} for site in ("north", "south", "west")],
+    }
+    return validated(Study, fields)
+
+
+def public(path: Path, patients: int, notes: int = 1) -> Path:
+    rows = [{"patient_id": i, "text": f"note {j} of text {i}"} for i in range(patients) for j in range(notes)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_a_unit_s_norm_is_that_of_the_mean_over_its_records(base: Path) -> None:
+    rng = np.random.default_rng(2)
+    examples = [tiny_example(rng, length=length, max_tokens=16) for length in (16, 9, 12, 5, 16, 7)]
+    units = [examples[:1], examples[1:4], examples[4:]]  # across the borders of batches of two
+    sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
+    norms = [np.linalg.norm(gradient) for gradient in _dp_sgd(sampler, study(base)).unit_gradients(units)]
+    alone = [torch.cat([sampler.gradients([example]) for example in unit]).mean(dim=0) for unit in units]
+    assert norms == pytest.approx([float(gradient.norm()) for gradient in alone], rel=1e-4)
+
+
+def test_a_trial_reads_as_many_records_a_unit_as_a_step(base: Path, tmp_path: Path) -> None:
+    path = public(tmp_path / "public.jsonl", patients=5, notes=3)
+    one, all_ = (run_trial(study(base, records_per_unit=count), path) for count in (1, 3))
+    assert len(one.norms) == len(all_.norms) == 5
+    assert one.norms != all_.norms
+    assert (one.source, one.batch_size) == ("public.jsonl", 4)
+    assert one.dimension == load_tiny(base).layout.dimension
+    assert one.batch_s > 0
+
+
+def test_a_trial_is_the_same_each_time_and_of_bounded_size(base: Path, tmp_path: Path) -> None:
+    path = public(tmp_path / "public.jsonl", patients=MAX_UNITS + 7)
+    told: list[str] = []
+    first = run_trial(study(base), path, told.append)
+    assert first.norms == run_trial(study(base), path).norms
+    assert len(first.norms) <= MAX_UNITS
+    assert all("note" not in doing for doing in told)

@@ -1,0 +1,289 @@
+"""The server operator's road, with the real programs where one is started: each step once, and again."""
+
+import json
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.network.loopback import free_ports, until
+
+from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.errors import StudyError
+from grandrounds.deploy.enrolment.bundle import Bundle, SiteCard
+from grandrounds.deploy.enrolment.certificates import CERTIFICATE, make_certificates
+from grandrounds.deploy.enrolment.node_keys import make_node_key
+from grandrounds.deploy.flower.archive import app_sha256
+from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.deploy.server_ops import follow as server_run
+from grandrounds.deploy.server_ops.flwr import FlowerCli
+from grandrounds.deploy.server_ops.programs import ServerPrograms
+from grandrounds.server.run.progress_file import Waiting
+from grandrounds.server.run.server_folder import ServerFolder
+
+SITES = ("north", "south", "west")
+STUDY = """
+model = {name = "tiny"}
+data = {max_tokens = 16}
+privacy = {target_epsilon = 4.0}
+training = {rounds = 1, deadline_s = 1.0}
+"""
+
+
+def initialised(path, **settings):
+    gate, superlink = free_ports(2)
+    folder = ServerFolder(path)
+    server_operator.init(folder, host="localhost", port=gate, superlink_port=superlink, **settings)
+    return folder
+
+
+def card(path, name, key=None):
+    """The file that a site sends."""
+    make_node_key(path / f"{name}.key", path / f"{name}.pub")
+    node_key = (path / f"{name}.pub").read_text().strip()
+    site = SiteCard(name=name, public_key=(key or Identity.generate()).public_key, node_key=node_key)
+    file = path / f"{name}.json"
+    file.write_text(site.model_dump_json())
+    return file
+
+
+def write_study(folder):
+    sites = "".join(f'[[sites]]\nname = "{site}"\nnominal_units = 20\n' for site in SITES)
+    folder.study_toml.write_text(STUDY + sites)
+    rows = [{"patient_id": number, "text": "no complaints"} for number in range(4)]
+    (folder.path / "evaluation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def started(folder):
+    """The server, and the lines that it says."""
+    stop, said = threading.Event(), []
+    thread = threading.Thread(target=lambda: server_operator.start(folder, stopped=stop.is_set, say=said.append))
+    thread.start()
+    try:
+        until(lambda: any("is open for" in line for line in said) or not thread.is_alive(), "the server is started")
+        yield said
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """A server whose study is fixed, and whose sites never come."""
+    folder = initialised(tmp_path_factory.mktemp("bundled") / "server")
+    for name in SITES:
+        server_operator.enroll(folder, card(folder.path.parent, name))
+    write_study(folder)
+    server_operator.bundle(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(bundled):
+    """The same, started."""
+    with started(bundled) as said:
+        yield bundled, said
+
+
+def test_a_second_init_changes_nothing(tmp_path):
+    folder = initialised(tmp_path / "server")
+    before, settings = contents(folder), folder.settings()
+    again = {"host": settings.host, "port": settings.port, "superlink_port": settings.superlink_port}
+    server_operator.init(folder, **again)
+    assert contents(folder) == before
+    with pytest.raises(StudyError, match="localhost:"):
+        server_operator.init(folder, **{**again, "port": 1})
+    assert contents(folder) == before
+
+
+def test_what_init_makes_is_for_nobody_else(tmp_path):
+    folder = initialised(tmp_path / "server")
+    assert folder.path.stat().st_mode & 0o777 == folder.flower.stat().st_mode & 0o777 == 0o700
+
+
+def test_given_certificates_are_shown_to_sites_and_not_used_inside(tmp_path):
+    make_certificates(tmp_path / "given", "localhost")
+    given = tuple(tmp_path / "given" / name for name in ("server.pem", "server.key", "ca.crt"))
+    folder = initialised(tmp_path / "server", certificates=given)
+    assert (folder.certificates / CERTIFICATE).read_bytes() == given[0].read_bytes()
+    assert (folder.inside / CERTIFICATE).read_bytes() != given[0].read_bytes()
+
+
+def test_a_certificate_that_is_missing_or_damaged_is_made_anew_by_the_same_authority(tmp_path):
+    folder = initialised(tmp_path / "server")
+    authority = (folder.certificates / "ca.crt").read_bytes()
+    for spoil in (Path.unlink, lambda path: path.write_bytes(b"no certificate")):
+        before = (folder.certificates / CERTIFICATE).read_bytes()
+        spoil(folder.certificates / CERTIFICATE)
+        settings = folder.settings()
+        server_operator.init(folder, host="localhost", port=settings.port, superlink_port=settings.superlink_port)
+        assert (folder.certificates / CERTIFICATE).read_bytes() != before
+        assert (folder.certificates / "ca.crt").read_bytes() == authority, "sites need nothing new"
+
+
+def test_a_certificate_that_ends_soon_is_renewed(tmp_path, monkeypatch):
+    folder = initialised(tmp_path / "server")
+    before, settings = (folder.certificates / CERTIFICATE).read_bytes(), folder.settings()
+    again = partial(
+        server_operator.init, folder, host="localhost", port=settings.port, superlink_port=settings.superlink_port
+    )
+    again()
+    assert (folder.certificates / CERTIFICATE).read_bytes() == before
+    monkeypatch.setattr(server_operator, "RENEW_WITHIN", timedelta(days=400))
+    again()
+    assert (folder.certificates / CERTIFICATE).read_bytes() != before
+
+
+def test_given_certificates_of_another_host_are_refused(tmp_path):
+    make_certificates(tmp_path / "given", "other.example.org")
+    given = tuple(tmp_path / "given" / name for name in ("server.pem", "server.key", "ca.crt"))
+    with pytest.raises(StudyError, match=r"not for server\.example\.org"):
+        server_operator.init(
+            ServerFolder(tmp_path / "server"),
+            host="server.example.org",
+            port=9092,
+            superlink_port=9093,
+            certificates=given,
+        )
+
+
+def test_a_site_keeps_its_key_and_may_change_its_node_s(tmp_path):
+    folder, key = initialised(tmp_path / "server"), Identity.generate()
+    server_operator.enroll(folder, card(tmp_path, "north", key))
+    before = folder.sites()["north"]
+    server_operator.enroll(folder, card(tmp_path, "north", key))
+    after = folder.sites()["north"]
+    assert (after.public_key, after.node_key != before.node_key) == (before.public_key, True)
+    with pytest.raises(StudyError, match="another key"):
+        server_operator.enroll(folder, card(tmp_path, "north"))
+    with pytest.raises(StudyError, match="a key of north"):
+        server_operator.enroll(folder, card(tmp_path, "south", key))
+    assert folder.sites() == {"north": after}
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": "grandrounds/site/v2"}'])
+def test_a_file_that_is_no_site_s_card_is_refused(tmp_path, content):
+    folder, file = initialised(tmp_path / "server"), tmp_path / "site.json"
+    file.write_text(content)
+    with pytest.raises(StudyError, match="no site's card"):
+        server_operator.enroll(folder, file)
+
+
+def test_a_study_is_of_the_sites_that_are_enrolled_and_of_no_others(tmp_path):
+    folder = initialised(tmp_path / "server")
+    write_study(folder)
+    server_operator.enroll(folder, card(tmp_path, "north"))
+    with pytest.raises(StudyError, match="the study is of north, south, west, and enrolled are north"):
+        server_operator.bundle(folder)
+    assert not folder.has_study
+
+
+def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
+    folder = initialised(tmp_path / "server")
+    with pytest.raises(StudyError, match="no evaluation records"):
+        server_operator.bundle(folder)
+
+
+def test_a_second_bundle_is_the_same(bundled):
+    before = bundled.bundle.read_bytes()
+    server_operator.bundle(bundled)
+    assert bundled.bundle.read_bytes() == before
+
+
+def test_the_bundle_has_what_sites_need(bundled):
+    bundle = Bundle.read(bundled.bundle)
+    assert bundle.manifest.server_key == bundled.identity().public_key
+    assert bundle.manifest.site_keys == {name: site.public_key for name, site in bundled.sites().items()}
+    assert bundle.flower.address == bundled.settings().address
+    assert bundle.manifest.app_sha256 == app_sha256()
+    assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
+
+
+def test_the_nodes_of_all_sites_are_let_in(server):
+    folder, _ = server
+    assert {node.node_id for node in FlowerCli(folder).nodes()} == {site.node_id for site in folder.sites().values()}
+    assert {site["connection"] for site in server_run.status(folder)["sites"].values()} == {"registered"}
+
+
+def test_a_node_whose_id_was_not_noted_is_found_again(server):
+    folder, _ = server
+    sites = folder.sites()
+    folder.save_sites({**sites, "north": sites["north"].model_copy(update={"node_id": None})})
+    server_operator.register_nodes(folder)
+    assert folder.sites() == sites
+
+
+def test_a_node_of_a_machine_that_was_lost_is_let_in_no_more(server, tmp_path):
+    folder, _ = server
+    sites, key = folder.sites(), Identity.generate()
+    server_operator.enroll(folder, card(tmp_path, "east", key))
+    lost = folder.sites()["east"].node_id
+    server_operator.enroll(folder, card(tmp_path, "east", key))
+    new = folder.sites()["east"].node_id
+    assert {node.node_id for node in FlowerCli(folder).nodes()} == {*(site.node_id for site in sites.values()), new}
+    assert new != lost
+    folder.save_sites(sites)
+
+
+def test_a_server_is_started_once(server):
+    folder, _ = server
+    with pytest.raises(StudyError, match="started already"):
+        server_operator.start(folder, stopped=lambda: True, say=lambda line: None)
+
+
+def test_a_port_that_is_taken_is_named(server, tmp_path):
+    folder, _ = server
+    other = ServerFolder(tmp_path / "server")
+    superlink = free_ports(1)[0]
+    port = folder.settings().port
+    server_operator.init(other, host="localhost", port=port, superlink_port=superlink)
+    programs = ServerPrograms(folder=other, say=lambda line: None, patience_s=0.0)
+    with pytest.raises(StudyError, match=f":{port} cannot be listened on"), programs.up():
+        pass
+
+
+@pytest.mark.parametrize("program", ["gate", "superexec"])
+def test_a_program_that_is_killed_is_started_again(server, program):
+    _, said = server
+
+    def ids():
+        return [int(line.rsplit(" ", 1)[1]) for line in said if line.startswith(f"{program} started")]
+
+    before = ids()
+    os.kill(before[-1], signal.SIGKILL)
+    until(lambda: len(ids()) > len(before), f"{program} is started again")
+    assert Path(f"/proc/{ids()[-1]}").exists()
+
+
+def test_a_run_without_its_sites_says_for_whom_it_waited_and_who_has_not_signed(server):
+    folder, _ = server
+    with pytest.raises(StudyError, match=r"not signed by north \(no answer\), south"):
+        list(server_run.run(folder))
+    assert server_run.status(folder)["last_error"].startswith("the study is not signed")
+    assert not folder.is_running
+    assert Waiting(sites=SITES) in folder.progress.read()[0]
+
+
+def test_a_study_that_did_not_end_has_no_report(server):
+    folder, _ = server
+    with pytest.raises(StudyError, match="no report yet") as refused:
+        server_run.report(folder)
+    assert "server run" in refused.value.fix
+
+
+def test_the_next_step_leads_from_init_to_run(tmp_path, bundled):
+    folder = initialised(tmp_path / "server")
+    assert "server enroll" in server_run.status(folder)["next"]
+    server_operator.enroll(folder, card(tmp_path, "north"))
+    assert "server bundle" in server_run.status(folder)["next"]
+    with pytest.raises(StudyError, match="no study yet"):
+        server_run.run(folder)

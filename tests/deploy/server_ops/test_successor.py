@@ -1,0 +1,107 @@
+"""A study whose sites join and leave: by the commands of its operators, signed, trained and verified to its end."""
+
+import pytest
+from support.study.carried_study import carried
+
+from grandrounds.client.site.folder import SiteFolder
+from grandrounds.common.errors import StudyError
+from grandrounds.deploy.bench.loopback import LoopbackFederation
+from grandrounds.deploy.enrolment.bundle import Bundle
+from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.verify.claims import verify
+
+FIRST = ("north", "south", "west")
+EAST = '[[sites]]\nname = "east"\nnominal_units = 20\n'
+
+
+class Amended(LoopbackFederation):
+    """A federation whose sites join what the server amends."""
+
+    def amend(self, *sites):
+        server_operator.amend(self.folder)
+        self.sites, self.bundle = sites, Bundle.read(self.folder.bundle)
+        for site in sites:
+            self._join(site)
+
+    def state(self, text, instead=""):
+        """study.toml with ``text`` in the place of ``instead``, or at its end."""
+        path = self.folder.study_toml
+        stated = path.read_text()
+        path.write_text(stated.replace(instead, text) if instead else stated + text)
+
+
+@pytest.fixture
+def federation(tmp_path):
+    return Amended(tmp_path, sites=FIRST, rounds=3, max_attempts=6)
+
+
+def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedule(federation):
+    carried(federation, rounds=1)
+    first = federation.bundle.manifest
+    federation._found("east", 9099)
+    federation.state(EAST)
+    federation.amend(*FIRST, "east")
+    carried(federation, rounds=2)
+    server_operator.dismiss(federation.folder, "west")
+    federation.state("", '[[sites]]\nname = "west"\nnominal_units = 20\n')
+    federation.amend("north", "south", "east")
+    run = carried(federation)
+    last = federation.bundle.manifest
+    assert (last.version, last.study_id, last.schedule) == (3, first.study_id, first.schedule)
+    assert [record.survivors for record in run.ledger.audit.rounds] == [
+        FIRST,
+        (*FIRST, "east"),
+        ("north", "south", "east"),
+    ]
+    assert run.ledger.audit.closing_signatures == {"north", "south", "east"}
+    verdict = verify(federation.folder.study.path, manifest_hash=last.sha256)
+    assert verdict.holds, verdict
+
+
+def test_a_site_that_left_takes_part_in_nothing_more(federation):
+    carried(federation, rounds=1)
+    said = "\n".join(site_operator.leave(SiteFolder(federation.path / "west")))
+    assert "server's operator" in said
+    with pytest.raises(StudyError, match="no study"):
+        SiteFolder(federation.path / "west").manifest()
+
+
+def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatures(federation):
+    carried(federation, rounds=1)
+    federation._found("east", 9099)
+    federation.state(EAST)
+    federation.amend(*FIRST, "east")
+    before = federation.folder.bundle.read_bytes()
+    server_operator.amend(federation.folder)
+    assert federation.folder.bundle.read_bytes() == before
+    federation.state("deadline_s = 90", "deadline_s = 60")
+    with pytest.raises(StudyError, match="version 2 of the manifest is fixed already"):
+        server_operator.amend(federation.folder)
+    assert federation.folder.study.manifest() == federation.bundle.manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("target_epsilon = 5.0", "target_epsilon = 4.0"),
+        ("rounds = 4", "rounds = 3"),
+        ("max_tokens = 32", "max_tokens = 16"),
+    ],
+)
+def test_what_the_claim_rests_on_is_not_amended(federation, text, instead):
+    carried(federation, rounds=1)
+    federation.state(text, instead)
+    with pytest.raises(StudyError, match=f"it changes .*{text.split()[0]}"):
+        server_operator.amend(federation.folder)
+    assert federation.folder.study.manifest() == federation.bundle.manifest
+
+
+def test_a_study_that_has_not_begun_is_not_amended(federation):
+    with pytest.raises(StudyError, match="has not begun"):
+        server_operator.amend(federation.folder)
+
+
+def test_only_who_is_enrolled_is_dismissed(federation):
+    with pytest.raises(StudyError, match="east is not enrolled"):
+        server_operator.dismiss(federation.folder, "east")

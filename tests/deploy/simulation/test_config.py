@@ -1,0 +1,123 @@
+"""What a simulation is asked for: options beside a file, and where nominal units come from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grandrounds.common.errors import StudyError
+from grandrounds.deploy.simulation.config import prepare_records, read_simulation, read_tables, units_are_counted
+
+SYNTHETIC = {"data": {"evaluation": "synthetic"}}
+STATED = {"north": 33, "south": 12, "west": 7}
+
+
+def tables(**simulation: Any) -> dict[str, Any]:
+    """Data of three sites, in files that are not there: whoever counts in them fails."""
+    return {"simulation": {"data": {site: f"{site}.jsonl" for site in STATED}, **simulation}}
+
+
+def units(asked: dict[str, Any]) -> dict[str, int]:
+    study, _ = read_simulation(asked)
+    return {site.name: site.nominal_units for site in study.sites}
+
+
+def is_counted(asked: dict[str, Any]) -> bool:
+    return units_are_counted(asked, read_simulation(asked)[1])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Two records each of 33, 12 and 7 patients."""
+    for site, patients in STATED.items():
+        lines = [f'{{"patient_id": {i // 2}, "text": "well"}}\n' for i in range(2 * patients)]
+        (tmp_path / f"{site}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {site: str(tmp_path / f"{site}.jsonl") for site in STATED}
+
+
+def test_stated_units_stand_as_they_are_and_nothing_is_counted() -> None:
+    assert units(tables(nominal_units=STATED)) == STATED
+    assert not is_counted(tables(nominal_units=STATED))
+
+
+def test_units_of_sites_in_the_study_stand_and_nothing_is_counted() -> None:
+    asked = tables() | {"sites": [{"name": site, "nominal_units": number} for site, number in STATED.items()]}
+    assert units(asked) == STATED
+    assert not is_counted(asked)
+
+
+def test_units_that_nobody_states_are_counted_and_rounded_to_one_digit(files: dict[str, str]) -> None:
+    assert units(tables(data=files)) == {"north": 30, "south": 10, "west": 7}
+    assert units(tables(data=files) | {"privacy": {"unit": "record"}}) == {"north": 70, "south": 20, "west": 10}
+    assert is_counted(tables(data=files))
+
+
+def test_built_in_hospitals_are_not_counted() -> None:
+    assert set(units({}).values()) == {24}
+    assert not is_counted({})
+
+
+@pytest.mark.parametrize(
+    ("stated", "complaint"),
+    [
+        ({"north": 33, "south": 12}, "^nominal units are not stated for west$"),
+        ({**STATED, "east": 9}, "^nominal units are stated for east, of which there is no data$"),
+        ({"north": 33, "south": 12, "wset": 7}, "for wset, of which there is no data; .* not stated for west"),
+        ({**STATED, "west": 0}, "nominal_units.west = 0: Input should be greater than or equal to 1"),
+        ({**STATED, "west": "7"}, "nominal_units.west = '7': Input should be a valid integer"),
+        ({**STATED, "St. Mary": 7}, "nominal_units.St. Mary"),
+    ],
+)
+def test_units_that_are_not_one_number_for_each_site_with_data_are_refused(
+    stated: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(StudyError, match=complaint):
+        read_simulation(tables(nominal_units=stated))
+
+
+def test_units_that_are_stated_twice_or_without_data_are_refused() -> None:
+    sites = [{"name": site, "nominal_units": number} for site, number in STATED.items()]
+    with pytest.raises(StudyError, match="stated twice"):
+        read_simulation(tables(nominal_units=STATED) | {"sites": sites})
+    with pytest.raises(StudyError, match="for north, of which there is no data"):
+        read_simulation({"simulation": {"nominal_units": STATED}})
+
+
+def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict[str, str], tmp_path: Path) -> None:
+    opted_out = {"north": str(tmp_path / "north.txt")}
+    _, simulation = read_simulation(tables(data=files, evaluation=files["west"], opted_out=opted_out) | SYNTHETIC)
+    prepared = prepare_records(simulation, lambda event: None, counted=True)
+    assert prepared.opted_out == {"north": tmp_path / "north.txt"}
+    assert prepared.cohorts == {site: Path(path) for site, path in files.items()}
+    assert prepared.evaluation == Path(files["west"])
+    assert prepared.sources.counted
+
+
+def test_built_in_hospitals_say_that_their_records_are_synthetic_and_given_ones_are_taken_as_identifiable(
+    files: dict[str, str],
+) -> None:
+    built_in, _ = read_simulation({})
+    assert {(site.sensitivity, site.sha256) for site in built_in.sites} == {("synthetic", None)}
+    assert all(site.records and site.residency for site in built_in.sites)
+    given, _ = read_simulation(tables(data=files))
+    assert {(site.sensitivity, site.records) for site in given.sites} == {("identifiable", None)}
+
+
+def test_what_sites_say_of_their_records_is_the_study_s() -> None:
+    described = {"records": "discharge letters", "sensitivity": "deidentified", "residency": "Vienna"}
+    asked = tables() | {
+        "sites": [{"name": site, "nominal_units": number, **described} for site, number in STATED.items()]
+    }
+    study, _ = read_simulation(asked)
+    for site in study.sites:
+        assert site.model_dump(include=set(described)) == described
+
+
+def test_an_option_wins_over_the_file_and_what_was_not_given_leaves_it(tmp_path: Path) -> None:
+    config = tmp_path / "study.toml"
+    config.write_text("[training]\nrounds = 3\nlearning_rate = 0.1\n[model]\nrank = 2\n", encoding="utf-8")
+    options = {"training": {"rounds": 5, "learning_rate": None}, "model": {"target_modules": ()}}
+    assert read_tables(config, options) == {
+        "training": {"rounds": 5, "learning_rate": 0.1},
+        "model": {"rank": 2},
+    }

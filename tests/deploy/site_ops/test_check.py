@@ -1,0 +1,84 @@
+"""What a site finds out about itself before a study: nothing is reserved, kept or sent."""
+
+import itertools
+import re
+
+import pytest
+from support.study.site_study import SiteStudy
+from support.study.tiny_models import save_tiny_model
+
+from grandrounds.common.errors import DataError, ModelError, StorageError, StudyError
+from grandrounds.deploy.site_ops import check as site_check
+from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops.check import check
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
+
+
+def joined(study, root, **training):
+    federation = study.federation(**training)
+    folder = study.initialised(root / "site", federation)
+    site_operator.join_study(folder, study.bundle(federation, root / "tls"), agreed=lambda agreement: True)
+    return folder
+
+
+@pytest.fixture
+def folder(study, tmp_path):
+    return joined(study, tmp_path)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_nothing_changes(folder):
+    before = contents(folder)
+    said = check(folder)
+    assert contents(folder) == before
+    assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
+    assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
+    assert re.search(r"average draw \d+\.\d s, of one six deviations above the mean \d+\.\d s", said[2])
+    assert said[3] == "the model computes on processors, 4 records at a time"
+    assert said[4].startswith("the study allows 600 s for an answer")
+
+
+def test_a_machine_that_cannot_answer_in_time_is_told_so_beforehand(folder, monkeypatch):
+    monkeypatch.setattr(site_check, "monotonic", itertools.count(step=601.0).__next__)  # each step of the check's clock
+    with pytest.raises(StudyError, match="takes 601 s here where a draw is large, and the study allows 600 s"):
+        check(folder)
+
+
+def test_files_that_every_user_may_read_and_a_pause_are_said(folder):
+    (folder.path / "notes.jsonl").chmod(0o644)
+    (folder.path / "opted-out.txt").chmod(0o600)
+    folder.pause()
+    warnings = check(folder)[5:]
+    assert len(warnings) == 2
+    assert "may read" in warnings[0]
+    assert "notes.jsonl" in warnings[0]
+    assert "paused" in warnings[1]
+
+
+def another_model(folder):
+    settings = folder.path / "site.toml"
+    settings.write_text(re.sub(r'model = "[^"]*"', 'model = "/nowhere"', settings.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda folder: (folder.path / "notes.jsonl").unlink(), DataError, r"notes.jsonl cannot be read \(No such"),
+        (another_model, ModelError, r"/nowhere cannot be read \(No such file"),
+        (lambda folder: (folder.path / "key").unlink(), StorageError, "there is no .*key"),
+        (lambda folder: (folder.path / "policy.toml").write_text(""), StudyError, "breaks this site's policy: ε = 50"),
+        (lambda folder: (folder.path / "study.json").unlink(), StudyError, "takes part in no study"),
+        (lambda folder: (folder.path / "notes.jsonl").write_text("no json"), DataError, "notes.jsonl, line 1"),
+    ],
+)
+def test_what_does_not_fit_is_a_diagnosis(folder, change, error, text):
+    change(folder)
+    with pytest.raises(error, match=text):
+        check(folder)

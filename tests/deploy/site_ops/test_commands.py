@@ -1,0 +1,257 @@
+"""The site operator's road: each step once, and again; what cannot be used is refused with a diagnosis."""
+
+import json
+import os
+import stat
+
+import pytest
+from support.process.other_users import AS_ROOT, done_as, user
+from support.process.resident_process import SITE
+from support.study.site_study import SiteStudy, write_policy
+from support.study.tiny_models import save_tiny_model
+
+from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.node.folder import NodeFolder
+from grandrounds.client.site.folder import SiteFolder
+from grandrounds.client.state.database import SiteDatabase
+from grandrounds.client.state.site_state import Budget
+from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops.users import SiteUsers, act_as, operators_users
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.fixture
+def federation(study):
+    return study.federation()
+
+
+@pytest.fixture
+def folder(tmp_path, study, federation):
+    return study.initialised(tmp_path / "site", federation)
+
+
+@pytest.fixture
+def join(tmp_path, study, folder):
+    def joined(federation, agrees=True):
+        bundle = study.bundle(federation, tmp_path / "tls")
+        return site_operator.join_study(folder, bundle, agreed=lambda agreement: agrees)
+
+    return joined
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def reserved(folder):
+    database = SiteDatabase.open(folder.state)
+    try:
+        statements = Reservations(database).statements()
+    finally:
+        database.close()
+    return [reservation.study for statement in statements for reservation in statement.reservations]
+
+
+def begin(folder, federation):
+    budget = Budget.open(folder.state)
+    budget.begin(federation.manifest.study_id, 1)
+    budget.close()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be used"):
+        site_operator.init(SiteFolder(tmp_path / "file" / "site"), name="north", data=tmp_path / "d", model="tiny")
+
+
+def test_init_and_join_again_change_nothing(folder, join, federation, study):
+    join(federation)
+    before = contents(folder)
+    site_operator.init(folder, name="another", data=folder.path / "another", model=str(study.base))
+    join(federation)
+    assert contents(folder) == before
+
+
+def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, join, federation):
+    join(federation)
+    place = NodeFolder(folder.path / "node")
+    assert {path.name for path in place.path.iterdir()} == {
+        "ca.crt",
+        "exec.secret",
+        "node.json",
+        "node.key",
+        "node.pub",
+    }
+    written = json.loads((place.path / "node.json").read_text())
+    assert (written["address"], written["socket"]) == ("localhost:9", "run/worker.sock")
+    unit = place.unit()
+    assert (unit.socket, unit.runtime_port) == (folder.settings().socket, folder.settings().runtime_port)
+    assert unit.app_sha256 == federation.manifest.app_sha256
+    assert unit.timeout_s == federation.manifest.study.training.deadline_s
+    assert all(path.parent == place.path for path in (unit.certificates, unit.node_key, unit.secret))
+
+
+def test_who_does_not_agree_has_joined_and_reserved_nothing(folder, join, federation):
+    before = contents(folder)
+    assert join(federation, agrees=False) == ["nothing was joined"]
+    assert contents(folder) == before
+
+
+def test_a_site_that_leaves_before_an_attempt_has_its_budget_back_and_joins_another_study(
+    folder, join, federation, study
+):
+    join(federation)
+    with pytest.raises(StudyError, match="has joined another study"):
+        join(study.federation())
+    said = " ".join(site_operator.leave(folder))
+    assert "the budget has back what it reserved" in said
+    assert reserved(folder) == []
+    left = folder.path / "left" / federation.manifest.study_id[:12]
+    assert {path.name for path in left.iterdir()} == {"study.json", "frozen-adapter.bin"}
+    with pytest.raises(StudyError, match="takes part in no study"):
+        site_operator.leave(folder)
+    with pytest.raises(StudyError, match=r"there is no .*node.json"):
+        folder.node.settings()
+    another = study.federation()
+    (folder.path / "key").write_text(another.identities[SITE].secret.hex())
+    write_policy(folder, another.manifest)
+    join(another)
+    assert reserved(folder) == [another.manifest.study_id]
+
+
+def test_what_was_reserved_stays_spent_once_an_attempt_was_begun(folder, join, federation):
+    join(federation)
+    begin(folder, federation)
+    kept = folder.results(federation.manifest.study_id)
+    kept.mkdir(parents=True)
+    said = " ".join(site_operator.leave(folder))
+    assert "stays spent" in said
+    assert f"what the finished study left stays in {kept}" in said
+    assert kept.is_dir()
+    assert reserved(folder) == [federation.manifest.study_id]
+
+
+def test_leaving_that_was_broken_off_is_repeated(folder, join, federation):
+    join(federation)
+    database = SiteDatabase.open(folder.state)
+    Reservations(database).cancel(federation.manifest.study_id)
+    database.close()
+    site_operator.leave(folder)
+    assert not (folder.path / "study.json").exists()
+
+
+def test_a_site_whose_worker_runs_is_not_left(folder, join, federation):
+    join(federation)
+    worker = Budget.open(folder.state)
+    before = contents(folder)
+    with pytest.raises(StudyError, match="another worker holds"):
+        site_operator.leave(folder)
+    worker.close()
+    assert contents(folder) == before
+
+
+def test_a_site_without_a_study_has_none_to_leave(folder):
+    with pytest.raises(StudyError, match="takes part in no study"):
+        site_operator.leave(folder)
+
+
+def test_users_that_keep_nothing_apart_leave_nothing_behind(tmp_path):
+    with pytest.raises(StudyError, match="name one user, and not two"):
+        site_operator.init(
+            SiteFolder(tmp_path / "site"), name="north", data=tmp_path / "d", model="tiny", worker_user="65533"
+        )
+    assert not (tmp_path / "site").exists()
+
+
+def test_users_that_differ_from_the_folder_s_are_refused(folder, study):
+    with pytest.raises(StudyError, match="has worker_user and node_user"):
+        site_operator.init(
+            folder, name=SITE, data=folder.path, model=str(study.base), worker_user="65533", node_user="65532"
+        )
+
+
+@AS_ROOT
+def test_each_user_gets_its_part_again_after_every_step_of_root(tmp_path, study, federation):
+    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
+    bundle = study.bundle(federation, tmp_path / "tls")
+    site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+    site_operator.leave(folder)
+    site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+    owners = {
+        str(path.relative_to(tmp_path)): (
+            path.stat().st_uid,
+            path.stat().st_gid,
+            oct(stat.S_IMODE(path.stat().st_mode)),
+        )
+        for path in (tmp_path, *tmp_path.rglob("*"))
+    }
+    expected = {
+        "site": (0, 0, "0o711"),
+        "site/key": (65533, 65533, "0o600"),
+        "site/state": (65533, 65533, "0o700"),
+        "site/results": (65533, 65533, "0o700"),
+        "site/worker.log": (65533, 65533, "0o640"),
+        "site/run": (65533, 65532, "0o2750"),
+        "site/node": (65532, 65532, "0o700"),
+        "site/node/node.key": (65532, 65532, "0o600"),
+        **{f"site/{name}": (0, 65533, "0o640") for name in ("site.toml", "policy.toml", "study.json", "notes.jsonl")},
+    }
+    assert {name: owners[name] for name in expected} == expected
+    below = [owner for name, owner in owners.items() if name.startswith("site/state/")]
+    assert {owner[:2] for owner in below} == {(65533, 65533)}
+
+
+@AS_ROOT
+def test_a_link_in_a_user_s_folder_gives_it_nothing_of_root_s(tmp_path, study, federation):
+    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
+    (tmp_path / "root-s").mkdir()
+    (tmp_path / "root-s" / "file").touch()
+    (folder.node.path / "file").symlink_to(tmp_path / "root-s" / "file")
+    (folder.node.path / "folder").symlink_to(tmp_path / "root-s")
+    site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base))
+    assert {path.stat().st_uid for path in (tmp_path / "root-s", tmp_path / "root-s" / "file")} == {0}
+    assert (folder.node.path / "file").lstat().st_uid == 65532
+
+
+@AS_ROOT
+@pytest.mark.parametrize("name", ["key", "state", "worker.log"])
+def test_a_link_in_place_of_what_a_user_gets_is_refused(tmp_path, study, federation, name):
+    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
+    (folder.path / name).rename(tmp_path / name)
+    (tmp_path / name).chmod(0o600)
+    os.chown(tmp_path / name, 0, 0)
+    (folder.path / name).symlink_to(tmp_path / name)
+    with pytest.raises(StorageError, match="cannot be given to its user"):
+        site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base))
+    assert (tmp_path / name).stat().st_uid == 0
+
+
+@AS_ROOT
+@pytest.mark.parametrize(
+    ("users", "text"),
+    [
+        ('worker_user = "65533"\n', "name one user, and not two"),
+        ('worker_user = "65533"\nnode_user = "65533"\n', "are one user, or root"),
+        ('worker_user = "0"\nnode_user = "65533"\n', "are one user, or root"),
+        ('worker_user = "nobody-of-this-name"\nnode_user = "65533"\n', "no user nobody-of-this-name"),
+    ],
+)
+def test_users_that_keep_nothing_apart_are_refused(folder, users, text):
+    with (folder.path / "site.toml").open("a") as file:
+        file.write(users)
+    with pytest.raises(StudyError, match=text):
+        site_operator.init(folder, name=SITE, data=folder.path, model="tiny")
+
+
+@AS_ROOT
+def test_who_is_not_root_cannot_take_a_step_of_a_site_with_two_users(tmp_path, study, federation):
+    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
+    settings = folder.settings()
+    assert done_as(user(65533), lambda: operators_users(settings) is None) == "StudyError"
+    assert done_as(user(65533), lambda: act_as(SiteUsers.of(settings).worker)) is None
+    assert done_as(user(65533), lambda: act_as(SiteUsers.of(settings).node)) == "StudyError"

@@ -1,0 +1,126 @@
+"""A site holds what the study left, verifies it by itself, and tries the adapter on records that stay with it."""
+
+import json
+import shutil
+from contextlib import closing
+
+import pytest
+from support.study.carried_study import carried
+
+from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site.folder import POLICY, SETTINGS, SiteFolder
+from grandrounds.client.state.database import SiteDatabase
+from grandrounds.client.worker.service import largest_request_bytes
+from grandrounds.common.errors import DataError, StorageError, StudyError
+from grandrounds.deploy.bench.loopback import LoopbackFederation
+from grandrounds.deploy.site_ops.fetch import fetch
+from grandrounds.deploy.verify.claims import CLAIMS, verify
+from grandrounds.deploy.verify.evidence import LEDGER, RESULTS, WEIGHTS, read_evidence
+
+SITES = ("north", "south", "west")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    federation = LoopbackFederation(tmp_path_factory.mktemp("f"), sites=SITES, rounds=1, max_attempts=2)
+    with pytest.raises(StudyError, match="not over"):
+        list(fetch(SiteFolder(federation.path / "north"), output=None))
+    carried(federation)
+    return federation
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    shutil.copytree(finished.path / "north", tmp_path / "north")
+    return SiteFolder(tmp_path / "north")
+
+
+def kept(folder):
+    return folder.results(folder.manifest().study_id)
+
+
+def hold_out(folder, *patients, opted_out=()):
+    rows = [{"patient_id": name, "text": "no complaints"} for name in patients]
+    (folder.path / "held-out.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with (folder.path / SETTINGS).open("a") as file:
+        file.write('held_out = "held-out.jsonl"\n')
+    (folder.path / "opted-out.txt").write_text("\n".join(opted_out))
+    with (folder.path / POLICY).open("a") as file:
+        file.write('opted_out = "opted-out.txt"\n')
+
+
+def test_every_site_holds_the_very_files_that_the_server_has(finished):
+    study = finished.folder.study.path
+    for site in SITES:
+        results = kept(SiteFolder(finished.path / site))
+        assert all((results / name).read_bytes() == (study / name).read_bytes() for name in RESULTS)
+
+
+def test_a_site_takes_requests_that_bring_the_finished_adapter_with_its_public_tensors(folder):
+    with closing(open_site(folder)) as resident:
+        more = resident.largest_request_bytes - largest_request_bytes(folder.manifest())
+    assert more == len(folder.frozen_adapter()) > 0
+
+
+def test_what_is_fetched_is_verified_and_anyone_can_verify_it_again(folder, tmp_path):
+    with closing(open_site(folder)):  # the worker runs
+        said = list(fetch(folder, output=tmp_path / "copy"))
+    assert f"{len(CLAIMS)} of {len(CLAIMS)} claims" in said[0]
+    assert "held_out" in said[-1]
+    assert read_evidence(tmp_path / "copy") == read_evidence(kept(folder))
+    assert verify(tmp_path / "copy", manifest_hash=folder.manifest().sha256).holds
+
+
+def test_it_may_be_fetched_again_and_nothing_else_is_overwritten(folder, tmp_path):
+    first = list(fetch(folder, output=tmp_path / "copy"))
+    assert list(fetch(folder, output=tmp_path / "copy")) == first
+    (tmp_path / "copy" / LEDGER).write_bytes(b"another study's")
+    with pytest.raises(StorageError, match="cannot be written"):
+        list(fetch(folder, output=tmp_path / "copy"))
+    assert (tmp_path / "copy" / LEDGER).read_bytes() == b"another study's"
+
+
+def test_a_site_that_died_before_it_signed_has_nothing_to_fetch_and_one_that_died_then_knows_no_other_signature(folder):
+    database = SiteDatabase.open(folder.state)
+    signatures = len(SITES)
+    last = database.integer("SELECT max(sequence) FROM ledger")
+    database.change("DELETE FROM ledger WHERE sequence > ?", last - signatures)
+    database.close()
+    said = list(fetch(folder, output=None))
+    assert f"{len(CLAIMS) - 1} of {len(CLAIMS)} claims" in said[0]
+    assert "0 sites signed that" in said[1]
+    assert "the server's operator can send" in said[2]
+    database = SiteDatabase.open(folder.state)
+    database.change("DELETE FROM ledger WHERE sequence = ?", last - signatures)
+    database.close()
+    with pytest.raises(StudyError, match="not over"):
+        list(fetch(folder, output=None))
+
+
+def test_results_that_were_removed_are_missed(folder):
+    shutil.rmtree(kept(folder))
+    with pytest.raises(StorageError, match="is gone"):
+        list(fetch(folder, output=None))
+
+
+def test_an_adapter_whose_claim_does_not_hold_is_not_handed_on(folder, tmp_path):
+    weights = kept(folder) / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(StudyError, match="does not hold"):
+        list(fetch(folder, output=tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_the_adapter_is_evaluated_on_records_that_are_held_out_and_the_figure_is_kept_nowhere(folder):
+    list(fetch(folder, output=None))
+    hold_out(folder, "someone", "who opted out", opted_out=["who opted out"])
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert "perplexity on the one record held out" in list(fetch(folder, output=None))[-1]
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_records_of_patients_who_trained_are_not_held_out(folder):
+    hold_out(folder, "north-3", "someone")
+    with pytest.raises(DataError, match="one patient") as error:
+        list(fetch(folder, output=None))
+    assert "north-3" not in error.value.diagnostics()

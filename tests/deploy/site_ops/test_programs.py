@@ -1,0 +1,186 @@
+"""A site's two programs as real processes: of two users where root starts them, and what each of these reaches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.network.loopback import has_ended, until
+from support.network.real_federation import PROGRAM, descendants
+from support.process.other_users import AS_ROOT, done_as, open_folder, reachable_by_all, user
+from support.study.site_study import SiteStudy
+from support.study.tiny_models import save_tiny_model
+
+from grandrounds.client.worker_socket import health
+from grandrounds.common.errors import StudyError
+from grandrounds.common.system.privileges import User
+from grandrounds.common.system.processes import Process, environment
+from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops import programs as site_programs
+from grandrounds.deploy.site_ops.users import WARNING
+
+WORKER, NODE, STRANGER = user(65533), user(65532), user(65531)
+STRANGER_IN_THE_NODE_S_GROUP = User(uid=STRANGER.uid, gid=NODE.gid, home="/")
+OF_THE_WORKER = ("key", "state/budget.sqlite", "worker.log", "policy.toml", "site.toml", "opted-out.txt", "notes.jsonl")
+
+
+def joined(root, **users):
+    study = SiteStudy(save_tiny_model(root / "model"))
+    (root / "model" / "model.safetensors").chmod(0o644)
+    federation = study.federation()
+    folder = study.initialised(root / "site", federation, **users)
+    site_operator.join_study(folder, study.bundle(federation, root / "tls"), agreed=lambda agreement: True)
+    return folder
+
+
+class Running:
+    """A site that root started, of a study whose server is away; ``pids`` are its processes, by what they are."""
+
+    def __init__(self, root):
+        self.folder = joined(root, worker_user=str(WORKER.uid), node_user=str(NODE.uid))
+        self.socket = self.folder.settings().socket
+        start = reachable_by_all([PROGRAM, "client", "start", self.folder.path])
+        self.process = Process(start, log=root / "log", env=environment())
+        until(lambda: isinstance(self.health_of(NODE), dict), "the worker is up")
+        until(lambda: {"worker", "node", "supernode", "relay"} <= self.pids.keys(), "the node is up")
+
+    @property
+    def pids(self):
+        known = {
+            "worker": "worker",
+            "node": "node",
+            "flower-supernode": "supernode",
+            "grandrounds.client.node.relay": "relay",
+        }
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in descendants(self.process.pid)}
+        return {
+            known[name]: pid
+            for pid, parts in commands.items()
+            for name in known.keys() & {*parts, *(Path(part).name for part in parts[:2])}
+        }
+
+    def health_of(self, user):
+        """What a process of the user is told, or what it meets."""
+        return done_as(user, lambda: health(self.socket))
+
+
+@pytest.fixture(scope="module")
+def site():
+    with open_folder() as root:
+        running = Running(root)
+        yield running
+        running.process.stop()
+
+
+def status(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: text.split() for name, _, text in (line.partition(":") for line in lines)}
+
+
+@AS_ROOT
+def test_each_program_is_its_user_s_and_in_no_other_group(site):
+    for name, owner in {"worker": WORKER, "node": NODE, "supernode": NODE, "relay": NODE}.items():
+        said = status(site.pids[name])
+        assert (said["Uid"], said["Gid"], said["Groups"]) == ([str(owner.uid)] * 4, [str(owner.gid)] * 4, []), name
+        assert said["NoNewPrivs"] == ["1"]
+
+
+@AS_ROOT
+def test_the_worker_has_no_network_but_loopback_and_says_nothing_of_one(site):
+    interfaces = Path(f"/proc/{site.pids['worker']}/net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    assert "has a network" not in site.folder.log.read_text()
+    assert not Path(f"/proc/{site.pids['worker']}/ns/net").samefile("/proc/self/ns/net")
+    assert Path(f"/proc/{site.pids['node']}/ns/net").samefile("/proc/self/ns/net")
+
+
+@AS_ROOT
+def test_the_node_s_user_reads_nothing_that_is_the_worker_s_and_may_ask_it(site):
+    for name in OF_THE_WORKER:
+        path = site.folder.path / name
+        assert done_as(NODE, lambda path=path: path.read_bytes().hex()) == "PermissionError", name
+    assert done_as(NODE, lambda: list(site.folder.path.iterdir())) == "PermissionError"
+    assert site.health_of(NODE)["last_attempt"] == 0
+
+
+@AS_ROOT
+def test_who_is_neither_user_gets_no_answer_even_from_the_node_s_group(site):
+    assert site.health_of(STRANGER) == "PermissionError"
+    assert site.health_of(STRANGER_IN_THE_NODE_S_GROUP) in ("BrokenPipeError", "ConnectionResetError")
+    assert f"user {STRANGER.uid} is not allowed to ask" in site.folder.log.read_text()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("owner", [WORKER, NODE])
+def test_neither_user_decides_as_whom_root_runs_what(site, owner):
+    assert done_as(owner, lambda: (site.folder.path / "site.toml").open("a").close()) == "PermissionError"
+    assert done_as(owner, lambda: (site.folder.path / "site.toml").unlink()) == "PermissionError"
+    assert done_as(owner, lambda: (site.folder.path / "new").touch()) == "PermissionError"
+
+
+@AS_ROOT
+def test_a_site_is_not_left_while_its_worker_runs(site):
+    with pytest.raises(StudyError, match="another worker holds"):
+        site_operator.leave(site.folder)
+    assert site.folder.manifest()
+
+
+@AS_ROOT
+def test_only_root_starts_both_and_each_user_only_its_own(site):
+    def starts_both():
+        site_programs.start(site.folder, stopped=lambda: True, say=lambda line: None)
+
+    assert done_as(WORKER, starts_both) == "StudyError"
+    assert done_as(NODE, lambda: site_programs.node(site.folder, stopped=lambda: True)) is None
+    assert done_as(WORKER, lambda: site_programs.node(site.folder, stopped=lambda: True)) == "StudyError"
+    assert done_as(NODE, lambda: site_programs.worker(site.folder)) == "StorageError"
+
+
+@AS_ROOT
+def test_a_site_that_is_told_to_stop_leaves_nothing_behind(site):
+    pids = site.pids
+    site.process.stop(grace_s=60)
+    assert all(map(has_ended, pids.values()))
+    assert not site.socket.exists()
+    assert "down" in site.folder.log.read_text()
+
+
+def test_root_that_runs_both_parts_itself_is_told_what_that_means(tmp_path):
+    said = []
+    site_programs.start(joined(tmp_path), stopped=lambda: True, say=said.append)
+    assert (WARNING in said) == (os.geteuid() == 0)
+
+
+def test_a_site_that_has_joined_nothing_starts_nothing(tmp_path):
+    study = SiteStudy(save_tiny_model(tmp_path / "model"))
+    folder = study.initialised(tmp_path / "site", study.federation())
+    with pytest.raises(StudyError, match="takes part in no study"):
+        site_programs.start(folder, stopped=lambda: True, say=lambda line: None)
+    with pytest.raises(StudyError, match=r"there is no .*node.json"):
+        site_programs.node(folder, stopped=lambda: True)
+
+
+def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(tmp_path):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from grandrounds.client import site\n"
+        "from grandrounds.client.site.folder import SiteFolder\n"
+        "from grandrounds.deploy import site_programs\n"
+        "def fails(folder):\n"
+        "    raise ValueError('a record: ' + ' '.join(['no', 'complaints']))\n"
+        "site.open_site = fails\n"
+        "site_programs.worker(SiteFolder(Path(sys.argv[1])))\n"
+    )
+    command = [sys.executable, "-c", program, joined(tmp_path).path]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError\n")
+    assert "in fails" in ended.stderr
+    assert "no complaints" not in ended.stderr
+
+
+def test_health_of_a_worker_that_is_away_says_where_to_look(tmp_path):
+    with pytest.raises(StudyError, match=r"no worker answers at .*worker.sock"):
+        site_programs.worker_health(joined(tmp_path))

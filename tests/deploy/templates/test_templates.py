@@ -1,0 +1,65 @@
+"""The example studies say what is true."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import grandrounds.deploy.templates
+from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
+from grandrounds.common.schema import Section
+from grandrounds.common.study.study import Study
+from grandrounds.deploy.simulation.config import Simulation, read_simulation
+
+TEMPLATES = Path(grandrounds.deploy.templates.__file__).parent
+
+
+def test_the_full_example_names_every_field_of_a_study() -> None:
+    text = (TEMPLATES / "study.full.toml").read_text(encoding="utf-8")
+    # Commented-out settings count: they are the ones that exclude another.
+    lines = [line.removeprefix("# ") for line in text.splitlines()]
+    named = {line.split("=")[0].strip() for line in lines if "=" in line}
+    sections = [Study.model_fields[name].annotation for name in ("model", "data", "privacy", "training", "secagg")]
+    for section in [*sections, Simulation]:
+        assert isinstance(section, type) and issubclass(section, Section)
+        assert set(section.model_fields) - named - {"data"} == set()
+
+
+def test_the_full_policy_names_every_field_and_states_the_defaults() -> None:
+    text = (TEMPLATES / "policy.full.toml").read_text(encoding="utf-8")
+    named = {line.removeprefix("# ").split("=")[0].strip() for line in text.splitlines() if "=" in line}
+    for section in (StudyPolicy, DataPolicy, AllowedModel):
+        assert set(section.model_fields) - named - {"models"} == set()
+    assert read_policy(TEMPLATES / "policy.full.toml") == Policy()
+
+
+def test_the_basic_policy_allows_the_basic_study_s_target() -> None:
+    policy = read_policy(TEMPLATES / "policy.basic.toml")
+    tables = tomllib.loads((TEMPLATES / "study.basic.toml").read_text(encoding="utf-8"))
+    assert tables["privacy"]["target_epsilon"] <= policy.study.largest_epsilon <= policy.data.epsilon
+    assert policy.study.largest_delta <= policy.data.delta
+    assert not policy.data.synthetic_data_only
+
+
+def test_the_full_example_states_the_defaults() -> None:
+    tables = tomllib.loads((TEMPLATES / "study.full.toml").read_text(encoding="utf-8"))
+    study, _ = read_simulation(tables)
+    default, _ = read_simulation({})
+    assert study.sites == default.sites
+    assert (study.model, study.data) == (default.model, default.data)
+    given = study.privacy.model_dump(exclude_none=True)
+    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "sampling_probability": 0.2}
+    assert given == {name: value for name, value in stated.items() if value is not None}
+    assert study.training == default.training.model_copy(update={"max_attempts": 24})
+
+
+def test_the_basic_example_runs_on_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables = tomllib.loads((TEMPLATES / "study.basic.toml").read_text(encoding="utf-8"))
+    for name, file in tables["simulation"]["data"].items():
+        path = Path(file).with_suffix(".jsonl")
+        path.write_text('{"patient_id": 1, "text": "well"}\n' * 12, encoding="utf-8")
+        tables["simulation"]["data"][name] = path
+    study, simulation = read_simulation(tables)
+    assert [(site.name, site.nominal_units) for site in study.sites] == [("north", 200), ("south", 80), ("west", 100)]
+    assert simulation.evaluation == Path("evaluation.jsonl")

@@ -1,0 +1,167 @@
+"""What only a machine with a GPU can show: ``pytest tests/gpu/on_gpu.py`` there.
+
+A record's gradient is what it is on processors, to rounding, and the same bits among any neighbours; and no record
+can end the GPU's use for the others.
+"""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support.study.site_study import SiteStudy
+from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save_tiny_model, tiny_example
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from grandrounds.client.site.assembly import sampler_of
+from grandrounds.client.training.batch_invariance import independent_batch_size
+from grandrounds.client.training.dp_sgd import DpSgd
+from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.common.errors import ModelError
+from grandrounds.common.model.devices import described, open_device
+from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.privacy.mechanism import Lattice, RoundedGaussian
+from grandrounds.deploy.bench.dp_step import StepBench
+from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops.check import check
+
+TOKENS = 24
+RNG = np.random.default_rng(7)
+RECORDS = [tiny_example(RNG, length=length, max_tokens=TOKENS) for length in (24, 3, 11, 17, 24, 6)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: save_tiny_model(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model of SmolLM2-135M's shape, with random weights."""
+    folder = tmp_path_factory.mktemp("large")
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def errors(gradients, expected):
+    return (gradients - expected).norm(dim=1) / expected.norm(dim=1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["ffa", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_those_of_processors_and_repeat_to_the_last_bit(folders, architecture, kind, checkpointing):
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        model = load_tiny(folders[architecture], architecture, kind=kind, device=device)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        assert model.device.type == device
+        found.append(GradSampler(model, batch_size=8, max_tokens=TOKENS).gradients(RECORDS))
+    assert errors(found[1], found[0]).max() < 1e-5
+    assert torch.equal(found[1], found[2])
+
+
+@pytest.mark.parametrize(("batch_size", "tokens"), [(8, 64), (16, 256)])
+def test_neighbours_leave_a_record_s_gradient_alone_at_the_real_shape(large, batch_size, tokens):
+    model = LanguageModel.load(large, Lora(target_modules=("v_proj",)), seed=0, device="cuda")
+    assert independent_batch_size(model, batch_size=batch_size, max_tokens=tokens) == batch_size
+
+
+def test_a_kernel_that_adds_in_any_order_would_be_noticed(large, monkeypatch):
+    logits = LanguageModel.logits
+
+    def touched(self, token_ids):
+        of_all = token_ids.double().sum().float()  # of the whole batch, and far below what a figure shows
+        return logits(self, token_ids) * (1 + 1e-7 * torch.sin(of_all))
+
+    monkeypatch.setattr(LanguageModel, "logits", touched)
+    model = LanguageModel.load(large, Lora(target_modules=("v_proj",)), seed=0, device="cuda")
+    assert independent_batch_size(model, batch_size=8, max_tokens=64) == 1
+
+
+def dp_sgd(model):
+    lattice = Lattice(dimension=model.layout.dimension, clipping_norm=0.5)
+    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=64))
+
+
+def test_a_record_with_a_token_of_another_model_counts_as_zero_and_the_others_as_ever(folders):
+    step = dp_sgd(load_tiny(folders["llama"], device="cuda"))
+    broken = copy.deepcopy(RECORDS[0])
+    broken.token_ids[5] = 49152
+    units = [[record] for record in RECORDS]
+    alone = step.sum_units(units)
+    assert np.array_equal(step.sum_units([*units[:2], [broken], *units[2:]]), alone)
+    assert alone.any()
+
+
+WITHOUT_THE_CHECK = """
+import sys
+import numpy, torch
+sys.path[:0] = {paths!r}
+from tiny_models import load_tiny
+model = load_tiny({folder!r}, device="cuda")
+torch.ones(1, device="cuda").sum().item()
+try:
+    model.logits(torch.full((1, 8), 49152, device="cuda"))
+    torch.cuda.synchronize()
+except RuntimeError:
+    pass
+try:
+    torch.ones(1, device="cuda").sum().item()
+except RuntimeError:
+    sys.exit(3)
+"""
+
+
+def test_without_the_check_one_record_would_end_the_use_of_the_gpu(folders):
+    script = WITHOUT_THE_CHECK.format(paths=sys.path, folder=str(folders["llama"]))
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
+
+
+def test_a_batch_that_does_not_fit_is_told_at_the_start(folders):
+    study = SiteStudy(folders["llama"]).federation().manifest.study
+    vast = study.model_copy(update={"training": study.training.model_copy(update={"physical_batch": 4096})})
+    model = load_tiny(folders["llama"], device="cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.0005)
+    try:
+        with pytest.raises(ModelError, match="do not fit into the memory of NVIDIA"):
+            sampler_of(vast, model)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_gpu_that_this_machine_does_not_have_is_refused():
+    with pytest.raises(ModelError, match="cuda:99 cannot be used"):
+        open_device("cuda:99")
+
+
+def test_a_site_with_a_gpu_checks_itself_without_a_network(folders, tmp_path):
+    study = SiteStudy(folders["llama"])
+    federation = study.federation()
+    folder = study.initialised(tmp_path / "site", federation, device="cuda")
+    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
+    said = "\n".join(check(folder))
+    assert "GiB of the GPU's" in said
+    assert described("cuda").split(" (")[0] in said
+
+
+def test_a_step_s_memory_is_the_gpu_s(folders):
+    lora = Lora(target_modules=("v_proj",))
+    bench = StepBench(folder=folders["llama"], lora=lora, batch_size=256, max_tokens=64, repetitions=1, device="cuda")
+    assert bench.peak_bytes("private") > 256 * 64 * VOCABULARY * 4, "the logits alone are this much"

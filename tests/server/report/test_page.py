@@ -1,0 +1,148 @@
+"""The report as people read it: the page stands alone and can be read, and the card says the same."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from support.study.verified_study import SmallStudy, eventful
+
+from grandrounds.server.report.page import chart, render_html, render_model_card, ticks
+
+
+@pytest.fixture(scope="module")
+def federation() -> SmallStudy:
+    return eventful()
+
+
+@pytest.fixture(scope="module")
+def report(federation: SmallStudy) -> dict[str, Any]:
+    return federation.report()
+
+
+@pytest.fixture(scope="module")
+def without_noise() -> dict[str, Any]:
+    return eventful(noise_multiplier=None).report()
+
+
+def test_with_noise_nothing_says_that_there_is_no_privacy(report: dict[str, Any]) -> None:
+    assert "NO PRIVACY" not in render_html(report) + render_model_card(report)
+
+
+def test_page_and_card_say_how_to_verify_them_and_who_signed(report: dict[str, Any]) -> None:
+    command = f"grandrounds verify DIR --manifest-hash {report['manifest_sha256']}"
+    assert report["verification"] == command
+    for text in (render_html(report), render_model_card(report)):
+        assert command in text and "Signed by 5 of 5 sites" in text and "A simulation." in text
+    assert "A simulation." not in render_html(report | {"setting": "federation"})
+
+
+def test_what_is_not_claimed_is_in_all_three(report: dict[str, Any]) -> None:
+    page, card = render_html(report), render_model_card(report)
+    assert len(report["not_claimed"]) >= 11
+    for limit in report["not_claimed"]:
+        assert limit["title"].replace("'", "&#39;") in page and limit["title"] in card
+
+
+class Page(HTMLParser):
+    """The tags of a page, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def attributes(self, name: str) -> list[str]:
+        return [value for _, attributes in self.tags if (value := attributes.get(name))]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(report: dict[str, Any]) -> None:
+    text = render_html(report)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "use", "image"} & {tag for tag, _ in page.tags}
+    assert page.attributes("src") == []
+    assert all(target.startswith("#") for target in page.attributes("href"))
+    assert "url(" not in text and "@import" not in text
+
+
+def test_the_page_can_be_read_by_ear_and_by_heading(report: dict[str, Any]) -> None:
+    page = Page(render_html(report))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    charts = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(charts) == 2
+    for attributes in charts:
+        assert attributes["role"] == "img"
+        assert all(label in ids for label in (attributes["aria-labelledby"] or "").split())
+    assert all(target[1:] in ids for target in page.attributes("href"))
+
+
+def test_a_dropout_is_marked_in_both_charts(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    assert page.count('<circle class="dropout"') == 2 * len({dropout["round"] for dropout in report["dropouts"]})
+    assert page.count("round 3: site-4, site-5 dropped out") == 4  # <desc> and <title>, in each
+
+
+def test_text_that_a_person_wrote_is_escaped(federation: SmallStudy) -> None:
+    page = render_html(federation.report(evaluation="<script>alert(1)</script>", base_model='"><img src=x>'))
+    assert "script" not in {tag for tag, _ in Page(page).tags} and "img" not in {tag for tag, _ in Page(page).tags}
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_contrast_is_at_least_that_of_wcag_aa_in_both_schemes(report: dict[str, Any], scheme: int) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", render_html(report), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+)", blocks[scheme]))
+    for ink, paper in [
+        ("ink", "paper"),
+        ("muted", "paper"),
+        ("accent", "paper"),
+        ("mark", "paper"),
+        ("warn-ink", "warn"),
+        ("stop-ink", "stop"),
+    ]:
+        assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours (WCAG 2.2, 1.4.3)."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_card_s_front_matter_is_what_a_hub_reads(report: dict[str, Any], without_noise: dict[str, Any]) -> None:
+    front = yaml.safe_load(render_model_card(report).split("---\n")[1])
+    assert (front["library_name"], front["base_model"]) == ("peft", "an/example")
+    assert "differential-privacy" in front["tags"]
+    assert "no-privacy" in yaml.safe_load(render_model_card(without_noise).split("---\n")[1])["tags"]
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60), st.one_of(st.none(), st.floats(1e-3, 1e6)))
+def test_a_chart_keeps_everything_inside_its_frame(values: list[float], limit: float | None) -> None:
+    drawn = chart(dict(enumerate(values)), title="", description="", dropouts={0: "gone"}, limit=limit)
+    points = [*drawn.points, *drawn.dropouts, *drawn.x_ticks, *drawn.y_ticks, *([drawn.limit] if drawn.limit else [])]
+    for point in points:
+        assert drawn.left - 1e-6 <= point.x <= drawn.right + 1e-6
+        assert 0 < point.y <= drawn.bottom + 1e-6
+
+
+@given(st.floats(1e-6, 1e9))
+def test_ticks_are_few_and_reach_the_largest_value(largest: float) -> None:
+    marks = ticks(largest)
+    assert marks[0] == 0 and marks[-1] >= largest * (1 - 1e-9) and 2 <= len(marks) <= 7

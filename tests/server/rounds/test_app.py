@@ -1,0 +1,160 @@
+"""The ServerApp: what it sends to whom, and what it makes of replies that are late, broken or missing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from support.study.federation import Federation, small_study
+
+from grandrounds.client.node.app import make_app as make_client_app
+from grandrounds.common.protocol.messages import FIELD, RECORD
+from grandrounds.deploy.simulation.local_grid import SERVER_NODE, LocalGrid, local_context
+from grandrounds.server.rounds import app as server_app
+from grandrounds.server.rounds.app import POLL_INTERVAL_S, make_app
+from grandrounds.server.rounds.training import Training
+
+SITES = tuple(f"site-{i}" for i in range(1, 6))
+WITHOUT_2 = tuple(site for site in SITES if site != "site-2")
+
+
+def federation() -> Federation:
+    """Each site's update is a vector of ones."""
+    return Federation(
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter: np.ones(7, "<u4")
+    )
+
+
+def run(
+    federation: Federation, grid: LocalGrid, nodes: Callable[[LocalGrid], dict[str, int]] | None = None
+) -> Training:
+    app = make_app(lambda context: [federation.open_training()], nodes or (lambda grid_: grid_.nodes))
+    app(grid, local_context(SERVER_NODE, "server"))
+    return federation.training
+
+
+def client_apps(federation: Federation) -> dict[str, Callable[[Message, Context], Message]]:
+    app = make_client_app(lambda context: federation.workers[str(context.node_config["site"])].handle)
+    return dict.fromkeys(SITES, app)
+
+
+def test_every_message_is_a_train_message_to_the_site_s_node_within_the_deadline() -> None:
+    sent: list[tuple[str, Message]] = []
+
+    def keep(site: str, message: Message) -> bool:
+        sent.append((site, message))
+        return False
+
+    shared = federation()
+    run(shared, LocalGrid(client_apps(shared), keep))
+    assert len(sent) == 5 * 5
+    for _, message in sent:
+        assert message.metadata.message_type == MessageType.TRAIN
+        assert message.metadata.ttl == shared.study.training.deadline_s
+        assert set(message.content) == {RECORD}
+        assert set(message.content[RECORD]) == {FIELD}
+
+
+def test_a_site_without_a_node_has_dropped_out() -> None:
+    shared = federation()
+    training = run(
+        shared,
+        LocalGrid(client_apps(shared), lambda site, message: False),
+        lambda grid: {site: node for site, node in grid.nodes.items() if site != "site-2"},
+    )
+    assert training.rounds[0].survivors == WITHOUT_2
+
+
+def test_who_a_message_is_from_is_proven_by_its_signature_and_not_by_its_node() -> None:
+    shared = federation()
+
+    def swapped(grid: LocalGrid) -> dict[str, int]:
+        nodes = grid.nodes
+        return nodes | {"site-2": nodes["site-3"], "site-3": nodes["site-2"]}
+
+    training = run(shared, LocalGrid(client_apps(shared), lambda site, message: False), swapped)
+    assert training.exhausted, "three sites are left where four are needed"
+    assert training.rounds == []
+
+
+def replying(reply: Callable[[Message], Message]) -> ClientApp:
+    app = ClientApp()
+    app.train()(lambda message, context: reply(message))
+    return app
+
+
+BROKEN_REPLIES = {
+    "an error": lambda message: Message(Error(2, "the node crashed"), reply_to=message),
+    "no record": lambda message: Message(RecordDict(), reply_to=message),
+    "no field": lambda message: Message(RecordDict({RECORD: ConfigRecord()}), reply_to=message),
+    "no bytes": lambda message: Message(RecordDict({RECORD: ConfigRecord({FIELD: "text"})}), reply_to=message),
+    "silence": lambda message: Message(RecordDict({RECORD: ConfigRecord({FIELD: b""})}), reply_to=message),
+    "noise": lambda message: Message(RecordDict({RECORD: ConfigRecord({FIELD: b"noise"})}), reply_to=message),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_REPLIES)
+def test_a_broken_reply_removes_its_site_and_nobody_else(broken: str) -> None:
+    shared = federation()
+    apps = client_apps(shared) | {"site-2": replying(BROKEN_REPLIES[broken])}
+    training = run(shared, LocalGrid(apps, lambda site, message: False))
+    assert training.rounds[0].survivors == WITHOUT_2
+    assert training.rounds[0].outcomes[0].dropouts == {"site-2": "advert"}
+
+
+@dataclass
+class Clock:
+    """Time that passes only while the server sleeps."""
+
+    now: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class SlowGrid(LocalGrid):
+    """A network on which site-2's replies arrive ``delay_s`` after they were asked for."""
+
+    def __init__(self, federation: Federation, clock: Clock, delay_s: float) -> None:
+        super().__init__(client_apps(federation), lambda site, message: False)
+        self.clock = clock
+        self.delay_s = delay_s
+        self.due: dict[str, float] = {}
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = [identifier for identifier in message_ids if identifier in self._pending]
+        slow = {i for i in asked if self._sites[self._pending[i].metadata.dst_node_id] == "site-2"}
+        for identifier in slow:
+            self.due.setdefault(identifier, self.clock.now + self.delay_s)
+        yield from super().pull_messages(i for i in asked if i not in slow or self.clock.now >= self.due[i])
+
+
+def slow_run(monkeypatch: pytest.MonkeyPatch, delay_s: float) -> tuple[Training, Clock]:
+    shared, clock = federation(), Clock()
+    monkeypatch.setattr(server_app, "time", clock)
+    return run(shared, SlowGrid(shared, clock, delay_s)), clock
+
+
+def test_a_slow_site_is_waited_for_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline_s = small_study().training.deadline_s
+    training, clock = slow_run(monkeypatch, 0.9 * deadline_s)
+    assert training.rounds[0].survivors == SITES
+    assert 5 * 0.9 * deadline_s <= clock.now <= 5 * deadline_s
+    assert set(clock.slept) == {POLL_INTERVAL_S}
+
+
+def test_a_site_that_misses_the_deadline_has_dropped_out_and_nobody_waits_for_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deadline_s = small_study().training.deadline_s
+    training, clock = slow_run(monkeypatch, 1.1 * deadline_s)
+    assert training.rounds[0].survivors == WITHOUT_2
+    assert training.rounds[0].outcomes[0].dropouts == {"site-2": "advert"}
+    assert deadline_s < clock.now < 1.01 * deadline_s

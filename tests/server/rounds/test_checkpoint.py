@@ -1,0 +1,197 @@
+"""Checkpoints: what comes back is what was saved, or nothing does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grandrounds.common.errors import StorageError
+from grandrounds.common.model.optimizers import make_optimizer
+from grandrounds.server.rounds.checkpoint import KEPT, Checkpoint
+
+STUDY = "ab" * 32
+OPTIMIZERS = ("sgd", "momentum", "adam")
+
+
+def checkpoint(number=3, optimizer=None, *, study=STUDY):
+    return Checkpoint(
+        study=study,
+        round=number,
+        attempts=number + 2,
+        adapter=np.array([0.1, -0.0, 3e38, 1e-45, number], dtype=np.float32),
+        optimizer=optimizer or {},
+        perplexities=np.array([54.0, 9.5, np.inf, 1.0])[: number + 1],
+        ledger_length=17,
+        ledger_head="0f" * 32,
+    )
+
+
+def saved(folder, number=3, **options):
+    checkpoint(number, **options).save(folder)
+    return folder / f"round-{number:06d}.npz"
+
+
+def equal(one, other):
+    return (
+        (one.study, one.round, one.attempts) == (other.study, other.round, other.attempts)
+        and (one.ledger_length, one.ledger_head) == (other.ledger_length, other.ledger_head)
+        and one.perplexities.tobytes() == other.perplexities.tobytes()
+        and one.adapter.dtype == other.adapter.dtype
+        and one.adapter.tobytes() == other.adapter.tobytes()
+        and one.optimizer.keys() == other.optimizer.keys()
+        and all(one.optimizer[name].tobytes() == other.optimizer[name].tobytes() for name in one.optimizer)
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_training_takes_the_steps_of_an_uninterrupted_one(tmp_path, name):
+    gradients = np.random.default_rng(3).normal(size=(6, 5))
+    options = {"learning_rate": 0.05}
+
+    def step(optimizer, adapter, gradient):
+        """As the server steps: in double precision, kept in single."""
+        return optimizer.step(adapter.astype(np.float64), gradient).astype(np.float32)
+
+    uninterrupted, adapter = make_optimizer(name, **options), checkpoint().adapter
+    for gradient in gradients[:3]:
+        adapter = step(uninterrupted, adapter, gradient)
+    replace(checkpoint(), adapter=adapter, optimizer=uninterrupted.state).save(tmp_path)
+    loaded = Checkpoint.load(tmp_path / "round-000003.npz", STUDY)
+    restored, resumed = make_optimizer(name, **options), loaded.adapter
+    restored.restore(loaded.optimizer)
+    for gradient in gradients[3:]:
+        adapter, resumed = step(uninterrupted, adapter, gradient), step(restored, resumed, gradient)
+    assert resumed.tobytes() == adapter.tobytes()
+
+
+def test_what_is_saved_comes_back_to_the_last_bit(tmp_path):
+    state = {"mean": np.array([1 / 3, np.pi]), "square": np.array([5e-324, 0.0]), "steps": np.array([7.0])}
+    path = saved(tmp_path, optimizer=state)
+    assert equal(Checkpoint.load(path, STUDY), checkpoint(optimizer=state))
+
+
+def test_the_newest_and_the_one_before_it_are_kept(tmp_path):
+    other = tmp_path / "notes.txt"
+    other.write_text("not a checkpoint")
+    for number in (1, 2, 3, 10):
+        saved(tmp_path, number)
+    kept = sorted(path.name for path in tmp_path.glob("round-*"))
+    assert kept == ["round-000003.npz", "round-000010.npz"]
+    assert len(kept) == KEPT
+    assert other.exists()
+
+
+def test_a_save_that_fails_leaves_the_ones_before_it(tmp_path, monkeypatch):
+    for number in (1, 2):
+        saved(tmp_path, number)
+
+    def full(path, data):
+        raise StorageError("full", why="", fix="")
+
+    monkeypatch.setattr("grandrounds.server.rounds.checkpoint.write_atomically", full)
+    with pytest.raises(StorageError):
+        saved(tmp_path, 3)
+    for number in (1, 2):
+        assert equal(Checkpoint.load(tmp_path / f"round-{number:06d}.npz", STUDY), checkpoint(number))
+
+
+def test_an_older_checkpoint_that_cannot_be_removed_is_told_and_the_newest_is_whole(tmp_path):
+    for number in (2, 3):
+        saved(tmp_path, number)
+    (tmp_path / "round-000001.npz").mkdir()
+    with pytest.raises(StorageError, match=r"older checkpoints in .* cannot be removed"):
+        saved(tmp_path, 4)
+    assert equal(Checkpoint.load(tmp_path / "round-000004.npz", STUDY), checkpoint(4))
+
+
+def test_the_newest_is_the_one_of_the_last_round(tmp_path):
+    assert Checkpoint.newest(tmp_path / "missing", STUDY) is None
+    assert Checkpoint.newest(tmp_path, STUDY) is None
+    for number in (9, 10):
+        saved(tmp_path, number)
+    assert equal(Checkpoint.newest(tmp_path, STUDY), checkpoint(10))
+
+
+def test_a_save_that_was_cut_short_by_a_crash_is_not_the_newest(tmp_path):
+    whole = saved(tmp_path, 2).read_bytes()
+    (tmp_path / ".round-000003.npz-x1y2").write_bytes(whole[:100])
+    assert equal(Checkpoint.newest(tmp_path, STUDY), checkpoint(2))
+
+
+def test_where_the_newest_is_damaged_no_older_one_takes_its_place(tmp_path):
+    """Training would go on from a round that the ledger has closed."""
+    for number in (2, 3):
+        path = saved(tmp_path, number)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"round-000003\.npz is no whole checkpoint"):
+        Checkpoint.newest(tmp_path, STUDY)
+
+
+def test_another_study_s_checkpoint_is_refused(tmp_path):
+    path = saved(tmp_path, study="cd" * 32)
+    with pytest.raises(StorageError, match="belongs to study cdcdcdcdcdcdcdcd"):
+        Checkpoint.load(path, STUDY)
+
+
+def test_no_damage_to_a_byte_passes_for_a_checkpoint_of_other_content(tmp_path):
+    path = saved(tmp_path, optimizer={"velocity": np.array([1.0, 2.0])})
+    whole = path.read_bytes()
+    original = Checkpoint.load(path, STUDY)
+    # Every third byte, and all of the archive's last record, which says what entries there are.
+    positions = sorted({*range(0, len(whole), 3), *range(len(whole) - 22, len(whole))})
+    refused = 0
+    for position in positions:
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x81
+        path.write_bytes(damaged)
+        try:
+            # Some bytes are read by nobody, such as the time in the archive's entries.
+            assert equal(Checkpoint.load(path, STUDY), original), position
+        except StorageError:
+            refused += 1
+    assert refused > len(positions) / 2
+
+
+def test_no_part_of_a_checkpoint_passes_for_one(tmp_path):
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 10):
+        path.write_bytes(whole[:size])
+        with pytest.raises(StorageError, match="no whole checkpoint"):
+            Checkpoint.load(path, STUDY)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"adapter": np.zeros(3)}, {"counters": np.array(["one", "two"])}])
+def test_an_archive_of_something_else_is_refused(tmp_path, arrays):
+    path = tmp_path / "round-000001.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(StorageError, match="no whole checkpoint"):
+        Checkpoint.load(path, STUDY)
+
+
+def test_a_file_that_is_no_archive_or_not_there_is_refused(tmp_path):
+    path = tmp_path / "round-000001.npz"
+    with pytest.raises(StorageError, match="no whole checkpoint"):
+        Checkpoint.load(path, STUDY)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(StorageError, match="no whole checkpoint"):
+        Checkpoint.load(path, STUDY)
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "round-000001.npz"
+    fields = {
+        "counters": np.array([1, 1, 1]),
+        "study": np.array(STUDY),
+        "ledger_head": np.array("0f" * 32),
+        "perplexities": np.array([1.0, 1.0]),
+    }
+    np.savez(path, adapter=np.array([Opened()], dtype=object), **fields)
+    with pytest.raises(StorageError, match="no whole checkpoint"):
+        Checkpoint.load(path, STUDY)
+
+
+class Opened:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a checkpoint ran code')",))

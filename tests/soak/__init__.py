@@ -1,0 +1,1 @@
+"""What takes longer than the tests may: fuzzing, kills, comparisons."""

@@ -1,0 +1,1 @@
+"""Ledgers that tell a story, and ledgers that lie."""

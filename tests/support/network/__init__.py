@@ -1,0 +1,1 @@
+"""Servers, nodes and deployments over loopback."""

@@ -1,0 +1,41 @@
+"""Sends the nodes what a test says, and gives it what they answer, until it says nothing more."""
+
+import time
+from multiprocessing.connection import Client
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import ServerApp
+
+from grandrounds.common.protocol.messages import FIELD, RECORD
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    with Client(context.run_config["test"], "AF_UNIX") as test:
+        while (messages := test.recv()) is not None:
+            test.send(exchange(grid, messages))
+
+
+def exchange(grid, messages):
+    """For each site its answer; an error code of Flower's, or None, where its node was away."""
+    nodes = {node.name: node.node_id for node in grid.get_nodes()}
+    outgoing = {
+        site: Message(
+            RecordDict({RECORD: ConfigRecord({FIELD: message})}),
+            dst_node_id=nodes[site],
+            message_type=MessageType.TRAIN,
+            ttl=300,
+        )
+        for site, message in messages.items()
+        if site in nodes
+    }
+    answers = dict.fromkeys(messages)
+    pending = dict(zip(grid.push_messages(list(outgoing.values())), outgoing, strict=True))
+    while pending:
+        for reply in grid.pull_messages(list(pending)):
+            answer = reply.error.code if reply.has_error() else reply.content[RECORD][FIELD]
+            answers[pending.pop(reply.metadata.reply_to_message_id)] = answer
+        time.sleep(0.05)
+    return answers

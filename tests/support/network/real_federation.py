@@ -1,0 +1,74 @@
+"""A federation of real processes on loopback, run by the commands that its operators type, and killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from grandrounds.common.system.processes import PROGRAM, Process, environment
+from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
+from grandrounds.deploy.verify.evidence import LEDGER
+from support.ledger.left_on_disk import Left
+
+SITES = ("north", "south", "west")
+
+
+class RealFederation(LoopbackFederation):
+    """Server and sites in ``path``; ``start`` starts their processes, ``stop`` stops them."""
+
+    def __init__(self, path: Path, *, rounds: int = 1, max_attempts: int = 3, deadline_s: float = 60.0) -> None:
+        super().__init__(path, sites=SITES, rounds=rounds, max_attempts=max_attempts, deadline_s=deadline_s)
+        self.server = self.folder.path
+
+    def call(self, *arguments: str | Path, fails: bool = False) -> str:
+        """What a command prints; it succeeds, or ``fails`` with a diagnosis."""
+        command = [str(argument) for argument in (PROGRAM, *arguments)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == int(fails), done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL, to them and to all that they have started."""
+        for name in names:
+            process = self.processes.pop(name)
+            below = descendants(process.pid)
+            process.kill()
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self, site: str) -> None:
+        """SIGKILL, to the process that has the site's records; who started it starts it again."""
+        below = descendants(self.processes[site].pid)
+        (worker,) = [pid for pid in below if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        os.kill(worker, signal.SIGKILL)
+
+    def running(self) -> Process:
+        """``server run`` as a process of its own."""
+        command = [PROGRAM, "server", "run", self.server]
+        return Process(command, log=self.path / "run.log", env=environment())
+
+    def until(self, event: str, count: int = 1) -> None:
+        """Wait until the progress has told ``event`` so many times."""
+        deadline = time.monotonic() + 300
+        while sum(line["event"] == event for line in self.progress()) < count:
+            assert time.monotonic() < deadline, f"no {event}"
+            time.sleep(0.2)
+
+    def progress(self) -> list[dict]:
+        path = self.server / "progress.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def run(self) -> list[dict]:
+        """The study, carried out or gone on with; its events."""
+        return [json.loads(line) for line in self.call("server", "run", self.server, "--json").splitlines()]
+
+    def on_disk(self) -> Left:
+        """What is on disk now."""
+        return Left.by(self.server / "study" / LEDGER, {site: self.path / site / "state" for site in self.sites})
+
+    def status(self) -> dict:
+        return json.loads(self.call("server", "status", self.server, "--json"))

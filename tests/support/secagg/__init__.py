@@ -1,0 +1,1 @@
+"""Cohorts, opponents and a reference for secure aggregation."""

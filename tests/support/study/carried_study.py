@@ -1,0 +1,28 @@
+"""The study of a federation's folders, carried in one process: the server's run, and each site's resident worker."""
+
+from contextlib import ExitStack, closing
+from types import SimpleNamespace
+
+from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site.folder import SiteFolder
+from grandrounds.deploy.flower.server_app import _study_run
+
+
+def carried(federation, *, sites=None, rounds=None):
+    """Carry it to its end, or until so many rounds are over; the server's run. Sites that are not named are away."""
+    with ExitStack() as stack:
+        workers = {
+            site: stack.enter_context(closing(open_site(SiteFolder(federation.path / site))))
+            for site in sites or federation.sites
+        }
+        archive = SimpleNamespace(run=SimpleNamespace(fab_hash=federation.bundle.manifest.app_sha256))
+        run = _study_run(federation.folder, archive)
+        for conversation in run.conversations():
+            while not conversation.finished:
+                if rounds is not None and len(run.ledger.audit.rounds) >= rounds:
+                    return run
+                for site, message in conversation.messages().items():
+                    if site in workers:
+                        conversation.receive(site, workers[site].answer(message))
+                conversation.advance()
+    return run

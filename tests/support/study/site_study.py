@@ -1,0 +1,85 @@
+"""A study of a tiny model, and the folder of the one of its sites that is real: the others are in memory."""
+
+import json
+import secrets
+
+from grandrounds.client.site.folder import KEY, POLICY, SiteFolder
+from grandrounds.common.model.adapter import vector_bytes
+from grandrounds.common.model.base_folder import model_folder_sha256
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.schema import validated
+from grandrounds.common.study.study import Study
+from grandrounds.common.system.files import write_atomically
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower
+from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
+from grandrounds.deploy.site_ops import commands as site_operator
+from support.process.resident_process import SITE, ones
+from support.study.federation import Federation, small_study
+
+MODEL = {"name": "tiny", "target_modules": ["q_proj"], "rank": 2, "alpha": 4.0}
+POLICY_TOML = """
+[study]
+largest_epsilon = {epsilon}
+largest_delta = 1e-3
+trust = ["distributed"]
+smallest_honest_shares = 2
+models = [{{sha256 = "{model}"}}]
+verified_peers = {peers}
+[data]
+epsilon = 99.0
+delta = 1e-3
+opted_out = "opted-out.txt"
+"""
+
+
+class SiteStudy:
+    """The study, and what its site needs to join it; ``base`` is the model's folder."""
+
+    def __init__(self, base):
+        self.base = base
+        lora = validated(Study, small_study().model_dump() | {"model": MODEL}).model.lora
+        self.model = LanguageModel.load(base, lora, seed=7)
+        self._model_sha256 = model_folder_sha256(base)
+
+    def federation(self, **training):
+        """The study anew, with an id and keys of its own."""
+        study = small_study(noise_multiplier=8.0, training={"max_attempts": 9, **training})
+        fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16}}
+        fields["privacy"]["target_epsilon"] = 50.0
+        federation = Federation(study=validated(Study, fields), dimension=self.model.layout.dimension, release=ones)
+        federation.pin(
+            study_id=secrets.token_hex(32),
+            model_sha256=self._model_sha256,
+            frozen_adapter_sha256=self.model.frozen_adapter_sha256,
+        )
+        return federation
+
+    def bundle(self, federation, certificates):
+        """The study as its operator sends it; ``certificates`` is a folder to make them in."""
+        if not certificates.exists():
+            make_certificates(certificates, "localhost")
+        return Bundle(
+            manifest=federation.manifest,
+            frozen_adapter=vector_bytes(self.model.get_frozen_adapter()),
+            certificates=(certificates / CA_CERTIFICATE).read_bytes(),
+            flower=Flower(address="localhost:9"),
+        )
+
+    def initialised(self, path, federation, **options):
+        """The site's folder after ``client init``, with its key of this study, a policy that allows it, and records."""
+        folder, records = SiteFolder(path), path / "notes.jsonl"
+        write_atomically(path / KEY, federation.identities[SITE].secret.hex().encode(), mode=0o600)
+        site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
+        write_policy(folder, federation.manifest)
+        rows = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
+        records.write_text("\n".join(map(json.dumps, rows)))
+        records.chmod(0o600)
+        (path / "opted-out.txt").write_text("patient-1\n")
+        return folder
+
+
+def write_policy(folder, manifest, epsilon=50.0):
+    """A policy that allows the study at ``epsilon``, whatever the study asks for."""
+    peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
+    text = POLICY_TOML.format(model=manifest.model_sha256, peers=peers, epsilon=epsilon)
+    (folder.path / POLICY).write_text(text)
