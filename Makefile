@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check bench soak install clean
+.PHONY: demo test check docs bench soak install clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_doctests.py
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/grandrounds bench noise
