@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from ...common.errors import PrivacyError
-from ..training.cohort import PrivacyUnit
+from ...common.study.study import PrivacyUnit
 from .amounts import Amounts, shown_down
 
 Filter = Literal["sum", "rdp", "synthetic"]

@@ -11,8 +11,8 @@ from ...common.errors import StudyError
 from ...common.privacy.mechanism import Trust
 from ...common.schema import Section, read_toml, validated
 from ...common.study.manifest import Manifest
+from ...common.study.study import PrivacyUnit
 from ...common.version import __version__
-from ..training.cohort import PrivacyUnit
 from .asset import LARGEST_EPSILON, Asset
 
 _WHY = "a site takes part only in what it has allowed beforehand"

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from ...common.crypto.identity import Identity
 from ...common.data.records import Record, read_records
-from ...common.data.tokenisation import Example, Tokenisation
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import within_memory
+from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study

@@ -10,6 +10,7 @@ from ...common.crypto.identity import Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
 from ...common.schema import Section, read_settings
+from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, write_atomically
@@ -17,7 +18,6 @@ from ..budget.policy import Policy, read_policy
 from ..node.folder import NodeFolder
 
 KEY: Final = "key"
-MANIFEST: Final = "study.json"
 POLICY: Final = "policy.toml"
 SETTINGS: Final = "site.toml"
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"

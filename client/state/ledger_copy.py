@@ -8,6 +8,7 @@ from ...common.ledger.chain import EntryType, broken
 from ...common.ledger.replay import Audit, begin_of
 from ...common.privacy.accountant import epsilon
 from ...common.protocol.messages import Begin, Close, Closed
+from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from .site_state import Budget
 
@@ -68,11 +69,11 @@ class SiteLedger:
         if self.audit.closing is not None and not contents:
             return audit, {}
         files = dict(zip(sorted(audit.closed.files), contents, strict=False))
-        if len(contents) != len(audit.closed.files) or "report.json" not in files:
+        if len(contents) != len(audit.closed.files) or REPORT not in files:
             raise broken("its files are not all there, or others with them")
         if {name: sha256(content) for name, content in files.items()} != audit.closed.files:
             raise broken("a file is another than the one it names")
-        self._check_claim(files["report.json"])
+        self._check_claim(files[REPORT])
         return audit, files
 
     def close(self, audit: Audit) -> Closed:

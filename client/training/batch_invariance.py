@@ -1,14 +1,13 @@
 """The test, on the machine at hand, that records in one batch leave one another's gradients alone to the last bit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ...common.model.language_model import NO_LOSS, LanguageModel, TokenisedExample
-from .grad_samples import GradSampler, Padding
+from ...common.model.example import NO_LOSS, Example
+from ...common.model.language_model import LanguageModel
+from .grad_samples import GradSampler
 
 
 def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens: int) -> int:
@@ -33,14 +32,12 @@ def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens:
 
 def _is_independent(sampler: GradSampler, rng: np.random.Generator) -> bool:
     model, size, tokens = sampler.model, sampler.batch_size, sampler.max_tokens
-    full: TokenisedExample = random_example(model, tokens, tokens, rng)
-    short: TokenisedExample = random_example(model, tokens, max(2, tokens // 3), rng)
-    others: list[TokenisedExample] = [
-        random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, size)
-    ]
+    full = random_example(model, tokens, tokens, rng)
+    short = random_example(model, tokens, max(2, tokens // 3), rng)
+    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, size)]
     batches = [
         [full, short, *others][:size],
-        [Padding(tokens), *others[3:], short, full][-size:],
+        [Example.padding(tokens), *others[3:], short, full][-size:],
         # Each in every position; and batches with no padding, and with padding in every row.
         [full] * size,
         [short] * size,
@@ -55,7 +52,7 @@ def _is_independent(sampler: GradSampler, rng: np.random.Generator) -> bool:
     return True
 
 
-def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[TokenisedExample], rng: np.random.Generator) -> bool:
+def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng: np.random.Generator) -> bool:
     """Attach an adapter whose entries span seven orders of magnitude; false when no gradient survives any such one."""
     model = sampler.model
     magnitude = 10.0 ** rng.uniform(-6, 1, model.layout.dimension)
@@ -69,17 +66,9 @@ def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[TokenisedExamp
     return False
 
 
-@dataclass(frozen=True, eq=False)
-class RandomExample:
-    """Tokens of no record."""
-
-    token_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-
-
-def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> RandomExample:
+def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> Example:
     """``length`` random tokens of the model's vocabulary, padded to ``tokens``."""
     token_ids = rng.integers(0, model.module.config.vocab_size, tokens).astype(np.int32)
     is_padding = np.arange(tokens) >= length
     token_ids[is_padding] = 0
-    return RandomExample(token_ids, np.where(is_padding, NO_LOSS, token_ids).astype(np.int32))
+    return Example(token_ids=token_ids, labels=np.where(is_padding, NO_LOSS, token_ids).astype(np.int32))

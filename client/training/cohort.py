@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from ...common.crypto.csprng import Stream
 from ...common.errors import DataError, PrivacyError
-
-PrivacyUnit = Literal["patient", "record"]
+from ...common.study.study import PrivacyUnit
 
 T = TypeVar("T")
 
@@ -37,12 +36,7 @@ class Cohort(Generic[T]):
     @classmethod
     def grouped(cls, records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> "Cohort[T]":
         """The cohort of (patient id, record) pairs: all records of a patient one unit, or each record a unit."""
-        if privacy_unit == "record":
-            return cls([record] for _, record in records)
-        units: dict[str, list[T]] = {}
-        for patient_id, record in records:
-            units.setdefault(patient_id, []).append(record)
-        return cls(units.values())
+        return cls(grouped_units(records, privacy_unit=privacy_unit))
 
     def draw(self, *, sampling_probability: float, records_per_unit: int) -> list[tuple[T, ...]]:
         """A fresh Poisson sample of the units, with up to ``records_per_unit`` random records of each.
@@ -69,3 +63,11 @@ def _random_records(unit: tuple[T, ...], limit: int, stream: Stream) -> tuple[T,
     if len(unit) <= limit:
         return unit
     return tuple(unit[index] for index in np.argsort(stream.words(len(unit)))[:limit])
+
+
+def grouped_units(records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> list[list[T]]:
+    """(Patient id, record) pairs as units: all records of a patient one unit, or each record a unit."""
+    units: dict[str | int, list[T]] = {}
+    for position, (patient_id, record) in enumerate(records):
+        units.setdefault(patient_id if privacy_unit == "patient" else position, []).append(record)
+    return list(units.values())

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ...common.errors import ModelError
 from ...common.model.adapter import Vector
-from ...common.model.language_model import TokenisedExample
+from ...common.model.example import Example
 from ...common.model.optimizers import Optimizer
 from ...common.privacy.mechanism import Lattice, Mechanism
 from .grad_samples import GradSampler
 
-Unit = Iterable[TokenisedExample]
+Unit = Iterable[Example]
 Draw = Callable[[], Iterable[Unit]]
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class _Record:
     """One record of an open unit; ``example`` is None where it could not be read."""
 
     unit: int
-    example: TokenisedExample | None
+    example: Example | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +136,7 @@ class DpSgd:
             for record in batch:
                 yield record, self._failed if record.example is None else next(gradients)
 
-    def _isolated_gradients(self, examples: Sequence[TokenisedExample]) -> Iterable[NDArray[np.floating]]:
+    def _isolated_gradients(self, examples: Sequence[Example]) -> Iterable[NDArray[np.floating]]:
         """The gradients of up to a batch of examples; where the batch fails, of each alone at the same shape."""
         try:
             return self.sampler.gradients(examples).numpy() if examples else []
@@ -144,7 +144,7 @@ class DpSgd:
             _log.warning("a batch failed (%s); its records are tried one by one", type(error).__name__)
             return [self._gradient_alone(example) for example in examples]
 
-    def _gradient_alone(self, example: TokenisedExample) -> NDArray[np.floating]:
+    def _gradient_alone(self, example: Example) -> NDArray[np.floating]:
         try:
             gradient: NDArray[np.floating] = self.sampler.gradients([example])[0].numpy()
         except Exception as error:
@@ -162,7 +162,7 @@ def _records(units: Iterable[Unit]) -> Iterator[_Record]:
     """The records of all units in turn. A unit whose records cannot be read counts as one failed record."""
     for index, unit in enumerate(units):
         try:
-            examples: list[TokenisedExample | None] = list(unit)
+            examples: list[Example | None] = list(unit)
         except Exception as error:
             _log.warning("a unit cannot be read (%s) and counts as zero", type(error).__name__)
             examples = [None]

@@ -1,16 +1,14 @@
 """Per-example gradients of the adapter: each record's own, the same whatever lies beside it in the batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ...common.errors import ModelError
-from ...common.model.language_model import NO_LOSS, LanguageModel, TokenisedExample, token_losses
+from ...common.model.example import NO_LOSS, Example
+from ...common.model.language_model import LanguageModel, token_losses
 from .supported_models import WHY_ALONE, is_trained, refuse_coupled_records
 
 
@@ -59,23 +57,6 @@ def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return token_losses(logits, labels).sum(dim=1) / targets.clamp(min=1)
 
 
-@dataclass(frozen=True, eq=False)
-class Padding:
-    """An example without tokens to predict: it fills a batch to its shape, and its gradient is zero."""
-
-    max_tokens: int
-
-    @property
-    def token_ids(self) -> NDArray[np.int32]:
-        """Zeros [max_tokens]."""
-        return np.zeros(self.max_tokens, dtype=np.int32)
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """``NO_LOSS`` [max_tokens]."""
-        return np.full(self.max_tokens, NO_LOSS, dtype=np.int32)
-
-
 class GradSampler:
     """Per-example gradients of a language model's adapter, in physical batches of one fixed shape.
 
@@ -105,7 +86,7 @@ class GradSampler:
         if self._hooked:
             _add_opacus_hooks(model.module, self._hooked)
 
-    def gradients(self, examples: Sequence[TokenisedExample]) -> torch.Tensor:
+    def gradients(self, examples: Sequence[Example]) -> torch.Tensor:
         """The gradient of each example's own loss, float32 [examples, d], in the order of the adapter's layout.
 
         In the processors' memory, wherever the model computes. At most ``batch_size`` examples of ``max_tokens`` each.
@@ -114,7 +95,7 @@ class GradSampler:
         """
         if not all(example.token_ids.shape == example.labels.shape == (self.max_tokens,) for example in examples):
             raise ValueError("an example is not of the fixed length")
-        padding = [Padding(self.max_tokens)] * (self.batch_size - len(examples))
+        padding = [Example.padding(self.max_tokens)] * (self.batch_size - len(examples))
         token_ids, labels = self.model.stack([*examples, *padding])
         self._clear()  # an earlier batch may have failed half-way
         with torch.enable_grad():

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from ...common.data.tokenisation import Example
+from ...common.model.example import Example
 from ...common.study.manifest import DRAW_DEVIATIONS
 from .cohort import Cohort
 from .update import SiteUpdate

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.data.tokenisation import Example
 from ...common.model.adapter import Vector
+from ...common.model.example import Example
 from ...common.model.optimizers import make_optimizer
 from ...common.secagg.encoding import residues
 from ...common.study.manifest import Manifest

@@ -2,30 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError, ModelError
-from ..model.language_model import NO_LOSS
-from .records import Content, Conversation, PromptCompletion, Record, Text
+from ..model.example import NO_LOSS, Example
+from .records import Conversation, PromptCompletion, Record, Text
 
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
-    """A tokenised record, padded on the right to ``max_tokens``.
-
-    ``token_ids`` and ``labels`` are int32 [max_tokens]; a label is the token of its own position (the loss shifts them
-    by one) or ``NO_LOSS``, as on all padding. An example may have no label left, as when a prompt alone fills
-    ``max_tokens``: it stays in the cohort and its gradient is zero.
-    """
-
-    token_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
 
 
 class Tokenisation:
@@ -55,18 +40,6 @@ class Tokenisation:
                 fix="name a folder or hub model that holds its tokenizer and needs no code of its own",
             ) from error
         return cls(tokenizer, max_tokens=max_tokens)
-
-    def loss_on(self, content: Content) -> str:
-        """What the loss is taken on for records of this kind, in words for the report."""
-        match content:
-            case Text():
-                return "the whole text"
-            case PromptCompletion():
-                return "the completion"
-            case Conversation() if self._marks_assistant:
-                return "the assistant's turns"
-            case Conversation():
-                return "the whole conversation (the chat template does not mark the assistant's turns)"
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..crypto.identity import Hex32, Identity, canonical_json, sha256, verify_signature
 from ..errors import EnvelopeError, LedgerError
+from ..schema import Section
 
 LEDGER_LABEL = b"grandrounds/ledger/v1\n"
 EMPTY_LEDGER_HEAD = "00" * 32
@@ -27,10 +28,8 @@ class EntryType(StrEnum):
     CLOSING_SIGNATURE = "closing-signature"
 
 
-class _Fields(BaseModel):
+class _Fields(Section):
     """An entry as a line of JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     author: Hex32
     body: dict[str, Any]

@@ -7,33 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
 from .devices import PROCESSORS, open_device, within_memory
+from .example import NO_LOSS, Example
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
-NO_LOSS = -100
 # Shapes for evaluation only; any batch size gives the same figure to rounding.
 EVALUATION_BATCH = 8
-
-
-class TokenisedExample(Protocol):
-    """A record as tokens, padded on the right to one length: ``token_ids`` and ``labels``, int32 [tokens]."""
-
-    @property
-    def token_ids(self) -> NDArray[np.int32]:
-        """The tokens; what stands on the padding is without effect, because attention is causal."""
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """The token of its own position, or ``NO_LOSS`` where nothing is to be predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +174,7 @@ class LanguageModel:
                 # mode, and `load` took the dropout out of the configuration.
                 block.training = True
 
-    def stack(self, examples: Sequence[TokenisedExample]) -> tuple["torch.Tensor", "torch.Tensor"]:
+    def stack(self, examples: Sequence[Example]) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Token ids and labels, int64 [batch, tokens], of examples of one length, where the model computes.
 
         Raises ValueError for a token that the model does not have. On processors the model would refuse it; on a GPU
@@ -212,7 +199,7 @@ class LanguageModel:
         logits: torch.Tensor = self.module(input_ids=token_ids, use_cache=False).logits
         return logits
 
-    def perplexity(self, examples: Iterable[TokenisedExample], adapter: Vector) -> float:
+    def perplexity(self, examples: Iterable[Example], adapter: Vector) -> float:
         """Token-weighted perplexity of the examples under ``adapter``, which stays attached.
 
         Raises ModelError when no token is to be predicted.

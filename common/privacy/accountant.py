@@ -9,7 +9,7 @@ that are chosen one after another take a filter (``filters``; ARCHITECTURE.md, "
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -61,10 +61,8 @@ class Epsilon:
     accountant: str
 
 
-def epsilon(
-    schedule: Schedule, *, delta: float, relation: Relation = "add_or_remove_one", slack: float = 0.0
-) -> Epsilon:
-    """The epsilon of ``schedule`` at ``delta``, with the ``slack`` of ``noise_sum_slack`` added.
+def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_remove_one") -> Epsilon:
+    """The epsilon of ``schedule`` at ``delta``.
 
     One person at m sites costs, under local trust, m schedules (each site releases under its own noise); under
     distributed trust the m contributions meet in one release, so what is composed is a mixture of Gaussians.
@@ -73,9 +71,8 @@ def epsilon(
     mixture, of which no analysis is known.
     """
     _check_delta(delta)
-    inner_delta = delta * math.exp(-slack)
-    interval = _interval(schedule, inner_delta, INTERVAL)
-    by_pld = math.inf if math.isinf(interval) else _pld_epsilon(schedule, relation, interval, inner_delta) + 2 * slack
+    interval = _interval(schedule, delta, INTERVAL)
+    by_pld = math.inf if math.isinf(interval) else _pld_epsilon(schedule, relation, interval, delta)
     if math.isinf(by_pld):
         raise PrivacyError(
             f"epsilon is above {MAX_EPSILON:g} at delta {delta}",
@@ -84,7 +81,7 @@ def epsilon(
         )
     by_rdp = None
     if relation == "add_or_remove_one" and not _is_mixture(schedule.event):
-        by_rdp = _rdp_epsilon(schedule, inner_delta) + 2 * slack
+        by_rdp = _rdp_epsilon(schedule, delta)
     return Epsilon(
         epsilon=by_pld,
         epsilon_rdp=by_rdp,
@@ -144,32 +141,6 @@ def calibrate_noise_multiplier(
     while not fine(rounded):
         rounded = math.ceil(rounded * _TOLERANCE * 1e4) / 1e4
     return rounded
-
-
-def noise_sum_slack(stddevs: Sequence[float], *, dimension: int, releases: int) -> float:
-    """What summing rounded Gaussians costs beside one Gaussian of the same total variance: eta in every coordinate.
-
-    ``stddevs`` [h] are the shares'. With slack e, an (epsilon, delta) of the Gaussian mechanism becomes
-    (epsilon + 2 e, exp(e) delta). Adding share j to those before it, with S^2 their variance so far and
-    tau^2 = S^2 s_j^2 / (S^2 + s_j^2), changes each probability by a factor within 1 -+ theta_j, theta_j =
-    2 sum_{m >= 1} exp(-2 pi^2 tau^2 m^2), by Poisson summation; eta = - sum_j log(1 - theta_j) (ARCHITECTURE.md,
-    "Mechanism"). From 64 on, the least deviation the sampler accepts, theta is below 10^-17000: the result is 0.
-
-    Raises PrivacyError where the shares are so small that the bound says nothing.
-    """
-    eta, variance = 0.0, stddevs[0] ** 2
-    for stddev in stddevs[1:]:
-        decay = 2 * math.pi**2 / (1 / variance + 1 / stddev**2)
-        theta = 2 * math.fsum(math.exp(-decay * m * m) for m in range(1, 50))
-        if theta >= 1 or decay < 0.5:
-            raise PrivacyError(
-                f"a share of noise has a standard deviation of {stddev} lattice steps",
-                why="rounding then shapes the sum so much that it cannot be compared with a Gaussian",
-                fix="use 64 or more",
-            )
-        eta -= math.log1p(-theta)
-        variance += stddev**2
-    return dimension * releases * eta
 
 
 def _bisect(satisfies: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:

@@ -66,13 +66,13 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
     return max(0.0, *(total.epsilon(inner_delta) + _misplaced(counts, interval) for total in sums))
 
 
-def recomputed_epsilon(schedule: Schedule, *, delta: float, slack: float = 0.0) -> float:
+def recomputed_epsilon(schedule: Schedule, *, delta: float) -> float:
     """The epsilon of ``schedule`` at ``delta``, as ``accountant.epsilon`` has it, without that function or its library.
 
-    For whoever checks a claim: the two share the events and no more. ``slack`` is that of ``noise_sum_slack``. The
-    result is infinite where nothing could be certified.
+    For whoever checks a claim: the two share the events and no more. The result
+    is infinite where nothing could be certified.
     """
-    return composed_epsilon([schedule], delta=delta * math.exp(-slack)) + 2 * slack
+    return composed_epsilon([schedule], delta=delta)
 
 
 def _pairs(schedules: Iterable[Schedule]) -> Mapping[DominatingPair, int]:

@@ -4,10 +4,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..crypto.identity import WHY_SIGNED, Hex32, Identity, Name, canonical_json, sha256, verify_signature
 from ..errors import EnvelopeError
+from ..schema import Section
 
 # Domain separation: a signature under one label means nothing under another.
 ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
@@ -17,10 +18,8 @@ MAX_HEADER_BYTES = 1 << 20
 _SIGNATURE_BYTES = 64
 
 
-class _Header(BaseModel):
+class _Header(Section):
     """The signed part of an envelope; the payload is covered by its hash."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     manifest: Hex32
     attempt: int = Field(ge=0, le=2**31)

@@ -10,10 +10,11 @@ import struct
 from enum import StrEnum
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..crypto.identity import Hex32, Name, canonical_json, sha256
 from ..errors import EnvelopeError
+from ..schema import Section
 from .envelope import Envelope
 
 SERVER = "server"
@@ -24,10 +25,9 @@ BEGIN_LABEL = b"grandrounds/begin/v1\n"
 MAX_PARTS = 1 << 20
 
 
-class Message(BaseModel):
+class Message(Section):
     """The body of one message. Unknown fields are refused, and so is a payload where none is due."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     exchange: ClassVar[str]
     has_payload: ClassVar[bool] = False
 

@@ -13,6 +13,7 @@ from ..schema import Section, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 
 Probability = Annotated[float, Field(gt=0, le=1)]
+PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
 Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 
@@ -44,7 +45,7 @@ class DataSection(Section):
 class PrivacySection(Section):
     """Who is protected, how much, and against whom."""
 
-    unit: Literal["patient", "record"] = "patient"
+    unit: PrivacyUnit = "patient"
     trust: Trust = "distributed"
     noise: bool = True
     target_epsilon: float | None = Field(default=None, ge=0.01, le=100)

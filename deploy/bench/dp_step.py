@@ -17,7 +17,8 @@ from ...client.training.batch_invariance import random_example
 from ...client.training.dp_sgd import DpSgd
 from ...client.training.grad_samples import GradSampler, sequence_losses
 from ...common.model.devices import PROCESSORS
-from ...common.model.language_model import LanguageModel, Lora, TokenisedExample
+from ...common.model.example import Example
+from ...common.model.language_model import LanguageModel, Lora
 from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from . import peak_memory
@@ -84,7 +85,7 @@ class StepBench:
     def _step(self, kind: str) -> Step:
         model = LanguageModel.load(self.folder, self.lora, seed=0, device=self.device)
         rng = np.random.default_rng(0)
-        batch: list[TokenisedExample] = [
+        batch: list[Example] = [
             random_example(model, self.max_tokens, self.max_tokens, rng) for _ in range(self.batch_size)
         ]
         return _KINDS[kind](model, batch)
@@ -99,7 +100,7 @@ def step_line(figures: dict[str, float]) -> str:
     )
 
 
-def _plain(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
+def _plain(model: LanguageModel, batch: list[Example]) -> Step:
     """Autograd's sum over the batch, without privacy."""
     optimizer = torch.optim.SGD(model.trained.values(), lr=_LEARNING_RATE)
 
@@ -112,7 +113,7 @@ def _plain(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
     return step
 
 
-def _private(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
+def _private(model: LanguageModel, batch: list[Example]) -> Step:
     """Ours, whole: gradients, clipping, integers, sum, exact noise, step."""
     lattice = Lattice(dimension=model.layout.dimension, clipping_norm=_CLIPPING_NORM)
     stddev = site_noise_stddev(noise_multiplier=_NOISE_MULTIPLIER, sensitivity=lattice.sensitivity, honest_shares=1)
@@ -134,7 +135,7 @@ def _private(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
     return step
 
 
-def _opacus(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
+def _opacus(model: LanguageModel, batch: list[Example]) -> Step:
     """Opacus's hooks and optimiser, its noise from torch's generator."""
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
@@ -160,7 +161,7 @@ def _opacus(model: LanguageModel, batch: list[TokenisedExample]) -> Step:
     return step
 
 
-_KINDS: dict[str, Callable[[LanguageModel, list[TokenisedExample]], Step]] = {
+_KINDS: dict[str, Callable[[LanguageModel, list[Example]], Step]] = {
     "plain": _plain,
     "private": _private,
     "opacus": _opacus,

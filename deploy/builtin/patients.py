@@ -93,13 +93,6 @@ def demo_data(
     return DemoData(hospitals=hospitals, evaluation=folder / "evaluation.jsonl")
 
 
-def hospital_records(hospital: int, options: DemoOptions) -> list[dict[str, str]]:
-    """One hospital's records, each with ``patient_id`` and ``text``: the same for the same options."""
-    first = hospital * options.patients_per_hospital
-    indices = range(first, first + options.patients_per_hospital)
-    return [record for index in indices for record in patient_records(index, options)]
-
-
 def patient_records(index: int, options: DemoOptions) -> list[dict[str, str]]:
     """The records of synthetic patient ``index``: up to the options' number of notes, sampled, oldest first."""
     from synthea.world.notes import NOTE_ATTRIBUTE

@@ -189,7 +189,7 @@ def simulate(
 @contextmanager
 def _told_when_stopped(folder: Path) -> Iterator[None]:
     from ...common.errors import StoppedError
-    from ...server.run.study_folder import MANIFEST
+    from ...common.study.artefacts import MANIFEST
 
     try:
         yield

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from ...common.crypto.identity import Hex32, Name, canonical_json
 from ...common.errors import StudyError
 from ...common.schema import Section
+from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
 from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
-_STUDY, _ADAPTER, _CA, _FLOWER = "study.json", "frozen-adapter.bin", "ca.crt", "flower.json"
+_STUDY, _ADAPTER, _CA, _FLOWER = MANIFEST, "frozen-adapter.bin", "ca.crt", "flower.json"
 _NAMES: Final = (_STUDY, _ADAPTER, _CA, _FLOWER)
 _LARGEST: Final = {_ADAPTER: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 24

@@ -10,11 +10,13 @@ from statistics import fmean, median, quantiles
 import numpy as np
 
 from ...client.training.batch_invariance import independent_batch_size
+from ...client.training.cohort import grouped_units
 from ...client.training.dp_sgd import DpSgd
 from ...client.training.grad_samples import GradSampler
 from ...common.data.records import read_records
-from ...common.data.tokenisation import Example, Tokenisation
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
+from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from ...common.study.study import Study
@@ -104,11 +106,8 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
 
 def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -> list[Unit]:
     """At most ``MAX_UNITS`` units, evenly out of all, each with the records that one step may read."""
-    grouped: dict[str, list[Example]] = {}
-    for position, (patient, example) in enumerate(zip(patients, examples, strict=True)):
-        name = patient if study.privacy.unit == "patient" else str(position)
-        grouped.setdefault(name, []).append(example)
-    units: list[Unit] = [unit[: study.data.records_per_unit] for unit in grouped.values()]
+    grouped = grouped_units(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
+    units: list[Unit] = [unit[: study.data.records_per_unit] for unit in grouped]
     return units[:: max(1, -(-len(units) // MAX_UNITS))]
 
 

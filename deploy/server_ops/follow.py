@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from ...common.errors import StorageError, StudyError
 from ...common.ledger.replay import Audit
+from ...common.study.artefacts import LEDGER, REPORT
 from ...common.system.ports import listens
 from ...server.report.report import Report
 from ...server.rounds.training import ExchangeClosed, accountant_of
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Told
 from ...server.run.server_folder import ServerFolder
-from ...server.run.study_folder import LEDGER, REPORT
 from ..enrolment.bundle import Bundle
 from ..flower.archive import app_sha256
 from .flwr import FlowerCli

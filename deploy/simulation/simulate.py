@@ -22,11 +22,12 @@ from ...client.worker.worker import Worker
 from ...client.worker_socket import Exchange
 from ...common.crypto.identity import Identity
 from ...common.data.records import Record, parse_records, read_records
-from ...common.data.tokenisation import Example, Tokenisation
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.ledger.replay import Audit
 from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import PROCESSORS
+from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest

@@ -9,13 +9,14 @@ from typing import Final
 from ...client.budget.agreement import Agreement, join
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
-from ...client.site.folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, Settings, SiteFolder
+from ...client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, Settings, SiteFolder
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import Budget
 from ...common.crypto.identity import canonical_json, make_key
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS
 from ...common.schema import known, validated
+from ...common.study.artefacts import MANIFEST
 from ...common.system.files import make_private_folder, write_atomically, write_missing
 from .. import templates
 from ..builtin.models import base_model_folder

@@ -12,12 +12,13 @@ from ...client.state.site_state import Budget
 from ...common.data.records import Record, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
+from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case, replay
 from ..verify.claims import Status, Verdict, verdict_on
-from ..verify.evidence import LEDGER, Evidence, read_evidence
+from ..verify.evidence import Evidence, read_evidence
 
 
 def fetch(folder: SiteFolder, *, output: Path | None) -> Iterator[str]:

@@ -7,9 +7,9 @@ from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
 from ...common.ledger.replay import Audit
 from ...common.model.adapter import AdapterLayout, Vector, vector_sha256
+from ...common.study.artefacts import CONFIG, WEIGHTS
 from ...common.study.study import ModelSection
 from .case import Case, Claim, DisagreesError, OpenError, parse_json
-from .evidence import CONFIG, WEIGHTS
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 # Fields of adapter_config.json that change nothing about what the adapter computes on the base model, whose name is

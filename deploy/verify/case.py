@@ -10,8 +10,9 @@ from typing import Any, Final
 from ...common.errors import GrandRoundsError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import Audit
+from ...common.study.artefacts import LEDGER, REPORT
 from ...server.report.report import Declared, Report, build_report
-from .evidence import LEDGER, REPORT, Evidence
+from .evidence import Evidence
 
 # Of figures: the accountant's last digits are those of the machine's libraries.
 TOLERANCE: Final = 1e-6

@@ -18,6 +18,7 @@ from ...common.ledger.chain import EntryType
 from ...common.privacy.composition import recomputed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import known
+from ...common.study.artefacts import CARD, LEDGER, MANIFEST, PAGE, REPORT, RESULTS
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
 from ...server.report.claim import NO_PRIVACY, count, up
@@ -25,7 +26,7 @@ from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
 from .adapter_claims import ADAPTER_CLAIMS
 from .case import INCOMPLETE, Case, Claim, DisagreesError, OpenError, replay
-from .evidence import CARD, LEDGER, PAGE, REPORT, RESULTS, STUDY, read_evidence
+from .evidence import read_evidence
 
 EPSILON_TOLERANCE: Final = 1e-3  # within which two ways of computing epsilon agree
 _LONGEST: Final = 10_000  # characters of a detail: the keys of a hundred sites
@@ -115,8 +116,8 @@ def _software(case: Case) -> str:
 
 def _manifest(case: Case) -> str:
     manifest = case.audit.manifest
-    if case.read(STUDY) != canonical_json(manifest.model_dump(mode="json")):
-        raise DisagreesError(f"{STUDY} is not the manifest in force, {manifest.sha256}")
+    if case.read(MANIFEST) != canonical_json(manifest.model_dump(mode="json")):
+        raise DisagreesError(f"{MANIFEST} is not the manifest in force, {manifest.sha256}")
     return f"version {manifest.version}, SHA-256 {manifest.sha256}"
 
 
@@ -265,7 +266,7 @@ def _closing(case: Case) -> str:
 CLAIMS: Final = (
     Claim(claim="The ledger is whole: every entry chained and signed", recomputed_from=LEDGER, check=_ledger),
     Claim(claim="This program is the one that ran the study", recomputed_from="the manifest", check=_software),
-    Claim(claim="The manifest is the one in the ledger", recomputed_from=f"{STUDY} and the ledger", check=_manifest),
+    Claim(claim="The manifest is the one in the ledger", recomputed_from=f"{MANIFEST} and the ledger", check=_manifest),
     Claim(claim="It is the manifest that you know", recomputed_from="--manifest-hash", check=_authorship),
     Claim(claim="Every site agreed to it", recomputed_from="countersignatures", check=_countersigned),
     Claim(claim="Every attempt is counted, within the schedule", recomputed_from="the ledger", check=_attempts),

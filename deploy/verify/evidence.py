@@ -10,18 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
+from ...common.study.artefacts import ADAPTER, LEDGER, RESULTS, WEIGHTS
 
-LEDGER: Final = "ledger/entries.jsonl"
-STUDY: Final = "study.json"
-REPORT: Final = "report.json"
-PAGE: Final = "report.html"
-WEIGHTS: Final = "adapter/adapter_model.safetensors"
-CONFIG: Final = "adapter/adapter_config.json"
-CARD: Final = "adapter/README.md"
-# What a finished study leaves beside its ledger: the last but one kind of entry names them, and no others.
-RESULTS: Final = (STUDY, REPORT, PAGE, WEIGHTS, CONFIG, CARD)
-
-_ADAPTER: Final = "adapter"
 _LARGEST: Final = {LEDGER: 1 << 30, WEIGHTS: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 26
 _STRANGERS: Final = 10  # that are named
@@ -90,14 +80,14 @@ def _require_regular(status: os.stat_result) -> os.stat_result:
 
 
 def _strangers(root: int) -> tuple[str, ...]:
-    expected = {path.removeprefix(f"{_ADAPTER}/") for path in RESULTS if path.startswith(f"{_ADAPTER}/")}
+    expected = {path.removeprefix(f"{ADAPTER}/") for path in RESULTS if path.startswith(f"{ADAPTER}/")}
     try:
-        with _opened(_ADAPTER, _FLAGS | os.O_DIRECTORY, root) as folder, os.scandir(folder) as names:
+        with _opened(ADAPTER, _FLAGS | os.O_DIRECTORY, root) as folder, os.scandir(folder) as names:
             return tuple(islice((name.name for name in names if name.name not in expected), _STRANGERS))
     except FileNotFoundError:
         return ()
     except OSError:  # a link or a file: its contents were refused already
-        return (_ADAPTER,)
+        return (ADAPTER,)
 
 
 @contextmanager

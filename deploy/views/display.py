@@ -34,7 +34,6 @@ EXCHANGES: Final = {
 ANSWERED, DROPPED, AWAITED, AHEAD = "●", "✕", "◌", "·"
 _STYLES: Final = {ANSWERED: "green", DROPPED: "bold red", AWAITED: "yellow", AHEAD: "dim"}
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
-_SPARKLINE_WIDTH: Final = 24
 _BAR_WIDTH: Final = 28
 _INDENT: Final = 15
 

@@ -11,15 +11,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ...common.study.artefacts import ADAPTER, MANIFEST, PAGE, REPORT
 from ...server.report.claim import NO_PRIVACY, count, up
 from ...server.report.page import number
 from ...server.report.report import Report
 
 _WRITTEN: Final = {
-    "adapter": "loads with peft's PeftModel.from_pretrained; README.md is its model card",
-    "report.html": "the page for a privacy officer",
-    "report.json": "the same for machines",
-    "study.json": "the manifest that every site agreed to",
+    ADAPTER: "loads with peft's PeftModel.from_pretrained; README.md is its model card",
+    PAGE: "the page for a privacy officer",
+    REPORT: "the same for machines",
+    MANIFEST: "the manifest that every site agreed to",
     "ledger": "what the server and the sites signed: the evidence",
     "checkpoints": "the last rounds",
 }

@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError
 from ...common.crypto.identity import Hex32, Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
 from ...common.schema import Section, Words, read_settings
+from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ...common.system.locks import alone, in_turn, is_held
 from .progress_file import ProgressFile
-from .study_folder import MANIFEST, StudyFolder
+from .study_folder import StudyFolder
 
 KEY: Final = "server.key"
 SETTINGS: Final = "server.toml"

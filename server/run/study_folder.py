@@ -14,17 +14,13 @@ from safetensors import SafetensorError
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
 from ...common.model.language_model import LanguageModel
+from ...common.study.artefacts import ADAPTER, LEDGER, MANIFEST, PAGE, REPORT
 from ...common.study.manifest import Manifest
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
 from ..report.report import render_json
 from ..rounds.checkpoint import Checkpoint
 
-MANIFEST: Final = "study.json"
-LEDGER: Final = "ledger/entries.jsonl"
-ADAPTER: Final = "adapter"
-REPORT: Final = "report.json"
-PAGE: Final = "report.html"
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
     *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER)),

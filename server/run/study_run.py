@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
-from ...common.data.tokenisation import Example
 from ...common.errors import StorageError
 from ...common.ledger.replay import Audit
 from ...common.model.base_folder import published_name
+from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ..report.report import Declared, Report, build_report, render_json
 from ..rounds.app import Conversation
@@ -25,7 +26,7 @@ from ..rounds.ledger_writer import LedgerWriter
 from ..rounds.signing import Signing
 from ..rounds.training import Training, accountant_of
 from .progress import Observer, StudyReady, phase
-from .study_folder import REPORT, StudyFolder
+from .study_folder import StudyFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,12 @@ from support.ledger.left_on_disk import Left, check_kept
 from grandrounds.client.state.site_state import Budget
 from grandrounds.common.ledger.replay import Audit
 from grandrounds.common.schema import validated
+from grandrounds.common.study.artefacts import LEDGER
+from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import Result, resume, simulate
 from grandrounds.deploy.verify.claims import Status, verify
-from grandrounds.deploy.verify.evidence import LEDGER, STUDY
 
 torch.set_num_threads(1)  # a child has none of its parent's threads, and would wait for them
 

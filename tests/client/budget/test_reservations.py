@@ -210,9 +210,9 @@ def test_a_study_joins_beside_a_running_worker(tmp_path):
 JOIN = """
 import sys
 from pathlib import Path
-from grandrounds.client.amounts import Amounts
-from grandrounds.client.reservations import Reservations
-from grandrounds.client.site_database import SiteDatabase
+from grandrounds.client.budget.amounts import Amounts
+from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.state.database import SiteDatabase
 from grandrounds.common.errors import PrivacyError
 reservations = Reservations(SiteDatabase.open(Path(sys.argv[1])))
 print("ready", flush=True)
@@ -249,10 +249,10 @@ def test_processes_that_reserve_at_once_never_overspend_together(tmp_path):
 LIFE = """
 import os, sys
 from pathlib import Path
-from grandrounds.client.amounts import Amounts
-from grandrounds.client.budget import Budget
-from grandrounds.client.data_asset import Asset
-from grandrounds.client.reservations import Reservations
+from grandrounds.client.budget.amounts import Amounts
+from grandrounds.client.state.site_state import Budget
+from grandrounds.client.budget.asset import Asset
+from grandrounds.client.budget.reservations import Reservations
 
 def reach(point):
     if point == sys.argv[2]:

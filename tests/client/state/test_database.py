@@ -32,8 +32,8 @@ def test_a_commit_survives_the_loss_of_power(tmp_path):
 DIE_INSIDE = """
 import os, sys
 from pathlib import Path
-from grandrounds.client.site_database import SiteDatabase
-from grandrounds.common.crash_points import CrashPoint
+from grandrounds.client.state.database import SiteDatabase
+from grandrounds.common.system.crash_points import CrashPoint
 database = SiteDatabase.open(Path(sys.argv[1]))
 with database.write(CrashPoint.BEFORE_LEDGER, CrashPoint.AFTER_LEDGER):
     database.change("DELETE FROM ledger")

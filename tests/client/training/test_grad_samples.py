@@ -11,15 +11,16 @@ from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save
 from transformers import AutoModelForCausalLM
 
 from grandrounds.client.training import grad_samples
-from grandrounds.client.training.grad_samples import GradSampler, Padding, PrivateLinear, sequence_losses
+from grandrounds.client.training.grad_samples import GradSampler, PrivateLinear, sequence_losses
 from grandrounds.common.errors import ModelError
-from grandrounds.common.model.language_model import NO_LOSS, LanguageModel, Lora
+from grandrounds.common.model.example import NO_LOSS, Example
+from grandrounds.common.model.language_model import LanguageModel, Lora
 from grandrounds.common.privacy.mechanism import Lattice
 
 TOKENS = 24
 RNG = np.random.default_rng(7)
 RECORDS = [tiny_example(RNG, length=length, max_tokens=TOKENS) for length in (24, 3, 11, 17, 24, 6)]
-NEIGHBOURS = [*RECORDS[1:], Padding(TOKENS), tiny_example(RNG, length=1, max_tokens=TOKENS)]
+NEIGHBOURS = [*RECORDS[1:], Example.padding(TOKENS), tiny_example(RNG, length=1, max_tokens=TOKENS)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_loss_normalised_over_the_batch_is_noticed(folders):
 
 def test_a_record_without_a_target_has_a_zero_gradient(folders):
     sampler = GradSampler(load_tiny(folders["llama"]), batch_size=4, max_tokens=TOKENS)
-    gradients = sampler.gradients([NEIGHBOURS[-1], RECORDS[0], Padding(TOKENS)])
+    gradients = sampler.gradients([NEIGHBOURS[-1], RECORDS[0], Example.padding(TOKENS)])
     assert not gradients[0].any()
     assert gradients[1].any()
     assert not gradients[2].any()

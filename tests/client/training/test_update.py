@@ -11,7 +11,7 @@ from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import ModelError
-from grandrounds.common.model.language_model import NO_LOSS
+from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.model.optimizers import make_optimizer
 from grandrounds.common.privacy.mechanism import NoNoise
 

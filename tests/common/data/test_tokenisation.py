@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from grandrounds.common.data.records import Content, Conversation, Message, PromptCompletion, Record, Text
-from grandrounds.common.data.tokenisation import Example, Tokenisation
+from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import DataError, ModelError
-from grandrounds.common.model.language_model import NO_LOSS
+from grandrounds.common.model.example import NO_LOSS, Example
 
 MARKING_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
@@ -69,13 +69,11 @@ def test_only_the_assistant_s_turns_are_learnt_where_the_template_marks_them() -
     made = example(CHAT, tokenizer=tokenizer)
     assert read(made) == "Pain?None."
     assert learnt(made) == "None."
-    assert Tokenisation(tokenizer, max_tokens=8).loss_on(CHAT) == "the assistant's turns"
 
 
 def test_a_whole_conversation_is_learnt_where_the_template_marks_nothing_and_it_is_said() -> None:
     tokenizer = byte_tokenizer(chat_template=PLAIN_TEMPLATE)
     assert learnt(example(CHAT, tokenizer=tokenizer)) == "Pain?None."
-    assert "whole conversation" in Tokenisation(tokenizer, max_tokens=8).loss_on(CHAT)
 
 
 def test_a_model_without_a_chat_template_is_refused_for_conversations() -> None:

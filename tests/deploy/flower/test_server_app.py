@@ -35,7 +35,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.object_ref import load_app
 app = load_app("grandrounds.deploy.flower.server_app:app", RuntimeError, Path(sys.argv[1]))
 print(sys.modules["grandrounds"].__file__)
-from grandrounds.deploy.local_grid import LocalGrid, local_context
+from grandrounds.deploy.simulation.local_grid import LocalGrid, local_context
 grid = LocalGrid({}, lambda site, message: False)
 grid.set_run(replace(grid.run, fab_hash=hashlib.sha256(build_fab_from_disk(Path(sys.argv[1]))).hexdigest()))
 app(grid, replace(local_context(1, "server"), run_config={"server": sys.argv[2]}))

@@ -25,10 +25,11 @@ from soak.killed_simulation import (
 from grandrounds.client.state.site_state import Budget
 from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError
 from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.study.artefacts import LEDGER, REPORT
+from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import resume
 from grandrounds.deploy.verify.claims import Status, verify
-from grandrounds.deploy.verify.evidence import LEDGER, REPORT, STUDY
 from grandrounds.server.report.report import render_json
 from grandrounds.server.rounds.closing import Closing
 from grandrounds.server.run.study_folder import StudyFolder

@@ -12,10 +12,11 @@ from grandrounds.client.site.folder import POLICY, SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.worker.service import largest_request_bytes
 from grandrounds.common.errors import DataError, StorageError, StudyError
+from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.site_ops.fetch import fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
-from grandrounds.deploy.verify.evidence import LEDGER, RESULTS, WEIGHTS, read_evidence
+from grandrounds.deploy.verify.evidence import read_evidence
 
 SITES = ("north", "south", "west")
 

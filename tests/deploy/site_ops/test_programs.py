@@ -165,9 +165,9 @@ def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from grandrounds.client import site\n"
+        "from grandrounds.client.site import assembly as site\n"
         "from grandrounds.client.site.folder import SiteFolder\n"
-        "from grandrounds.deploy import site_programs\n"
+        "from grandrounds.deploy.site_ops import programs as site_programs\n"
         "def fails(folder):\n"
         "    raise ValueError('a record: ' + ' '.join(['no', 'complaints']))\n"
         "site.open_site = fails\n"

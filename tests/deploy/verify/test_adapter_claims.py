@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from support.study.verification import FILES, FROZEN, TRAINED, USED, reclosed, refused
 from support.study.verified_study import SmallStudy
 
-from grandrounds.deploy.verify.evidence import CONFIG, WEIGHTS
+from grandrounds.common.study.artefacts import CONFIG, WEIGHTS
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 

@@ -32,9 +32,10 @@ from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.schema import validated
+from grandrounds.common.study.artefacts import CARD, LEDGER, PAGE, REPORT
+from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.manifest import Countersignature, Manifest
 from grandrounds.deploy.verify.claims import CLAIMS, Status, verify
-from grandrounds.deploy.verify.evidence import CARD, LEDGER, PAGE, REPORT, STUDY
 from grandrounds.server.report.report import render_json
 
 

@@ -8,8 +8,8 @@ import pytest
 from support.study.verification import FILES, WHOLE, refused
 
 from grandrounds.common.errors import StorageError
+from grandrounds.common.study.artefacts import LEDGER, REPORT, RESULTS
 from grandrounds.deploy.verify.claims import Status, verify
-from grandrounds.deploy.verify.evidence import LEDGER, REPORT, RESULTS
 
 
 def as_link(path: Path) -> None:

@@ -11,7 +11,7 @@ from support.study.tiny_models import TinyExample, load_tiny, save_tiny_model
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.common.errors import ScheduleExhaustedError
-from grandrounds.common.model.language_model import NO_LOSS
+from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import Advert, Begin, MaskedInput
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.round import AttemptOutcome, Round

@@ -12,7 +12,7 @@ from grandrounds.server.run.server_folder import KEY, SETTINGS, EnrolledSite, Se
 HOLDER = """
 import sys
 from pathlib import Path
-from grandrounds.deploy.server_folder import ServerFolder
+from grandrounds.server.run.server_folder import ServerFolder
 with ServerFolder(Path(sys.argv[1])).running():
     print("held", flush=True)
     sys.stdin.read()

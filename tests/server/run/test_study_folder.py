@@ -11,9 +11,9 @@ from support.study.federation import small_manifest, small_study
 
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import StorageError
+from grandrounds.common.study.artefacts import LEDGER, MANIFEST
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.deploy.simulation.folder import Keys, Private, SimulationFolder
-from grandrounds.server.run.study_folder import LEDGER, MANIFEST
 
 SITES = [f"site-{number}" for number in range(1, 6)]
 KEYS = Keys.generate(SITES)

@@ -8,9 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from grandrounds.common.study.artefacts import LEDGER
 from grandrounds.common.system.processes import PROGRAM, Process, environment
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
-from grandrounds.deploy.verify.evidence import LEDGER
 from support.ledger.left_on_disk import Left
 
 SITES = ("north", "south", "west")

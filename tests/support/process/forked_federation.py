@@ -32,9 +32,9 @@ from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import Audit
 from grandrounds.common.model.adapter import Vector, vector_sha256
 from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.study.artefacts import CONFIG, LEDGER, WEIGHTS
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.common.system.processes import die_with
-from grandrounds.deploy.verify.evidence import CONFIG, LEDGER, WEIGHTS
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 from grandrounds.server.run.study_folder import StudyFolder

@@ -23,11 +23,11 @@ from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.client.worker.worker import Release, Worker
 from grandrounds.common.crypto.identity import Identity, sha256
-from grandrounds.common.data.tokenisation import Example
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.model.adapter import vector_bytes
+from grandrounds.common.model.example import Example
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.protocol.messages import Message as Body

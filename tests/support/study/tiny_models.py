@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from grandrounds.common.model.language_model import NO_LOSS, LanguageModel, Lora
+from grandrounds.common.model.example import NO_LOSS
+from grandrounds.common.model.language_model import LanguageModel, Lora
 
 torch.set_num_threads(1)  # a second one costs more than it gives on such models
 

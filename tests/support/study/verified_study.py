@@ -21,10 +21,11 @@ from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.entries import SignedStatement
 from grandrounds.common.model.adapter import AdapterLayout, vector_sha256
 from grandrounds.common.secagg.transcript import seal_message
+from grandrounds.common.study.artefacts import CARD, CONFIG, LEDGER, PAGE, REPORT, RESULTS, WEIGHTS
+from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.verify.claims import verify
-from grandrounds.deploy.verify.evidence import CARD, CONFIG, LEDGER, PAGE, REPORT, RESULTS, STUDY, WEIGHTS
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, Report, build_report, render_json
 from support.study.federation import Federation, agreed_ledger, small_manifest, small_study
