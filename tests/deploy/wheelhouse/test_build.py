@@ -24,7 +24,13 @@ from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import StudyError
 from grandrounds.common.system.package_hash import package_sha256, wheel_sha256
 from grandrounds.deploy.cli.wheelhouse import wheelhouse
+<<<<<<< HEAD:tests/deploy/wheelhouse/test_build.py
 from grandrounds.deploy.wheelhouse.build import make_wheelhouse
+=======
+from grandrounds.deploy.constraints import Pin, read_constraints
+from grandrounds.deploy.wheel import Wheel
+from grandrounds.deploy.wheelhouse import make_wheelhouse
+>>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs):tests/deploy/test_wheelhouse.py
 
 ADDRESS = "https://user:a-password@index.invalid/simple"
 
@@ -69,6 +75,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def constraints(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hash of each wheel there; the sources have none."""
+    path = tmp_path_factory.mktemp("constraints") / "constraints.txt"
+    wheels = [Wheel.read(each) for each in index.glob("*.whl") if "tiny_lib-1.0" not in each.name]
+    pins = [Pin(name=each.name, version=each.version, extras=(), marker=None, sha256=(each.sha256,)) for each in wheels]
+    path.write_text("".join(pin.listed() for pin in pins))
+    return path
+
+
+@pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a small program of this name, in a folder whose name is two words."""
     requires = ["Tiny.Lib>=1", 'tiny-other; extra == "more"', 'tiny-sources; extra == "sources"']
@@ -86,10 +102,10 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(own: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(own: Path, constraints: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One that is not to be changed."""
     folder = tmp_path_factory.mktemp("made") / "out"
-    return Made(folder, "\n".join(make_wheelhouse(folder, wheel=own, extras=["more"])))
+    return Made(folder, "\n".join(make_wheelhouse(folder, wheel=own, extras=["more"], constraints=constraints)))
 
 
 def called(*arguments: str | Path) -> str:
@@ -171,16 +187,19 @@ def test_the_bill_is_valid_and_names_each_package_with_version_hash_and_licence(
     assert edges["pkg:pypi/tiny-lib@1.1"] == ["pkg:pypi/tiny-base@2.0%2Bcpu"]
 
 
-def test_the_same_wheels_give_the_same_bytes_and_other_ones_replace_them(own: Path, made: Made, tmp_path: Path) -> None:
+def test_the_same_wheels_give_the_same_bytes_and_other_ones_replace_them(
+    own: Path, made: Made, constraints: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(made.folder, tmp_path / "out")
     (folder / "wheels" / "tiny_lib-1.1-py3-none-any.whl").rename(folder / "wheels" / "tiny_lib-0.9-py3-none-any.whl")
     (folder / "requirements.txt").write_text("tiny-lib==0.9\n")
     (folder / ".new-killed" / "wheels").mkdir(parents=True)
-    told = called(folder, "--wheel", own, "--extra", "more", "--python", sys.executable)
+    options = ("--wheel", own, "--extra", "more", "--python", sys.executable, "--constraints", constraints)
+    told = called(folder, *options)
     assert contents(folder) == contents(made.folder)
     assert len(list(folder.iterdir())) == 4
     assert told.replace(str(folder), str(made.folder)).rstrip() == made.told
-    make_wheelhouse(folder, wheel=own)
+    make_wheelhouse(folder, wheel=own, constraints=constraints)
     assert {path.name.split("-")[0] for path in (folder / "wheels").iterdir()} == {
         *("grandrounds", "tiny_lib", "tiny_base")
     }
@@ -193,11 +212,54 @@ def test_where_pip_found_them_stands_in_no_file(index: Path, made: Made) -> None
         assert not [word for word in ("invalid", "a-password", str(index.parent)) if word.encode() in data], name
 
 
+def test_a_wheel_with_another_hash_than_the_constraints_is_refused(
+    own: Path, constraints: Path, tmp_path: Path
+) -> None:
+    right = read_constraints(constraints)["tiny-base"].sha256[0]
+    altered = tmp_path / "constraints.txt"
+    altered.write_text(constraints.read_text().replace(right, "0" * 64))
+    with pytest.raises(StudyError, match=r"a file of tiny-base==2\.0\+cpu whose hash is not in"):
+        make_wheelhouse(tmp_path / "out", wheel=own, constraints=altered)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_of_two_builds_the_one_that_pip_chooses_is_taken_if_either_has_a_hash(
+    own: Path, index: Path, constraints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Wheel.read(a_wheel(tmp_path / "other", "tiny-base", "2.0"))
+    both = tmp_path / "constraints.txt"
+    both.write_text(constraints.read_text().replace("2.0+cpu", f"2.0 \\\n    --hash=sha256:{other.sha256}"))
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{index} {other.path.parent}")
+    make_wheelhouse(tmp_path / "out", wheel=own, constraints=both)
+    assert [path.name for path in (tmp_path / "out" / "wheels").glob("tiny_base-*")] == [
+        "tiny_base-2.0+cpu-py3-none-any.whl"
+    ]
+
+
+def test_a_package_without_a_hash_is_refused(own: Path, constraints: Path, tmp_path: Path) -> None:
+    fewer = tmp_path / "constraints.txt"
+    pins = [pin for pin in read_constraints(constraints).values() if pin.name != "tiny-base"]
+    fewer.write_text("".join(pin.listed() for pin in pins))
+    with pytest.raises(StudyError, match=r"constraints\.txt has no hash of tiny-base"):
+        make_wheelhouse(tmp_path / "out", wheel=own, constraints=fewer)
+
+
 @pytest.mark.usefixtures("index")
-def test_a_package_that_has_sources_alone_is_named_and_nothing_is_built(own: Path, tmp_path: Path) -> None:
+def test_a_program_without_constraints_says_that_nothing_was_compared(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grandrounds.deploy.wheelhouse._CHECKOUT", tmp_path)
+    told = make_wheelhouse(tmp_path / "out", wheel=own)
+    assert told[-1].startswith("What pip found was compared with no hash")
+    assert len(list((tmp_path / "out" / "wheels").iterdir())) == 3
+
+
+def test_a_package_that_has_sources_alone_is_named_and_nothing_is_built(
+    own: Path, constraints: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
     with pytest.raises(StudyError, match="tiny-sources has no wheel for this machine") as refusal:
-        make_wheelhouse(folder, wheel=own, extras=["sources"])
+        make_wheelhouse(folder, wheel=own, extras=["sources"], constraints=constraints)
     assert "were built" not in refusal.value.diagnostics()
     assert list(folder.iterdir()) == []
 
