@@ -10,10 +10,14 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 .PHONY: demo test check docs bench soak install clean
 =======
 .PHONY: demo test check bench soak upgrade install clean
 >>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs)
+=======
+.PHONY: demo test check bench soak upgrade audit install clean
+>>>>>>> 2dd3651 (deps: Compare what is pinned with the published vulnerabilities)
 
 install: $(INSTALLED)
 
@@ -69,6 +73,11 @@ soak: install
 # Resolves all dependencies anew, for every platform, and writes constraints.txt.
 upgrade: install
 	$(BIN)/python tests/upgrade.py
+
+# Compares constraints.txt with the published vulnerabilities.
+audit: install
+	$(call install_extra,audit)
+	$(BIN)/python tests/audit.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
