@@ -4,7 +4,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from email.message import Message
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ class Wheel:
         try:
             with zipfile.ZipFile(path) as archive:
                 (name,) = filter(_METADATA.fullmatch, archive.namelist())
-                metadata = BytesHeaderParser().parsebytes(archive.read(name))
+                metadata = HeaderParser().parsestr(archive.read(name).decode())
             return cls(
                 path=path,
                 name=_normal(metadata["Name"]),

@@ -293,3 +293,8 @@ def test_what_is_no_wheel_of_the_program_is_refused(tmp_path: Path) -> None:
         make_wheelhouse(tmp_path / "out", wheel=other)
     with pytest.raises(StudyError, match=r"none\.whl is no wheel \(BadZipFile\)"):
         make_wheelhouse(tmp_path / "out", wheel=none)
+
+
+def test_a_licence_is_read_whatever_letters_it_has(tmp_path: Path) -> None:
+    wheel = a_wheel(tmp_path, "tiny-lib", "1.0", metadata="License: © Zoë, all rights given\n")
+    assert Wheel.read(wheel).license == "© Zoë, all rights given"
