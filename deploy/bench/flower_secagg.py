@@ -1,6 +1,6 @@
 """One attempt of Flower's SecAgg+, out of Flower's own functions: what ours is compared with.
 
-The steps are those of ``flwr.client.mod.secaggplus_mod`` and ``flwr.server.workflow.SecAggPlusWorkflow`` (1.41), in
+The steps are those of ``flwr.client.mod.secaggplus_mod`` and ``flwr.server.workflow.SecAggPlusWorkflow`` (1.42), in
 their order and with the workflow's default ranges, on a complete graph; what they spend on carrying messages is left
 out. It stands here for its cost: it authenticates nobody, and its masks have seeds of 32 bits.
 """
