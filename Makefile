@@ -4,20 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --no-deps --only-binary :all: --require-hashes
-install_extra = $(BIN)/python -m grandrounds.deploy.constraints constraints.txt $(1) >$(VENV)/$(1).txt && $(PIP_INSTALL) --requirement $(VENV)/$(1).txt
+install_extra = $(BIN)/python -m grandrounds.deploy.wheelhouse.constraints constraints.txt $(1) >$(VENV)/$(1).txt && $(PIP_INSTALL) --requirement $(VENV)/$(1).txt
 # Flower's telemetry and update checks stay off.
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-.PHONY: demo test check docs bench soak install clean
-=======
-.PHONY: demo test check bench soak upgrade install clean
->>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs)
-=======
-.PHONY: demo test check bench soak upgrade audit install clean
->>>>>>> 2dd3651 (deps: Compare what is pinned with the published vulnerabilities)
+.PHONY: demo test check docs bench soak upgrade audit install clean
 
 install: $(INSTALLED)
 
@@ -62,22 +54,17 @@ bench: install
 	$(BIN)/grandrounds bench round
 
 soak: install
-<<<<<<< HEAD
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev,soak]'
-	PYTHONPATH=tests $(BIN)/python -m soak.run
-=======
 	$(call install_extra,soak)
-	$(BIN)/python tests/soak.py
->>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs)
+	PYTHONPATH=tests $(BIN)/python -m soak.run
 
 # Resolves all dependencies anew, for every platform, and writes constraints.txt.
 upgrade: install
-	$(BIN)/python tests/upgrade.py
+	PYTHONPATH=tests $(BIN)/python -m dependencies.upgrade
 
 # Compares constraints.txt with the published vulnerabilities.
 audit: install
 	$(call install_extra,audit)
-	$(BIN)/python tests/audit.py
+	PYTHONPATH=tests $(BIN)/python -m dependencies.audit
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

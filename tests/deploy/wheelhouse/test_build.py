@@ -24,13 +24,9 @@ from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import StudyError
 from grandrounds.common.system.package_hash import package_sha256, wheel_sha256
 from grandrounds.deploy.cli.wheelhouse import wheelhouse
-<<<<<<< HEAD:tests/deploy/wheelhouse/test_build.py
 from grandrounds.deploy.wheelhouse.build import make_wheelhouse
-=======
-from grandrounds.deploy.constraints import Pin, read_constraints
-from grandrounds.deploy.wheel import Wheel
-from grandrounds.deploy.wheelhouse import make_wheelhouse
->>>>>>> e9684ec (deps: Have pip require the hash of each file that it installs):tests/deploy/test_wheelhouse.py
+from grandrounds.deploy.wheelhouse.constraints import Pin, read_constraints
+from grandrounds.deploy.wheelhouse.wheel import Wheel
 
 ADDRESS = "https://user:a-password@index.invalid/simple"
 
@@ -248,7 +244,7 @@ def test_a_package_without_a_hash_is_refused(own: Path, constraints: Path, tmp_p
 def test_a_program_without_constraints_says_that_nothing_was_compared(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grandrounds.deploy.wheelhouse._CHECKOUT", tmp_path)
+    monkeypatch.setattr("grandrounds.deploy.wheelhouse.build._CHECKOUT", tmp_path)
     told = make_wheelhouse(tmp_path / "out", wheel=own)
     assert told[-1].startswith("What pip found was compared with no hash")
     assert len(list((tmp_path / "out" / "wheels").iterdir())) == 3

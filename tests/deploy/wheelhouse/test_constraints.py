@@ -10,11 +10,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from support.places import ROOT
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.constraints import CONSTRAINTS, Pin, main, read_constraints
+from grandrounds.deploy.wheelhouse.constraints import CONSTRAINTS, Pin, main, read_constraints
 
-ROOT = Path(__file__).parents[2]
 PINS = read_constraints(ROOT / CONSTRAINTS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 DIGEST = "ab" * 32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..common.errors import StudyError
+from ...common.errors import StudyError
 
 CONSTRAINTS: Final = "constraints.txt"
 _LINE: Final = re.compile(

@@ -19,11 +19,11 @@ from typing import Any
 from packaging.markers import Marker, default_environment
 from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import parse_wheel_filename
+from support.places import ROOT
 
-from grandrounds.common.identity import sha256
-from grandrounds.deploy.constraints import CONSTRAINTS, Pin, read_constraints
+from grandrounds.common.crypto.identity import sha256
+from grandrounds.deploy.wheelhouse.constraints import CONSTRAINTS, Pin, read_constraints
 
-ROOT = Path(__file__).parents[1]
 HEADER = """\
 # One resolved set, with which the tests ran: versions, and the SHA-256 of each file that pip may install of them.
 # What has an extra is installed by those alone who ask for it by name; `cuda` is what torch's build for it needs.

@@ -1,6 +1,6 @@
 """What ``make audit`` says of what is known of the packages."""
 
-from audit import verdict
+from dependencies.audit import verdict
 
 SAFE = {"name": "tiny", "version": "1.0", "vulns": []}
 VULNERABLE = {"name": "leaky", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}]}

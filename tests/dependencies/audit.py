@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from grandrounds.deploy.constraints import CONSTRAINTS, read_constraints
+from support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
+from grandrounds.deploy.wheelhouse.constraints import CONSTRAINTS, read_constraints
+
 UNREACHABLE = re.compile(r"requests\.exceptions\.|network may be blocking")
 
 

@@ -1,0 +1,1 @@
+"""What resolves the dependencies anew, and compares them with published vulnerabilities."""
