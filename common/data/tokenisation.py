@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,7 +11,24 @@ from ..errors import DataError, ModelError
 from ..model.example import NO_LOSS, Example
 from .records import Conversation, PromptCompletion, Record, Text
 
+# Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.
+MAX_EVALUATED_TOKENS: Final = 8192
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationSet:
+    """Held-out records as examples of their own lengths: whole, however little of a record a study trains on.
+
+    Attributes:
+        examples: one for each record.
+        max_tokens: at which a record is cut, because the model can read no further or at ``MAX_EVALUATED_TOKENS``.
+        cut: how many records were longer.
+    """
+
+    examples: Sequence[Example]
+    max_tokens: int
+    cut: int
 
 
 class Tokenisation:
@@ -47,12 +65,27 @@ class Tokenisation:
 
     def example(self, record: Record) -> Example:
         """The record at fixed length. Raises DataError if the chat template refuses it, ModelError without one."""
-        tokens, learnt = self._tokens(record)
-        tokens, learnt = tokens[: self.max_tokens], learnt[: self.max_tokens]
+        return self._example(*self._tokens(record), length=self.max_tokens)
+
+    def evaluation_set(self, records: Sequence[Record], *, positions: int | None) -> EvaluationSet:
+        """The records whole, for a model that can read ``positions`` tokens; None: any number. Raises as ``example``.
+
+        ``max_tokens`` plays no part: what an adapter does to a record's end shows, whether it was trained there or not.
+        """
+        most = min(positions or MAX_EVALUATED_TOKENS, MAX_EVALUATED_TOKENS)
+        laid_out = [self._tokens(record) for record in records]
+        return EvaluationSet(
+            examples=[self._example(*one, length=min(len(one[0]), most)) for one in laid_out],
+            max_tokens=most,
+            cut=sum(len(tokens) > most for tokens, _ in laid_out),
+        )
+
+    def _example(self, tokens: list[int], learnt: list[bool], *, length: int) -> Example:
+        tokens, learnt = tokens[:length], learnt[:length]
         pad = self._tokenizer.pad_token_id or 0  # without effect: attention is causal and nothing follows the padding
-        token_ids = np.full(self.max_tokens, pad, dtype=np.int32)
+        token_ids = np.full(length, pad, dtype=np.int32)
         token_ids[: len(tokens)] = tokens
-        labels = np.full(self.max_tokens, NO_LOSS, dtype=np.int32)
+        labels = np.full(length, NO_LOSS, dtype=np.int32)
         labels[: len(tokens)] = np.where(np.asarray(learnt, dtype=bool), tokens, NO_LOSS)
         return Example(token_ids=token_ids, labels=labels)
 

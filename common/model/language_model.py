@@ -2,25 +2,26 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
 from .devices import PROCESSORS, open_device, within_memory
 from .example import NO_LOSS, Example
+from .perplexity import BANDS, Perplexity, band_sums
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
-# Shapes for evaluation only; any batch size gives the same figure to rounding.
-EVALUATION_BATCH = 8
+# Tokens whose logits an evaluation holds at a time; any number above one gives the same figure to rounding.
+EVALUATION_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +181,18 @@ class LanguageModel:
         Raises ValueError for a token that the model does not have. On processors the model would refuse it; on a GPU
         it would end the process's use of that GPU, and with it what other records of the same sum are worth.
         """
+        return self._placed(
+            np.stack([example.token_ids for example in examples]), np.stack([example.labels for example in examples])
+        )
+
+    def _placed(self, token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> tuple["torch.Tensor", "torch.Tensor"]:
         import torch
 
-        token_ids = np.stack([example.token_ids for example in examples]).astype(np.int64)
-        labels = np.stack([example.labels for example in examples]).astype(np.int64)
         for tokens in (token_ids, labels[labels != NO_LOSS]):
             if not ((tokens >= 0) & (tokens < self.module.config.get_text_config().vocab_size)).all():
                 raise ValueError("an example has a token that the model does not have")
-        return torch.from_numpy(token_ids).to(self.device), torch.from_numpy(labels).to(self.device)
+        places = (torch.from_numpy(array.astype(np.int64)).to(self.device) for array in (token_ids, labels))
+        return next(places), next(places)
 
     def logits(self, token_ids: "torch.Tensor") -> "torch.Tensor":
         """Logits, float [batch, tokens, vocabulary], of int64 [batch, tokens] padded on the right.
@@ -199,30 +204,47 @@ class LanguageModel:
         logits: torch.Tensor = self.module(input_ids=token_ids, use_cache=False).logits
         return logits
 
-    def perplexity(self, examples: Iterable[Example], adapter: Vector) -> float:
-        """Token-weighted perplexity of the examples under ``adapter``, which stays attached.
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a record the model can read; None where its configuration states no end."""
+        positions: int | None = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        return positions
 
+    def perplexity(self, examples: Sequence[Example], adapter: Vector) -> Perplexity:
+        """Token-weighted perplexity of the examples under ``adapter``, which stays attached, whole and by position.
+
+        In one pass over examples of any lengths, with the logits of at most ``EVALUATION_TOKENS`` tokens in memory.
         Raises ModelError when no token is to be predicted.
         """
         import torch
 
         self.set_adapter(adapter)
-        total, tokens = 0.0, 0
-        remaining = iter(examples)
+        losses, tokens = np.zeros(len(BANDS)), np.zeros(len(BANDS))
         with torch.inference_mode():
-            while batch := list(islice(remaining, EVALUATION_BATCH)):
-                token_ids, labels = self.stack(batch)
-                losses = token_losses(self.logits(token_ids), labels)
-                total += float(losses.double().sum())
-                tokens += int((labels[:, 1:] != NO_LOSS).sum())
-        if tokens == 0:
+            for batch in _evaluation_batches(examples):
+                token_ids, labels = self._placed(*_side_by_side(batch))
+                for start, stop in _evaluation_slices(*token_ids.shape):
+                    there = labels[:, start:stop]
+                    logits = self._last_logits(token_ids[:, :stop], stop - start)
+                    lost = token_losses(logits, there).double().cpu().numpy()
+                    losses += band_sums(lost, first=start + 1)
+                    tokens += band_sums((there[:, 1:] != NO_LOSS).double().cpu().numpy(), first=start + 1)
+        if not tokens.any():
             raise ModelError(
                 "the evaluation set has no token to predict",
                 why="a perplexity is an average over them",
-                fix="give evaluation records with text, and completions that fit into max_tokens",
+                fix="give evaluation records with text",
             )
-        mean = total / tokens
-        return math.exp(mean) if mean < math.log(np.finfo(np.float64).max) else math.inf
+        return Perplexity.of(losses, tokens.astype(np.int64))
+
+    def _last_logits(self, token_ids: "torch.Tensor", count: int) -> "torch.Tensor":
+        """The logits at the last ``count`` positions [batch, count, vocabulary]."""
+        if count == token_ids.shape[1]:
+            return self.logits(token_ids)
+        # A model that does not know the request gives all of them.
+        kept = self.module(input_ids=token_ids, use_cache=False, logits_to_keep=count).logits
+        last: torch.Tensor = kept[:, -count:]
+        return last
 
     def export(self, folder: Path, *, base_model: str) -> None:
         """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it."""
@@ -244,6 +266,37 @@ def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tenso
         logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NO_LOSS
     )
     return flat.view(targets.shape)
+
+
+def _evaluation_batches(examples: Sequence[Example]) -> Iterator[list[tuple[Example, int]]]:
+    """Examples of about one length together, each with its length up to its last label; without those of no label."""
+    lengths = [int(np.flatnonzero(example.labels != NO_LOSS)[-1:].sum()) + 1 for example in examples]
+    batch: list[tuple[Example, int]] = []
+    for example, length in sorted(zip(examples, lengths, strict=True), key=lambda pair: pair[1]):
+        if length == 1:  # the first token is predicted from nothing
+            continue
+        if batch and (len(batch) + 1) * length > EVALUATION_TOKENS:
+            yield batch
+            batch = []
+        batch.append((example, length))
+    if batch:
+        yield batch
+
+
+def _side_by_side(batch: Sequence[tuple[Example, int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Token ids and labels, int32 [batch, tokens], of examples of other lengths, padded to that of the longest."""
+    shape = (len(batch), max(length for _, length in batch))
+    token_ids, labels = np.zeros(shape, dtype=np.int32), np.full(shape, NO_LOSS, dtype=np.int32)
+    for row, (example, length) in enumerate(batch):
+        token_ids[row, :length], labels[row, :length] = example.token_ids[:length], example.labels[:length]
+    return token_ids, labels
+
+
+def _evaluation_slices(batch: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """Where to cut [batch, tokens] so that logits fit; each slice begins with the last position of the one before."""
+    size = max(EVALUATION_TOKENS // batch, 2)
+    for start in range(0, tokens - 1, size - 1):
+        yield start, min(start + size, tokens)
 
 
 def _saved_name(name: str) -> str:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from grandrounds.common.data.records import Content, Conversation, Message, PromptCompletion, Record, Text
-from grandrounds.common.data.tokenisation import Tokenisation
+from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
 from grandrounds.common.errors import DataError, ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 
@@ -111,6 +111,29 @@ contents = st.one_of(
         completion=st.text(st.characters(codec="utf-8"), min_size=1),
     ),
 )
+
+
+@pytest.mark.parametrize(
+    "content", [Text(text="No pain at all."), PromptCompletion(prompt="Any pain?", completion=" None.")]
+)
+def test_a_held_out_record_is_whole_however_little_is_trained_on(content: Content) -> None:
+    whole = example(content, max_tokens=400)
+    length = int(np.flatnonzero(whole.labels != NO_LOSS)[-1]) + 1
+    held_out = Tokenisation(TOKENIZER, max_tokens=8).evaluation_set([record(content)], positions=400)
+    (found,) = held_out.examples
+    assert (held_out.cut, held_out.max_tokens) == (0, 400) and length > 8
+    assert np.array_equal(found.token_ids, whole.token_ids[:length])
+    assert np.array_equal(found.labels, whole.labels[:length])
+
+
+def test_held_out_records_that_the_model_cannot_read_to_their_end_are_cut_there_and_counted() -> None:
+    texts = ["a" * length for length in (3, 9, 10, 11)]  # a token each, and an end of text
+    records = [record(Text(text=text)) for text in texts]
+    held_out = Tokenisation(TOKENIZER, max_tokens=4).evaluation_set(records, positions=10)
+    assert [len(one.token_ids) for one in held_out.examples] == [4, 10, 10, 10]
+    assert (held_out.cut, held_out.max_tokens) == (2, 10)
+    unbounded = Tokenisation(TOKENIZER, max_tokens=4).evaluation_set(records, positions=None)
+    assert (unbounded.cut, unbounded.max_tokens) == (0, MAX_EVALUATED_TOKENS)
 
 
 @settings(deadline=None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from support.study.tiny_models import ARCHITECTURES, TARGETS, load_tiny, save_tiny_model, tiny_example
+from support.study.tiny_models import ARCHITECTURES, TARGETS, TinyExample, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError, StudyError
@@ -68,32 +68,92 @@ def test_a_is_a_function_of_its_seed_and_travels_as_a_vector(architecture, folde
     assert not one.get_adapter().any(), "B starts at zero, so that a fresh adapter changes nothing"
 
 
-def test_perplexity_is_that_of_each_record_alone_weighted_by_its_tokens(architecture, folder):
+def _losses_of_each_token(model, example):
+    """Position -> loss, one record without padding, one token at a time, by transformers' own loss."""
+    losses = {}
+    for position in np.flatnonzero(example.labels != -100):
+        if position:
+            ids = torch.tensor(example.token_ids[: position + 1], dtype=torch.int64)[None]
+            only_the_last = torch.full_like(ids, -100)
+            only_the_last[0, -1] = ids[0, -1]
+            with torch.inference_mode():
+                losses[int(position)] = float(model.module(input_ids=ids, labels=only_the_last).loss)
+    return losses
+
+
+def _mean_perplexity(losses):
+    return math.exp(sum(losses) / len(losses)) if losses else math.nan
+
+
+def _records_of_many_lengths():
+    """Of 0 to 64 tokens, the most that the tiny models read, in a random order; the loss is on the last two thirds."""
+    rng = np.random.default_rng(4)
+    return [
+        tiny_example(rng, length=int(length), max_tokens=64) for length in rng.permutation([*range(20), 40, 63, 64])
+    ]
+
+
+# The least; one that cuts records and batches anywhere; one that cuts nothing.
+@pytest.mark.parametrize("tokens_at_a_time", [2, 50, 1024])
+def test_perplexity_by_position_is_that_of_each_token_alone(architecture, folder, monkeypatch, tokens_at_a_time):
+    bands = ((0, 5), (5, 20), (20, 60), (60, None))
+    monkeypatch.setattr("grandrounds.common.model.perplexity.BANDS", bands)
+    monkeypatch.setattr("grandrounds.common.language_model.EVALUATION_TOKENS", tokens_at_a_time)
+    model, records = load_tiny(folder, architecture), _records_of_many_lengths()
+    of_each = [place for record in records for place in _losses_of_each_token(model, record).items()]
+    found = model.perplexity(records, model.get_adapter())
+    assert found.whole == pytest.approx(_mean_perplexity([loss for _, loss in of_each]), rel=1e-5)
+    expected = [
+        _mean_perplexity([loss for position, loss in of_each if begin <= position < (end or 64)])
+        for begin, end in bands
+    ]
+    assert found.by_position == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def test_a_band_in_which_nothing_is_predicted_has_no_perplexity(architecture, folder):
     model = load_tiny(folder, architecture)
-    examples = _examples()
-    total, tokens = 0.0, 0
-    for example in examples:
-        length = int((example.labels != -100).sum()) + int((example.labels != -100).argmax())
-        labels = torch.tensor(example.labels[:length], dtype=torch.int64)[None]
-        targets = int((labels[:, 1:] != -100).sum())
-        if targets:
-            ids = torch.tensor(example.token_ids[:length], dtype=torch.int64)[None]
-            with torch.inference_mode():  # transformers' own loss, of one record without padding
-                total += float(model.module(input_ids=ids, labels=labels).loss) * targets
-            tokens += targets
-    assert model.perplexity(examples, model.get_adapter()) == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    found = model.perplexity(_examples(), model.get_adapter())
+    assert found.by_position == pytest.approx((found.whole, math.nan, math.nan, math.nan), nan_ok=True)
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [2, 16, 1024])
+def test_an_evaluation_holds_the_logits_of_few_tokens_at_a_time(architecture, folder, monkeypatch, tokens_at_a_time):
+    monkeypatch.setattr("grandrounds.common.language_model.EVALUATION_TOKENS", tokens_at_a_time)
+    model, seen = load_tiny(folder, architecture), []
+    model.module.register_forward_hook(lambda module, given, output: seen.append(math.prod(output.logits.shape[:2])))
+    model.perplexity(_records_of_many_lengths(), model.get_adapter())
+    assert max(seen) <= tokens_at_a_time
+
+
+def test_padding_and_neighbours_change_no_perplexity(architecture, folder):
+    model, rng = load_tiny(folder, architecture), np.random.default_rng(6)
+    records = [tiny_example(rng, length=length, max_tokens=length) for length in (9, 31, 17)]
+    padded = [
+        TinyExample(*(np.pad(array, (0, 64 - len(array)), constant_values=fill) for array, fill in arrays))
+        for arrays in (((record.token_ids, 257), (record.labels, -100)) for record in records)
+    ]
+    one, other = (model.perplexity(examples, model.get_adapter()) for examples in (records, padded[::-1]))
+    assert one.whole == pytest.approx(other.whole, rel=1e-6)
 
 
 def test_a_perplexity_of_nothing_is_refused(architecture, folder):
     model = load_tiny(folder, architecture)
-    with pytest.raises(ModelError):
-        model.perplexity([tiny_example(np.random.default_rng(0), length=0, max_tokens=8)], model.get_adapter())
+    for length in (0, 1):
+        with pytest.raises(ModelError):
+            model.perplexity([tiny_example(np.random.default_rng(0), length=length, max_tokens=8)], model.get_adapter())
+
+
+def test_an_evaluation_refuses_tokens_that_the_model_does_not_have(architecture, folder):
+    model, example = load_tiny(folder, architecture), tiny_example(np.random.default_rng(0), length=9, max_tokens=9)
+    example.token_ids[4] = 258
+    with pytest.raises(ValueError, match="a token that the model does not have"):
+        model.perplexity([example], model.get_adapter())
 
 
 def test_a_perplexity_beyond_a_float_is_infinite(folder, architecture):
     model = load_tiny(folder, architecture)
     huge = np.full(model.layout.dimension, 1e30, dtype=np.float32)
-    assert not model.perplexity(_examples(), huge) < 100
+    assert not model.perplexity(_examples(), huge).whole < 100
 
 
 @pytest.mark.parametrize("targets", [("attention",), ("q_proj", "typo"), ("embed_tokens",), ("wte",)])
