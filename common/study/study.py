@@ -62,6 +62,7 @@ class TrainingSection(Section):
 
     rounds: int = Field(default=20, ge=1, le=100_000)
     max_attempts: int | None = Field(default=None, ge=1, le=200_000)
+    evaluations: int = Field(default=2, ge=1, le=1000)
     optimizer: OptimizerName = "adam"
     learning_rate: float = Field(default=0.05, gt=0, le=100)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -71,6 +72,16 @@ class TrainingSection(Section):
     local_learning_rate: float = Field(default=1.0, gt=0, le=100)
     physical_batch: int = Field(default=4, ge=1, le=1024)
     deadline_s: float = Field(default=600.0, ge=1, le=604_800)
+
+    @property
+    def evaluated_rounds(self) -> frozenset[int]:
+        """The rounds after which the adapter is evaluated: ``evaluations`` of them, evenly, the last among them.
+
+        >>> sorted(TrainingSection(rounds=20, evaluations=3).evaluated_rounds)
+        [7, 14, 20]
+        """
+        count = min(self.evaluations, self.rounds)
+        return frozenset(-(-self.rounds * number // count) for number in range(1, count + 1))
 
 
 class SecaggSection(Section):

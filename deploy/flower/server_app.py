@@ -165,7 +165,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(str(base), max_tokens=manifest.study.data.max_tokens)
-        evaluation = tokenisation.examples(read_records(settings.evaluation))
+        evaluation = tokenisation.evaluation_set(read_records(settings.evaluation), positions=model.positions)
     return StudyRun(
         manifest=manifest,
         identity=identity,

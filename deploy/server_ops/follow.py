@@ -118,7 +118,7 @@ def status(folder: ServerFolder) -> dict[str, Any]:
         "epsilon_spent": accountant.epsilon_spent,
         "epsilon": None if claimed is None else claimed.epsilon,
         "delta": manifest.delta,
-        "perplexity": None if checkpoint is None else float(checkpoint.perplexities[-1]),
+        "perplexity": None if checkpoint is None else checkpoint.last_evaluated.whole,
     }
 
 

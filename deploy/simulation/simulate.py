@@ -22,7 +22,7 @@ from ...client.worker.worker import Worker
 from ...client.worker_socket import Exchange
 from ...common.crypto.identity import Identity
 from ...common.data.records import Record, parse_records, read_records
-from ...common.data.tokenisation import Tokenisation
+from ...common.data.tokenisation import EvaluationSet, Tokenisation
 from ...common.errors import StudyError
 from ...common.ledger.replay import Audit
 from ...common.model.base_folder import model_folder_sha256
@@ -169,7 +169,7 @@ class _Prepared:
     model_sha256: str
     cohorts: Mapping[str, Cohort[Example]]
     opted_out: Mapping[str, Path]
-    evaluation: Sequence[Example]
+    evaluation: EvaluationSet
     sampler: GradSampler
 
 
@@ -194,7 +194,7 @@ def _prepare(
             site: cohort_of(study, _records(site, source, opted_out.get(site)), tokenisation)
             for site, source in cohorts.items()
         }
-        evaluation_set = tokenisation.examples(_records("evaluation", evaluation))
+        evaluation_set = tokenisation.evaluation_set(_records("evaluation", evaluation), positions=model.positions)
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
     return _Prepared(

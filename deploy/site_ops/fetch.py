@@ -15,6 +15,7 @@ from ...common.errors import DataError, StorageError, StudyError
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count
+from ...server.report.utility import AtPosition, verdict
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case, replay
 from ..verify.claims import Status, Verdict, verdict_on
@@ -96,12 +97,13 @@ def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
     _check_apart(records, read_records(settings.data))
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=folder.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
-    examples = tokenisation.examples(records)
+    examples = tokenisation.evaluation_set(records, positions=model.positions).examples
     before = model.perplexity(examples, model.get_adapter())  # which changes nothing yet: its B is zero
     after = model.perplexity(examples, adapter_vector(case, trained=True))
+    judged = verdict(before.whole, after.whole, AtPosition.all_of(before, after))
     yield (
-        f"perplexity on the {count(len(records), 'record')} held out: {before:.4g} of the base model, {after:.4g} with "
-        "the adapter. Nobody else was told, and neither was this site's log"
+        f"perplexity on the {count(len(records), 'record')} held out: {before.whole:.4g} of the base model, "
+        f"{after.whole:.4g} with the adapter. {judged} Nobody else was told, and neither was this site's log"
     )
 
 

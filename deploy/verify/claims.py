@@ -224,7 +224,7 @@ def _report(case: Case) -> str:
     if found:
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         raise DisagreesError(f"it differs in {', '.join(found[:10])}{more}")
-    return "every field; what it declares of itself are perplexities, base model, evaluation set and setting"
+    return "every field; what it declares of itself are all perplexities, base model, evaluation set and setting"
 
 
 def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], str]:

@@ -142,7 +142,8 @@ class Display:
         planned = study.manifest.study.training.rounds
         seconds = duration(took)
         if event.committed:
-            became = self._participation(study.manifest, event).append(f"perplexity {number(event.perplexity):<6}")
+            measured = "" if event.perplexity is None else f"perplexity {number(event.perplexity)}"
+            became = self._participation(study.manifest, event).append(f"{measured:<17}")
             seconds += "" if self.console.is_terminal else f", {self._time_left(planned)}"
         else:
             became = Text(f"not finished: all {study.manifest.max_attempts} attempts are used up ")
@@ -253,7 +254,8 @@ class Display:
             bar = ProgressBar(total=study.epsilon, completed=spent, width=_BAR_WIDTH)
             claim = f"ε {up(spent)} spent of {up(study.epsilon)} at δ = {study.manifest.delta:g}"
             gauges.add_row("  privacy", _beside(bar, claim))
-        perplexities = [study.perplexity_before, *(closed.perplexity for closed in self._rounds)]
+        after = (closed.perplexity for closed in self._rounds)
+        perplexities = [study.perplexity_before, *(perplexity for perplexity in after if perplexity is not None)]
         curve = Text(f"{sparkline(perplexities, _BAR_WIDTH):<{_BAR_WIDTH}}", style="cyan")
         gauges.add_row("  perplexity", _beside(curve, f"{number(perplexities[0])} → {number(perplexities[-1])}"))
         return gauges

@@ -91,8 +91,17 @@ def _results(report: Report) -> Table:
     rows = [
         (
             "perplexity",
-            f"{number(report['perplexity_before'])} → {number(report['perplexity_after'])} on held-out text",
+            f"{number(report['perplexity_before'])} → {number(report['perplexity_after'])} on held-out text, over "
+            "whole records",
         ),
+        *(
+            (
+                f"  {row['tokens']}",
+                f"{number(row['before'])} → {number(row['after'])}{'  worse' if row['worse'] else ''}",
+            )
+            for row in report["utility"]["by_position"]
+        ),
+        ("", report["utility"]["verdict"]),
         ("rounds", f"{rounds}; a site dropped out {count(dropouts, 'time')}" if dropouts else rounds),
     ]
     if report["exhausted"]:

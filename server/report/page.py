@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
+import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from . import claim
@@ -88,8 +89,12 @@ def chart(
     dropouts: Mapping[int, str],
     limit: float | None = None,
 ) -> Chart:
-    """A chart of ``values`` by round, with a mark at each round of ``dropouts`` and a line at ``limit``."""
+    """A chart of ``values`` by round, with a mark at each round of ``dropouts`` and a line at ``limit``.
+
+    A round may have no value: the line passes over it, and a mark stands on the line.
+    """
     last = max(values)
+    rounds = sorted(values)
     y_ticks = ticks(max([*values.values(), limit or 0.0]))
 
     def x(round_: float) -> float:
@@ -104,11 +109,15 @@ def chart(
     return Chart(
         title=title,
         description=description,
-        points=tuple(point(round_) for round_ in sorted(values)),
+        points=tuple(point(round_) for round_ in rounds),
         dropouts=tuple(
-            Point(x=x(round_), y=y(values[round_]), label=f"round {round_}: {text}")
+            Point(
+                x=x(round_),
+                y=y(float(np.interp(round_, rounds, [values[known] for known in rounds]))),
+                label=f"round {round_}: {text}",
+            )
             for round_, text in dropouts.items()
-            if round_ in values
+            if rounds[0] <= round_ <= last
         ),
         x_ticks=tuple(
             Point(x=x(tick), y=_HEIGHT - _BOTTOM, label=f"{tick:g}")
@@ -145,7 +154,8 @@ def _charts(report: Report) -> list[Chart]:
             chart(
                 known,
                 title="Perplexity by round",
-                description=f"On held-out {report['utility']['evaluation_kind']} text; lower is better. From "
+                description=f"On held-out {report['utility']['evaluation_kind']} text, over whole records and in some "
+                "rounds only; lower is better. From "
                 f"{number(report['perplexity_before'])} before training to {number(report['perplexity_after'])}.",
                 dropouts=dropouts,
             )

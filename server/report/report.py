@@ -14,12 +14,12 @@ from ...common.ledger.replay import AttemptRecord, Audit
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.study.manifest import Manifest
-from . import claim
+from . import claim, utility
 from .figures import privacy_figures
+from .utility import AtPosition, Perplexity, finite
 
 FORMAT: Final = "grandrounds/report/v1"
 Report = dict[str, Any]
-Perplexity = Annotated[float, Field(ge=1)]
 
 
 class Declared(BaseModel):
@@ -27,9 +27,12 @@ class Declared(BaseModel):
 
     Attributes:
         perplexity_before: of the base model on the evaluation set; None, as in all perplexities, if it is not finite.
-        perplexities: after each round that was closed; for one that was begun and not closed, what it left.
+        perplexities: after each round that was evaluated; for one that was begun and not closed, what it left.
+        by_position: of the base model and of the adapter, by where in its record a token stands.
         base_model: the name or folder that the adapter is loaded onto.
         evaluation: what the evaluation set is, in words.
+        evaluation_max_tokens: at which its records are cut; else they are whole, however little is trained on.
+        evaluation_cut: how many of them were longer.
         counted: whether nominal units were counted in the records.
     """
 
@@ -37,8 +40,11 @@ class Declared(BaseModel):
 
     perplexity_before: Perplexity | None
     perplexities: dict[int, Perplexity | None]
+    by_position: tuple[AtPosition, ...]
     base_model: str
     evaluation: str
+    evaluation_max_tokens: Annotated[int, Field(ge=1)]
+    evaluation_cut: Annotated[int, Field(ge=0)]
     counted: bool
     setting: Literal["simulation", "federation"]
 
@@ -49,9 +55,12 @@ class Declared(BaseModel):
             utility = report["utility"]
             return cls(
                 perplexity_before=report["perplexity_before"],
-                perplexities={row["round"]: row["perplexity"] for row in utility["rounds"]},
+                perplexities={row["round"]: row["perplexity"] for row in utility["rounds"] if row["evaluated"]},
+                by_position=tuple(AtPosition.of(row) for row in utility["by_position"]),
                 base_model=report["base_model"],
                 evaluation=utility["evaluation"],
+                evaluation_max_tokens=utility["max_tokens"],
+                evaluation_cut=utility["cut"],
                 counted=report["nominal_units_counted"],
                 setting=report["setting"],
             )
@@ -72,7 +81,8 @@ def build_report(audit: Audit, declared: Declared) -> Report:
     figures = privacy_figures(manifest)
     rounds = _rounds(audit, declared, figures["epsilon"])
     closed = len(audit.rounds)
-    before = _finite(declared.perplexity_before)
+    before = finite(declared.perplexity_before)
+    after = rounds[closed - 1]["perplexity"] if closed else before
     return {
         "format": FORMAT,
         "study_id": manifest.study_id,
@@ -95,7 +105,7 @@ def build_report(audit: Audit, declared: Declared) -> Report:
         "sites": len(study.sites),
         "sites_per_patient": study.privacy.sites_per_patient,
         "perplexity_before": before,
-        "perplexity_after": rounds[closed - 1]["perplexity"] if closed else before,
+        "perplexity_after": after,
         "dropouts": _dropouts(audit.attempts),
         "never_ended": [{"round": each.round, "attempt": each.attempt} for each in audit.attempts if not each.ended],
         "charges": audit.charges,
@@ -132,7 +142,18 @@ def build_report(audit: Audit, declared: Declared) -> Report:
         "adapter is public.",
         "number_representation": "Gradients are floating point until they are clipped. Each unit’s clipped gradient is "
         "rounded to integers and its norm checked exactly; sums, noise and secure aggregation are exact on integers.",
-        "utility": {"evaluation": declared.evaluation, "evaluation_kind": study.data.evaluation, "rounds": rounds},
+        "utility": {
+            "evaluation": declared.evaluation,
+            "evaluation_kind": study.data.evaluation,
+            "evaluated": utility.evaluated(max_tokens=declared.evaluation_max_tokens, cut=declared.evaluation_cut),
+            "max_tokens": declared.evaluation_max_tokens,
+            "cut": declared.evaluation_cut,
+            "verdict": utility.verdict(before, after, declared.by_position),
+            "by_position": [
+                {**band.model_dump(), "tokens": band.name, "worse": band.is_worse} for band in declared.by_position
+            ],
+            "rounds": rounds,
+        },
         "audit": "not performed in this version",
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
         "signatures": {
@@ -199,13 +220,17 @@ def _rounds(audit: Audit, declared: Declared, claimed: float | None) -> list[Rep
     attempts: dict[int, list[int]] = {}
     for attempt in audit.attempts:
         attempts.setdefault(attempt.round, []).append(attempt.attempt)
+    evaluated = set(audit.manifest.study.training.evaluated_rounds)
+    if _is_exhausted(audit):  # what is left is evaluated
+        evaluated |= {len(audit.rounds), len(audit.rounds) + 1}
     return [
         {
             "round": round_,
             "attempts": serials,
             "survivors": survivors.get(round_, []),
             "epsilon_spent": _spent(audit.manifest, serials[-1], claimed),
-            "perplexity": _finite(declared.perplexities.get(round_)),
+            "evaluated": round_ in evaluated,
+            "perplexity": finite(declared.perplexities.get(round_)) if round_ in evaluated else None,
         }
         for round_, serials in attempts.items()
     ]
@@ -239,8 +264,3 @@ def _ledger(ledger: Ledger) -> Report:
             break
         length, head = entry.sequence + 1, entry.hash
     return {"length": length, "head": head}
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON knows no infinity."""
-    return value if value is not None and math.isfinite(value) else None

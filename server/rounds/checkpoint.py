@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import StorageError
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD
+from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.system.files import write_atomically
 
 # The newest, and one before it in case the newest is found damaged.
@@ -25,8 +26,9 @@ _NAME = re.compile(r"^round-(\d{6})\.npz$")
 class Checkpoint:
     """State after a committed round, or before the first.
 
-    ``study`` is its id; ``adapter`` is float32 [d]; ``perplexities`` [round + 1] are those before the first round and
-    after each; ``ledger_head`` is the head of the ledger of ``ledger_length`` entries with which it was saved.
+    ``study`` is its id; ``adapter`` is float32 [d]; ``perplexities`` [round + 1, 1 + bands] are those before the first
+    round and after each, whole and by position, NaN where none was measured; ``ledger_head`` is the head of the ledger
+    of ``ledger_length`` entries with which it was saved.
     """
 
     study: str
@@ -39,7 +41,7 @@ class Checkpoint:
     ledger_head: str
 
     @classmethod
-    def initial(cls, *, study: str, adapter: NDArray[np.float32], perplexity: float) -> "Checkpoint":
+    def initial(cls, *, study: str, adapter: NDArray[np.float32], perplexity: Perplexity) -> "Checkpoint":
         """The state before the first round and the first attempt."""
         return cls(
             study=study,
@@ -47,10 +49,16 @@ class Checkpoint:
             attempts=0,
             adapter=adapter,
             optimizer={},
-            perplexities=np.array([perplexity]),
+            perplexities=perplexity.values[None],
             ledger_length=0,
             ledger_head=EMPTY_LEDGER_HEAD,
         )
+
+    @property
+    def last_evaluated(self) -> Perplexity:
+        """Of the last adapter that was evaluated."""
+        evaluated = self.perplexities[~np.isnan(self.perplexities[:, 0])]
+        return Perplexity.of_values(evaluated[-1])
 
     def save(self, folder: Path) -> None:
         """Write into ``folder`` and drop older ones; raises StorageError."""
@@ -90,6 +98,8 @@ class Checkpoint:
             round_, attempts, ledger_length = (int(counter) for counter in stored.pop("counters"))
             owner, ledger_head = str(stored.pop("study")), str(stored.pop("ledger_head"))
             adapter, perplexities = stored.pop("adapter"), stored.pop("perplexities")
+            if perplexities.shape != (round_ + 1, len(NOT_EVALUATED)):
+                raise ValueError("not the perplexities of so many rounds")
         except Exception as error:  # a damaged archive raises errors of every layer that reads it
             raise StorageError(
                 f"{path} is no whole checkpoint",

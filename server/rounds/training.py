@@ -1,7 +1,8 @@
 """A study's training at the server: rounds in order, the global adapter, its optimiser and its checkpoints."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ...common.ledger import entries
 from ...common.ledger.replay import AttemptRecord, RoundRecord
 from ...common.model.adapter import vector_bytes
 from ...common.model.optimizers import Optimizer, make_optimizer
+from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
@@ -34,14 +36,15 @@ class ExchangeClosed:
 class RoundClosed:
     """A round ended: it was committed or, without survivors, left unfinished because the schedule was exhausted.
 
-    All figures are releases or come from public or synthetic data; ``perplexity`` is that of the adapter after it.
+    All figures are releases or come from public or synthetic data; ``perplexity`` is that of the adapter after it,
+    over whole records; None where the schedule does not evaluate it.
     """
 
     round: int
     outcomes: tuple[AttemptOutcome, ...]
     survivors: tuple[str, ...]
     epsilon_spent: float | None
-    perplexity: float
+    perplexity: float | None
 
     @property
     def committed(self) -> bool:
@@ -57,7 +60,8 @@ class Training:
     """The rounds of a study as one state machine: the transport asks for messages, delivers answers, and advances.
 
     It goes on from ``checkpoint``, the last that was saved, and from the ledger: attempts that were begun since count.
-    ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set; ``save`` stores a checkpoint.
+    ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set, after the rounds that the study
+    states and where the training ends; ``save`` stores a checkpoint.
     The training ends after the manifest's rounds, or earlier where the schedule holds no further attempt: ``rounds``
     are those that were committed, and ``exhausted`` is then the one that was not. Raises StorageError where checkpoint
     and ledger do not belong together.
@@ -67,7 +71,7 @@ class Training:
     identity: Identity
     ledger: LedgerWriter
     checkpoint: Checkpoint
-    evaluate: Callable[[NDArray[np.float32]], float]
+    evaluate: Callable[[NDArray[np.float32]], Perplexity]
     save: Callable[[Checkpoint], None]
     observe: Observer
     rounds: list[RoundClosed] = field(default_factory=list)
@@ -131,12 +135,13 @@ class Training:
         try:
             round_.open_attempt()
         except ScheduleExhaustedError:
+            self._evaluate_last()
             self.exhausted = RoundClosed(
                 round=round_.number,
                 outcomes=tuple(round_.outcomes),
                 survivors=(),
                 epsilon_spent=self.accountant.epsilon_spent,
-                perplexity=float(self.checkpoint.perplexities[-1]),
+                perplexity=self.checkpoint.last_evaluated.whole,
             )
             self.observe(self.exhausted)
 
@@ -144,19 +149,35 @@ class Training:
         gradient = mean_gradient(self.manifest, closing.aggregate, closing.survivors)
         adapter = self._optimizer.step(self.adapter.astype(np.float64), gradient).astype(np.float32)
         ledger = self.ledger.audit.ledger
+        evaluated = closing.number in self.manifest.study.training.evaluated_rounds
+        perplexity = self.evaluate(adapter).values if evaluated else NOT_EVALUATED
         self.checkpoint = Checkpoint(
             study=self.manifest.study_id,
             round=closing.number,
             attempts=self.accountant.attempts_committed,
             adapter=adapter,
             optimizer=self._optimizer.state,
-            perplexities=np.append(self.checkpoint.perplexities, self.evaluate(adapter)),
+            perplexities=np.vstack([self.checkpoint.perplexities, perplexity]),
             ledger_length=len(ledger),
             ledger_head=ledger.head,
         )
         self.save(self.checkpoint)
         self._close_round()
         self.observe(self.rounds[-1])
+
+    def _evaluate_last(self) -> None:
+        """Evaluate what is left of a training that ends before its last round, and was not to be evaluated there."""
+        if math.isnan(self.checkpoint.perplexities[-1, 0]):
+            perplexities = self.checkpoint.perplexities.copy()
+            perplexities[-1] = self.evaluate(self.adapter).values
+            self.checkpoint = replace(self.checkpoint, perplexities=perplexities)
+            self.save(self.checkpoint)
+            self.rounds[-1] = replace(self.rounds[-1], perplexity=self._perplexity_after(self.checkpoint.round))
+
+    def _perplexity_after(self, round_: int) -> float | None:
+        """NaN is no figure that an event could carry, for it is not equal to itself."""
+        whole = float(self.checkpoint.perplexities[round_, 0])
+        return None if math.isnan(whole) else whole
 
     def _close_round(self) -> None:
         """Enter the checkpoint's round in the ledger: after it was saved, so that no round of the ledger is lost."""
@@ -189,7 +210,7 @@ class Training:
             outcomes=self._outcomes(closed.round),
             survivors=closed.survivors,
             epsilon_spent=accountant_of(self.manifest, self.ledger.audit.attempts[: closed.attempt]).epsilon_spent,
-            perplexity=float(self.checkpoint.perplexities[closed.round]),
+            perplexity=self._perplexity_after(closed.round),
         )
 
     def _outcomes(self, round_: int) -> tuple[AttemptOutcome, ...]:

@@ -1,8 +1,7 @@
 """A study from its first signature to its last, as its server carries it out, in a simulation and in a deployment."""
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
+from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import Audit
 from ...common.model.base_folder import published_name
-from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ..report.report import Declared, Report, build_report, render_json
+from ..report.utility import AtPosition, finite
 from ..rounds.app import Conversation
 from ..rounds.checkpoint import Checkpoint
 from ..rounds.closing import Closing
@@ -54,7 +55,7 @@ class StudyRun:
     folder: StudyFolder | None
     model: LanguageModel
     base: Path
-    evaluation: Sequence[Example]
+    evaluation: EvaluationSet
     sources: Sources
     setting: Literal["simulation", "federation"]
     observe: Observer
@@ -71,7 +72,7 @@ class StudyRun:
             StudyReady(
                 manifest=self.manifest,
                 epsilon=None if claimed is None else claimed.epsilon,
-                perplexity_before=float(checkpoint.perplexities[0]),
+                perplexity_before=float(checkpoint.perplexities[0, 0]),
             )
         )
         self.training = Training(
@@ -107,8 +108,8 @@ class StudyRun:
         self._save(first)
         return first
 
-    def _perplexity(self, adapter: NDArray[np.float32]) -> float:
-        return self.model.perplexity(self.evaluation, adapter)
+    def _perplexity(self, adapter: NDArray[np.float32]) -> Perplexity:
+        return self.model.perplexity(self.evaluation.examples, adapter)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         if self.folder is not None:
@@ -131,15 +132,21 @@ class StudyRun:
         )
 
     def _report(self) -> dict[str, Any]:
-        before, *after = (_finite(perplexity) for perplexity in self.training.checkpoint.perplexities)
-        perplexities = dict(enumerate(after, start=1))
-        if self.training.exhausted is not None:
-            perplexities[self.training.exhausted.round] = _finite(self.training.exhausted.perplexity)
+        checkpoint = self.training.checkpoint
+        before = Perplexity.of_values(checkpoint.perplexities[0])
+        left = [] if self.training.exhausted is None else [self.training.exhausted]
         declared = Declared(
-            perplexity_before=before,
-            perplexities=perplexities,
+            perplexity_before=finite(before.whole),
+            perplexities={
+                closed.round: finite(closed.perplexity)
+                for closed in [*self.training.rounds, *left]
+                if closed.perplexity is not None
+            },
+            by_position=AtPosition.all_of(before, checkpoint.last_evaluated),
             base_model=published_name(self.manifest.study.model.name),
             evaluation=self.sources.evaluation,
+            evaluation_max_tokens=self.evaluation.max_tokens,
+            evaluation_cut=self.evaluation.cut,
             counted=self.sources.counted,
             setting=self.setting,
         )
@@ -159,8 +166,3 @@ def put_back(what: str) -> StorageError:
         why="no site would follow it, and the attempts that they refuse would be spent",
         fix="put back the newest of the study's files; nothing was changed",
     )
-
-
-def _finite(value: float) -> float | None:
-    """JSON knows no infinity."""
-    return float(value) if math.isfinite(value) else None

@@ -20,7 +20,7 @@ import rfc8785
 from support.ledger.fuzz_ledger import at_begin, feed_begin, feed_ledger, ledger_story, written
 from support.ledger.ledger_history import copied
 from support.secagg.cohort import EXCHANGES, Attempt, Cohort, fork
-from support.study.federation import Federation, small_study
+from support.study.federation import EVEN, Federation, small_study
 
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.data.records import read_records
@@ -316,7 +316,7 @@ def parquet_files() -> list[bytes]:
 
 def checkpoints() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=2.0)
+        first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=EVEN)
         replace(first, round=1, attempts=2, optimizer={"momentum": np.ones(3)}).save(Path(folder))
         return [path.read_bytes() for path in Path(folder).iterdir()]
 

@@ -26,7 +26,7 @@ from support.study.verification import (
     refused,
     rewritten,
 )
-from support.study.verified_study import SmallStudy, ran, random_flips, undetected, used_up, write_ledger
+from support.study.verified_study import HARMFUL, SmallStudy, ran, random_flips, undetected, used_up, write_ledger
 
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.ledger import entries
@@ -219,6 +219,22 @@ def test_a_field_that_does_not_follow_from_the_ledger_is_named(
     assert finding.status is Status.DISAGREES and named in finding.detail
     assert {found(folder, claim).status for claim in (PAGE_SAYS, CARD_SAYS)} == {Status.OPEN}
     assert not any("could not be checked" in finding.detail for finding in verify(folder).findings)
+
+
+def test_a_position_that_got_worse_cannot_be_called_better(study: SmallStudy, folder: Path) -> None:
+    harmful, better = study.report(by_position=HARMFUL), study.report()
+    for field, kinder in (("verdict", better["utility"]["verdict"]), ("evaluated", "whole records of any length")):
+        report = harmful | {"utility": harmful["utility"] | {field: kinder}}
+        rewritten(folder, report)
+        reclosed(study, folder)
+        assert refused(folder, FOLLOWS) == f"it differs in utility.{field}"
+    rows = [{**row, "worse": False} for row in harmful["utility"]["by_position"]]
+    rewritten(folder, harmful | {"utility": harmful["utility"] | {"by_position": rows}})
+    reclosed(study, folder)
+    assert refused(folder, FOLLOWS) == "it differs in utility.by_position.1.worse, utility.by_position.2.worse"
+    rewritten(folder, harmful)
+    reclosed(study, folder)
+    assert {found(folder, claim).status for claim in (FOLLOWS, PAGE_SAYS, CARD_SAYS)} == {Status.AGREES}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Collection
+from copy import copy
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from support.study.federation import Federation, small_study
 from typer.testing import CliRunner
+from verified_study import BETTER, HARMFUL
 
 from grandrounds.deploy.cli.epsilon import epsilon as epsilon_command
 from grandrounds.deploy.views.display import Display, sparkline
@@ -39,12 +41,13 @@ class Study:
         sites: int = 5,
         noise_multiplier: float | None = 1.5,
         lost: Collection[tuple[int, str]] = frozenset({(2, "site-2")}),
+        evaluations: int = 100,
     ) -> None:
         study = small_study(
             [4] * sites,
             noise_multiplier=noise_multiplier,
             privacy={"sampling_probability": 0.25},
-            training={"rounds": ROUNDS, "max_attempts": 4},
+            training={"rounds": ROUNDS, "max_attempts": 4, "evaluations": evaluations},
             secagg={"threshold": sites - 1},
         )
         federation = Federation(
@@ -68,17 +71,24 @@ class Study:
             *seen,
             PhaseEnded(name="training", seconds=372.0),
         ]
-        training = federation.training
+        self.federation = federation
+        self.report = self.report_of()
+
+    def report_of(self, **declared: Any) -> Report:
+        training = self.federation.training
         closed = [*training.rounds, *([training.exhausted] if training.exhausted else [])]
-        declared = Declared(
-            perplexity_before=54.2,
-            perplexities={round_.round: round_.perplexity for round_ in closed},
-            base_model="an/example",
-            evaluation="synthetic notes",
-            counted=False,
-            setting="simulation",
-        )
-        self.report: Report = build_report(federation.ledger.audit, declared)
+        fields: dict[str, Any] = {
+            "perplexity_before": 54.2,
+            "perplexities": {each.round: each.perplexity for each in closed if each.perplexity is not None},
+            "by_position": BETTER,
+            "base_model": "an/example",
+            "evaluation": "synthetic notes",
+            "evaluation_max_tokens": 8192,
+            "evaluation_cut": 0,
+            "counted": False,
+            "setting": "simulation",
+        }
+        return build_report(self.federation.ledger.audit, Declared(**(fields | declared)))
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +295,26 @@ def test_the_summary_has_results_times_and_paths(study: Study) -> None:
     for name in ("adapter", "report.html", "report.json", "study.json", "ledger", "checkpoints"):
         assert f"a folder/{name}" in text
     assert "by 5 of 5 sites; verify recomputes it" in text
+
+
+def test_the_summary_says_where_the_adapter_is_worse_as_plainly_as_where_it_is_better(study: Study) -> None:
+    text = " ".join(summary_of(study).split())
+    assert "tokens 0–64 50 → 10 tokens 64–128 114 → 74 tokens" in text
+    assert "Better than the base model over whole records, and worse at no position." in text
+    harmful = copy(study)
+    harmful.report = study.report_of(by_position=HARMFUL)
+    text = " ".join(summary_of(harmful).split())
+    assert "tokens 0–64 50 → 10 tokens 64–128 114 → 114 worse tokens 128–256 178 → 178 worse tokens 256" in text
+    assert "WORSE than the base model at tokens 64–128 and at tokens 128–256." in text
+
+
+def test_a_round_that_is_not_evaluated_shows_no_perplexity() -> None:
+    seldom = Study(evaluations=1)
+    rounds = [line for line in in_lines(seldom.events).splitlines() if line.startswith("round")]
+    assert ["perplexity" in line for line in rounds] == [False, False, True]
+    assert len({line.index("ε") for line in rounds}) == 1, "the columns are those of a round that is"
+    assert "54.2 → 54.2" in "\n".join(picture(until(seldom, 2, "masked-input")))
+    assert "54.2 → 1 on held-out text" in summary_of(seldom)
 
 
 def test_the_summary_of_a_study_without_privacy_claims_nothing(without_noise: Study) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 from support.study.federation import small_study
-from support.study.verified_study import SmallStudy, eventful, used_up
+from support.study.verified_study import BETTER, HARMFUL, SmallStudy, eventful, used_up
 
 from grandrounds.common.errors import LedgerError, PrivacyError
 from grandrounds.common.ledger import entries
@@ -128,6 +128,53 @@ def test_what_is_declared_can_be_read_back_from_the_report(federation: SmallStud
         assert build_report(federation.ledger.audit, Declared.of(read_back)) == report
 
 
+def test_a_harmful_adapter_is_called_worse_in_all_three(federation: SmallStudy, report: dict[str, Any]) -> None:
+    assert report["utility"]["verdict"] == "Better than the base model over whole records, and worse at no position."
+    assert not any(row["worse"] for row in report["utility"]["by_position"])
+    harmful = federation.report(by_position=HARMFUL)
+    verdict = "WORSE than the base model at tokens 64–128 and at tokens 128–256."
+    assert harmful["utility"]["verdict"] == verdict
+    assert [row["worse"] for row in harmful["utility"]["by_position"]] == [False, True, True, False]
+    page, card = render_html(harmful), render_model_card(harmful)
+    assert page.count("<td>worse</td>") == card.count("**worse**") == 2
+    assert page.count("<td>no worse</td>") == card.count("| no worse |") == 2
+    assert verdict in page and verdict in card
+    assert all(
+        f"{row['tokens']}" in page and f"| {row['tokens']} |" in card for row in report["utility"]["by_position"]
+    )
+
+
+def test_an_adapter_that_is_worse_over_whole_records_or_beyond_a_float_is_called_so(federation: SmallStudy) -> None:
+    overflowed = tuple(band.model_copy(update={"after": None}) for band in BETTER[3:])
+    harmful = federation.report(perplexity_before=9.0, by_position=(*BETTER[:3], *overflowed))
+    assert harmful["utility"]["verdict"] == (
+        "WORSE than the base model over whole records and at tokens 256 and beyond."
+    )
+
+
+def test_records_that_were_cut_are_told(federation: SmallStudy) -> None:
+    for cut, told in ((0, "none was longer"), (1, "1 was longer"), (3, "3 were longer")):
+        report = federation.report(evaluation_cut=cut, evaluation_max_tokens=2048)
+        for text in (render_html(report), render_model_card(report)):
+            assert f"whole records, which are cut at 2,048 tokens; {told}" in text
+
+
+def test_a_round_that_the_study_does_not_evaluate_has_no_perplexity_whatever_is_declared() -> None:
+    federation = eventful(evaluations=2)
+    report = federation.report()
+    rows = report["utility"]["rounds"]
+    assert [(row["evaluated"], row["perplexity"]) for row in rows] == [
+        (False, None),
+        (True, 20.0),
+        (False, None),
+        (True, 10.0),
+    ]
+    assert report["perplexity_after"] == 10.0
+    assert set(Declared.of(report).perplexities) == {2, 4}
+    page = render_html(report)
+    assert page.count('<circle class="dropout"') == 2 * 2, "the mark of a round that was not evaluated is on the line"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -137,7 +184,12 @@ def test_what_is_declared_can_be_read_back_from_the_report(federation: SmallStud
         lambda report: report | {"setting": "a hospital"},
         lambda report: report | {"perplexity_before": 0.0},
         lambda report: report | {"perplexity_before": "9.1"},
-        lambda report: report | {"utility": report["utility"] | {"rounds": [{"round": [], "perplexity": 2.0}]}},
+        lambda report: report | {"utility": report["utility"] | {"by_position": [{"begin": 0}]}},
+        lambda report: report | {"utility": report["utility"] | {"by_position": [3]}},
+        lambda report: report | {"utility": report["utility"] | {"cut": -1}},
+        lambda report: (
+            report | {"utility": report["utility"] | {"rounds": [{"round": [], "evaluated": True, "perplexity": 2.0}]}}
+        ),
         lambda report: report | {"utility": report["utility"] | {"rounds": 7}},
         lambda report: report | {"nominal_units_counted": 1},
     ],

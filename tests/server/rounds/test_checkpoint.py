@@ -10,6 +10,8 @@ from grandrounds.common.model.optimizers import make_optimizer
 from grandrounds.server.rounds.checkpoint import KEPT, Checkpoint
 
 STUDY = "ab" * 32
+# Before the first round and after three, whole and by position; the second was not evaluated.
+PERPLEXITIES = np.array([[54.0, *[50.0] * 4], [9.5, 8.0, 9.0, np.inf, np.nan], [np.nan] * 5, [np.inf, *[1.0] * 4]])
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
 
@@ -20,7 +22,7 @@ def checkpoint(number=3, optimizer=None, *, study=STUDY):
         attempts=number + 2,
         adapter=np.array([0.1, -0.0, 3e38, 1e-45, number], dtype=np.float32),
         optimizer=optimizer or {},
-        perplexities=np.array([54.0, 9.5, np.inf, 1.0])[: number + 1],
+        perplexities=np.resize(PERPLEXITIES, (number + 1, 5)),
         ledger_length=17,
         ledger_head="0f" * 32,
     )
@@ -179,13 +181,25 @@ def test_a_file_that_is_no_archive_or_not_there_is_refused(tmp_path):
         Checkpoint.load(path, STUDY)
 
 
+def test_a_checkpoint_without_the_perplexities_of_each_round_is_refused(tmp_path):
+    for perplexities in (PERPLEXITIES[:3], PERPLEXITIES[:, :4], PERPLEXITIES[:, 0]):
+        replace(checkpoint(3), perplexities=perplexities).save(tmp_path)
+        with pytest.raises(StorageError, match="no whole checkpoint"):
+            Checkpoint.newest(tmp_path, STUDY)
+
+
+def test_the_last_that_was_evaluated_is_found_where_later_rounds_were_not():
+    assert checkpoint(2).last_evaluated.whole == 9.5
+    assert checkpoint(3).last_evaluated.whole == np.inf
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     path = tmp_path / "round-000001.npz"
     fields = {
         "counters": np.array([1, 1, 1]),
         "study": np.array(STUDY),
         "ledger_head": np.array("0f" * 32),
-        "perplexities": np.array([1.0, 1.0]),
+        "perplexities": np.ones((2, 5)),
     }
     np.savez(path, adapter=np.array([Opened()], dtype=object), **fields)
     with pytest.raises(StorageError, match="no whole checkpoint"):

@@ -5,6 +5,7 @@ trained numbers, and pipes take the place of the network, so that a study takes 
 forked from this one, which has loaded everything. What a process does not survive is SIGKILL, which it sends itself.
 """
 
+import math
 import os
 import secrets
 import signal
@@ -27,10 +28,12 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import Budget
 from grandrounds.client.worker.service import Resident
 from grandrounds.common.crypto.identity import canonical_json
+from grandrounds.common.data.tokenisation import EvaluationSet
 from grandrounds.common.errors import ProtocolError
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import Audit
 from grandrounds.common.model.adapter import Vector, vector_sha256
+from grandrounds.common.model.perplexity import Perplexity
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.study.artefacts import CONFIG, LEDGER, WEIGHTS
 from grandrounds.common.study.manifest import Manifest
@@ -173,8 +176,9 @@ class SmallModel:
     def set_adapter(self, adapter: Vector) -> None:
         self._adapter = adapter
 
-    def perplexity(self, evaluation: Sequence[Any], adapter: Vector) -> float:
-        return 50.0 / (1.0 + float(np.abs(adapter).mean()))
+    def perplexity(self, evaluation: Sequence[Any], adapter: Vector) -> Perplexity:
+        whole = 50.0 / (1.0 + float(np.abs(adapter).mean()))
+        return Perplexity(whole=whole, by_position=(whole, whole + 1, math.nan, math.nan))
 
     def export(self, folder: Path, *, base_model: str) -> None:
         folder.mkdir()
@@ -198,7 +202,7 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
         folder=folder,
         model=SmallModel(manifest, reach),
         base=path,
-        evaluation=(),
+        evaluation=EvaluationSet(examples=(), max_tokens=16, cut=0),
         sources=UNDESCRIBED,
         setting="federation",
         observe=lambda event: None,

@@ -28,6 +28,7 @@ from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.example import Example
+from grandrounds.common.model.perplexity import BANDS, Perplexity
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.protocol.messages import Message as Body
@@ -47,6 +48,8 @@ from grandrounds.server.rounds.training import Observer, Training
 # What a site is sent once it has given its shares.
 AFTER_SHARES = (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)
 Unit = Sequence[Example]
+# What a federation without an evaluation set evaluates to.
+EVEN = Perplexity(whole=1.0, by_position=(1.0,) * len(BANDS))
 # (site, what it is sent, the exchange's envelope) -> whether it is lost on the way.
 IsLost = Callable[[str, Envelope], bool]
 
@@ -68,7 +71,8 @@ def small_study(
     fields: dict[str, dict[str, Any]] = {
         "data": {"max_tokens": 16, "records_per_unit": 3},
         "privacy": {"trust": trust, "delta": 1e-3, "sampling_probability": 1, **noise, **(privacy or {})},
-        "training": {"rounds": 1, "max_attempts": 3, "optimizer": "sgd", "learning_rate": 1, **(training or {})},
+        "training": {"rounds": 1, "max_attempts": 3, "optimizer": "sgd", "learning_rate": 1, "evaluations": 100}
+        | dict(training or {}),
         "secagg": {"threshold": 4, "modulus_bits": 32 if trust == "distributed" else 16, **(secagg or {})},
     }
     return validated(Study, {**fields, "sites": sites})
@@ -207,7 +211,7 @@ class Federation:
             ledger=self.ledger,
             checkpoint=self.checkpoints[-1]
             if self.checkpoints
-            else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, perplexity=1.0),
+            else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, perplexity=EVEN),
             evaluate=self._keep_adapter,
             save=self.checkpoints.append,
             observe=observe,
@@ -288,9 +292,9 @@ class Federation:
             if traffic.answer and attempt in (None, traffic.attempt):
                 yield traffic.site, Envelope.parse(traffic.answer)
 
-    def _keep_adapter(self, adapter: NDArray[np.float32]) -> float:
+    def _keep_adapter(self, adapter: NDArray[np.float32]) -> Perplexity:
         self.adapters.append(adapter.copy())
-        return 1.0
+        return EVEN
 
     def _is_lost(self, site: str, message: Message, is_lost: IsLost) -> bool:
         request = message.content.config_records[RECORD][FIELD]

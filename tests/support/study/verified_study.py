@@ -28,6 +28,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.deploy.verify.claims import verify
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, Report, build_report, render_json
+from grandrounds.server.report.utility import AtPosition
 from support.study.federation import Federation, agreed_ledger, small_manifest, small_study
 
 LAYERS = [f"base_model.model.layers.{number}.v_proj" for number in range(2)]
@@ -35,6 +36,12 @@ RANK, INPUTS, OUTPUTS = 4, 3, 5
 A = {f"{layer}.lora_A.weight": np.full((RANK, INPUTS), 0.5, np.float32) for layer in LAYERS}
 FROZEN = AdapterLayout.of({name: tensor.shape for name, tensor in A.items()})
 TRAINED = AdapterLayout.of({f"{layer}.lora_B.weight": (OUTPUTS, RANK) for layer in LAYERS})
+# By position, what an adapter does that is better everywhere, and one that harms what it was not trained on.
+BETTER = tuple(
+    AtPosition(begin=begin, end=end, before=50.0 + begin, after=10.0 + begin)
+    for begin, end in ((0, 64), (64, 128), (128, 256), (256, None))
+)
+HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": band.before + 0.5}) for band in BETTER[1:3]), BETTER[3])
 
 
 def steps(manifest: Manifest, site: str) -> Release:
@@ -67,8 +74,11 @@ class SmallStudy(Federation):
         fields: dict[str, Any] = {
             "perplexity_before": 50.0,
             "perplexities": {round_: 40.0 / round_ for round_ in rounds},
+            "by_position": BETTER,
             "base_model": "an/example",
             "evaluation": "synthetic notes",
+            "evaluation_max_tokens": 8192,
+            "evaluation_cut": 0,
             "counted": False,
             "setting": "simulation",
         }
@@ -152,13 +162,15 @@ def ran(*, training: Mapping[str, Any] | None = None, noise_multiplier: float | 
     return federation
 
 
-def eventful(trust: str = "distributed", noise_multiplier: float | None = 1.5, **privacy: Any) -> SmallStudy:
+def eventful(
+    trust: str = "distributed", noise_multiplier: float | None = 1.5, *, evaluations: int = 100, **privacy: Any
+) -> SmallStudy:
     """A study that ran: site-2 is lost in the middle of round 2, and two sites in the first attempt of round 3."""
     study = small_study(
         trust=trust,
         noise_multiplier=noise_multiplier,
         privacy={"sampling_probability": 0.25, "delta": 1e-3, **privacy},
-        training={"rounds": 4, "max_attempts": 6},
+        training={"rounds": 4, "max_attempts": 6, "evaluations": evaluations},
     )
 
     def is_lost(site: str, envelope: Any) -> bool:
