@@ -37,7 +37,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """How a record becomes one training example, and how many of a unit's records one step may read."""
 
-    max_tokens: int = Field(default=64, ge=8, le=8192)
+    max_tokens: int = Field(default=384, ge=8, le=8192)
     records_per_unit: int = Field(default=1, ge=1, le=64)
     evaluation: Literal["synthetic", "public"] = "synthetic"
 
@@ -60,9 +60,9 @@ class PrivacySection(Section):
 class TrainingSection(Section):
     """The schedule of rounds and the optimisers; all of it public."""
 
-    rounds: int = Field(default=20, ge=1, le=100_000)
+    rounds: int = Field(default=4, ge=1, le=100_000)
     max_attempts: int | None = Field(default=None, ge=1, le=200_000)
-    evaluations: int = Field(default=2, ge=1, le=1000)
+    evaluations: int = Field(default=1, ge=1, le=1000)
     optimizer: OptimizerName = "adam"
     learning_rate: float = Field(default=0.05, gt=0, le=100)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -70,7 +70,7 @@ class TrainingSection(Section):
     local_steps: int = Field(default=1, ge=1, le=1000)
     local_optimizer: OptimizerName = "sgd"
     local_learning_rate: float = Field(default=1.0, gt=0, le=100)
-    physical_batch: int = Field(default=4, ge=1, le=1024)
+    physical_batch: int = Field(default=2, ge=1, le=1024)
     deadline_s: float = Field(default=600.0, ge=1, le=604_800)
 
     @property

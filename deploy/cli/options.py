@@ -32,7 +32,7 @@ TargetModulesOption = Annotated[
 ]
 RankOption = Annotated[int | None, typer.Option(help="Rank of the adapter (default 4).", rich_help_panel=MODEL)]
 MaxTokensOption = Annotated[
-    int | None, typer.Option(help="Tokens read of a record (default 64).", rich_help_panel=MODEL)
+    int | None, typer.Option(help="Tokens read of a record (default 384).", rich_help_panel=MODEL)
 ]
 RecordsPerUnitOption = Annotated[
     int | None, typer.Option(help="Records of a patient read in a step (default 1).", rich_help_panel=MODEL)
@@ -61,7 +61,7 @@ ThresholdOption = Annotated[
     int | None, typer.Option(help="Sites that must answer (default two thirds).", rich_help_panel=PRIVACY)
 ]
 PhysicalBatchOption = Annotated[
-    int | None, typer.Option(help="Records computed at a time (default 4).", rich_help_panel=TRAINING)
+    int | None, typer.Option(help="Records computed at a time (default 2).", rich_help_panel=TRAINING)
 ]
 DeviceOption = Annotated[
     str | None,

@@ -84,7 +84,7 @@ def plan(
     ] = None,
     physical_batch: PhysicalBatchOption = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Steps of the shared adapter (default 20).", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Steps of the shared adapter (default 4).", rich_help_panel=TRAINING)
     ] = None,
     max_attempts: MaxAttemptsOption = None,
     local_steps: LocalStepsOption = None,

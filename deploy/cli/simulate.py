@@ -48,7 +48,7 @@ class EvaluationKind(StrEnum):
 def simulate(
     config: ConfigOption = None,
     sites: Annotated[int | None, typer.Option(help="Built-in hospitals (default 5).")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Steps of the shared adapter (default 20).")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Steps of the shared adapter (default 4).")] = None,
     dropout: Annotated[
         list[str] | None,
         typer.Option(

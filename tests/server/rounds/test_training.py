@@ -292,6 +292,33 @@ def test_an_adapter_that_is_not_finite_ends_the_training_and_no_site_spends_on_i
     assert all(answer.exchange != Advert.exchange for _, answer in run.answers())
 
 
+@pytest.mark.parametrize(("evaluations", "evaluated"), [(1, [5]), (2, [3, 5]), (4, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_the_adapter_is_evaluated_as_often_as_the_study_says_and_after_the_last_round(evaluations, evaluated):
+    events = []
+    training = {"rounds": 5, "max_attempts": 5, "evaluations": evaluations}
+    run = plain_federation(training=training).run(observe=events.append)
+    assert sorted(run.study.training.evaluated_rounds) == evaluated
+    assert len(run.adapters) == len(evaluated)
+    closed = [event for event in events if isinstance(event, RoundClosed)]
+    assert closed == run.training.rounds
+    assert [event.round for event in closed if event.perplexity is not None] == evaluated
+    rows = run.checkpoints[-1].perplexities
+    assert np.flatnonzero(~np.isnan(rows[:, 0])).tolist() == [0, *evaluated]
+
+
+def test_what_is_left_when_the_schedule_is_used_up_is_evaluated_once():
+    run = plain_federation(training={"rounds": 3, "max_attempts": 3, "evaluations": 1})
+    run.run(losing_two(2, 3))
+    assert (run.training.exhausted.perplexity, len(run.adapters)) == (1.0, 1)
+    assert run.training.rounds[-1].perplexity == 1.0
+    assert run.checkpoints[-1].round == 1 and run.checkpoints[-1].last_evaluated.whole == 1.0
+    resumed = run.open_training()
+    assert resumed.rounds[-1].perplexity == resumed.exhausted.perplexity == 1.0
+    assert len(run.adapters) == 1, "the checkpoint has it"
+    run.checkpoints.pop()  # the server died before it was saved
+    assert run.open_training().exhausted.perplexity == 1.0 and len(run.adapters) == 2
+
+
 def test_a_checkpoint_after_every_round_holds_what_the_next_one_starts_from():
     run = plain_federation(training={"rounds": 3, "max_attempts": 3, "optimizer": "adam"}).run()
     assert [checkpoint.round for checkpoint in run.checkpoints] == [1, 2, 3]
