@@ -172,7 +172,12 @@ def test_the_target_of_a_given_noise_is_what_it_costs_rounded_up() -> None:
 
 def test_a_given_noise_above_the_given_target_is_refused() -> None:
     with pytest.raises(StudyError, match=r"noise_multiplier = 8 costs ε = .* above privacy\.target_epsilon = 1"):
-        complete_study(study(privacy={"noise_multiplier": 8, "target_epsilon": 1, "sampling_probability": 1}))
+        complete_study(
+            study(
+                training={"rounds": 20},
+                privacy={"noise_multiplier": 8, "target_epsilon": 1, "sampling_probability": 1},
+            )
+        )
 
 
 def test_fewer_than_two_honest_shares_are_refused_under_distributed_trust_alone() -> None:

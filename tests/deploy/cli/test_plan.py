@@ -102,6 +102,7 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
 def test_the_page_says_where_norms_come_from_and_what_the_noise_does() -> None:
     fields: dict[str, Any] = {
         "privacy": {"noise_multiplier": 12.0, "trust": "local", "delta": 1e-4},
+        "training": {"rounds": 20},
         "sites": [{"name": f"site-{number}", "nominal_units": 20} for number in range(4)],
     }
     trial = Trial(source="a public corpus", norms=(0.2, 0.5, 0.9), dimension=1234, batch_size=4, batch_s=90.0)

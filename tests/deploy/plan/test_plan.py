@@ -27,6 +27,7 @@ def study(*, sites: int = 5, units: int = 240, **sections: dict[str, Any]) -> St
     """Without sampling and with its noise given, which is accounted for in no time."""
     fields: dict[str, Any] = {
         "privacy": {"noise_multiplier": 10.0, "sampling_probability": 1.0, "delta": 5e-4, "clipping_norm": 0.5},
+        "training": {"rounds": 20},
         "sites": [{"name": f"hospital-{number}", "nominal_units": units} for number in range(1, sites + 1)],
     }
     for name, section in sections.items():

@@ -49,7 +49,7 @@ def test_a_trial_reads_as_many_records_a_unit_as_a_step(base: Path, tmp_path: Pa
     one, all_ = (run_trial(study(base, records_per_unit=count), path) for count in (1, 3))
     assert len(one.norms) == len(all_.norms) == 5
     assert one.norms != all_.norms
-    assert (one.source, one.batch_size) == ("public.jsonl", 4)
+    assert (one.source, one.batch_size) == ("public.jsonl", 2)
     assert one.dimension == load_tiny(base).layout.dimension
     assert one.batch_s > 0
 

@@ -50,7 +50,7 @@ def test_the_full_example_states_the_defaults() -> None:
     given = study.privacy.model_dump(exclude_none=True)
     stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "sampling_probability": 0.2}
     assert given == {name: value for name, value in stated.items() if value is not None}
-    assert study.training == default.training.model_copy(update={"max_attempts": 24})
+    assert study.training == default.training.model_copy(update={"max_attempts": 5})
 
 
 def test_the_basic_example_runs_on_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
