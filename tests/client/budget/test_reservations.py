@@ -250,9 +250,9 @@ LIFE = """
 import os, sys
 from pathlib import Path
 from grandrounds.client.budget.amounts import Amounts
-from grandrounds.client.state.site_state import Budget
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.state.site_state import Budget
 
 def reach(point):
     if point == sys.argv[2]:

@@ -120,7 +120,7 @@ def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_pat
     )
     offline = "0" if os.environ.get("HF_HUB_OFFLINE") == "1" else "1"
     environment = {**os.environ, "HF_HUB_OFFLINE": offline, "PYTHONHASHSEED": "12345", "LC_ALL": "C"}
-    command = [sys.executable, "-c", script, source, there]
+    command: list[str | Path] = [sys.executable, "-c", script, source, there]
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
     assert {path.name: path.read_bytes() for path in here.iterdir()} == {
         path.name: path.read_bytes() for path in there.iterdir()

@@ -165,13 +165,13 @@ def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from grandrounds.client.site import assembly as site\n"
+        "from grandrounds.client.site import assembly\n"
         "from grandrounds.client.site.folder import SiteFolder\n"
-        "from grandrounds.deploy.site_ops import programs as site_programs\n"
+        "from grandrounds.deploy.site_ops import programs\n"
         "def fails(folder):\n"
         "    raise ValueError('a record: ' + ' '.join(['no', 'complaints']))\n"
-        "site.open_site = fails\n"
-        "site_programs.worker(SiteFolder(Path(sys.argv[1])))\n"
+        "assembly.open_site = fails\n"
+        "programs.worker(SiteFolder(Path(sys.argv[1])))\n"
     )
     command = [sys.executable, "-c", program, joined(tmp_path).path]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
