@@ -54,9 +54,9 @@ def test_the_reference_agrees_with_the_standards_own_vectors() -> None:
     assert sealed[-16:].hex() == "1ae10b594f09e26a7e902ecbd0600691"
 
 
-@pytest.mark.parametrize("name", reference.VECTORS)
+@pytest.mark.parametrize("name", reference.GENERATED)
 def test_the_vectors_are_what_the_reference_computes(name: str) -> None:
-    assert vectors(name) == reference.VECTORS[name]()
+    assert vectors(name) == reference.GENERATED[name]()
 
 
 @pytest.mark.parametrize("modulus_bits", [16, 32])

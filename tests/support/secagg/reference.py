@@ -1,13 +1,14 @@
 """The protocol once more, in plain Python integers: no numpy, no cryptography package, no line of the shipped code.
 
-Written from ``common/secagg/PROTOCOL.md``. It wrote ``tests/vectors/secagg_*.json`` (``python
-tests/support/secagg/reference.py`` writes them again); an implementation in another language can be held against them.
+Written from ``common/secagg/PROTOCOL.md``. It wrote ``tests/vectors/secagg_*.json`` (``PYTHONPATH=tests
+python -m support.secagg.reference`` writes them again); an implementation in another language can be held against them.
 """
 
 import hashlib
 import json
 import struct
 
+from support.places import VECTORS
 from support.secagg.reference_primitives import aes256_ctr, chacha20_poly1305, ed25519_sign, hkdf, x25519, x25519_public
 
 SHAMIR_PRIME = 2**256 + 297
@@ -295,13 +296,13 @@ def pieces() -> dict:
     }
 
 
-VECTORS = {
+GENERATED = {
     "secagg_pieces": pieces,
     "secagg_attempt_16": lambda: attempt(16),
     "secagg_attempt_32": lambda: attempt(32),
 }
 
 if __name__ == "__main__":
-    for name, generate in VECTORS.items():
+    for name, generate in GENERATED.items():
         path = VECTORS / f"{name}.json"
         path.write_text(json.dumps(generate(), indent=1) + "\n", encoding="utf-8")
