@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -12,6 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1
 RUN_ID = 1
+App = Callable[[Message, Context], Message]  # a ClientApp, or what stands for one
 
 
 class LocalGrid(Grid):
@@ -21,7 +21,7 @@ class LocalGrid(Grid):
     for one. Real Messages go in and out; only what carries them differs from a deployment.
     """
 
-    def __init__(self, apps: Mapping[str, ClientApp], is_lost: Callable[[str, Message], bool]) -> None:
+    def __init__(self, apps: Mapping[str, App], is_lost: Callable[[str, Message], bool]) -> None:
         self._apps = apps
         self._sites = dict(enumerate(apps, start=SERVER_NODE + 1))
         self._contexts = {site: local_context(node_id, site) for node_id, site in self._sites.items()}
