@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -22,6 +23,7 @@ from support.ledger.ledger_history import copied
 from support.secagg.cohort import EXCHANGES, Attempt, Cohort, fork
 from support.study.federation import EVEN, Federation, small_study
 
+from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import (
@@ -165,7 +167,7 @@ def heard(data: bytes) -> tuple[str, str, dict[str, object], bytes] | None:
 def _signed(
     identity: Identity, manifest: str, sender: str, said: str, body: dict[str, object], payload: bytes
 ) -> bytes:
-    context = {"manifest": manifest, "attempt": 1, "exchange": said, "sender": sender}
+    context: dict[str, Any] = {"manifest": manifest, "attempt": 1, "exchange": said, "sender": sender}
     return Envelope.seal(identity, **context, body=body, payload=payload).to_bytes()
 
 
@@ -199,7 +201,7 @@ def feed_server(data: bytes) -> None:
 
 
 @cache
-def federation() -> tuple[Federation, dict[str, tuple[object, bytes]]]:
+def federation() -> tuple[Federation, dict[str, tuple[Worker, bytes]]]:
     """Five workers, and one of them with what it is sent, kept where each exchange is due."""
     whole = Federation(study=small_study(), dimension=7, release=lambda manifest, site: lambda _: np.ones(7, "<u4"))
     attempt, kept = whole.attempt(), {}
@@ -209,7 +211,7 @@ def federation() -> tuple[Federation, dict[str, tuple[object, bytes]]]:
     return whole, kept
 
 
-def _worker(whole: Federation, worker: object = None) -> object:
+def _worker(whole: Federation, worker: Worker | None = None) -> Worker:
     worker = worker or whole.workers[SITE]
     twin = copy.copy(worker)
     twin._attempt = fork(worker._attempt) if worker._attempt else None
@@ -307,7 +309,8 @@ def parquet_files() -> list[bytes]:
         pyarrow.table({"patient_id": [1.0, 2.0], "prompt": ["a", "b"], "completion": ["c", "d"]}),
     ]
     written = []
-    for table, options in zip(tables, ({}, {"compression": "zstd"}, {"use_dictionary": False}), strict=True):
+    ways: list[dict[str, Any]] = [{}, {"compression": "zstd"}, {"use_dictionary": False}]
+    for table, options in zip(tables, ways, strict=True):
         buffer = BytesIO()
         pyarrow.parquet.write_table(table, buffer, **options)
         written.append(buffer.getvalue())

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from support.ledger.left_on_disk import check_kept, rows
 from support.process.forked_federation import ROUNDS, SERVER, SITES, ForkedFederation, Kill, study_of
@@ -159,7 +160,7 @@ def row(kills: Sequence[Kill]) -> tuple[str, str]:
     raise AssertionError(f"the table has no row for {kills[0].point}")
 
 
-def table(results: Sequence[Mapping[str, object]]) -> Iterator[str]:
+def table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The results as Markdown."""
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for result in results:

@@ -96,11 +96,10 @@ def resigned(
 ) -> Draft:
     """A statement like ``signed`` but for its ``context`` or ``body``: what its site, or another key, could sign."""
     envelope = Envelope.of_statement(entries.SignedStatement(**signed).statement)
+    own: Draft = {"manifest": envelope.manifest, "attempt": envelope.attempt, "exchange": envelope.exchange}
     made = Envelope.seal(
         by or history.identities[envelope.sender],
-        **{"manifest": envelope.manifest, "attempt": envelope.attempt, "exchange": envelope.exchange}
-        | {"sender": envelope.sender}
-        | (context or {}),
+        **own | {"sender": envelope.sender} | (context or {}),
         body={**envelope.body, **body},
     )
     return entries.SignedStatement.of(made.statement).model_dump()

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grandrounds.client.state.database import DATABASE
 from grandrounds.common.ledger import entries
@@ -75,7 +76,7 @@ def _answered(site: str, audit: Audit) -> set[int]:
     }
 
 
-def rows(state: Path, query: str) -> list[tuple[object, ...]]:
+def rows(state: Path, query: str) -> list[tuple[Any, ...]]:
     """What a query finds in a site's state; nothing where that was never written."""
     if not (state / DATABASE).exists():
         return []

@@ -2,6 +2,7 @@
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, CA_KEY, CERTIFICATE
 
@@ -10,6 +11,7 @@ def reissue(folder, *, host=None, begins=None, ends=None):
     """Let the authority in ``folder`` sign the certificate there anew, for ``host`` alone, or with other dates."""
     old = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
     authority = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), password=None)
+    assert isinstance(authority, EllipticCurvePrivateKey)
     builder = x509.CertificateBuilder(
         issuer_name=old.issuer,
         subject_name=old.subject,

@@ -9,7 +9,7 @@ from flwr.server.superlink.fleet.vce.backend.backend import Backend
 from flwr.server.superlink.fleet.vce.metrics import VceMetrics
 from flwr.server.superlink.fleet.vce.vce_api import _register_node_info_stores, _register_nodes, run_api
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
@@ -53,6 +53,7 @@ def run_in_threads(config, *, nodes, archive=None):
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = TASK_ID, run_id, 1
     states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
     state = states.state()
+    assert isinstance(state, InMemoryLinkState)
     state.run_ids[run_id] = RunRecord(run=run)
     state.task_store[TASK_ID] = Task(task_id=TASK_ID, run_id=run_id)
     grid = InMemoryGrid(states)

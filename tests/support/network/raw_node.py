@@ -2,6 +2,7 @@
 
 import httpx
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -24,6 +25,7 @@ class RawNode:
         self.name = site.name
         self.node_id = node_id
         key = serialization.load_ssh_private_key(site.unit.node_key.read_bytes(), None)
+        assert isinstance(key, EllipticCurvePrivateKey)
         authentication = NodeAuthHttpInterceptor(key, key.public_key())
         authority = str(site.unit.certificates)
         self._client = FleetHttpClient.from_server_address(site.unit.address, False, authority, [authentication])

@@ -48,7 +48,7 @@ class RealFederation(LoopbackFederation):
 
     def running(self) -> Process:
         """``server run`` as a process of its own."""
-        command = [PROGRAM, "server", "run", self.server]
+        command: list[str | Path] = [PROGRAM, "server", "run", self.server]
         return Process(command, log=self.path / "run.log", env=environment())
 
     def until(self, event: str, count: int = 1) -> None:

@@ -149,7 +149,7 @@ class ReachingFolder(StudyFolder):
         super().save_checkpoint(checkpoint)
         self.reach("after checkpoint")
 
-    def save_results(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+    def save_results(self, *args: Any, **kwargs: Any) -> list[str]:
         self.reach("before results")
         files = super().save_results(*args, **kwargs)
         self.reach("after results")
@@ -200,7 +200,7 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
         identity=identity,
         ledger=LedgerWriter(identity=identity, store=folder.append_entry, audit=audit),
         folder=folder,
-        model=SmallModel(manifest, reach),
+        model=SmallModel(manifest, reach),  # type: ignore[arg-type]
         base=path,
         evaluation=EvaluationSet(examples=(), max_tokens=16, cut=0),
         sources=UNDESCRIBED,

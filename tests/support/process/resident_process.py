@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class ResidentProcess:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.socket = folder / "run" / "worker.sock"
-        self.process = None
+        self.process: Any = None  # until it answers
         (folder / "manifest.json").write_bytes(canonical_json(federation.manifest.model_dump(mode="json")))
         (folder / "key").write_bytes(federation.identities[SITE].secret)
 
@@ -164,7 +165,7 @@ class ResidentProcess:
     @contextlib.contextmanager
     def held_update(self):
         """From when the worker waits at FOLDER/hold until the end of the ``with``, or ``release_update``."""
-        self.held = os.open(self.folder / "hold", os.O_WRONLY)  # once the worker has opened it, too
+        self.held: int | None = os.open(self.folder / "hold", os.O_WRONLY)  # once the worker has opened it, too
         (self.folder / "hold").unlink()
         try:
             yield

@@ -8,7 +8,7 @@ given.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Cohort:
     sites: int = 4
     threshold: int | None = None
     corrupt_sites: int = 1
-    modulus_bits: int = 32
+    modulus_bits: Literal[16, 32] = 32
     dimension: int = 5
     manifest: str = "ab" * 32
     machine: type[ClientAttempt] = ClientAttempt
@@ -61,8 +61,8 @@ class Cohort:
     def names(self) -> tuple[str, ...]:
         return self.parameters.names
 
-    def begin(self, **changes: object) -> Begin:
-        fields = {
+    def begin(self, **changes: Any) -> Begin:
+        fields: dict[str, Any] = {
             "round": 1,
             "invited": self.names,
             "adapter_sha256": sha256(ADAPTER),
@@ -169,7 +169,8 @@ class Attempt:
     @property
     def exact(self) -> bool:
         """Whether the aggregate is the survivors' plain sum."""
-        return self.server.aggregate.tolist() == sum(self.updates[site] for site in self.server.survivors).tolist()
+        plain = np.sum([self.updates[site] for site in self.server.survivors], axis=0)
+        return self.server.aggregate.tolist() == plain.tolist()
 
 
 def fork(machine: MachineT) -> MachineT:

@@ -5,6 +5,7 @@ ordinary machines too, which it can only send messages to.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Opponent:
 
     def truth(self, *sites: str) -> list[int]:
         """What the loot should be."""
-        return sum(self.updates[site] for site in sites).tolist()
+        return np.sum([self.updates[site] for site in sites], axis=0).tolist()
 
     def say(self, message: Message, parts: Sequence[bytes] | None = None) -> bytes:
         """Something in the server's name."""
@@ -170,7 +171,7 @@ def surrounded(cohort: Cohort, client: ClientAttempt, puppets: Mapping[str, Iden
 
     peers, shares, ciphertexts = [name for name in u1 if name != victim], {}, []
     for name, ciphertext in zip(peers, unpack(Envelope.parse(answer).payload), strict=True):
-        route = {"transcript": transcript, "sender": victim, "recipient": name}
+        route: dict[str, Any] = {"transcript": transcript, "sender": victim, "recipient": name}
         channel = keys.channel_key(drawn[name].channel, adverts[victim].channel_key, **route)
         shares[parameters.point(name)] = keys.decrypt(channel, ciphertext, **route)[: shamir.SHARE_BYTES]
         route = {"transcript": transcript, "sender": name, "recipient": victim}
@@ -205,7 +206,7 @@ def unmasked(
 
     A peer's mask is removed as often as the peer is given.
     """
-    total = sum(inputs.values())
+    total: Any = sum(inputs.values())
     plus: list[bytes] = []
     minus: list[bytes] = []
     for site in inputs:

@@ -117,6 +117,7 @@ class Game:
         holders = {peer for peer in dealt.u1 if peer not in self.honest}
         for site in answering:
             view = shown[site]
+            assert view.u3 is not None, "it answers"
             if owner not in view.u2 or view.transcript != dealt.transcript or site not in dealt.u1:
                 continue
             gives = "seed" if owner in view.u3 else "mask"

@@ -1,5 +1,7 @@
 """A study, and the policy of one of its sites that allows it at every limit."""
 
+from typing import Any
+
 from grandrounds.client.budget.policy import Policy
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.schema import validated
@@ -11,7 +13,7 @@ SERVER = Identity.generate()
 KEYS = [identity.public_key for identity in (SERVER, *IDENTITIES.values())]
 NOISY = {"noise": True, "noise_multiplier": 4.0, "target_epsilon": 2.0, "delta": 1e-4}
 NOISELESS = {"noise": False, "noise_multiplier": None, "target_epsilon": None}
-ALLOWED = {
+ALLOWED: dict[str, dict[str, Any]] = {
     "study": {
         "largest_epsilon": 2.0,
         "largest_delta": 1e-4,

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
+from typing import Any
 
 from grandrounds.client.site.assembly import open_site
 from grandrounds.client.site.folder import SiteFolder
@@ -15,7 +16,7 @@ def carried(federation, *, sites=None, rounds=None):
             site: stack.enter_context(closing(open_site(SiteFolder(federation.path / site))))
             for site in sites or federation.sites
         }
-        archive = SimpleNamespace(run=SimpleNamespace(fab_hash=federation.bundle.manifest.app_sha256))
+        archive: Any = SimpleNamespace(run=SimpleNamespace(fab_hash=federation.bundle.manifest.app_sha256))
         run = _study_run(federation.folder, archive)
         for conversation in run.conversations():
             while not conversation.finished:

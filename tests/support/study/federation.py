@@ -155,7 +155,7 @@ class Federation:
     study: Study
     dimension: int
     release: Callable[[Manifest, str], Release]
-    adapter: NDArray[np.float32] | None = None
+    adapter: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     # A site's state: of this process alone, unless a test gives folders.
     budget: Callable[[str], Budget] = lambda site: Budget.in_memory()
     identities: dict[str, Identity] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class Federation:
         self.manifest = small_manifest(self.study, self.identities, self.server, dimension=self.dimension)
         self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
         self.workers = {name: self.worker(name) for name in names}
-        if self.adapter is None:
+        if not self.adapter.size:
             self.adapter = np.zeros(self.dimension, dtype=np.float32)
 
     def pin(self, **changes: str) -> None:
@@ -222,7 +222,7 @@ class Federation:
         self, is_lost: IsLost = lambda site, envelope: False, *, observe: Observer = lambda event: None
     ) -> "Federation":
         """Train to the end through the Flower apps."""
-        app = make_client_app(lambda context: self.workers[context.node_config["site"]].handle)
+        app = make_client_app(lambda context: self.workers[str(context.node_config["site"])].handle)
         grid = LocalGrid(
             {site: _Tap(site, app, self.traffic) for site in self.workers},
             lambda site, message: self._is_lost(site, message, is_lost),
@@ -297,11 +297,17 @@ class Federation:
         return EVEN
 
     def _is_lost(self, site: str, message: Message, is_lost: IsLost) -> bool:
-        request = message.content.config_records[RECORD][FIELD]
+        request = _wire(message)
         lost = is_lost(site, Envelope.parse(request))
         if lost:
             self.traffic.append(Traffic(site=site, request=request, answer=None))
         return lost
+
+
+def _wire(message: Message) -> bytes:
+    carried = message.content.config_records[RECORD][FIELD]
+    assert isinstance(carried, bytes)
+    return carried
 
 
 @dataclass(frozen=True)
@@ -314,10 +320,8 @@ class _Tap:
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = self.app(message, context)
-        request = message.content.config_records[RECORD][FIELD]
-        self.traffic.append(
-            Traffic(site=self.site, request=request, answer=reply.content.config_records[RECORD][FIELD])
-        )
+        request = _wire(message)
+        self.traffic.append(Traffic(site=self.site, request=request, answer=_wire(reply)))
         return reply
 
 

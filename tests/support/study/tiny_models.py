@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from transformers import (
 
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.data.tokenisation import Example
+from grandrounds.common.model.language_model import NO_LOSS
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.language_model import Lora
 
 torch.set_num_threads(1)  # a second one costs more than it gives on such models
 
@@ -75,7 +79,9 @@ def save_tiny_model(folder: Path, architecture: str = "llama") -> Path:
     return folder
 
 
-def load_tiny(folder: Path, architecture: str = "llama", *, kind: str = "ffa", **options: Any) -> LanguageModel:
+def load_tiny(
+    folder: Path, architecture: str = "llama", *, kind: Literal["ffa", "lora"] = "ffa", **options: Any
+) -> LanguageModel:
     """A saved tiny model with an adapter whose B is not zero, as in the middle of training."""
     lora = Lora(target_modules=TARGETS[architecture], kind=kind, rank=2, alpha=4.0)
     model = LanguageModel.load(folder, lora, seed=3, **options)
@@ -84,7 +90,7 @@ def load_tiny(folder: Path, architecture: str = "llama", *, kind: str = "ffa", *
 
 
 @dataclass(frozen=True, eq=False)
-class TinyExample:
+class TinyExample(Example):
     token_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
 
