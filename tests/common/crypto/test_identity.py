@@ -2,6 +2,8 @@
 
 import json
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import rfc8785
@@ -30,8 +32,8 @@ BODIES = st.dictionaries(
 )
 
 
-def sealed(**changes: object) -> Envelope:
-    fields = CONTEXT | {"body": {"x": 1}, "payload": b"payload"} | changes
+def sealed(**changes: Any) -> Envelope:
+    fields: dict[str, Any] = CONTEXT | {"body": {"x": 1}, "payload": b"payload"} | changes
     return Envelope.seal(IDENTITY, **fields)
 
 
@@ -189,7 +191,7 @@ def test_a_hostile_body_in_a_good_header_is_refused(value: str) -> None:
         lambda h: b"\xef\xbb\xbf" + h,
     ],
 )
-def test_a_header_has_one_encoding(change: object) -> None:
+def test_a_header_has_one_encoding(change: Callable[[bytes], bytes]) -> None:
     Envelope.parse(wire_of(header()))
     with pytest.raises(EnvelopeError):
         Envelope.parse(wire_of(change(header())))
@@ -261,7 +263,7 @@ def test_documents_are_written_as_rfc_8785_says(name: str) -> None:
 @example(['"\\/', "\x7f", "\x1f", "\ud800"])
 @example([2**53 - 1, -(2**53) + 1, 2**53, 1e21, -0.0])
 @example({1: "a"})
-def test_canonical_json_is_that_of_rfc_8785_or_nothing(value: object) -> None:
+def test_canonical_json_is_that_of_rfc_8785_or_nothing(value: Any) -> None:
     try:
         expected = rfc8785.dumps(value)
     except ValueError as error:

@@ -6,6 +6,7 @@ words with which it is refused, and the checks without which it would pass.
 
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 from support.ledger.ledger_forger import (
@@ -56,7 +57,7 @@ def of(body: Draft, kind: str, site: str) -> int:
     return next(i for i, signed in enumerate(body[kind]) if json.loads(signed["header"])["sender"] == site)
 
 
-def change(history: History, body: Draft, kind: str, site: str, **changes: object) -> None:
+def change(history: History, body: Draft, kind: str, site: str, **changes: Any) -> None:
     """The site's statement as it might have signed it otherwise, or as another signed it in its name."""
     at = of(body, kind, site)
     body[kind][at] = resigned(history, body[kind][at], **changes)

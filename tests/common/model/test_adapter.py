@@ -33,6 +33,7 @@ def test_the_layout_does_not_depend_on_the_order_of_the_tensors():
 
 
 def test_the_hash_tells_names_and_shapes_apart():
+    layouts: list[dict[str, tuple[int, ...]]]
     layouts = [{"a": (2, 3)}, {"a": (3, 2)}, {"b": (2, 3)}, {"a": (6,)}, {"a": (2,), "b": (3,)}, {}]
     assert len({AdapterLayout.of(shapes).sha256 for shapes in layouts}) == len(layouts)
 

@@ -165,7 +165,7 @@ def test_targets_that_are_no_linear_layers_are_refused_with_those_that_exist(arc
 
 def test_an_adapter_kind_that_is_not_built_says_so():
     with pytest.raises(StudyError):
-        Lora(target_modules=("v_proj",), kind="rolora")
+        Lora(target_modules=("v_proj",), kind="rolora")  # type: ignore[arg-type]
 
 
 def test_the_adapter_stays_float32_on_a_bfloat16_base(architecture, folder):

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_one_release_never_costs_less_than_an_adversary_gains_wherever_unlikely_
 class Forgetful(gaussian_mixture._Pair):
     """Leaves unlikely counts out without counting them as a loss."""
 
-    def __init__(self, *arguments: float) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._beyond = 0.0
 
@@ -83,7 +84,7 @@ class Forgetful(gaussian_mixture._Pair):
 class Renormalised(gaussian_mixture._Pair):
     """Spreads the probability of unlikely counts over the likely ones."""
 
-    def __init__(self, *arguments: float) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._log_weights = self._log_weights - logsumexp(self._log_weights)
         self._beyond = 0.0

@@ -49,10 +49,11 @@ def _recomputed(schedule: Schedule, delta: float) -> float:
 
 # The epsilon of one schedule.
 
+SETTINGS: list[tuple[Trust, int]] = [("local", 1), ("local", 3), ("distributed", 3)]
 UNSAMPLED = [
     (_schedule(1.0, z, count, trust, m), delta, (m if trust == "distributed" else math.sqrt(m)) * math.sqrt(count) / z)
     for z, count, delta in ((0.8, 1, 1e-5), (5.0, 40, 1e-3))
-    for trust, m in (("local", 1), ("local", 3), ("distributed", 3))
+    for trust, m in SETTINGS
 ]
 CASES = json.loads((VECTORS / "accountant.json").read_text())["cases"]
 

@@ -1,6 +1,7 @@
 """Messages: one body each, nothing unknown in it, and packed payloads that fill their bytes."""
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -68,7 +69,8 @@ def test_unknown_missing_and_mistyped_fields_are_refused(message: Message) -> No
     body = message.model_dump(mode="json")
     bodies = [{**body, "unknown": 1}]
     bodies += [{k: v for k, v in body.items() if k != missing} for missing in body]
-    bodies += [{**body, field: wrong} for field in body for wrong in (None, 1.5, {}, [1], "é", True, -1)]
+    mistyped: list[Any] = [None, 1.5, {}, [1], "é", True, -1]
+    bodies += [{**body, field: wrong} for field in body for wrong in mistyped]
     for wrong_body in bodies:
         with pytest.raises(EnvelopeError, match="wrong form"):
             type(message).of(envelope(wrong_body, message.exchange))
@@ -95,6 +97,8 @@ def test_a_payload_comes_only_where_one_is_due(message: Message) -> None:
 
 def test_the_hash_of_begin_covers_its_study_attempt_and_every_field() -> None:
     begin = SAMPLES["begin"]
+    assert isinstance(begin, Begin)
+    changes: list[dict[str, Any]]
     changes = [{}, {"round": 2}, {"invited": ("a",)}, {"adapter_sha256": "00" * 32}, {"ledger_length": 1}]
     changes.append({"ledger_head": "00" * 32})
     hashes = {begin_hash(begin.model_copy(update=change), manifest=HEX, attempt=1) for change in changes}

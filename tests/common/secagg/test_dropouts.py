@@ -6,6 +6,7 @@ it, so the answers of a cohort that got this far are computed once, and every su
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from support.secagg.cohort import EXCHANGES, Attempt, Cohort, Updates
 
 from grandrounds.common.errors import ProtocolError
+from grandrounds.common.secagg.masks import add_masks
 from grandrounds.server.rounds import attempt as server_secagg
 
 # Every cohort of at most five sites with every threshold that 2t > n + c allows for some c >= 1.
@@ -106,8 +108,6 @@ def number_of_ends(sites: int, threshold: int) -> int:
 
 @pytest.mark.parametrize("forgotten", ["minus", "plus"])
 def test_the_walk_finds_a_server_that_forgets_a_mask(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_masks = server_secagg.add_masks
-
     def forgetful(vector: np.ndarray, **masks: list[bytes]) -> None:
         add_masks(vector, **(masks | {forgotten: masks[forgotten][1:]}))
 
@@ -120,7 +120,7 @@ def test_the_walk_finds_a_server_that_forgets_a_mask(forgotten: str, monkeypatch
 def test_any_dropouts_of_up_to_twenty_sites_end_exact_or_abort(data: st.DataObject) -> None:
     sites = data.draw(st.integers(3, 20))
     threshold = data.draw(st.integers((sites + 1) // 2 + 1, sites))
-    bits = data.draw(st.sampled_from([16, 32]))
+    bits: Any = data.draw(st.sampled_from([16, 32]))
     cohort = Cohort(sites=sites, threshold=threshold, modulus_bits=bits, dimension=3)
     updates: Updates = {
         name: np.array(data.draw(st.lists(st.integers(-1600, 1600), min_size=3, max_size=3))) for name in cohort.names

@@ -1,6 +1,7 @@
 """Integers modulo 2^bits: exact sums, no wrap, and nothing done to a share of the noise."""
 
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_centred_sum_is_exact_whenever_the_true_sum_fits(parts: list[int], t
     nominal_units=st.lists(st.integers(1, 10**6), min_size=1, max_size=100),
     sign=st.sampled_from([-1, 1]),
 )
-def test_no_sum_can_wrap(bits: int, update_range: float, nominal_units: list[int], sign: int) -> None:
+def test_no_sum_can_wrap(bits: Literal[16, 32], update_range: float, nominal_units: list[int], sign: int) -> None:
     fixed_point = FixedPoint(modulus_bits=bits, update_range=update_range, sites=len(nominal_units))
     total = sum(nominal_units)
     true_sum = 0
@@ -53,7 +54,7 @@ def test_no_sum_can_wrap(bits: int, update_range: float, nominal_units: list[int
     bits=BITS,
 )
 def test_decoding_gives_the_weighted_mean_to_half_a_step_a_site(
-    update: list[float], nominal_units: list[int], bits: int
+    update: list[float], nominal_units: list[int], bits: Literal[16, 32]
 ) -> None:
     fixed_point = FixedPoint(modulus_bits=bits, update_range=1.0, sites=len(nominal_units))
     total = sum(nominal_units)

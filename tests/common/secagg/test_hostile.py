@@ -5,6 +5,7 @@ Each attack returns what the opponent has in the end and what it was after. What
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +306,7 @@ def test_a_low_order_key_is_refused_and_would_let_anyone_read_the_shares(monkeyp
     def read_by_anyone() -> bytes:
         opponent = five_sites(ClientAttempt)
         opponent.collect_shares(lambda name, adverts: adverts[name].model_copy(update={"channel_key": one}))
-        route = {"transcript": opponent.transcript, "sender": VICTIM, "recipient": ACCOMPLICE}
+        route: dict[str, Any] = {"transcript": opponent.transcript, "sender": VICTIM, "recipient": ACCOMPLICE}
         channel = keys.channel_key(bytes(32), one, **route)  # with any private key
         return keys.decrypt(channel, opponent.ciphertexts[VICTIM][ACCOMPLICE], **route)
 

@@ -1,6 +1,8 @@
 """A server that lies from the start: other adapters, parameters, rosters or attempts for each site."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from support.study.federation import Federation, small_study
 
 from grandrounds.client.worker import worker as client_worker
 from grandrounds.client.worker.attempt import ClientAttempt
+from grandrounds.client.worker.worker import Release
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.errors import EnvelopeError, ProtocolError
 from grandrounds.common.model.adapter import vector_bytes
@@ -27,7 +30,7 @@ Loot = tuple[list[int], list[int]]
 def begin_with(cohort: Cohort, **additions: object) -> bytes:
     """A Begin that says more than its fields."""
     body = cohort.begin().model_dump(mode="json") | additions
-    context = {"manifest": cohort.manifest, "attempt": 1, "exchange": "begin", "sender": SERVER}
+    context: dict[str, Any] = {"manifest": cohort.manifest, "attempt": 1, "exchange": "begin", "sender": SERVER}
     return Envelope.seal(cohort.server, **context, body=body).to_bytes()
 
 
@@ -60,7 +63,7 @@ def test_sites_on_different_begins_are_never_in_one_sum() -> None:
 def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin names the adapter by hash; at the adapter of zeros these sites have nothing to add."""
 
-    def release(manifest: object, site: str) -> object:
+    def release(manifest: object, site: str) -> Release:
         return lambda adapter: (adapter * int(site[-1])).astype("<u4")
 
     federation = Federation(study=small_study(), dimension=7, release=release)
@@ -114,7 +117,7 @@ def invented_sites(machine: type[ClientAttempt]) -> Loot:
 
 
 @pytest.mark.parametrize("attack", [lower_threshold, invented_sites])
-def test_the_server_chooses_no_parameter(attack: object) -> None:
+def test_the_server_chooses_no_parameter(attack: Callable[[type[ClientAttempt]], Loot]) -> None:
     loot, truth = attack(TakesParametersFromBegin)
     assert loot == truth
     with pytest.raises(EnvelopeError, match="body of the wrong form"):

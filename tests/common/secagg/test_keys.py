@@ -1,6 +1,7 @@
 """Keys: both ends derive the same, everything else derives another, and bad points are refused."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,7 +72,8 @@ def test_both_ends_of_a_pair_derive_one_mask_key_and_no_other_pair_does() -> Non
 
 def test_a_loaded_key_agrees_on_what_its_bytes_agree_on() -> None:
     one, other = secrets_of(1, 2)
-    peer, ends = keys.public_key(other.mask), {"transcript": bytes(32), "first": "a", "second": "b"}
+    peer = keys.public_key(other.mask)
+    ends: dict[str, Any] = {"transcript": bytes(32), "first": "a", "second": "b"}
     assert keys.public_key(one.mask_key) == keys.public_key(one.mask)
     assert keys.pair_mask_key(one.mask_key, peer, **ends) == keys.pair_mask_key(one.mask, peer, **ends)
 
@@ -98,7 +100,7 @@ def test_names_cannot_run_into_each_other() -> None:
 
 
 def test_a_ciphertext_opens_only_for_its_sender_recipient_and_transcript() -> None:
-    context = {"transcript": TRANSCRIPT, "sender": "a", "recipient": "b"}
+    context: dict[str, Any] = {"transcript": TRANSCRIPT, "sender": "a", "recipient": "b"}
     ciphertext = keys.encrypt(bytes(32), b"shares", **context)
     assert keys.decrypt(bytes(32), ciphertext, **context) == b"shares"
     for change in ({"transcript": bytes(32)}, {"sender": "b", "recipient": "a"}, {"sender": "c"}, {"recipient": "c"}):
@@ -108,7 +110,7 @@ def test_a_ciphertext_opens_only_for_its_sender_recipient_and_transcript() -> No
 
 @given(st.integers(0, 21), st.integers(1, 255))
 def test_an_altered_ciphertext_does_not_open(position: int, change: int) -> None:
-    context = {"transcript": TRANSCRIPT, "sender": "a", "recipient": "b"}
+    context: dict[str, Any] = {"transcript": TRANSCRIPT, "sender": "a", "recipient": "b"}
     altered = bytearray(keys.encrypt(bytes(32), b"shares", **context))
     altered[position] ^= change
     with pytest.raises(ProtocolError, match="does not open"):
@@ -122,7 +124,7 @@ def test_what_is_too_short_for_a_ciphertext_does_not_open(ciphertext: bytes) -> 
 
 
 def test_a_commitment_is_to_the_seed_in_its_context() -> None:
-    context = {"manifest": "ab" * 32, "attempt": 1, "sender": "a"}
+    context: dict[str, Any] = {"manifest": "ab" * 32, "attempt": 1, "sender": "a"}
     commitments = {
         keys.seed_commitment(seed, **(context | change))
         for seed in (bytes(32), b"\x01" * 32)

@@ -1,6 +1,7 @@
 """The shipped code against vectors from an independent implementation, and that one against the standards."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -95,7 +96,9 @@ def test_derived_keys_have_known_answers() -> None:
 
 
 @pytest.mark.parametrize("modulus_bits", [16, 32])
-def test_a_whole_attempt_is_the_reference_s_byte_for_byte(modulus_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
+    modulus_bits: Literal[16, 32], monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = vectors(f"secagg_attempt_{modulus_bits}")
     sites = {site["name"]: site for site in known["sites"]}
     identities = {name: Identity.from_bytes(bytes.fromhex(site["identity"])) for name, site in sites.items()}

@@ -42,7 +42,7 @@ def test_no_views_of_a_small_cohort_leak(sites: int, corrupt_sites: int, thresho
     ],
     ids=lambda removed: " and ".join(removed),
 )
-def test_a_check_that_is_gone_leaks(removed: dict[str, bool]) -> None:
+def test_a_check_that_is_gone_leaks(removed: dict[str, Any]) -> None:
     game = Game(4, 1, 3, Checks(**removed))
     leak = find_leak(game, all_views(game))
     assert leak is not None

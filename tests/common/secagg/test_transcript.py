@@ -1,6 +1,7 @@
 """Parameters, groups and the transcript: what the two ends must agree on."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from support.secagg.cohort import Cohort
@@ -12,8 +13,8 @@ from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, 
 from grandrounds.common.secagg.transcript import check_group, open_message, transcript_hash
 
 
-def parameters(sites: int = 5, **changes: object) -> SecaggParameters:
-    fields = {
+def parameters(sites: int = 5, **changes: Any) -> SecaggParameters:
+    fields: dict[str, Any] = {
         "manifest": "ab" * 32,
         "roster": tuple(RosterEntry(name=f"site-{i}", public_key=f"{i:064x}") for i in range(1, sites + 1)),
         "server_key": "ff" * 32,

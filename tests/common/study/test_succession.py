@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import cache
+from typing import Any
 
 import pytest
 from support.ledger.ledger_forger import drafts, resealed
@@ -35,7 +36,7 @@ def history():
     return first().fork()
 
 
-SUCCESSORS = {
+SUCCESSORS: dict[str, dict[str, Any]] = {
     "a site joins": {"sites": JOINED},
     "a site leaves": {"sites": LEFT},
     "one joins and one leaves": {"sites": LEFT | {"site-6": 4}},

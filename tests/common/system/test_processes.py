@@ -58,6 +58,7 @@ def test_a_process_ends_with_who_started_it(tmp_path, how):
     )
     command = [sys.executable, "-c", parent, tmp_path / "log"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
         ended = os.pidfd_open(int(started.stdout.readline()))
         started.send_signal(how)
         started.wait()

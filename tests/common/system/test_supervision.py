@@ -23,7 +23,7 @@ def hurried(monkeypatch):
 
 
 def test_a_program_that_ends_is_told_of_and_started_again_and_one_that_does_not_is_left(tmp_path, hurried):
-    said = []
+    said: list[str] = []
     commands = {"ends": "raise SystemExit(3)", "stays": "import signal; signal.pause()"}
     programs = [
         Program(name, [sys.executable, "-c", text], log=tmp_path / name, env=environment(), say=said.append)
@@ -55,7 +55,8 @@ def test_a_full_disk_that_takes_no_line_ends_nobody_who_keeps_programs_running(t
 
 
 def test_a_program_that_cannot_be_started_again_for_now_is_tried_until_it_can(tmp_path, hurried):
-    said, folder = [], tmp_path / "logs"
+    said: list[str] = []
+    folder = tmp_path / "logs"
     folder.mkdir()
     program = ends_at_once(folder / "log", said.append)
     folder.rename(tmp_path / "away")
