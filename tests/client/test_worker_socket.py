@@ -19,7 +19,8 @@ from grandrounds.client.worker_socket import HEAD, Kind, connect, health
 def worker_says(path, pieces, *, then_waits=False):
     """A worker that reads one request and answers with ``pieces``, each sent by itself; the request it read."""
     path.unlink(missing_ok=True)
-    requests, over = [], threading.Event()
+    requests: list[bytes] = []
+    over = threading.Event()
 
     def run():
         peer, _ = listening.accept()

@@ -111,7 +111,7 @@ def test_only_the_site_itself_calls_its_records_synthetic():
 
 def test_the_default_policy_lets_nobody_in_and_promises_little():
     rules = Policy()
-    assert rules.study.models == rules.study.verified_peers == ()
+    assert (rules.study.models, rules.study.verified_peers) == ((), ())
     assert not rules.data.synthetic_data_only
     assert (rules.study.largest_epsilon, rules.data.epsilon) == (1.0, 1.0)
 

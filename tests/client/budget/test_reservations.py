@@ -234,8 +234,9 @@ def test_processes_that_reserve_at_once_never_overspend_together(tmp_path):
         for name in "abcd"
     ]
     for process in processes:
-        assert process.stdout.readline() == b"ready\n"
+        assert process.stdout and process.stdout.readline() == b"ready\n"
     for process in processes:
+        assert process.stdin
         process.stdin.write(b"!")
         process.stdin.flush()
     for process in processes:

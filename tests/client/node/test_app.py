@@ -84,7 +84,7 @@ def test_the_text_of_an_exception_stays_at_the_site(failing, caplog, capfd):
 
 @pytest.mark.parametrize("request_", [None, "text", 7, [b"bytes"]])
 def test_what_is_no_bytes_gets_no_answer_and_reaches_no_worker(request_):
-    reached = []
+    reached: list[bytes] = []
     assert answer_of(ask(lambda context: reached.append, request_)) == b""
     assert reached == []
 

@@ -47,7 +47,8 @@ def test_a_worker_that_is_killed_while_it_keeps_them_keeps_them_when_it_is_asked
 
 @pytest.mark.parametrize("writes", range(4))
 def test_where_the_disk_is_full_nothing_is_left(folder, monkeypatch, writes):
-    done, fsync = [], os.fsync
+    done: list[None] = []
+    fsync = os.fsync
 
     def failing(descriptor):
         if len(done) == writes:

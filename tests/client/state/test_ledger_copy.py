@@ -362,7 +362,8 @@ def test_a_site_keeps_what_the_study_leaves_before_it_signs(history):
     ids=["one missing", "one more", "exchanged", "altered", "none"],
 )
 def test_a_site_keeps_and_signs_nothing_where_a_file_is_not_as_it_is_named(history, lie):
-    files, kept, worker = {"report.json": history.report(), ADAPTER: b"numbers"}, [], history.workers[SITE]
+    files, worker = {"report.json": history.report(), ADAPTER: b"numbers"}, history.workers[SITE]
+    kept: list[dict[str, bytes]] = []
     worker._keep = kept.append
     before, contents = held(history), [files[name] for name in sorted(files)]
     close = history.close_with(ended_with(history, files), *lie(contents))
@@ -388,7 +389,8 @@ def test_a_site_keeps_and_signs_nothing_where_a_file_is_not_as_it_is_named(histo
     ],
 )
 def test_no_end_names_a_file_elsewhere_than_in_the_study_s_folder(history, name):
-    kept, worker = [], history.workers[SITE]
+    kept: list[dict[str, bytes]] = []
+    worker = history.workers[SITE]
     worker._keep = kept.append
     files = {"report.json": history.report(), name: b"numbers"}
     close = history.close_with(ended_with(history, files), *(files[name] for name in sorted(files)))
@@ -423,6 +425,7 @@ def test_a_site_signs_no_end_that_leaves_out_what_it_paid(history):
 def test_a_site_signs_no_report_that_claims_less_than_it_computes_itself():
     history = History(study=small_study(noise_multiplier=8.0, training={"rounds": 1, "max_attempts": 2}))
     history.attempt()
+    assert history.manifest.schedule
     own = epsilon(history.manifest.schedule, delta=history.manifest.delta).epsilon
     refused = RefusalCode.LEDGER
     for claimed, expected in ((own * 0.999, refused), (0.0, refused), (None, refused), (own, "closed")):

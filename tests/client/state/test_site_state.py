@@ -119,7 +119,7 @@ def test_a_killed_worker_gives_its_folder_free_and_a_living_one_does_not(tmp_pat
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout.readline() == b"held\n"
+        assert process.stdout and process.stdout.readline() == b"held\n"
         with pytest.raises(StorageError, match="another worker"):
             Budget.open(tmp_path)
         process.kill()
@@ -232,7 +232,7 @@ def test_a_site_that_cannot_write_says_so_and_stays_out(tmp_path):
     federation = Federation(
         study=small_study(),
         dimension=7,
-        release=lambda manifest, site: None,
+        release=lambda manifest, site: lambda adapter: pytest.fail("it stays out"),
         budget=lambda site: Budget.open(tmp_path / site),
     )
     fill(federation.workers["site-2"]._budget)

@@ -36,7 +36,7 @@ def padding_leaks(token_ids, logits):
 def test_records_that_touch_one_another_get_a_batch_each(folders, leak):
     model = load_tiny(folders["llama"])
     logits = model.logits
-    model.logits = lambda token_ids: leak(token_ids, logits(token_ids))
+    model.logits = lambda token_ids: leak(token_ids, logits(token_ids))  # type: ignore[method-assign]
     assert independent_batch_size(model, batch_size=4, max_tokens=24) == 1
 
 
@@ -48,5 +48,5 @@ def test_a_model_that_cannot_tell_records_apart_is_refused_at_once(folders):
 def test_gradients_that_are_always_zero_prove_nothing(folders):
     model = load_tiny(folders["llama"])
     logits = model.logits
-    model.logits = lambda token_ids: 0.0 * logits(token_ids)
+    model.logits = lambda token_ids: 0.0 * logits(token_ids)  # type: ignore[method-assign]
     assert independent_batch_size(model, batch_size=4, max_tokens=24) == 1

@@ -63,7 +63,8 @@ def a_draw_reused_in_a_retry(count: int) -> Draws:
 
 
 def shuffled_epochs(count: int) -> Draws:
-    size, draws = round(UNITS * PROBABILITY), []
+    size = round(UNITS * PROBABILITY)
+    draws: Draws = []
     while len(draws) < count:
         order = random.sample(range(UNITS), UNITS)
         draws += [frozenset(order[start : start + size]) for start in range(0, UNITS, size)]

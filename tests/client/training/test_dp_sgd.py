@@ -1,9 +1,11 @@
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from support.study.tiny_models import POSITIONS, VOCABULARY, TinyExample, load_tiny, save_tiny_model, tiny_example
 
@@ -47,7 +49,7 @@ UNITS = [
     [record(2)],
     [record() for _ in range(6)],
 ]
-FAILING = [
+FAILING: list[Any] = [
     [with_token(VOCABULARY)],  # no such token: the batch raises
     [record(), with_token(VOCABULARY), record()],
     [with_token(HOSTILE_TOKEN)],
@@ -135,6 +137,8 @@ def test_a_failing_record_leaves_its_site_s_step_as_it_was_without_its_unit(mode
 
 class FailsOnSome(Lattice):
     """Raises for a unit in the middle of the order, with a patient's name in the message."""
+
+    hated: NDArray[np.floating]
 
     def clip(self, gradient):
         if np.array_equal(gradient, self.hated):
@@ -254,7 +258,7 @@ def test_each_local_step_has_its_own_draw_at_the_adapter_of_the_step_before(mode
 
 
 def test_units_are_read_one_after_another(model):
-    alive = weakref.WeakSet()
+    alive: weakref.WeakSet[TinyExample] = weakref.WeakSet()
     most = 0
 
     def draw():

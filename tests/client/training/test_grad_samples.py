@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import peft
@@ -15,6 +16,10 @@ from grandrounds.client.training.grad_samples import GradSampler, PrivateLinear,
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.example import NO_LOSS, Example
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.language_model import Lora
+from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.privacy.mechanism import Lattice
 
 TOKENS = 24
@@ -117,7 +122,7 @@ def test_gradients_do_not_add_up_over_batches(folders):
 def test_a_layer_applied_twice_adds_up_both_uses(checkpointing):
     torch.manual_seed(0)
     plain = torch.nn.Linear(5, 5, bias=False)
-    private = copy.deepcopy(plain)
+    private: Any = copy.deepcopy(plain)
     private.__class__ = PrivateLinear
     private.weight.grad_sample = None
     inputs = torch.randn(3, 4, 5)

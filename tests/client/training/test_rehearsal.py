@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from support.study.federation import small_study
@@ -29,7 +30,7 @@ class Update:
     [(1000, 0.01, 10 + 6 * math.sqrt(9.9)), (100, 0.9, 100), (5, 1.0, 5), (1, 1e-9, 1)],
 )
 def test_a_large_draw_is_six_deviations_above_the_mean_and_never_more_than_all(units, probability, size):
-    update = Update(Cohort([(unit, unit + units) for unit in range(units)]), probability)
+    update: Any = Update(Cohort([(unit, unit + units) for unit in range(units)]), probability)
     large = with_large_draw(update)
     for _ in range(3):
         drawn = large.cohort.draw(sampling_probability=1e-9, records_per_unit=1)
@@ -39,4 +40,6 @@ def test_a_large_draw_is_six_deviations_above_the_mean_and_never_more_than_all(u
 
 def test_all_units_are_all_with_all_their_records():
     cohort = Cohort([(0, 1, 2), (3,)])
-    assert all_units(Update(cohort, 0.5)) == [(0, 1, 2), (3,)]
+    update: Any = Update(cohort, 0.5)
+    units: list[Any] = all_units(update)
+    assert units == [(0, 1, 2), (3,)]

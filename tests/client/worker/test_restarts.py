@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ class Process:
         (folder / "key").write_bytes(federation.identities[SITE].secret)
 
     def start(self, point=""):
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(self.folder), *([point] if point else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
