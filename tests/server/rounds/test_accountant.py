@@ -61,7 +61,8 @@ def test_progress_composes_the_steps_of_the_attempts_begun() -> None:
         assert accountant.epsilon_spent == epsilon(Schedule(event=EVENT, count=attempts * STEPS), delta=DELTA).epsilon
         figures.append(accountant.epsilon_spent)
     assert figures == sorted(set(figures))
-    assert figures[-1] == accountant.epsilon_of_schedule.epsilon
+    claim = accountant.epsilon_of_schedule
+    assert claim is not None and figures[-1] == claim.epsilon
     assert figures[-1] < 4 * figures[0]  # composed, not added up
 
 
@@ -208,7 +209,8 @@ def test_a_resumed_accountant_counts_everybody_until_it_is_told_who_paid() -> No
 
 @pytest.mark.parametrize("trust", ["local", "distributed"])
 def test_before_anybody_paid_nothing_is_spent(trust: Trust) -> None:
-    for charges in ([], [frozenset(), frozenset()]):
+    nobody: list[Charges] = [[], [frozenset(), frozenset()]]
+    for charges in nobody:
         spent = _charged(trust, charges).spent(3)
         assert spent is not None
         assert (spent.epsilon, spent.epsilon_rdp) == (0.0, 0.0)

@@ -30,7 +30,7 @@ def federation() -> Federation:
 def run(
     federation: Federation, grid: LocalGrid, nodes: Callable[[LocalGrid], dict[str, int]] | None = None
 ) -> Training:
-    app = make_app(lambda context: [federation.open_training()], nodes or (lambda grid_: grid_.nodes))
+    app = make_app(lambda context: [federation.open_training()], lambda grid_: nodes(grid) if nodes else grid.nodes)
     app(grid, local_context(SERVER_NODE, "server"))
     return federation.training
 

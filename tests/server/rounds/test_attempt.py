@@ -1,6 +1,7 @@
 """The server's machine: whatever drops out or answers badly, the sum is exact or the attempt aborts."""
 
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from grandrounds.common.protocol.messages import (
     Advert,
     Consistency,
     MaskedInput,
+    Message,
     Refusal,
     RefusalCode,
     Shares,
@@ -24,6 +26,8 @@ from grandrounds.common.secagg.transcript import open_message
 from grandrounds.server.rounds.attempt import ServerAttempt
 
 VICTIM = "site-2"
+# What becomes of a good answer.
+Change = Callable[[Attempt, bytes], bytes]
 
 
 def test_what_the_server_adds_up_is_not_the_updates_until_it_is_unmasked() -> None:
@@ -33,13 +37,13 @@ def test_what_the_server_adds_up_is_not_the_updates_until_it_is_unmasked() -> No
     assert sum(attempt.server._sum == plain) <= 2  # 3 of 64 uniform words agree by chance with less than 1e-24
 
 
-def bad_answers(cohort: Cohort) -> dict[str, tuple[str, object]]:
+def bad_answers(cohort: Cohort) -> dict[str, tuple[str, Change]]:
     """By name: the exchange, and what becomes of the victim's good answer in it."""
 
-    def says(message: object, payload: bytes = b"", **context: int) -> object:
+    def says(message: Message, payload: bytes = b"", **context: int) -> Change:
         return lambda attempt, answer: cohort.site_says(VICTIM, message, payload, **context)
 
-    def advert(**changes: object) -> object:
+    def advert(**changes: object) -> Change:
         def change(attempt: Attempt, answer: bytes) -> bytes:
             body = Advert.of(Envelope.parse(answer)).model_copy(update=changes)
             return cohort.site_says(VICTIM, body)
@@ -52,7 +56,7 @@ def bad_answers(cohort: Cohort) -> dict[str, tuple[str, object]]:
     def copied_key(attempt: Attempt, answer: bytes) -> bytes:
         return advert(mask_key=attempt.server._adverts["site-1"].mask_key)(attempt, answer)
 
-    def repacked(message: object, change: object) -> object:
+    def repacked(message: Message, change: Callable[[list[bytes]], list[bytes]]) -> Change:
         def pack_again(attempt: Attempt, answer: bytes) -> bytes:
             return cohort.site_says(VICTIM, message, pack(change(unpack(Envelope.parse(answer).payload))))
 

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, or nothing does."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_the_last_that_was_evaluated_is_found_where_later_rounds_were_not():
 
 def test_a_pickle_is_not_opened(tmp_path):
     path = tmp_path / "round-000001.npz"
-    fields = {
+    fields: dict[str, Any] = {
         "counters": np.array([1, 1, 1]),
         "study": np.array(STUDY),
         "ledger_head": np.array("0f" * 32),

@@ -160,7 +160,7 @@ def test_signatures_that_do_not_hold_are_not_kept_by_a_site(study: SmallStudy) -
     line = sent_lines(study, told)[-1]
     forged = line.replace(b'"signature":"', b'"signature":"00', 1)
     assert forged != line
-    machine._ledger.lines = lambda start: [*study.lines[start:-1], forged]  # type: ignore[method-assign, assignment]
+    machine._ledger.lines = lambda start: [*study.lines[start:-1], forged]  # type: ignore[method-assign, assignment, misc]
     study.workers["site-2"].handle(machine.messages()["site-2"])
     assert held_by(study, "site-2") == before
     study.workers["site-2"].handle(told)

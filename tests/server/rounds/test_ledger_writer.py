@@ -59,7 +59,7 @@ def test_a_writer_that_starts_anew_goes_on_where_the_stored_ledger_ends(history)
 
 
 def test_what_an_audit_would_refuse_is_neither_stored_nor_kept(history):
-    stored = []
+    stored: list[bytes] = []
     made = writer(history, stored.append)
     wrong = begun(history).model_copy(update={"attempt": 7})
     with pytest.raises(LedgerError, match="attempt 7 follows attempt 1"):
@@ -87,13 +87,13 @@ def test_an_entry_that_could_not_be_stored_does_not_count(history):
 
 def test_a_server_with_another_key_than_the_studys_writes_nothing(history):
     other = History()
-    made = LedgerWriter(identity=other.server, store=pytest.fail, audit=Audit.of(history.lines))
+    made = LedgerWriter(identity=other.server, store=lambda line: pytest.fail("stored"), audit=Audit.of(history.lines))
     with pytest.raises(LedgerError, match="not signed by the study's server"):
         made.append(begun(history))
 
 
 def test_a_ledger_begins_with_a_study(history):
-    made = LedgerWriter(identity=history.server, store=pytest.fail)
+    made = LedgerWriter(identity=history.server, store=lambda line: pytest.fail("stored"))
     with pytest.raises(LedgerError, match="does not begin with a study"):
         made.append(begun(history))
 

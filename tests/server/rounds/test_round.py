@@ -104,7 +104,8 @@ class Retried:
         # One object a record, so that a draw can be told from another; no record has a gradient.
         silent = np.full(TOKENS, NO_LOSS, dtype=np.int32)
         units = [[TinyExample(np.zeros(TOKENS, dtype=np.int32), silent)] for _ in range(UNITS)]
-        cohorts, updates = [], {}
+        cohorts: list[RecordingCohort] = []
+        updates: dict[str, list[np.ndarray]] = {}
 
         def keep_cohort(units):
             cohorts.append(cohort(units))

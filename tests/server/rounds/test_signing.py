@@ -41,7 +41,7 @@ def site_says(federation, message, *, site=SITE, key=SITE, attempt=BEFORE):
 
 
 def test_a_study_begins_with_the_signatures_of_all_its_sites(federation):
-    lines = []
+    lines: list[bytes] = []
     signing = signing_of(federation, new_ledger(federation, lines=lines))
     assert not signing.finished
     ask(signing, federation)
@@ -64,7 +64,7 @@ def test_a_study_begins_with_the_signatures_of_all_its_sites(federation):
     ],
 )
 def test_a_site_that_does_not_sign_holds_the_study_up_and_is_named(federation, answer, reason):
-    lines = []
+    lines: list[bytes] = []
     signing = signing_of(federation, new_ledger(federation, lines=lines))
     ask(signing, federation, {SITE: answer(federation)})
     with pytest.raises(ProtocolError, match=f"not signed by {SITE} .*{reason}"):

@@ -1,6 +1,7 @@
 """Training as a whole, through the Flower apps: pooled training's result, public denominators, noise, the schedule."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,7 +262,7 @@ def test_a_schedule_without_a_further_attempt_ends_the_training_whole():
 
 def test_a_study_whose_every_attempt_fails_keeps_its_adapter():
     run = plain_federation(training={"rounds": 1, "max_attempts": 2})
-    closed = []
+    closed: list[Any] = []
     run.run(losing_two(1, 2), observe=closed.append)
     assert run.training.exhausted
     assert run.training.rounds == []
@@ -273,7 +274,7 @@ def test_a_study_whose_every_attempt_fails_keeps_its_adapter():
 
 def test_the_attempts_of_a_round_that_the_schedule_left_unfinished_are_kept_and_told():
     run = plain_federation(training={"rounds": 2, "max_attempts": 3})
-    events = []
+    events: list[Any] = []
     training = run.run(losing_two(2, 3), observe=events.append).training
     assert [closed.committed for closed in (*training.rounds, training.exhausted)] == [True, False]
     assert [outcome.attempt for outcome in training.exhausted.outcomes] == [2, 3]

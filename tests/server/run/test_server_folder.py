@@ -29,7 +29,7 @@ def test_two_processes_never_run_one_study_and_a_killed_one_leaves_it_free(folde
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, folder.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert holder.stdout.readline() == "held\n"
+    assert holder.stdout and holder.stdout.readline() == "held\n"
     assert folder.is_running
     with pytest.raises(StudyError, match="runs already"), folder.running():
         pass
