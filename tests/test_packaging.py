@@ -50,7 +50,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and path.is_file() and not path.is_symlink():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes(path.read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command: list[str | Path] = [*pip, "--wheel-dir", folder, source]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
@@ -89,6 +90,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the wheel is installed, without the libraries that it needs."""
     folder = tmp_path_factory.mktemp("installed") / "site"
+    install: list[str | Path]
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile", "--target", folder, wheel]
     subprocess.run(install, check=True, capture_output=True)
     return folder

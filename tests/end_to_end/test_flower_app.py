@@ -42,7 +42,9 @@ def test_under_flower_s_own_executor_the_worker_at_the_node_s_socket_answers(tmp
         request = RecordDict({RECORD: ConfigRecord({FIELD: federation.attempt().messages()[SITE]})})
         (pushed,) = grid.push_messages([Message(request, grid.nodes[SITE], MessageType.TRAIN)])
         (reply,) = grid.pull_messages([pushed])
-    assert Envelope.parse(reply.content.config_records[RECORD][FIELD]).exchange == "advert"
+    answer = reply.content.config_records[RECORD][FIELD]
+    assert isinstance(answer, bytes)
+    assert Envelope.parse(answer).exchange == "advert"
 
 
 def at_a_node(**config):

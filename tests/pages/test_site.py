@@ -37,7 +37,7 @@ class Fetched(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = [value for name, value in attrs if value and name in FETCHED.get(tag, ())]
         self.elsewhere += [value for value in given if ELSEWHERE.match(value)]
-        self.elsewhere += [value for name, value in attrs if name == "style" and IN_STYLE.search(value or "")]
+        self.elsewhere += [value for name, value in attrs if name == "style" and value and IN_STYLE.search(value)]
 
 
 def from_elsewhere(path: Path, text: str) -> list[str]:
@@ -52,7 +52,7 @@ def from_elsewhere(path: Path, text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    command: list[str | Path] = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

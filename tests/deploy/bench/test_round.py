@@ -4,6 +4,7 @@ import json
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.network.loopback import has_ended, until
@@ -75,9 +76,9 @@ def test_the_table_has_a_line_for_every_exchange(figures):
 
 
 def test_an_exchange_lasts_from_the_one_before_and_a_round_from_the_one_before():
-    closed = {"round": 1, "attempt": 1, "answered": frozenset()}
+    closed: dict[str, Any] = {"round": 1, "attempt": 1, "answered": frozenset()}
     committed = RoundClosed(round=1, outcomes=(), survivors=("north",), epsilon_spent=None, perplexity=1.0)
-    told = {
+    told: dict[float, Any] = {
         0.0: PhaseStarted(name="signing"),
         2.0: PhaseStarted(name="training"),
         3.0: ExchangeClosed(exchange="advert", **closed),

@@ -1,6 +1,7 @@
 """The benchmark compares two protocols that compute the same mean, and measures what it says."""
 
 import math
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from grandrounds.deploy.bench.secagg_attempt import BenchCohort, Clock, play_our
 from grandrounds.deploy.bench.secagg_memory import client_peak_bytes, server_peak_bytes
 
 
-def cohort(dimension: int = 500, modulus_bits: int = 32, dropouts: int = 2) -> BenchCohort:
+def cohort(dimension: int = 500, modulus_bits: Literal[16, 32] = 32, dropouts: int = 2) -> BenchCohort:
     return BenchCohort.fresh(sites=6, dimension=dimension, dropouts=dropouts, modulus_bits=modulus_bits)
 
 
@@ -51,7 +52,7 @@ def test_the_baseline_sends_what_flower_s_own_mod_sends():
     state.clipping_range, state.target_range, state.mod_range = 8.0, 2**22, 2**32
     state.sk1, state.rd_seed, state.ss2_dict = end._mask_key, end._seed, end._channels
     state.public_keys_dict, state.rd_seed_share_dict, state.sk1_share_dict = dict(public_keys), {}, {}
-    configs = {Key.CIPHERTEXT_LIST: list(received.values()), Key.SOURCE_LIST: list(received)}
+    configs: Any = {Key.CIPHERTEXT_LIST: list(received.values()), Key.SOURCE_LIST: list(received)}
     np.random.seed(0)  # of the stochastic rounding
     expected = _collect_masked_vectors(state, configs, 1, ndarrays_to_parameters([update]))
     np.random.seed(0)

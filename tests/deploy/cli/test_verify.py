@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from support.study.verified_study import SmallStudy
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from grandrounds.common.study.artefacts import PAGE
 from grandrounds.deploy.cli.main import app

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.places import ROOT
@@ -118,7 +119,8 @@ class Coming(LocalGrid):
     """A grid to which sites connect one by one, another each time that somebody asks."""
 
     def __init__(self, names):
-        super().__init__(dict.fromkeys(names), lambda site, message: False)
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        super().__init__(nothing, lambda site, message: False)
         self._asked = count()
 
     def get_nodes(self):
@@ -127,6 +129,7 @@ class Coming(LocalGrid):
 
 def a_study_run(folder):
     ledger = LedgerWriter(identity=Identity.generate(), store=lambda line: None)
+    nothing: dict[str, Any]
     nothing = dict.fromkeys(("identity", "folder", "model", "base", "evaluation", "sources", "observe"))
     return StudyRun(manifest=folder.study.manifest(), ledger=ledger, setting="federation", **nothing)
 

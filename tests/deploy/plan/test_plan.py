@@ -94,7 +94,8 @@ def test_shares_count_the_honest_ones_of_the_least_that_must_answer(built_in: Pl
     assert shares.margins == pytest.approx((math.sqrt(4 / 3), math.sqrt(5 / 3)))
     assert shares.units_per_step == pytest.approx(24)
     local = Plan.of(study(privacy={"trust": "local"}), epsilons=()).shares
-    assert (local.honest_shares, local.margins) == (1, (2.0, pytest.approx(math.sqrt(5))))
+    margins: tuple[Any, ...] = (2.0, pytest.approx(math.sqrt(5)))
+    assert (local.honest_shares, local.margins) == (1, margins)
 
 
 def test_another_site_helps_by_the_honest_share_that_it_adds() -> None:

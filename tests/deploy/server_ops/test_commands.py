@@ -65,7 +65,8 @@ def contents(folder):
 @contextmanager
 def started(folder):
     """The server, and the lines that it says."""
-    stop, said = threading.Event(), []
+    stop = threading.Event()
+    said: list[str] = []
     thread = threading.Thread(target=lambda: server_operator.start(folder, stopped=stop.is_set, say=said.append))
     thread.start()
     try:

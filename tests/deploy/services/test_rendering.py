@@ -35,7 +35,7 @@ PROGRAMS = Path(sys.executable).parent
 needs_systemd = pytest.mark.skipif(SYSTEMD is None, reason="systemd-analyze is not on this machine")
 
 
-@pytest.fixture(scope="module", params=PLACES.values(), ids=PLACES)
+@pytest.fixture(scope="module", params=PLACES.values(), ids=list(PLACES))
 def place(request, tmp_path_factory):
     """A folder with a site's and a server's; the second time, every character that means something is in its name."""
     root = tmp_path_factory.mktemp("place")
@@ -74,6 +74,7 @@ def make_server(path, **settings):
 def systemd(place, *words, level="info"):
     """What systemd-analyze says of the units where they are installed, and its exit code."""
     env = {**os.environ, "SYSTEMD_LOG_LEVEL": level}
+    assert SYSTEMD
     done = subprocess.run(
         [SYSTEMD, *words], cwd=place.parent / "etc", env=env, capture_output=True, text=True, check=False
     )
@@ -300,7 +301,7 @@ def test_a_job_lets_its_client_end_and_is_queued_again_only_at_its_time_limit(pl
     slurm.chmod(0o755)
     env = {"PATH": f"{slurm.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
     with subprocess.Popen(["bash", job(place)], env=env, stdout=subprocess.PIPE) as process:  # noqa: S607
-        assert process.stdout.readline() == b"up\n"
+        assert process.stdout and process.stdout.readline() == b"up\n"
         process.send_signal(sent)
         assert process.wait(20) == 0
     expected = [str(["client", "start", str(place / "site")]), "ended", *(["requeue 17"] if requeued else [])]

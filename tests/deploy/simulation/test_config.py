@@ -116,6 +116,7 @@ def test_what_sites_say_of_their_records_is_the_study_s() -> None:
 def test_an_option_wins_over_the_file_and_what_was_not_given_leaves_it(tmp_path: Path) -> None:
     config = tmp_path / "study.toml"
     config.write_text("[training]\nrounds = 3\nlearning_rate = 0.1\n[model]\nrank = 2\n", encoding="utf-8")
+    options: dict[str, dict[str, Any]]
     options = {"training": {"rounds": 5, "learning_rate": None}, "model": {"target_modules": ()}}
     assert read_tables(config, options) == {
         "training": {"rounds": 5, "learning_rate": 0.1},

@@ -252,6 +252,8 @@ def test_users_that_keep_nothing_apart_are_refused(folder, users, text):
 def test_who_is_not_root_cannot_take_a_step_of_a_site_with_two_users(tmp_path, study, federation):
     folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
     settings = folder.settings()
+    users = SiteUsers.of(settings)
+    assert users is not None
     assert done_as(user(65533), lambda: operators_users(settings) is None) == "StudyError"
-    assert done_as(user(65533), lambda: act_as(SiteUsers.of(settings).worker)) is None
-    assert done_as(user(65533), lambda: act_as(SiteUsers.of(settings).node)) == "StudyError"
+    assert done_as(user(65533), lambda: act_as(users.worker)) is None
+    assert done_as(user(65533), lambda: act_as(users.node)) == "StudyError"

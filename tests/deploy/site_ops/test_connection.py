@@ -6,6 +6,7 @@ import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def site(tmp_path, made):
         settings = NodeSettings(
             address=address,
             app_sha256="0" * 64,
-            socket="run/worker.sock",
+            socket=Path("run/worker.sock"),
             runtime_port=free_ports(1)[0],
             timeout_s=60.0,
             package_version=__version__,

@@ -147,7 +147,7 @@ def test_a_site_that_is_told_to_stop_leaves_nothing_behind(site):
 
 
 def test_root_that_runs_both_parts_itself_is_told_what_that_means(tmp_path):
-    said = []
+    said: list[str] = []
     site_programs.start(joined(tmp_path), stopped=lambda: True, say=said.append)
     assert (WARNING in said) == (os.geteuid() == 0)
 

@@ -64,7 +64,7 @@ class Study:
             observe=seen.append,
         )
         accountant = federation.training.accountant.epsilon_of_schedule
-        self.epsilon = accountant and accountant.epsilon
+        self.epsilon = accountant.epsilon if accountant is not None else None
         self.events += [
             StudyReady(manifest=federation.manifest, epsilon=self.epsilon, perplexity_before=54.2),
             PhaseStarted(name="training", detail="3 rounds"),

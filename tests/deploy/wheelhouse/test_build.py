@@ -119,7 +119,7 @@ def installed(folder: Path, target: Path) -> subprocess.CompletedProcess[str]:
     """What INSTALL.md says, in a new environment, whose pip is this one's."""
     venv.create(target)
     line = next(line for line in (folder / "INSTALL.md").read_text().splitlines() if "pip install" in line)
-    pip = [sys.executable, "-m", "pip", "--python", target / "bin" / "python"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", target / "bin" / "python"]
     command = [*pip, *line.split()[1:]]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     return subprocess.run(
