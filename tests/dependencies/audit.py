@@ -25,7 +25,7 @@ def asked(requirements: str) -> list[dict[str, Any]] | None:
         wanted = Path(folder, "requirements.txt")
         wanted.write_text(requirements)
         options = ["--disable-pip", "--require-hashes", "--progress-spinner", "off", "--format", "json"]
-        command = [sys.executable, "-m", "pip_audit", *options, "--requirement", wanted]
+        command: list[str | Path] = [sys.executable, "-m", "pip_audit", *options, "--requirement", wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.stdout.strip():
         return list(json.loads(done.stdout)["dependencies"])

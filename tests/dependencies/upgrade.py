@@ -54,7 +54,7 @@ def resolved(*arguments: str | Path) -> list[Package]:
         held, lock = Path(folder, "held.txt"), Path(folder, "pylock.toml")
         held.write_text(HELD)
         uv = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", f"3.{PYTHONS[0]}", "--upgrade"]
-        chosen = ["--prerelease", "disallow", "--fork-strategy", "fewest", "--constraint", held]
+        chosen: list[str | Path] = ["--prerelease", "disallow", "--fork-strategy", "fewest", "--constraint", held]
         subprocess.run([*uv, *chosen, "--output-file", lock, *arguments], check=True, stdout=subprocess.DEVNULL)
         return [each for each in tomllib.loads(lock.read_text())["packages"] if each["name"] != NEVER]
 
@@ -102,7 +102,8 @@ def needed(package: Package, platform: Platform) -> bool:
         "python_version": f"3.{minor}",
         "sys_platform": system,
     }
-    return "marker" not in package or Marker(package["marker"]).evaluate({**default_environment(), **here})
+    environment: dict[str, Any] = {**default_environment(), **here}
+    return "marker" not in package or Marker(package["marker"]).evaluate(environment)
 
 
 def fitting(package: Package, platforms: Iterable[Platform]) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.serde import message_to_proto
 from support.study.federation import Federation, lost_after_shares, small_study, trained_on
-from support.study.tiny_models import VOCABULARY, TinyExample, load_tiny, save_tiny_model, tiny_example
+from support.study.tiny_models import VOCABULARY, example_of, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.node.app import make_app
 from grandrounds.client.training.cohort import Cohort
@@ -167,8 +167,8 @@ def units(seed, *, count=6, records=1):
 
 
 FAILING = [
-    [TinyExample(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, VOCABULARY, np.int32))],  # no such token
-    [TinyExample(np.zeros(3, np.int32), np.zeros(3, np.int32))],  # another length
+    [example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, VOCABULARY, np.int32))],  # no such token
+    [example_of(np.zeros(3, np.int32), np.zeros(3, np.int32))],  # another length
     [None],
 ]
 OTHER_RECORDS = {

@@ -11,13 +11,14 @@ from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.assembly import open_site
-from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, MANIFEST, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import Budget
 from grandrounds.client.worker.service import Resident
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
 from grandrounds.common.protocol.messages import RefusalCode
+from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.deploy.site_ops import commands as site_operator
 
 

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
-from support.study.tiny_models import POSITIONS, VOCABULARY, TinyExample, load_tiny, save_tiny_model, tiny_example
+from support.study.tiny_models import POSITIONS, VOCABULARY, example_of, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.common.errors import ModelError
+from grandrounds.common.model.example import Example
 from grandrounds.common.model.optimizers import make_optimizer
 from grandrounds.common.privacy.mechanism import Lattice, NoNoise, RoundedGaussian
 
@@ -54,7 +55,7 @@ FAILING: list[Any] = [
     [record(), with_token(VOCABULARY), record()],
     [with_token(HOSTILE_TOKEN)],
     [record(), with_token(HOSTILE_TOKEN)],
-    [TinyExample(np.zeros(POSITIONS, np.int32), np.zeros(POSITIONS, np.int32))],  # another length
+    [example_of(np.zeros(POSITIONS, np.int32), np.zeros(POSITIONS, np.int32))],  # another length
     [None],
     Unreadable(),
     [],
@@ -258,7 +259,7 @@ def test_each_local_step_has_its_own_draw_at_the_adapter_of_the_step_before(mode
 
 
 def test_units_are_read_one_after_another(model):
-    alive: weakref.WeakSet[TinyExample] = weakref.WeakSet()
+    alive: weakref.WeakSet[Example] = weakref.WeakSet()
     most = 0
 
     def draw():

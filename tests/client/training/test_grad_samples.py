@@ -16,10 +16,6 @@ from grandrounds.client.training.grad_samples import GradSampler, PrivateLinear,
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel, Lora
-from grandrounds.common.model.example import NO_LOSS, Example
-from grandrounds.common.model.language_model import LanguageModel
-from grandrounds.common.model.language_model import Lora
-from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.privacy.mechanism import Lattice
 
 TOKENS = 24

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support.study.federation import is_noise_of, small_manifest, small_study
-from support.study.tiny_models import VOCABULARY, TinyExample, load_tiny, save_tiny_model, tiny_example
+from support.study.tiny_models import VOCABULARY, example_of, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.dp_sgd import DpSgd
@@ -90,12 +90,12 @@ class Unreadable(Cohort):
 
 
 def silent_units(count):
-    return [[TinyExample(np.zeros(TOKENS, np.int32), np.full(TOKENS, NO_LOSS, np.int32))] for _ in range(count)]
+    return [[example_of(np.zeros(TOKENS, np.int32), np.full(TOKENS, NO_LOSS, np.int32))] for _ in range(count)]
 
 
 FAILING_COHORTS = {
-    "no such token": Cohort([[TinyExample(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))]]),
-    "another length": Cohort([[TinyExample(np.zeros(3, np.int32), np.zeros(3, np.int32))]]),
+    "no such token": Cohort([[example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))]]),
+    "another length": Cohort([[example_of(np.zeros(3, np.int32), np.zeros(3, np.int32))]]),
     "no records": Cohort([[None, None]]),
     "nothing to learn": Cohort(silent_units(3)),
     "unreadable": Unreadable(UNITS),
@@ -116,7 +116,7 @@ def test_records_that_fail_leave_pure_noise(sampler, adapter, trust, failing, ca
 
 
 def test_a_failing_record_costs_its_own_unit_and_no_other(sampler, adapter):
-    bad = TinyExample(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))
+    bad = example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))
     among_others = [UNITS[0], [bad], UNITS[1], [UNITS[2][0], bad], UNITS[3], UNITS[2]]
     sound = site_update(sampler)(adapter)
     np.testing.assert_array_equal(site_update(sampler, Cohort(among_others))(adapter), sound)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from support.study.tiny_models import ARCHITECTURES, TARGETS, TinyExample, load_tiny, save_tiny_model, tiny_example
+from support.study.tiny_models import ARCHITECTURES, TARGETS, example_of, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError, StudyError
@@ -129,7 +129,7 @@ def test_padding_and_neighbours_change_no_perplexity(architecture, folder):
     model, rng = load_tiny(folder, architecture), np.random.default_rng(6)
     records = [tiny_example(rng, length=length, max_tokens=length) for length in (9, 31, 17)]
     padded = [
-        TinyExample(*(np.pad(array, (0, 64 - len(array)), constant_values=fill) for array, fill in arrays))
+        example_of(*(np.pad(array, (0, 64 - len(array)), constant_values=fill) for array, fill in arrays))
         for arrays in (((record.token_ids, 257), (record.labels, -100)) for record in records)
     ]
     one, other = (model.perplexity(examples, model.get_adapter()) for examples in (records, padded[::-1]))

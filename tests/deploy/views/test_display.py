@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from support.study.federation import Federation, small_study
+from support.study.verified_study import BETTER, HARMFUL
 from typer.testing import CliRunner
-from verified_study import BETTER, HARMFUL
 
 from grandrounds.deploy.cli.epsilon import epsilon as epsilon_command
 from grandrounds.deploy.views.display import Display, sparkline

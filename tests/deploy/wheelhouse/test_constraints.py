@@ -67,8 +67,8 @@ def test_pip_passes_over_what_has_an_extra_and_takes_what_is_asked_for_by_it(
     path = tmp_path / CONSTRAINTS
     path.write_text("# a comment\n" + extra.listed())
     assert read_constraints(path) == {"tiny": extra}
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--require-hashes", "--requirement", path]
-    assert "Ignoring tiny" in subprocess.run(pip, capture_output=True, text=True, check=True).stdout
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--require-hashes", "--requirement"]
+    assert "Ignoring tiny" in subprocess.run([*pip, str(path)], capture_output=True, text=True, check=True).stdout
     for name in ("one", "other", "neither"):
         main(str(path), name)
     assert capsys.readouterr().out.splitlines() == [f"tiny==1.0 --hash=sha256:{DIGEST}"] * 2

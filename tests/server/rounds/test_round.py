@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from support.study.federation import Federation, is_noise_of, lost_after_shares, small_study, trained_on
-from support.study.tiny_models import TinyExample, load_tiny, save_tiny_model
+from support.study.tiny_models import example_of, load_tiny, save_tiny_model
 
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.grad_samples import GradSampler
@@ -103,7 +103,7 @@ class Retried:
         """``again`` may replace what a site computes, given what it computed before."""
         # One object a record, so that a draw can be told from another; no record has a gradient.
         silent = np.full(TOKENS, NO_LOSS, dtype=np.int32)
-        units = [[TinyExample(np.zeros(TOKENS, dtype=np.int32), silent)] for _ in range(UNITS)]
+        units = [[example_of(np.zeros(TOKENS, dtype=np.int32), silent)] for _ in range(UNITS)]
         cohorts: list[RecordingCohort] = []
         updates: dict[str, list[np.ndarray]] = {}
 

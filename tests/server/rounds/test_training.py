@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from support.study.federation import Federation, is_noise_of, lost_after_shares, small_study, trained_on
-from support.study.tiny_models import TinyExample, save_tiny_model, tiny_example
+from support.study.tiny_models import example_of, save_tiny_model, tiny_example
 
 from grandrounds.client.training import update as client_update
 from grandrounds.client.training.dp_sgd import DpSgd
@@ -145,7 +145,7 @@ def test_a_denominator_of_true_counts_is_noticed(sampler, plain_model, cohorts, 
 @pytest.mark.parametrize("trust", TRUSTS)
 def test_the_step_does_not_depend_on_how_many_units_there_are(sampler, cohorts, trust):
     """Units without a gradient change the counts and nothing else."""
-    silent = TinyExample(cohorts["site-1"][0][0].token_ids, np.full(TOKENS, NO_LOSS, dtype=np.int32))
+    silent = example_of(cohorts["site-1"][0][0].token_ids, np.full(TOKENS, NO_LOSS, dtype=np.int32))
     more = {site: [*units, *[[silent]] * 4] for site, units in cohorts.items()}
     run = federation(sampler, cohorts, trust=trust).run()
     other = replace(run, release=trained_on(more, sampler)).run()
@@ -154,7 +154,7 @@ def test_the_step_does_not_depend_on_how_many_units_there_are(sampler, cohorts, 
 
 def noise_only(wide_sampler, trust="distributed", update=SiteUpdate, sites_without_noise=(), **sections):
     """A federation whose records have no gradient, so that its aggregate is the sum of the noise and no more."""
-    silent = TinyExample(np.zeros(TOKENS, dtype=np.int32), np.full(TOKENS, NO_LOSS, dtype=np.int32))
+    silent = example_of(np.zeros(TOKENS, dtype=np.int32), np.full(TOKENS, NO_LOSS, dtype=np.int32))
     dimension = wide_sampler.model.layout.dimension
     release = trained_on({site: [[silent]] for site in SITES}, wide_sampler)
 
@@ -295,7 +295,7 @@ def test_an_adapter_that_is_not_finite_ends_the_training_and_no_site_spends_on_i
 
 @pytest.mark.parametrize(("evaluations", "evaluated"), [(1, [5]), (2, [3, 5]), (4, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
 def test_the_adapter_is_evaluated_as_often_as_the_study_says_and_after_the_last_round(evaluations, evaluated):
-    events = []
+    events: list[Any] = []
     training = {"rounds": 5, "max_attempts": 5, "evaluations": evaluations}
     run = plain_federation(training=training).run(observe=events.append)
     assert sorted(run.study.training.evaluated_rounds) == evaluated

@@ -1,6 +1,5 @@
 """Tiny random models on disk, Llama-like and GPT-2-like, with a tokenizer of bytes: no network, milliseconds a step."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from grandrounds.common.model.example import NO_LOSS
+from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel, Lora
-from grandrounds.common.data.tokenisation import Example
-from grandrounds.common.model.language_model import NO_LOSS
-from grandrounds.common.model.language_model import LanguageModel
-from grandrounds.common.model.language_model import Lora
 
 torch.set_num_threads(1)  # a second one costs more than it gives on such models
 
@@ -89,16 +84,14 @@ def load_tiny(
     return model
 
 
-@dataclass(frozen=True, eq=False)
-class TinyExample(Example):
-    token_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
+def example_of(token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> Example:
+    return Example(token_ids=token_ids, labels=labels)
 
 
-def tiny_example(rng: np.random.Generator, *, length: int, max_tokens: int) -> TinyExample:
+def tiny_example(rng: np.random.Generator, *, length: int, max_tokens: int) -> Example:
     """``length`` random tokens on the left of ``max_tokens``; the first third has no label, as a prompt."""
     token_ids = np.full(max_tokens, 257, dtype=np.int32)
     token_ids[:length] = rng.integers(0, 256, length)
     labels = np.full(max_tokens, NO_LOSS, dtype=np.int32)
     labels[length // 3 : length] = token_ids[length // 3 : length]
-    return TinyExample(token_ids, labels)
+    return example_of(token_ids, labels)

@@ -41,7 +41,7 @@ BETTER = tuple(
     AtPosition(begin=begin, end=end, before=50.0 + begin, after=10.0 + begin)
     for begin, end in ((0, 64), (64, 128), (128, 256), (256, None))
 )
-HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": band.before + 0.5}) for band in BETTER[1:3]), BETTER[3])
+HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": 50.5 + band.begin}) for band in BETTER[1:3]), BETTER[3])
 
 
 def steps(manifest: Manifest, site: str) -> Release:
