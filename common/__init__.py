@@ -1,1 +1,1 @@
-"""What both sides of a study share: manifest, messages, privacy and protocol. Nothing here knows Flower."""
+"""What both ends of a study believe: its rooms know neither Flower nor which side they run on."""

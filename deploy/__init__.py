@@ -1,1 +1,1 @@
-"""Where the pieces are put together: command line, simulation, benchmarks."""
+"""What a person types, and what puts the pieces together."""

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,33 @@ def test_help_loads_no_heavy_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("[]")
+
+
+def rooms() -> list[Path]:
+    """Every folder of shipped code."""
+    return sorted({path.parent for path in shipped() if path.name == "__init__.py"})
+
+
+@pytest.mark.parametrize("room", [path.relative_to(ROOT).as_posix() for path in rooms()])
+def test_the_map_of_rooms_says_of_each_what_it_says_of_itself(room: str) -> None:
+    said = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
+    page = " ".join((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split())
+    assert f"`{room}/`: {said}".replace("``", "`") in page
+
+
+def test_every_folder_of_shipped_code_is_a_room() -> None:
+    assert {path.parent for path in shipped() if "empty_app" not in path.parts} == set(rooms())
+
+
+def test_no_room_is_a_hall_and_no_file_two_nouns() -> None:
+    helpers = (ROOT / "tests" / "support").rglob("*.py")
+    crowded = Counter(path.parent for path in (*shipped(), *helpers) if path.name != "__init__.py")
+    assert [room for room, files in crowded.items() if files > 16] == []
+    assert [path for path in shipped() if path.read_text(encoding="utf-8").count("\n") > 400] == []
+
+
+def test_nobody_imports_the_package_s_face() -> None:
+    for path in shipped():
+        depth = len(path.relative_to(ROOT).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level == depth and node.module is None), path

@@ -23,6 +23,7 @@ from ..training.cohort import Cohort
 from ..training.grad_samples import GradSampler
 from ..training.update import SiteUpdate
 from ..worker.service import Resident
+from ..worker.worker import Worker
 from .folder import Settings, SiteFolder
 from .opt_outs import without_opted_out
 from .results import keep_results
@@ -43,12 +44,14 @@ def open_site(folder: SiteFolder) -> Resident:
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(budget.database))
         return Resident(
-            name=settings.name,
-            identity=identity,
-            manifest=manifest,
-            release=open_update(settings, manifest, policy, model=model),
-            budget=budget,
-            keep=lambda files: keep_results(folder.results(manifest.study_id), files),
+            Worker(
+                name=settings.name,
+                identity=identity,
+                manifest=manifest,
+                release=open_update(settings, manifest, policy, model=model),
+                budget=budget,
+                keep=lambda files: keep_results(folder.results(manifest.study_id), files),
+            ),
             frozen_bytes=len(frozen_adapter),
             is_paused=lambda: folder.is_paused,
         )

@@ -1,14 +1,14 @@
 """A site's durable memory of its attempts: which it began, which it paid for, what its peers had paid, the ledger."""
 
-import fcntl
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from ...common.errors import PrivacyError, ProtocolError, StorageError
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
-from .database import SiteDatabase, unusable
+from ...common.system.locks import alone
+from .database import SiteDatabase
 
 LOCK: Final = "worker.lock"
 
@@ -20,17 +20,19 @@ class Budget:
     was reserved in the same database (``Reservations``).
     """
 
-    def __init__(self, database: SiteDatabase, *, lock: int | None = None) -> None:
-        """``lock`` is a descriptor to close at the end."""
+    def __init__(self, database: SiteDatabase, *, held: ExitStack | None = None) -> None:
+        """``held`` is let go at the end."""
         self.database = database
-        self._lock = lock
+        self._held = held or ExitStack()
 
     @classmethod
     def open(cls, folder: Path, *, reach: Reach = carry_on) -> "Budget":
         """The state in ``folder``, for this worker alone until it closes or dies. Raises StorageError."""
         database = SiteDatabase.open(folder, reach=reach)
         try:
-            return cls(database, lock=_lock(folder))
+            held = ExitStack()
+            held.enter_context(alone(folder / LOCK, taken=_held_by_another(folder)))
+            return cls(database, held=held)
         except BaseException:
             database.close()
             raise
@@ -43,9 +45,7 @@ class Budget:
     def close(self) -> None:
         """Give the folder free."""
         self.database.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
 
     def last_attempt(self, study: str) -> int:
         """The highest serial that this site began, 0 for none."""
@@ -120,24 +120,12 @@ class Budget:
         )
 
 
-def _lock(folder: Path) -> int:
-    """The descriptor of the folder's lock, which ends with the process. Raises StorageError if another holds it."""
-    try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise unusable(folder, error.strerror) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if not isinstance(error, BlockingIOError):
-            raise unusable(folder, error.strerror) from error
-        raise StorageError(
-            f"another worker holds {folder}",
-            why="two workers of one site could each answer in the same attempt, and together reveal its update",
-            fix="stop the other worker, or give this one its own site, key and folder",
-        ) from error
-    return lock
+def _held_by_another(folder: Path) -> StorageError:
+    return StorageError(
+        f"another worker holds {folder}",
+        why="two workers of one site could each answer in the same attempt, and together reveal its update",
+        fix="stop the other worker, or give this one its own site, key and folder",
+    )
 
 
 def _taken(attempt: int) -> ProtocolError:

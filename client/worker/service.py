@@ -5,15 +5,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError
 from ...common.ledger.chain import MAX_ENTRY_BYTES
 from ...common.protocol.envelope import MAX_HEADER_BYTES, Envelope
-from ...common.protocol.messages import Close, Invitation, Refusal, RefusalCode
-from ...common.secagg.transcript import seal_message
+from ...common.protocol.messages import Close, Invitation, RefusalCode
 from ...common.study.manifest import Manifest
-from ..state.site_state import Budget
-from .worker import Keep, Release, Worker
+from .worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -21,39 +18,18 @@ _log = logging.getLogger(__name__)
 class Resident:
     """A site's worker as a process keeps it: it can be paused, says how it is, and nothing that it is sent ends it."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        identity: Identity,
-        manifest: Manifest,
-        release: Release,
-        budget: Budget,
-        keep: Keep = lambda files: None,
-        frozen_bytes: int = 0,
-        is_paused: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """``is_paused`` is asked before each answer, ``frozen_bytes`` the size of the adapter's public tensors.
-
-        The rest is ``Worker``'s. Raises StorageError and LedgerError.
-        """
-        self._worker = Worker(
-            name=name, identity=identity, manifest=manifest, release=release, budget=budget, keep=keep
-        )
+    def __init__(self, worker: Worker, *, frozen_bytes: int = 0, is_paused: Callable[[], bool] = lambda: False) -> None:
+        """``is_paused`` is asked before each answer, ``frozen_bytes`` the size of the adapter's public tensors."""
+        self._worker = worker
         self._frozen_bytes = frozen_bytes
-        self._name = name
-        self._identity = identity
-        self._manifest = manifest
-        self._budget = budget
         self._is_paused = is_paused
         self._up_since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._last_attempt = budget.last_attempt(manifest.study_id)
         self._exchange: str | None = None
 
     @property
     def largest_request_bytes(self) -> int:
         """The size that no request of this study's honest server exceeds."""
-        return largest_request_bytes(self._manifest, frozen_bytes=self._frozen_bytes)
+        return largest_request_bytes(self._worker.manifest, frozen_bytes=self._frozen_bytes)
 
     def answer(self, request: bytes) -> bytes:
         """The answer to one message; empty where the site stays silent. Never raises.
@@ -77,11 +53,11 @@ class Resident:
     def health(self) -> dict[str, Any]:
         """How the worker is: nothing measured, and nothing about records. May be asked while an answer is computed."""
         return {
-            "site": self._name,
-            "study": self._manifest.study_id,
-            "manifest": self._manifest.sha256,
+            "site": self._worker.name,
+            "study": self._worker.manifest.study_id,
+            "manifest": self._worker.manifest.sha256,
             "up_since": self._up_since,
-            "last_attempt": self._last_attempt,
+            "last_attempt": self._worker.last_attempt,
             "exchange": self._exchange,
             "paused": self._is_paused(),
         }
@@ -92,19 +68,13 @@ class Resident:
 
     def _answer(self, asked: Envelope | None, request: bytes) -> bytes:
         if asked and self._is_paused() and self._is_new(asked):
-            return self._refuse_paused(asked.attempt)
-        answer = self._worker.handle(request)
-        self._last_attempt = self._budget.last_attempt(self._manifest.study_id)
-        return answer
+            return self._worker.refuse(RefusalCode.PAUSED, attempt=asked.attempt)
+        return self._worker.handle(request)
 
     def _is_new(self, asked: Envelope) -> bool:
         """Whether it asks for more than the rest of what was paid for."""
         of_no_attempt = asked.exchange in (Invitation.exchange, Close.exchange)
-        return of_no_attempt or not self._budget.is_charged(self._manifest.study_id, asked.attempt)
-
-    def _refuse_paused(self, attempt: int) -> bytes:
-        parameters, refusal = self._manifest.secagg_parameters, Refusal(code=RefusalCode.PAUSED)
-        return seal_message(parameters, self._identity, refusal, attempt=attempt, sender=self._name).to_bytes()
+        return of_no_attempt or not self._worker.paid_for(asked.attempt)
 
 
 def _parsed(message: bytes) -> Envelope | None:

@@ -1,4 +1,4 @@
-"""The resident worker of a site: owns its data, model and key, and answers one request at a time."""
+"""The worker of a site: owns its data, model and key, and answers one request at a time."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -77,9 +77,9 @@ class Worker:
         keep: Keep = lambda files: None,
     ) -> None:
         """``budget`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
-        self._name = name
+        self.name = name
+        self.manifest = manifest
         self._identity = identity
-        self._manifest = manifest
         self._parameters = manifest.secagg_parameters
         self._release = release
         self._budget = budget
@@ -91,6 +91,19 @@ class Worker:
         self._charged = budget.is_charged(self._study, self._last_attempt)
         self._attempt: ClientAttempt | None = None
         self._adapter = np.empty(0, dtype=np.float32)
+
+    @property
+    def last_attempt(self) -> int:
+        """The highest serial that this site began, 0 for none. May be asked while an answer is computed."""
+        return self._last_attempt
+
+    def paid_for(self, attempt: int) -> bool:
+        """Whether this site paid for ``attempt``. Raises StorageError."""
+        return self._budget.is_charged(self._study, attempt)
+
+    def refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
+        """A refusal, whatever the attempt."""
+        return self._seal(Refusal(code=code), attempt=attempt)
 
     @property
     def charges(self) -> int:
@@ -115,7 +128,7 @@ class Worker:
         except _RefusedError as refusal:
             return self._refuse(refusal.code, attempt=refusal.attempt)
         except GrandRoundsError as error:
-            _log.warning("%s leaves attempt %d: %s", self._name, self._last_attempt, error.diagnostics())
+            _log.warning("%s leaves attempt %d: %s", self.name, self._last_attempt, error.diagnostics())
             self._attempt = None
             return self._refuse(RefusalCode.PROTOCOL, attempt=self._last_attempt)
 
@@ -127,14 +140,14 @@ class Worker:
         if envelope.manifest != self._parameters.manifest:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
         with self._refusing(RefusalCode.BEGIN, envelope):
-            begin = check_begin(self._parameters, self._name, envelope)
+            begin = check_begin(self._parameters, self.name, envelope)
             adapter, *lines = unpack(envelope.payload) or [b""]
         if envelope.attempt <= self._last_attempt:
             raise _RefusedError(RefusalCode.SERIAL, envelope)
-        if envelope.attempt > self._manifest.max_attempts:
+        if envelope.attempt > self.manifest.max_attempts:
             raise _RefusedError(RefusalCode.SCHEDULE, envelope)
         with self._refusing(RefusalCode.ADAPTER, envelope):
-            vector = vector_from_bytes(adapter, dimension=self._manifest.dimension)
+            vector = vector_from_bytes(adapter, dimension=self.manifest.dimension)
         if sha256(adapter) != begin.adapter_sha256:
             raise _RefusedError(RefusalCode.ADAPTER, envelope)
         with self._refusing(RefusalCode.LEDGER, envelope):
@@ -144,7 +157,7 @@ class Worker:
         peers = self._budget.peer_charges(self._study)
         self._attempt = ClientAttempt(
             parameters=self._parameters,
-            name=self._name,
+            name=self.name,
             identity=self._identity,
             begin=envelope,
             charge_counter=charges,
@@ -160,7 +173,7 @@ class Worker:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
         verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
         Invitation.of(envelope)
-        signed = Countersignature.of(self._identity, site=self._name, manifest=self._parameters.manifest)
+        signed = Countersignature.of(self._identity, site=self.name, manifest=self._parameters.manifest)
         return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
 
     def _close(self, envelope: Envelope) -> bytes:
@@ -212,14 +225,14 @@ class Worker:
         try:
             yield
         except GrandRoundsError as error:
-            _log.warning("%s refuses %s: %s", self._name, envelope.exchange, error.diagnostics())
+            _log.warning("%s refuses %s: %s", self.name, envelope.exchange, error.diagnostics())
             exact = next((known for kind, known in _CODES.items() if isinstance(error, kind)), code)
             raise _RefusedError(exact, envelope) from error
 
     def _refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
         """A refusal; silence in an attempt that was paid for and is not over."""
         silent = self._charged and attempt <= self._last_attempt
-        return b"" if silent else self._seal(Refusal(code=code), attempt=attempt)
+        return b"" if silent else self.refuse(code, attempt=attempt)
 
     def _seal(self, message: Message, *, attempt: int) -> bytes:
-        return seal_message(self._parameters, self._identity, message, attempt=attempt, sender=self._name).to_bytes()
+        return seal_message(self._parameters, self._identity, message, attempt=attempt, sender=self.name).to_bytes()

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import StorageError, StudyError
+from ..errors import GrandRoundsError, StorageError
 from .files import make_folder
 
 
 @contextmanager
-def alone(path: Path, *, taken: StudyError) -> Iterator[None]:
+def alone(path: Path, *, taken: GrandRoundsError) -> Iterator[None]:
     """Hold the lock at ``path``. Raises ``taken`` if another process holds it, and StorageError."""
     lock = _open(path)
     try:

@@ -5,6 +5,7 @@ would run first. So a study is run only for the archive that has nothing to put:
 sites pinned it. One that stands in for this very file is not refused here; it has another hash, and no site answers it.
 """
 
+import math
 import os
 import sys
 import time
@@ -103,33 +104,32 @@ def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mappin
     """
 
     def connected(grid: Grid) -> Mapping[str, int]:
-        absent: set[str] | None = None
-        while True:
-            found = nodes(grid)
-            before, absent = absent, run.manifest.site_keys.keys() - found.keys()
-            audit, left = run.ledger.audit, len(run.manifest.site_keys) - len(absent)
-            training = audit.is_in_force(run.manifest) and audit.closed is None
-            if left >= run.manifest.threshold or not training:
-                return found
-            if absent != before:
-                folder.progress.tell(Waiting(sites=tuple(sorted(absent))))
-            time.sleep(POLL_INTERVAL_S)
+        audit = run.ledger.audit
+        training = audit.is_in_force(run.manifest) and audit.closed is None
+        return _connected(folder, run, grid, at_least=run.manifest.threshold if training else 0)
 
     return connected
 
 
 def _wait(folder: ServerFolder, run: StudyRun, grid: Grid) -> None:
     """Until all sites are connected that have to sign, or enough to answer; no longer than an exchange may take."""
-    names = set(run.manifest.site_keys)
-    enough = run.manifest.threshold if run.ledger.audit.is_in_force(run.manifest) else len(names)
-    deadline = time.monotonic() + run.manifest.study.training.deadline_s
-    absent: set[str] | None = None
-    while time.monotonic() < deadline:
-        before, absent = absent, names - set(nodes(grid))
-        if absent and absent != before:
+    signed = run.ledger.audit.is_in_force(run.manifest)
+    enough = run.manifest.threshold if signed else len(run.manifest.site_keys)
+    _connected(folder, run, grid, at_least=enough, longest_s=run.manifest.study.training.deadline_s)
+
+
+def _connected(
+    folder: ServerFolder, run: StudyRun, grid: Grid, *, at_least: int, longest_s: float = math.inf
+) -> Mapping[str, int]:
+    """The nodes, once ``at_least`` of the study's sites are among them; who is waited for is told."""
+    deadline, absent = time.monotonic() + longest_s, None
+    while True:
+        found = nodes(grid)
+        before, absent = absent, run.manifest.site_keys.keys() - found.keys()
+        if len(run.manifest.site_keys) - len(absent) >= at_least or time.monotonic() >= deadline:
+            return found
+        if absent != before:
             folder.progress.tell(Waiting(sites=tuple(sorted(absent))))
-        if len(names) - len(absent) >= enough:
-            return
         time.sleep(POLL_INTERVAL_S)
 
 

@@ -8,8 +8,10 @@ from typing import Any, Final
 from ...common.errors import StorageError, StudyError
 from ...common.ledger.replay import Audit
 from ...common.study.artefacts import LEDGER, REPORT
+from ...common.study.manifest import Manifest
 from ...common.system.ports import listens
 from ...server.report.report import Report
+from ...server.rounds.accountant import CentralAccountant
 from ...server.rounds.training import ExchangeClosed, accountant_of
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Told
 from ...server.run.server_folder import ServerFolder
@@ -118,8 +120,15 @@ def status(folder: ServerFolder) -> dict[str, Any]:
         "epsilon_spent": accountant.epsilon_spent,
         "epsilon": None if claimed is None else claimed.epsilon,
         "delta": manifest.delta,
+        "epsilon_of_persons": _spent(accountant, manifest),
         "perplexity": None if checkpoint is None else checkpoint.last_evaluated.whole,
     }
+
+
+def _spent(accountant: CentralAccountant, manifest: Manifest) -> dict[str, float]:
+    """By a number of sites, the ε so far of somebody whose records are at so many, by who paid in each attempt."""
+    spent = {m: accountant.spent(m) for m in sorted({1, manifest.study.privacy.sites_per_patient})}
+    return {str(m): found.epsilon for m, found in spent.items() if found is not None}
 
 
 def next_step(folder: ServerFolder, audit: Audit) -> str:

@@ -1,1 +1,1 @@
-"""Files that the commands fill in: example studies, the report's page."""
+"""Studies, policies and settings in TOML that commands write out for people to edit."""

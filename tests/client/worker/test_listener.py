@@ -19,6 +19,7 @@ from support.study.federation import Federation, reserved, small_study
 from grandrounds.client.state.site_state import Budget
 from grandrounds.client.worker.listener import serve
 from grandrounds.client.worker.service import Resident, largest_request_bytes
+from grandrounds.client.worker.worker import Worker
 from grandrounds.client.worker_socket import HEAD, Kind, connect, health
 from grandrounds.common.errors import StorageError
 from grandrounds.common.protocol.envelope import Envelope
@@ -221,11 +222,13 @@ def test_a_socket_in_a_folder_that_is_open_to_everybody_is_refused(site):
 def test_a_worker_whose_socket_cannot_be_opened_gives_its_state_free(tmp_path, federation):
     (tmp_path / "run").mkdir(mode=0o755)
     resident = Resident(
-        name=SITE,
-        identity=federation.identities[SITE],
-        manifest=federation.manifest,
-        release=ones(federation.manifest, SITE),
-        budget=reserved(Budget.open(tmp_path / "state"), federation.manifest),
+        Worker(
+            name=SITE,
+            identity=federation.identities[SITE],
+            manifest=federation.manifest,
+            release=ones(federation.manifest, SITE),
+            budget=reserved(Budget.open(tmp_path / "state"), federation.manifest),
+        )
     )
     with pytest.raises(StorageError, match="open to more than mode 750"):
         serve(resident, tmp_path / "run" / "worker.sock")

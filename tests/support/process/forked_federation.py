@@ -27,6 +27,7 @@ from grandrounds.client.budget.agreement import join
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import Budget
 from grandrounds.client.worker.service import Resident
+from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.data.tokenisation import EvaluationSet
 from grandrounds.common.errors import ProtocolError
@@ -112,11 +113,13 @@ def work(manifest: Manifest, name: str, state: Path, requests: Connection, reach
         reservations.cancel(manifest.study_id)
         agree()
     worker = Resident(
-        name=name,
-        identity=allowed_study.IDENTITIES[name],
-        manifest=manifest,
-        release=lambda adapter: np.frombuffer(secrets.token_bytes(4 * manifest.dimension), "<u4") % 1000,
-        budget=budget,
+        Worker(
+            name=name,
+            identity=allowed_study.IDENTITIES[name],
+            manifest=manifest,
+            release=lambda adapter: np.frombuffer(secrets.token_bytes(4 * manifest.dimension), "<u4") % 1000,
+            budget=budget,
+        )
     )
     while True:
         request = requests.recv_bytes()

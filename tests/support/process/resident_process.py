@@ -21,6 +21,7 @@ from grandrounds.client.state.site_state import Budget
 from grandrounds.client.worker.listener import serve
 from grandrounds.client.worker.log import log_to
 from grandrounds.client.worker.service import Resident
+from grandrounds.client.worker.worker import Worker
 from grandrounds.client.worker_socket import connect
 from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.protocol.envelope import Envelope
@@ -79,11 +80,13 @@ def run(folder, patience_s, users, up):
         return np.ones(manifest.dimension, "<u4")
 
     resident = Resident(
-        name=SITE,
-        identity=Identity.from_bytes((folder / "key").read_bytes()),
-        manifest=manifest,
-        release=release,
-        budget=budget,
+        Worker(
+            name=SITE,
+            identity=Identity.from_bytes((folder / "key").read_bytes()),
+            manifest=manifest,
+            release=release,
+            budget=budget,
+        ),
         is_paused=(folder / "paused").exists,
     )
     serve(resident, folder / "run" / "worker.sock", users=users, patience_s=patience_s)
