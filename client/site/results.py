@@ -12,7 +12,7 @@ from ...common.system.files import make_folder, rename_folder, write_atomically
 def keep_results(folder: Path, files: Mapping[str, bytes]) -> None:
     """Have the files of a finished study, by their paths, in ``folder``, whatever was there; all of them, or none.
 
-    Only for who holds the site's state. Where they are there, nothing is changed. Raises StorageError.
+    Only for the process that holds the site's state. Where they are there, nothing is changed. Raises StorageError.
     """
     for unfinished in folder.parent.glob(f".{folder.name}-*"):  # of a worker that was killed meanwhile
         shutil.rmtree(unfinished, ignore_errors=True)

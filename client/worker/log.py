@@ -20,7 +20,7 @@ _FIELDS: Final = ("exchange", "attempt", "code")
 
 
 def log_to(path: Path) -> logging.Handler:
-    """Append this program's log to ``path`` from here on; the handler, for who wants to end that. Raises StorageError.
+    """Append this program's log to ``path`` from here on; the handler, to end that by. Raises StorageError.
 
     Only this program's: what other libraries log may quote records. The file may be renamed or cut at any time.
     """

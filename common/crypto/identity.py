@@ -74,7 +74,7 @@ class Identity:
 
     @property
     def secret(self) -> bytes:
-        """The 32 secret bytes, for who keeps the key."""
+        """The 32 secret bytes, for whoever keeps the key."""
         return self._key.private_bytes_raw()
 
     @property

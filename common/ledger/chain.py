@@ -44,7 +44,7 @@ class Entry:
     """One entry: ``line`` is it in RFC 8785 JSON, signed by the server key ``author``; ``hash`` is what the next names.
 
     The signature is over all fields but itself, ``previous`` among them. Whether ``author`` is the study's server is
-    for who replays the ledger to decide (``common/ledger/replay.py``).
+    for whoever replays the ledger to decide (``common/ledger/replay.py``).
     """
 
     type: EntryType

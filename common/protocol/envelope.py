@@ -114,7 +114,7 @@ class Envelope:
 
     @property
     def statement(self) -> "Statement":
-        """Header and signature: proof of who said what, without the payload."""
+        """Header and signature: proof of what its sender said, without the payload."""
         return Statement(header=self.header, signature=self.signature)
 
     def verify(self, public_key: str) -> None:

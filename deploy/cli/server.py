@@ -171,7 +171,7 @@ def _print_status(found: dict[str, Any]) -> None:
             spent = up(found["epsilon_spent"] or 0.0)
             lines.append(("privacy", f"ε {spent} of {up(found['epsilon'])} at δ = {found['delta']:g}"))
             persons = (f"{up(epsilon)} at {sites}" for sites, epsilon in found["epsilon_of_persons"].items())
-            lines.append(("of a patient", f"ε {', '.join(persons)} of the sites, by who has paid so far"))
+            lines.append(("of a patient", f"ε {', '.join(persons)} sites, by the attempts that were paid for so far"))
         if found["perplexity"] is not None:
             lines.append(("perplexity", f"{found['perplexity']:.4g}"))
     if found["last_error"] is not None:

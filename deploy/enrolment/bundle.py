@@ -125,7 +125,7 @@ def shown_key(key: str) -> str:
 
 
 def described(manifest: Manifest) -> dict[str, Any]:
-    """A study in plain words, for who decides about joining it."""
+    """A study in plain words, for whoever decides about joining it."""
     study = manifest.study
     privacy, training = study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"

@@ -1,6 +1,6 @@
 """The server operator's road up to a study's first run: init, enroll, bundle, start. Each may be repeated.
 
-Each returns lines for who called it, the last of which say what comes next.
+Each returns lines for its caller, the last of which say what comes next.
 """
 
 import json
@@ -149,7 +149,7 @@ def register_nodes(folder: ServerFolder) -> None:
 
 
 def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
-    """The id of a node that was enrolled by who did not come to note it: the one that no site has."""
+    """The id of a node that was enrolled by a process that did not come to note it: the one that no site has."""
     strangers = known - {site.node_id for site in folder.sites().values()}
     if len(strangers) != 1:
         raise StudyError(

@@ -177,7 +177,7 @@ def _coarse(count: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFiles:
-    """Each site's file, those of who opted out, and the evaluation file with where it comes from."""
+    """Each site's file, those of patients who opted out, and the evaluation file with where it comes from."""
 
     cohorts: dict[str, Path]
     opted_out: dict[str, Path]

@@ -85,7 +85,7 @@ def simulate(
 
     ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
     since its figures are released without noise. ``opted_out`` names a site's file of patients who are left out.
-    ``settings`` are kept for who goes on with a study that was interrupted (``resume``). ``network`` carries what
+    ``settings`` are kept for going on with a study that was interrupted (``resume``). ``network`` carries what
     server and sites say, and the model computes on ``device``. Raises a GrandRoundsError that says what to do; what was
     written is whole.
 

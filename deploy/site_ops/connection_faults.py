@@ -112,7 +112,7 @@ def _untrusted(error: ssl.SSLCertVerificationError, address: str, proxy: str | N
 
 
 def _shown_certificate(address: str, proxy: str | None) -> str:
-    """What is shown there, in words: nothing is sent to who shows it but a request for a page."""
+    """What is shown there, in words: nothing is sent to whoever shows it but a request for a page."""
     untrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     untrusting.check_hostname, untrusting.verify_mode = False, ssl.CERT_NONE
     try:

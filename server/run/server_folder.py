@@ -120,7 +120,7 @@ class ServerFolder:
 
     @property
     def progress(self) -> ProgressFile:
-        """What happens in the study, for who follows it."""
+        """What happens in the study, for whoever follows it."""
         return ProgressFile(self.path / "progress.jsonl")
 
     def running(self) -> AbstractContextManager[None]:

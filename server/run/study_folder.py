@@ -86,7 +86,7 @@ class StudyFolder:
     def tidy(self) -> None:
         """Remove what a process that was killed had not finished writing. Raises StorageError.
 
-        Only for who holds the sites' locks: no other process writes here then.
+        Only for the process that holds the sites' locks: no other process writes here then.
         """
         try:
             for path in (path for pattern in _UNFINISHED for path in self.path.glob(pattern)):

@@ -156,7 +156,7 @@ class ResidentProcess:
 
     @contextlib.contextmanager
     def holding_its_update(self, attempt):
-        """While the site computes its update for who asked for it; afterwards, what the site answered."""
+        """While the site computes its update for whoever asked for it; afterwards, what the site answered."""
         answers = []
         asking = threading.Thread(target=lambda: answers.append(self.exchange(attempt.messages()[SITE])))
         os.mkfifo(self.folder / "hold")
