@@ -26,16 +26,16 @@ def epsilon(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute epsilon of a schedule by privacy loss distributions, and by Renyi divergence beside it."""
-    from ...common.privacy import accountant
-    from ...common.privacy.events import SampledGaussianRelease, Schedule
+    from ..plan.epsilon import epsilon
 
-    event = SampledGaussianRelease(
-        sampling_probability=sampling_probability,
+    result = epsilon(
         noise_multiplier=noise_multiplier,
+        sampling_probability=sampling_probability,
+        steps=steps,
+        delta=delta,
         trust=trust.value,
         sites_per_patient=sites_per_patient,
     )
-    result = accountant.epsilon(Schedule(event=event, count=steps), delta=delta)
     if as_json:
         figures = {"epsilon": result.epsilon, "epsilon_rdp": result.epsilon_rdp, "accountant": result.accountant}
         typer.echo(json.dumps(figures))

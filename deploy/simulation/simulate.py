@@ -74,7 +74,7 @@ def simulate(
     evaluation: RecordSource,
     sources: Sources = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
-    output: Path | None = None,
+    output: Path | str | None = None,
     settings: Mapping[str, Any] = {},
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
@@ -83,11 +83,25 @@ def simulate(
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
-    ``cohorts`` gives each site's records (rows, or the file that has them); ``evaluation`` must be public or synthetic,
-    since its figures are released without noise. ``opted_out`` names a site's file of patients who are left out.
-    ``settings`` are kept for going on with a study that was interrupted (``resume``). ``network`` carries what
-    server and sites say, and the model computes on ``device``. Raises a GrandRoundsError that says what to do; what was
-    written is whole.
+    Args:
+        study: what is to be run; what it leaves open is filled in.
+        cohorts: each site's records: rows, or the file that has them.
+        evaluation: records on which perplexity is measured. They must be public or synthetic, since these figures are
+            released without noise.
+        sources: what the report says in words of the evaluation set.
+        opted_out: a site's file of patients who are left out.
+        output: a new or empty folder; without one, nothing is kept.
+        settings: kept for going on with a study that was interrupted (``resume``).
+        dropouts: sites that go away in the middle of a round.
+        observe: is told what happens while it happens.
+        network: carries what server and sites say.
+        device: where the model computes.
+
+    Returns:
+        Manifest, report and adapter. With ``output``, ``verify`` recomputes what the report claims.
+
+    Raises:
+        GrandRoundsError: says what was wrong and what to do; what was written is whole.
 
     >>> study = Study.model_validate({
     ...     "model": {"name": "tiny"},
@@ -98,11 +112,11 @@ def simulate(
     ... })
     >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
     >>> result = simulate(study, {"north": notes, "south": notes, "west": notes}, evaluation=notes)
-    >>> round(result.report["epsilon"], 1)
-    4.0
+    >>> result.report["rounds"], round(result.report["epsilon"], 1), result.adapter.dtype.name
+    (1, 4.0, 'float32')
     """
     _check_sites(study, cohorts, dropouts, opted_out)
-    folder = None if output is None else SimulationFolder.create(output)
+    folder = None if output is None else SimulationFolder.create(Path(output))
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
         study = complete_study(study)
     seed = secrets.randbits(63)

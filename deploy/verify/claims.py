@@ -62,12 +62,33 @@ class Verdict:
         return all(finding.status is not Status.DISAGREES for finding in self.findings)
 
 
-def verify(folder: Path, *, manifest_hash: str | None = None) -> Verdict:
-    """Recompute every claim of the study in ``folder``; ``manifest_hash`` is one that somebody else vouches for.
+def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
+    """Recompute every claim of the study in ``folder``, of which nothing is trusted: offline, and without its model.
 
-    Whatever the folder holds, there is a verdict. Raises StorageError where it is no folder that can be read.
+    Args:
+        folder: what a study left, finished or running.
+        manifest_hash: the manifest's SHA-256, as somebody else vouches for it; without one, whose study this is stays
+            open.
+
+    Returns:
+        A finding for every claim, whatever the folder holds; the study ``holds`` where none disagrees.
+
+    Raises:
+        StorageError: it is no folder that can be read.
+
+    >>> import tempfile
+    >>> from grandrounds import Study, simulate
+    >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
+    >>> sites = [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")]
+    >>> study = Study.model_validate({"model": {"name": "tiny"}, "training": {"rounds": 1}, "sites": sites})
+    >>> cohorts = {site.name: notes for site in study.sites}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = simulate(study, cohorts, evaluation=notes, output=folder)
+    ...     verdict = verify(folder, result.manifest.sha256)
+    >>> verdict.holds, {finding.status.value for finding in verdict.findings}
+    (True, {'agrees'})
     """
-    return verdict_on(Case(evidence=read_evidence(folder), manifest_hash=manifest_hash))
+    return verdict_on(Case(evidence=read_evidence(Path(folder)), manifest_hash=manifest_hash))
 
 
 def verdict_on(case: Case) -> Verdict:

@@ -60,9 +60,7 @@ def reference(room: str) -> str:
     return f"# {room}\n\n::: {dotted}\n    options:\n      show_root_heading: false\n      members: false\n{members}"
 
 
-FACE = (
-    f"# {PACKAGE}\n\n::: {PACKAGE}\n    options:\n      show_root_heading: false\n      members: [simulate, Result]\n"
-)
+FACE = f"# {PACKAGE}\n\n::: {PACKAGE}\n    options:\n      show_root_heading: false\n      members: true\n"
 
 
 @event_priority(100)  # before mkdocstrings', which looks for its folder once

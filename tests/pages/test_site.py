@@ -116,4 +116,6 @@ def test_an_example_in_a_docstring_is_code() -> None:
 def test_the_face_s_names_are_found_without_importing_them(site: Path) -> None:
     # `site` has laid the sources out.
     face = griffe.load("grandrounds", search_paths=[str(ROOT / "build" / "docs")], allow_inspection=False)
-    assert {"simulate", "Result"} <= face.members.keys()
+    assert {"Result", "Study", "epsilon", "simulate", "verify"} <= face.members.keys()
+    html = (site / "reference" / "index.html").read_text("utf-8")
+    assert [name for name in face.exports or () if f'id="grandrounds.{name}"' not in html] == []
