@@ -10,6 +10,8 @@ import pytest
 from support.places import ROOT
 
 FOLDERS = ("client", "common", "deploy", "server")
+# Programs to copy from, which import the package by its name, as whoever copies them must. Nothing imports them.
+EXAMPLES = ROOT / "deploy" / "examples"
 # Where each library may be imported; every other one may be imported anywhere.
 ALLOWED = {
     "flwr": ("client/node/", "server/rounds/app.py", "deploy/"),
@@ -20,9 +22,19 @@ ALLOWED = {
         "common/secagg/keys.py",
         "deploy/enrolment/",
     ),
-    "peft": ("common/model/language_model.py", "common/data/tokenisation.py", "deploy/builtin/models.py"),
+    "peft": (
+        "common/model/language_model.py",
+        "common/data/tokenisation.py",
+        "deploy/builtin/models.py",
+        "deploy/examples/use_adapter.py",
+    ),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
-    "transformers": ("common/model/language_model.py", "common/data/tokenisation.py", "deploy/builtin/models.py"),
+    "transformers": (
+        "common/model/language_model.py",
+        "common/data/tokenisation.py",
+        "deploy/builtin/models.py",
+        "deploy/examples/use_adapter.py",
+    ),
 }
 
 
@@ -55,7 +67,18 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 
 
 def test_shipped_code_imports_its_siblings_relatively() -> None:
-    assert [path for path in shipped() if "grandrounds" in imported(path)] == []
+    by_name = [path for path in shipped() if "grandrounds" in imported(path)]
+    assert [path for path in by_name if not path.is_relative_to(EXAMPLES)] == []
+
+
+def test_examples_import_the_package_as_its_users_do() -> None:
+    relative = [
+        path
+        for path in EXAMPLES.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
 
 
 def test_help_loads_no_heavy_library() -> None:

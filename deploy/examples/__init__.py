@@ -1,0 +1,1 @@
+"""Short programs to copy from, which use the package as anyone would; a test runs each of them."""

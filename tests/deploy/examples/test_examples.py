@@ -1,0 +1,98 @@
+"""Every example runs as it stands, and shows what it says."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+
+from grandrounds.deploy.verify.claims import CLAIMS
+
+EXAMPLES = ROOT / "deploy" / "examples"
+SCRIPTS = ("own_data", "read_ledger", "study_in_python", "use_adapter", "write_policy")
+LINES = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a study which has ended."""
+    folder = tmp_path_factory.mktemp("study")
+    run("study_in_python", folder)
+    return folder
+
+
+def run(script: str, *arguments: Path) -> None:
+    """Run a script as ``python script.py ARGUMENTS`` does, but with what other tests have loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+
+
+def test_every_example_is_run_here_and_short() -> None:
+    scripts = {path.stem: path.read_text("utf-8").count("\n") for path in EXAMPLES.glob("[!_]*.py")}
+    assert set(scripts) == set(SCRIPTS)
+    assert max(scripts.values()) <= LINES
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    assert [path.name for path in EXAMPLES.glob("[!_]*.[ip]*") if f"({path.name})" not in page] == []
+
+
+def test_own_data_becomes_a_study(tmp_path: Path) -> None:
+    run("own_data", tmp_path)
+    assert json.loads((tmp_path / "study" / "report.json").read_bytes())["rounds"] == 4
+
+
+def test_a_study_from_python_loses_a_site_and_says_so(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_bytes())
+    assert [(row["round"], row["site"]) for row in report["dropouts"]] == [(2, "west")]
+
+
+def test_the_ledger_tells_who_was_there_and_what_it_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("read_ledger", folder)
+    said = capsys.readouterr().out
+    assert "attempt 2, for round 2: the sum of north, east, south, coast; west was lost at masked-input\n" in said
+    epsilon = json.loads((folder / "report.json").read_bytes())["epsilon"]
+    assert f"5 noisy sums cost each patient at most ε = {epsilon:.3f} at δ = 0.0005\n" in said
+    assert said.endswith("claims: True\n")
+
+
+def test_the_merged_model_computes_what_base_and_adapter_compute(folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from grandrounds.deploy.builtin.models import base_model_folder
+
+    run("use_adapter", folder)
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    base = AutoModelForCausalLM.from_pretrained(base_model_folder("tiny"))
+    tokens = torch.arange(10)[None]
+    with torch.inference_mode():
+        without, here = base(tokens).logits, merged(tokens).logits
+        there = PeftModel.from_pretrained(base, folder / "adapter")(tokens).logits
+    torch.testing.assert_close(here, there)
+    assert not torch.allclose(here, without)
+
+
+def test_a_policy_refuses_a_study_and_then_allows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("write_policy", folder)
+    refused, allowed = capsys.readouterr().out.splitlines()
+    assert "ε = 2.0, and the site allows 0.5" in refused
+    assert allowed == "[]"
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_holds_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = json.loads((EXAMPLES / "walkthrough.ipynb").read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None] == []
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, cell in enumerate(code):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)  # noqa: S102
+    said = capsys.readouterr().out
+    assert "2 [2, 3] ['north', 'south', 'west']" in said, "the attempt that was lost is made up for"
+    assert said.count("agrees  ") == len(CLAIMS)
+    assert "The report is what follows from the ledger: it differs in attempts" in said
