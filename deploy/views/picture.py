@@ -14,11 +14,11 @@ from typing import Final
 from jinja2 import Environment, StrictUndefined
 
 from ...common.errors import StudyError
+from ...common.study.artefacts import REPORT
 from ...server.report.claim import count, up
 from ...server.report.page import number, probability, ticks
 from ...server.report.report import Report
 from ..verify.claims import verify
-from ..verify.evidence import REPORT
 
 # In the picture's own coordinates, which are pixels at its full width.
 WIDTH: Final = 800

@@ -10,7 +10,7 @@ import pytest
 from support.study.verified_study import SmallStudy, ran
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.verify.evidence import REPORT
+from grandrounds.common.study.artefacts import REPORT
 from grandrounds.deploy.views.picture import drawn, render_picture
 from grandrounds.server.report.page import number
 from grandrounds.server.report.report import Report
