@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Hex32, Name
 from ...common.errors import StudyError
-from ...common.privacy.mechanism import Trust
+from ...common.privacy.trust import Trust
 from ...common.schema import Section, read_toml, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import PrivacyUnit

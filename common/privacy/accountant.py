@@ -22,7 +22,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 from ..errors import PrivacyError
 from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
 from .gaussian_mixture import binomial_mixture_pld
-from .mechanism import Trust
+from .trust import Trust
 
 Relation = Literal["add_or_remove_one", "replace_one"]
 

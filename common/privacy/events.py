@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import PrivacyError
-from .mechanism import Trust
+from .trust import Trust
 
 MIN_NOISE_MULTIPLIER: Final = 0.1
 MAX_NOISE_MULTIPLIER: Final = 10_000.0

@@ -4,15 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PrivacyError
 from .rounded_gaussian import MAX_STDDEV, MIN_STDDEV, add_rounded_gaussian
-
-Trust = Literal["distributed", "local"]
+from .trust import Trust
 
 _BLOCK: Final = 1 << 14
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ...common.errors import PrivacyError, StudyError
 from ...common.privacy import accountant
 from ...common.privacy.events import MAX_SITES_PER_PATIENT
-from ...common.privacy.mechanism import Trust, honest_shares
+from ...common.privacy.mechanism import honest_shares
+from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, schedule_of
 from ...common.study.study import Site, Study
