@@ -9,7 +9,7 @@ install_extra = $(BIN)/python -m grandrounds.deploy.wheelhouse.constraints const
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: demo test check docs bench soak upgrade audit install clean
+.PHONY: demo test check docs templates bench soak upgrade audit install clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,10 @@ check: install
 
 docs: install
 	$(BIN)/mkdocs build --strict
+
+# The full example of a study, from what its fields declare.
+templates: install
+	$(BIN)/python -m grandrounds.deploy.simulation.study_toml > deploy/templates/study.full.toml
 
 bench: install
 	$(BIN)/grandrounds bench noise

@@ -1,10 +1,13 @@
-"""What comes in as JSON or TOML: a strict base class, the reader of TOML, and what is said of a wrong field."""
+"""What comes in as JSON or TOML: a strict base class, the reader of TOML, and what is said of its fields."""
 
 import tomllib
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from .errors import StudyError
 
@@ -27,6 +30,52 @@ class Section(BaseModel):
     """A part of a study: frozen; unknown fields and values of another type are refused, for "no" is not false."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Where a command's help has the options of this section; "" is its first panel.
+    panel: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Help:
+    """What is said of a field, on the command line and beside it in a file: declared in its annotation.
+
+    ``unset`` says what follows where a field has no default and is left out; ``example`` is some value of it, as TOML.
+    """
+
+    text: str
+    _: KW_ONLY
+    unset: str = ""
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class Option(Help):
+    """A field that is an option too, under its own name or ``name``, of all commands that take studies or ``only`` one.
+
+    ``panel`` is another than its section's.
+    """
+
+    _: KW_ONLY
+    name: str = ""
+    metavar: str | None = None
+    only: str = ""
+    panel: str | None = None
+
+
+def help_of(field: FieldInfo) -> Help:
+    """What is said of a field that says something."""
+    return next(said for said in field.metadata if isinstance(said, Help))
+
+
+def kind_of(annotation: Any) -> Any:
+    """A field's type without None, and without what is said of it.
+
+    >>> kind_of(Annotated[int | None, "a number"])
+    <class 'int'>
+    """
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    is_wrapped = get_origin(annotation) is Annotated or NoneType in get_args(annotation)
+    return kind_of(kinds[0]) if is_wrapped else annotation
 
 
 def known(value: ValueT | None) -> ValueT:

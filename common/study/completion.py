@@ -8,12 +8,7 @@ from ..privacy.events import SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, validated
 from ..secagg.parameters import default_threshold
-from .study import Study
-
-# Attempts that a schedule holds in reserve for rounds that fail: a fifth.
-ATTEMPTS_PER_ROUND = 1.2
-
-DEFAULT_TARGET_EPSILON = 4.0
+from .study import ATTEMPTS_PER_ROUND, DEFAULT_TARGET_EPSILON, Study
 
 
 def complete_study(study: Study) -> Study:

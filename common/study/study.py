@@ -1,15 +1,15 @@
 """A study: what people write in study.toml, and what follows from it."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, Name
 from ..model.language_model import Lora
 from ..model.optimizers import OptimizerName
-from ..privacy.mechanism import Trust
-from ..schema import Section, Words, read_toml, validated
+from ..privacy.trust import Trust
+from ..schema import Help, Option, Section, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -17,16 +17,34 @@ PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
 Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 
+# What follows where a study leaves it open. Attempts that fail have a reserve: a fifth of the rounds.
+ATTEMPTS_PER_ROUND = 1.2
+DEFAULT_TARGET_EPSILON = 4.0
+
+# Panels of the commands' help, in their order.
+PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", "Training"
+
 
 # Tuples are not strict: TOML and JSON have lists alone. What stands in them is as strict as the rest.
 class ModelSection(Section):
     """The base model and the adapter trained on it."""
 
-    name: str = Field(default="builtin", min_length=1, max_length=512)
-    adapter: Literal["ffa", "lora"] = "ffa"
-    target_modules: tuple[str, ...] = Field(default=("v_proj",), min_length=1, max_length=64, strict=False)
-    rank: int = Field(default=4, ge=1, le=256)
-    alpha: float = Field(default=16.0, gt=0, le=4096)
+    panel: ClassVar[str] = MODEL
+    name: Annotated[
+        str,
+        Option("Folder or hub name of a causal language model; builtin is SmolLM2-135M-Instruct", name="model"),
+        Field(min_length=1, max_length=512),
+    ] = "builtin"
+    adapter: Annotated[
+        Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
+    ] = "ffa"
+    target_modules: Annotated[
+        tuple[str, ...],
+        Option("Layers that get an adapter, by the last part of their name", metavar="NAME,NAME"),
+        Field(min_length=1, max_length=64, strict=False),
+    ] = ("v_proj",)
+    rank: Annotated[int, Option("Rank of the adapter"), Field(ge=1, le=256)] = 4
+    alpha: Annotated[float, Help("The adapter's output is scaled by alpha / rank"), Field(gt=0, le=4096)] = 16.0
 
     @property
     def lora(self) -> Lora:
@@ -37,41 +55,63 @@ class ModelSection(Section):
 class DataSection(Section):
     """How a record becomes one training example, and how many of a unit's records one step may read."""
 
-    max_tokens: int = Field(default=384, ge=8, le=8192)
-    records_per_unit: int = Field(default=1, ge=1, le=64)
-    evaluation: Literal["synthetic", "public"] = "synthetic"
+    panel: ClassVar[str] = MODEL
+    max_tokens: Annotated[int, Option("Tokens read of a record; what is longer is cut, and may be predicted worse"), Field(ge=8, le=8192)] = 384
+    records_per_unit: Annotated[int, Option("Records of a patient read in a step, at random"), Field(ge=1, le=64)] = 1
+    evaluation: Annotated[
+        Literal["synthetic", "public"],
+        Option("What evaluation records are; to be said of your own", name="evaluation-kind"),
+    ] = "synthetic"
 
 
 class PrivacySection(Section):
     """Who is protected, how much, and against whom."""
 
-    unit: PrivacyUnit = "patient"
-    trust: Trust = "distributed"
-    noise: bool = True
-    target_epsilon: float | None = Field(default=None, ge=0.01, le=100)
-    delta: float | None = Field(default=None, gt=0, lt=0.1)
-    noise_multiplier: float | None = Field(default=None, gt=0, le=1000)
-    sampling_probability: Probability = 0.2
-    clipping_norm: float = Field(default=0.5, ge=1e-6, le=1e6)
-    corrupt_sites: int = Field(default=1, ge=1, le=1000)
-    sites_per_patient: int = Field(default=1, ge=1, le=1000)
+    panel: ClassVar[str] = PRIVACY
+    unit: Annotated[
+        PrivacyUnit, Option("Who is protected; record claims nothing of patients", name="privacy-unit")
+    ] = "patient"
+    trust: Annotated[Trust, Option("Sites share the noise, or each adds all of it")] = "distributed"
+    noise: Annotated[bool, Option("Without noise nothing is claimed", name="no-privacy", only="simulate")] = True
+    target_epsilon: Annotated[
+        float | None, Option("ε of the whole study", unset=f"{DEFAULT_TARGET_EPSILON:g}"), Field(ge=0.01, le=100)
+    ] = None
+    delta: Annotated[float | None, Option("Its δ", unset="a tenth of one over all units"), Field(gt=0, lt=0.1)] = None
+    noise_multiplier: Annotated[
+        float | None, Help("Noise over sensitivity; instead of target_epsilon", example="1.2"), Field(gt=0, le=1000)
+    ] = None
+    sampling_probability: Annotated[Probability, Help("Of a unit, in each step; or units_per_step")] = 0.2
+    clipping_norm: Annotated[
+        float, Option("Largest norm of a unit's gradient; choose it from public data"), Field(ge=1e-6, le=1e6)
+    ] = 0.5
+    corrupt_sites: Annotated[int, Option("Corrupt sites tolerated beside the server"), Field(ge=1, le=1000)] = 1
+    sites_per_patient: Annotated[
+        int, Option("Most sites that hold one patient; never checked"), Field(ge=1, le=1000)
+    ] = 1
 
 
 class TrainingSection(Section):
     """The schedule of rounds and the optimisers; all of it public."""
 
-    rounds: int = Field(default=4, ge=1, le=100_000)
-    max_attempts: int | None = Field(default=None, ge=1, le=200_000)
-    evaluations: int = Field(default=1, ge=1, le=1000)
-    optimizer: OptimizerName = "adam"
-    learning_rate: float = Field(default=0.05, gt=0, le=100)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    local_steps: int = Field(default=1, ge=1, le=1000)
-    local_optimizer: OptimizerName = "sgd"
-    local_learning_rate: float = Field(default=1.0, gt=0, le=100)
-    physical_batch: int = Field(default=2, ge=1, le=1024)
-    deadline_s: float = Field(default=600.0, ge=1, le=604_800)
+    panel: ClassVar[str] = TRAINING
+    rounds: Annotated[int, Option("Steps of the shared adapter", panel=""), Field(ge=1, le=100_000)] = 4
+    max_attempts: Annotated[
+        int | None,
+        Option("Attempts that the claim covers", unset=f"{ATTEMPTS_PER_ROUND} × rounds"),
+        Field(ge=1, le=200_000),
+    ] = None
+    evaluations: Annotated[
+        int, Help("Rounds after which the adapter is evaluated: evenly, and after the last"), Field(ge=1, le=1000)
+    ] = 1
+    optimizer: Annotated[OptimizerName, Help("The server's")] = "adam"
+    learning_rate: Annotated[float, Option("Of the server's optimiser"), Field(gt=0, le=100)] = 0.05
+    beta1: Annotated[float, Help("Of adam; also the momentum of momentum"), Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Help("Of adam"), Field(ge=0, lt=1)] = 0.99
+    local_steps: Annotated[int, Option("Steps a site takes in a round, under local trust"), Field(ge=1, le=1000)] = 1
+    local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
+    local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
+    physical_batch: Annotated[int, Option("Records computed at a time, for speed alone"), Field(ge=1, le=1024)] = 2
+    deadline_s: Annotated[float, Help("Of an exchange; who is later has dropped out"), Field(ge=1, le=604_800)] = 600.0
 
     @property
     def evaluated_rounds(self) -> frozenset[int]:
@@ -87,9 +127,12 @@ class TrainingSection(Section):
 class SecaggSection(Section):
     """Secure aggregation: how many sites must answer, and in which integers sums are taken."""
 
-    threshold: int | None = Field(default=None, ge=2, le=1000)
-    modulus_bits: Literal[16, 32] | None = None
-    update_range: float = Field(default=1.0, gt=0, le=1e6)
+    panel: ClassVar[str] = PRIVACY
+    threshold: Annotated[int | None, Option("Sites that must answer", unset="two thirds"), Field(ge=2, le=1000)] = None
+    modulus_bits: Annotated[Literal[16, 32] | None, Help("Of summed integers", unset="32; 16 under local trust")] = None
+    update_range: Annotated[
+        float, Help("Largest change of an entry in a round, under local trust"), Field(gt=0, le=1e6)
+    ] = 1.0
 
 
 class Site(Section):
@@ -99,12 +142,12 @@ class Site(Section):
     themselves, and only for those that are no person's: whoever can guess a record could confirm it by its hash.
     """
 
-    name: Name
-    nominal_units: int = Field(ge=1, le=10**9)
-    records: Words | None = None
-    sensitivity: Sensitivity = "identifiable"
-    residency: Words | None = None
-    sha256: Hex32 | None = None
+    name: Annotated[Name, Help("The site's, here and in every command")]
+    nominal_units: Annotated[int, Help("Public or coarsely rounded; never updated"), Field(ge=1, le=10**9)]
+    records: Annotated[Words | None, Help("What its records are, in its own words", example='"notes"')] = None
+    sensitivity: Annotated[Sensitivity, Help("Of the records")] = "identifiable"
+    residency: Annotated[Words | None, Help("Where they are kept, in its own words", example='"Oslo"')] = None
+    sha256: Annotated[Hex32 | None, Help("Of records that are public or synthetic", example='"0123…"')] = None
 
     @model_validator(mode="after")
     def _reveals_nobody(self) -> Self:
@@ -134,6 +177,13 @@ class Study(Section):
     training: TrainingSection = TrainingSection()
     secagg: SecaggSection = SecaggSection()
     sites: tuple[Site, ...] = Field(min_length=3, max_length=1000, strict=False)
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """The tables of a study by their names, without the roster."""
+        return {
+            name: field.annotation for name, field in cls.model_fields.items() if isinstance(field.annotation, type)
+        }
 
     @property
     def total_nominal_units(self) -> int:

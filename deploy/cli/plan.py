@@ -96,7 +96,7 @@ def plan(
     """
     from rich.console import Console
 
-    from ...common.study.completion import DEFAULT_TARGET_EPSILON
+    from ...common.study.study import DEFAULT_TARGET_EPSILON
     from ...common.system.files import write_atomically
     from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation.config import read_simulation, read_tables
@@ -156,7 +156,8 @@ def plan(
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:
     """The roster: ``SITE=N`` as given, or so many hospitals of one size. Raises StudyError."""
     from ...common.errors import StudyError
-    from ..simulation.config import BUILTIN_UNITS, Simulation
+    from ..simulation.config import BUILTIN_UNITS
+    from ..simulation.settings import Simulation
 
     each = nominal_units or [str(BUILTIN_UNITS)]
     if len(each) == 1 and each[0].isdecimal() and each[0].isascii():

@@ -13,8 +13,9 @@ from ...common.schema import read_toml, validated
 from ...common.study.study import Study
 from ...server.rounds.app import Conversation, carry
 from ...server.run.progress import Observer
-from ..simulation.config import Simulation, chosen_dropouts, prepare_records, read_simulation, units_are_counted
+from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, units_are_counted
 from ..simulation.outages import Outages
+from ..simulation.settings import Simulation
 from ..simulation.simulate import Network, simulate
 from ..views.display import Display
 from .simulated_nodes import AnsweringGrid, listening

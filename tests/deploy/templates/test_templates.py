@@ -9,7 +9,9 @@ import grandrounds.deploy.templates
 from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
 from grandrounds.common.schema import Section
 from grandrounds.common.study.study import Study
-from grandrounds.deploy.simulation.config import Simulation, read_simulation
+from grandrounds.deploy.simulation.config import read_simulation
+from grandrounds.deploy.simulation.settings import Simulation
+from grandrounds.deploy.simulation.study_toml import full_example
 
 TEMPLATES = Path(grandrounds.deploy.templates.__file__).parent
 
@@ -23,6 +25,11 @@ def test_the_full_example_names_every_field_of_a_study() -> None:
     for section in [*sections, Simulation]:
         assert isinstance(section, type) and issubclass(section, Section)
         assert set(section.model_fields) - named - {"data"} == set()
+
+
+def test_the_full_example_is_what_the_fields_declare() -> None:
+    text = (TEMPLATES / "study.full.toml").read_text(encoding="utf-8")
+    assert text == full_example(), "a field was changed: `make templates` writes it"
 
 
 def test_the_full_policy_names_every_field_and_states_the_defaults() -> None:

@@ -1,0 +1,69 @@
+"""The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from ...common.crypto.identity import Name
+from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
+from ...common.schema import Help, Option, Section
+from ...common.study.study import MODEL, TRAINING
+
+MAX_BUILTIN_SITES: Final = 50
+UNITS_PER_STEP: Final = 24
+DEFAULT_DROPOUT: Final = "hospital-2@3"
+NO_DROPOUT: Final = "none"
+
+_Files = dict[Name, Annotated[Path, Field(strict=False)]]
+
+
+class Simulation(Section):
+    """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
+
+    ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
+    site's file of patients whose records are left out; all sites compute on one ``device``.
+    """
+
+    panel: ClassVar[str] = MODEL
+    data: Annotated[
+        _Files,
+        Option("A site and its records (.jsonl .csv .parquet)", only="simulate", example='{ north = "north.jsonl" }'),
+    ] = Field(default_factory=dict)
+    nominal_units: Annotated[
+        dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
+        Option("A site's number of units, public or coarse", unset="counted, to one digit", only="simulate"),
+    ] = Field(default_factory=dict)
+    opted_out: Annotated[
+        _Files, Help("A site's patients who are left out, one identifier a line", example='{ north = "north.txt" }')
+    ] = Field(default_factory=dict)
+    evaluation: Annotated[
+        Path | None,
+        Option("Records to evaluate on: public or synthetic only", only="simulate", example='"evaluation.jsonl"'),
+        Field(strict=False),
+    ] = None
+    builtin_sites: Annotated[
+        int, Option("Built-in hospitals", name="sites", only="simulate", panel=""), Field(ge=3, le=MAX_BUILTIN_SITES)
+    ] = 5
+    units_per_step: Annotated[
+        int | None,
+        Option("Units in a step on average, over all sites", unset=f"{UNITS_PER_STEP}", name="batch", panel=TRAINING),
+        Field(ge=1, le=10**9),
+    ] = None
+    dropouts: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "A site that goes away in the middle of a round; or 'none'",
+            unset=f"{DEFAULT_DROPOUT} without data",
+            name="dropout",
+            metavar="SITE@ROUND",
+            only="simulate",
+            panel="",
+        ),
+        Field(strict=False),
+    ] = None
+    device: Annotated[
+        str,
+        Option("Where the model computes: cpu, cuda, cuda:1", metavar="NAME", only="simulate", panel=TRAINING),
+        Field(pattern=DEVICE_PATTERN),
+    ] = PROCESSORS
