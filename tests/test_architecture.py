@@ -81,11 +81,12 @@ def test_examples_import_the_package_as_its_users_do() -> None:
     assert relative == []
 
 
-def test_help_loads_no_heavy_library() -> None:
+@pytest.mark.parametrize("command", [[], ["simulate"], ["plan"]])
+def test_help_loads_no_heavy_library(command: list[str]) -> None:
     probe = (
         "import sys\n"
         "from grandrounds.deploy.cli.main import main\n"
-        "sys.argv = ['grandrounds', '--help']\n"
+        f"sys.argv = ['grandrounds', *{command}, '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'transformers', 'flwr', 'scipy', 'dp_accounting', 'pyarrow'} & set(sys.modules)))\n"
     )

@@ -1,17 +1,11 @@
 """``grandrounds epsilon``: what a schedule costs, without a study."""
 
 import json
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-
-class TrustOption(StrEnum):
-    """Who is trusted with the noise."""
-
-    DISTRIBUTED = "distributed"
-    LOCAL = "local"
+from ...common.privacy.trust import Trust
 
 
 def epsilon(
@@ -20,9 +14,7 @@ def epsilon(
     steps: Annotated[int, typer.Option(help="Noisy sums that are released.")],
     delta: Annotated[float, typer.Option(help="At most 1/(10 * patients) by default in a study.")],
     sites_per_patient: Annotated[int, typer.Option(help="Most sites at which one patient has records.")] = 1,
-    trust: Annotated[
-        TrustOption, typer.Option(help="Sites share the noise, or each adds all.")
-    ] = TrustOption.DISTRIBUTED,
+    trust: Annotated[Trust, typer.Option(help="Sites share the noise, or each adds all.")] = "distributed",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute epsilon of a schedule by privacy loss distributions, and by Renyi divergence beside it."""
@@ -33,7 +25,7 @@ def epsilon(
         sampling_probability=sampling_probability,
         steps=steps,
         delta=delta,
-        trust=trust.value,
+        trust=trust,
         sites_per_patient=sites_per_patient,
     )
     if as_json:

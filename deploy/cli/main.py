@@ -11,7 +11,8 @@ from ...common.system.processes import QUIET_FLOWER
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
-from .plan import plan
+from .options import StudyCommand
+from .plan import PlanCommand, plan
 from .server import server
 from .simulate import simulate
 from .verify import verify
@@ -31,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(simulate)
-app.command()(plan)
+app.command(cls=StudyCommand)(simulate)
+app.command(cls=PlanCommand)(plan)
 app.command()(epsilon)
 app.command()(verify)
 app.command()(wheelhouse)

@@ -1,100 +1,114 @@
-"""Options that ``simulate`` and ``plan`` share: what a study may be given on the command line."""
+"""Options that are fields: made from what the sections of a study declare of each, for ``simulate`` and ``plan``."""
 
 import re
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
+import click
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from .epsilon import TrustOption
+if TYPE_CHECKING:  # declarations load pydantic and numpy, which `grandrounds --help` does not need
+    from pydantic.fields import FieldInfo
 
-# Panels of the help.
-MODEL = "Data and model"
-PRIVACY = "Privacy"
-TRAINING = "Training"
-
-
-class UnitOption(StrEnum):
-    """What one person's presence means."""
-
-    PATIENT = "patient"
-    RECORD = "record"
-
+    from ...common.schema import Option, Section
 
 ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file; options given beside it win.")]
-ModelOption = Annotated[
-    str | None, typer.Option(help="Folder or hub name of a causal language model.", rich_help_panel=MODEL)
-]
-TargetModulesOption = Annotated[
-    str | None,
-    typer.Option(help="Layers to adapt, by name, comma-separated (default v_proj).", rich_help_panel=MODEL),
-]
-RankOption = Annotated[int | None, typer.Option(help="Rank of the adapter (default 4).", rich_help_panel=MODEL)]
-MaxTokensOption = Annotated[
-    int | None, typer.Option(help="Tokens read of a record (default 384).", rich_help_panel=MODEL)
-]
-RecordsPerUnitOption = Annotated[
-    int | None, typer.Option(help="Records of a patient read in a step (default 1).", rich_help_panel=MODEL)
-]
-TargetEpsilonOption = Annotated[
-    float | None, typer.Option(help="ε of the whole study (default 4).", rich_help_panel=PRIVACY)
-]
-DeltaOption = Annotated[
-    float | None, typer.Option(help="δ (default: a tenth of one over all units).", rich_help_panel=PRIVACY)
-]
-StudyTrustOption = Annotated[
-    TrustOption | None,
-    typer.Option(help="Sites share the noise (default), or each adds all.", rich_help_panel=PRIVACY),
-]
-PrivacyUnitOption = Annotated[
-    UnitOption | None, typer.Option(help="Who is protected (default patient).", rich_help_panel=PRIVACY)
-]
-SitesPerPatientOption = Annotated[
-    int | None, typer.Option(help="Most sites that hold one patient (default 1).", rich_help_panel=PRIVACY)
-]
-CorruptSitesOption = Annotated[
-    int | None,
-    typer.Option(help="Corrupt sites tolerated beside the server (default 1).", rich_help_panel=PRIVACY),
-]
-ThresholdOption = Annotated[
-    int | None, typer.Option(help="Sites that must answer (default two thirds).", rich_help_panel=PRIVACY)
-]
-PhysicalBatchOption = Annotated[
-    int | None, typer.Option(help="Records computed at a time (default 2).", rich_help_panel=TRAINING)
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Where the model computes: cpu (default), cuda, cuda:1.", rich_help_panel=TRAINING
-    ),
-]
-MaxAttemptsOption = Annotated[
-    int | None,
-    typer.Option(help="Attempts that the claim covers (default 1.2 × rounds).", rich_help_panel=TRAINING),
-]
-LocalStepsOption = Annotated[
-    int | None, typer.Option(help="Steps a site takes in a round (local trust).", rich_help_panel=TRAINING)
-]
+# What is given for one site: a number, or a file.
+_NAMED: Mapping[Any, str] = {int: "SITE=N", Path: "NAME=FILE"}
+# Text is taken for all others; of bool, click makes a flag.
+_TYPES: Mapping[Any, Any] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path), bool: None}
 
 
-def listed(names: str | None) -> tuple[str, ...]:
-    """The names of a comma-separated option."""
-    return tuple(name.strip() for name in names.split(",")) if names else ()
+class StudyCommand(TyperCommand):
+    """A command that has, beside its own options, one for each field of a study that is declared as one.
+
+    Its context's ``obj`` has the tables of those that were given. ``proposed`` says, by the name of a field, what the
+    command takes where it is left out, if that is not the field's default (which stands for ``{}``).
+    """
+
+    proposed: ClassVar[Mapping[str, str]] = {}
+
+    @cached_property
+    def _fields(self) -> "list[FieldOption]":
+        from ...common.schema import Option, help_of
+        from ...common.study.study import PANELS, Study
+        from ..simulation.settings import Simulation
+
+        sections: dict[str, type[Section]] = {"simulation": Simulation, **Study.sections()}
+        options = [
+            FieldOption((section, name), field, option, model.panel, self.proposed.get(name, "{}").format(option.unset))
+            for section, model in sections.items()
+            for name, field in model.model_fields.items()
+            if isinstance(option := help_of(field), Option) and option.only in ("", self.name)
+        ]
+        return sorted(options, key=lambda option: ("", *PANELS).index(option.panel))
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The fields' options, then the command's own."""
+        return [*self._fields, *super().get_params(ctx)]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command. Raises StudyError where an option says nothing of a site."""
+        ctx.obj = {}
+        for field in self._fields:
+            section, name = field.place
+            ctx.obj.setdefault(section, {})[name] = field.value(ctx.params.pop(field.key))
+        return super().invoke(ctx)
 
 
-def named_numbers(texts: list[str]) -> dict[str, int]:
-    """``SITE=N`` options as a mapping; raises StudyError."""
+class FieldOption(TyperOption):
+    """The option of the field at ``place``. Ranges are not its own: the field judges what was given."""
+
+    def __init__(self, place: tuple[str, str], field: "FieldInfo", option: "Option", panel: str, unset: str) -> None:
+        from ...common.schema import kind_of
+
+        kind = kind_of(field.annotation)
+        self.place, self.key = place, "_".join(place)
+        self.panel = panel if option.panel is None else option.panel
+        self._is_flag, self._origin = kind is bool, get_origin(kind)
+        self._default = field.get_default(call_default_factory=True)
+        self._value_kind: Any = kind_of(get_args(kind)[1]) if self._origin is dict else None
+        super().__init__(
+            param_decls=[self.key, f"--{option.name or place[1].replace('_', '-')}"],
+            type=click.Choice(get_args(kind)) if self._origin is Literal else _TYPES.get(kind, click.STRING),
+            is_flag=self._is_flag or None,
+            multiple=self._origin in (tuple, dict),
+            metavar=option.metavar or _NAMED.get(self._value_kind),
+            help=f"{option.text}{self._left_out(unset)}.",
+            rich_help_panel=self.panel,
+        )
+
+    def _left_out(self, unset: str) -> str:
+        default = unset or self._default
+        if default in (None, {}) or self._is_flag:
+            return ""
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        return f" (default {shown:g})" if isinstance(shown, float) else f" (default {shown})"
+
+    def value(self, given: Any) -> Any:
+        """What the field is given: a flag turns its default round; None, {} or () if the option was not there."""
+        if self._is_flag:
+            return not self._default if given else None
+        if self._origin is tuple:
+            return tuple(part.strip() for text in given for part in text.split(","))
+        return named(self.opts[0], given, self._value_kind) if self._origin is dict else given
+
+
+def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path]) -> dict[str, Any]:
+    """The values that ``SITE=VALUE`` gives sites, by their names; raises StudyError."""
     from ...common.errors import StudyError
 
-    numbers: dict[str, int] = {}
+    values: dict[str, Any] = {}
     for text in texts:
-        name, _, number = text.partition("=")
-        if not (name and re.fullmatch("[0-9]{1,10}", number)) or name in numbers:
+        name, _, value = text.partition("=")
+        if not (name and value) or name in values or (kind is int and not re.fullmatch("[0-9]{1,10}", value)):
             raise StudyError(
-                f"--nominal-units {text} is not SITE=N, a whole number and a site of its own",
-                why="every site signs its units, and the noise follows from them",
-                fix="write for example --nominal-units north=200",
+                f"{flag} {text} is not {_NAMED[kind]}, once for each site",
+                why="what is said of one site holds for no other",
+                fix=f"write for example {flag} north={'200' if kind is int else 'north.jsonl'}",
             )
-        numbers[name] = int(number)
-    return numbers
+        values[name] = kind(value)
+    return values

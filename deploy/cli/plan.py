@@ -3,36 +3,26 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from .options import (
-    MODEL,
-    PRIVACY,
-    TRAINING,
-    ConfigOption,
-    CorruptSitesOption,
-    DeltaOption,
-    LocalStepsOption,
-    MaxAttemptsOption,
-    MaxTokensOption,
-    ModelOption,
-    PhysicalBatchOption,
-    PrivacyUnitOption,
-    RankOption,
-    RecordsPerUnitOption,
-    SitesPerPatientOption,
-    StudyTrustOption,
-    TargetEpsilonOption,
-    TargetModulesOption,
-    ThresholdOption,
-    listed,
-    named_numbers,
-)
+from .options import ConfigOption, StudyCommand, named
+
+_PANEL = "Data and model"
+
+
+class PlanCommand(StudyCommand):
+    """Proposes of a study what is not given."""
+
+    proposed: ClassVar = {
+        "clipping_norm": "median on public text",
+        "units_per_step": "{}, or as many as the noise needs",
+    }
 
 
 def plan(
+    context: typer.Context,
     config: ConfigOption = None,
     sites: Annotated[int | None, typer.Option(min=3, max=1000, help="Hospitals (default 5).")] = None,
     nominal_units: Annotated[
@@ -50,44 +40,13 @@ def plan(
         typer.Option(
             help="Records of nobody who has to be protected (.jsonl .csv .parquet), for the clipping norm "
             "(default: built-in synthetic patients).",
-            rich_help_panel=MODEL,
+            rich_help_panel=_PANEL,
         ),
     ] = None,
     no_benchmark: Annotated[
         bool,
-        typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=MODEL),
+        typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=_PANEL),
     ] = False,
-    model: ModelOption = None,
-    target_modules: TargetModulesOption = None,
-    rank: RankOption = None,
-    max_tokens: MaxTokensOption = None,
-    records_per_unit: RecordsPerUnitOption = None,
-    target_epsilon: TargetEpsilonOption = None,
-    delta: DeltaOption = None,
-    trust: StudyTrustOption = None,
-    privacy_unit: PrivacyUnitOption = None,
-    sites_per_patient: SitesPerPatientOption = None,
-    corrupt_sites: CorruptSitesOption = None,
-    threshold: ThresholdOption = None,
-    clipping_norm: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest norm of a unit's gradient (default: median on public text).", rich_help_panel=PRIVACY
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Units in a step on average, over all sites (default 24, or as many as the noise needs).",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    physical_batch: PhysicalBatchOption = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Steps of the shared adapter (default 4).", rich_help_panel=TRAINING)
-    ] = None,
-    max_attempts: MaxAttemptsOption = None,
-    local_steps: LocalStepsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan a study: its noise, batch and hours for a target epsilon, and a clipping norm from public text.
@@ -102,30 +61,7 @@ def plan(
     from ..simulation.config import read_simulation, read_tables
     from ..views.plan import print_plan, study_file
 
-    tables = read_tables(
-        config,
-        {
-            "model": {"name": model, "target_modules": listed(target_modules), "rank": rank},
-            "data": {"max_tokens": max_tokens, "records_per_unit": records_per_unit},
-            "privacy": {
-                "unit": privacy_unit and privacy_unit.value,
-                "trust": trust and trust.value,
-                "target_epsilon": target_epsilon,
-                "delta": delta,
-                "clipping_norm": clipping_norm,
-                "corrupt_sites": corrupt_sites,
-                "sites_per_patient": sites_per_patient,
-            },
-            "training": {
-                "rounds": rounds,
-                "max_attempts": max_attempts,
-                "local_steps": local_steps,
-                "physical_batch": physical_batch,
-            },
-            "secagg": {"threshold": threshold},
-            "simulation": {"units_per_step": batch},
-        },
-    )
+    tables = read_tables(config, context.obj)
     if sites is not None or nominal_units:
         tables["sites"] = _sites(sites, nominal_units or [])
     if output is not None:
@@ -163,14 +99,14 @@ def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:
     if len(each) == 1 and each[0].isdecimal() and each[0].isascii():
         number = sites or Simulation().builtin_sites
         return [{"name": f"hospital-{i}", "nominal_units": int(each[0])} for i in range(1, number + 1)]
-    named = named_numbers(each)
-    if sites not in (None, len(named)):
+    roster = named("--nominal-units", each, int)
+    if sites not in (None, len(roster)):
         raise StudyError(
-            f"--sites {sites}, but nominal units of {len(named)} sites",
+            f"--sites {sites}, but nominal units of {len(roster)} sites",
             why="the noise follows from both",
             fix="leave --sites out, or give one number for all sites",
         )
-    return [{"name": name, "nominal_units": units} for name, units in named.items()]
+    return [{"name": name, "nominal_units": units} for name, units in roster.items()]
 
 
 def _require_free(output: Path) -> None:
