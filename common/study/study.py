@@ -56,7 +56,9 @@ class DataSection(Section):
     """How a record becomes one training example, and how many of a unit's records one step may read."""
 
     panel: ClassVar[str] = MODEL
-    max_tokens: Annotated[int, Option("Tokens read of a record; what is longer is cut, and may be predicted worse"), Field(ge=8, le=8192)] = 384
+    max_tokens: Annotated[
+        int, Option("Tokens read of a record; what is longer is cut, and may be predicted worse"), Field(ge=8, le=8192)
+    ] = 384
     records_per_unit: Annotated[int, Option("Records of a patient read in a step, at random"), Field(ge=1, le=64)] = 1
     evaluation: Annotated[
         Literal["synthetic", "public"],
@@ -68,9 +70,9 @@ class PrivacySection(Section):
     """Who is protected, how much, and against whom."""
 
     panel: ClassVar[str] = PRIVACY
-    unit: Annotated[
-        PrivacyUnit, Option("Who is protected; record claims nothing of patients", name="privacy-unit")
-    ] = "patient"
+    unit: Annotated[PrivacyUnit, Option("Who is protected; record claims nothing of patients", name="privacy-unit")] = (
+        "patient"
+    )
     trust: Annotated[Trust, Option("Sites share the noise, or each adds all of it")] = "distributed"
     noise: Annotated[bool, Option("Without noise nothing is claimed", name="no-privacy", only="simulate")] = True
     target_epsilon: Annotated[

@@ -3,7 +3,7 @@
 from ...common.privacy import accountant
 from ...common.privacy.accountant import Epsilon
 from ...common.privacy.events import SampledGaussianRelease, Schedule
-from ...common.privacy.mechanism import Trust
+from ...common.privacy.trust import Trust
 
 
 def epsilon(

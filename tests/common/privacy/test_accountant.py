@@ -12,7 +12,7 @@ from support.study.closed_form import gaussian_epsilon, noise_sum_slack
 from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.accountant import Epsilon, calibrate_noise_multiplier, epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 
 KNOWN = json.loads((VECTORS / "accountant.json").read_text())
 CASES = KNOWN["cases"]

@@ -21,7 +21,7 @@ from grandrounds.common.privacy import composition, dominating_pair
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.privacy.composition import composed_epsilon, recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 
 Case = tuple[float, float, int]  # q, z, steps
 FINE = 1e-6

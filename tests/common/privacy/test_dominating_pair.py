@@ -8,7 +8,7 @@ from scipy.stats import binom, norm
 
 from grandrounds.common.privacy.dominating_pair import DiscreteLoss, DominatingPair
 from grandrounds.common.privacy.events import SampledGaussianRelease
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 
 
 def _pair(q: float, z: float, m: int = 1, trust: Trust = "distributed") -> DominatingPair:

@@ -17,7 +17,7 @@ from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.composition import recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.filters import _Loss, rdp_budget, rdp_cost
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 
 
 def _schedule(q: float, z: float, count: int = 1, trust: Trust = "local", m: int = 1) -> Schedule:

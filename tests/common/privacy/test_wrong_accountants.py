@@ -22,7 +22,7 @@ from grandrounds.common.privacy import accountant
 from grandrounds.common.privacy.composition import composed_epsilon, recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.filters import rdp_budget, rdp_cost
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 from grandrounds.server.rounds.accountant import CentralAccountant
 
 Accountant = Callable[[Schedule, float], float]  # the epsilon at a delta

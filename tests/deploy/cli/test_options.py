@@ -13,7 +13,7 @@ import pytest
 import typer
 from pydantic import Field
 
-from grandrounds.common.schema import Help, Option, help_of
+from grandrounds.common.schema import Help, Option, Section, help_of
 from grandrounds.common.study.study import DataSection, Study
 from grandrounds.deploy.cli.main import app, main
 from grandrounds.deploy.cli.plan import PlanCommand
@@ -80,10 +80,13 @@ def options(command: str) -> dict[str, click.Option]:
     return dict(found)
 
 
+SECTIONS: tuple[type[Section], ...] = (Simulation, *Study.sections().values())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_declared_as_an_option_is_one_of_both_commands_with_its_default(command: str) -> None:
     offered, declared = options(command), 0
-    for section in (Simulation, *Study.sections().values()):
+    for section in SECTIONS:
         for name, field in section.model_fields.items():
             option = help_of(field)
             if isinstance(option, Option) and option.only in ("", command):
@@ -97,7 +100,7 @@ def test_every_field_declared_as_an_option_is_one_of_both_commands_with_its_defa
 
 
 def test_help_of_every_field_is_there() -> None:
-    for section in (Simulation, *Study.sections().values()):
+    for section in SECTIONS:
         assert all(help_of(field).text for field in section.model_fields.values())
 
 

@@ -13,7 +13,7 @@ from support.study.closed_form import gaussian_epsilon
 from grandrounds.common.errors import PrivacyError, ScheduleExhaustedError
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
-from grandrounds.common.privacy.mechanism import Trust
+from grandrounds.common.privacy.trust import Trust
 from grandrounds.server.rounds.accountant import CentralAccountant
 
 EVENT = SampledGaussianRelease(sampling_probability=0.4, noise_multiplier=2.0, trust="local")
