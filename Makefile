@@ -8,6 +8,8 @@ install_extra = $(BIN)/python -m grandrounds.deploy.wheelhouse.constraints const
 # Flower's telemetry and update checks stay off.
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+# Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check docs templates bench soak upgrade audit install clean
 
