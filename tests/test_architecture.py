@@ -1,6 +1,7 @@
 """The shape that ARCHITECTURE.md promises: which folder may import which, and where a library may be used."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections import Counter
@@ -42,6 +43,7 @@ def shipped() -> list[Path]:
     return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """The top-level names of every absolute import in a file, at any depth."""
     names = set()
