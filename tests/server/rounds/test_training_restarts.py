@@ -45,11 +45,17 @@ def losing_two(*attempts):
     )
 
 
+@pytest.fixture(scope="module")
+def through():
+    """One that went through."""
+    run = resumable()
+    run.open_training()
+    exchanges(run, 99)
+    return run
+
+
 @pytest.mark.parametrize("done", range(ROUNDS * EXCHANGES_OF_A_ROUND + 1))
-def test_a_training_whose_server_died_between_two_exchanges_ends_as_one_that_went_through(done):
-    through = resumable()
-    through.open_training()
-    exchanges(through, 99)
+def test_a_training_whose_server_died_between_two_exchanges_ends_as_one_that_went_through(done, through):
     run = resumable()
     run.open_training()
     exchanges(run, done)
