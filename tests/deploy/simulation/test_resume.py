@@ -34,7 +34,7 @@ from grandrounds.server.report.report import render_json
 from grandrounds.server.rounds.closing import Closing
 from grandrounds.server.run.study_folder import StudyFolder
 
-KILLS = 15
+KILLS = 8
 PRIVATE = "server/private.json"
 CLOSING = "Enough sites signed the end of the ledger"
 
