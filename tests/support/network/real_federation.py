@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from grandrounds.common.study.artefacts import LEDGER
+from grandrounds.common.system.ports import listens
 from grandrounds.common.system.processes import PROGRAM, Process, environment
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
 from support.ledger.left_on_disk import Left
@@ -22,6 +23,16 @@ class RealFederation(LoopbackFederation):
     def __init__(self, path: Path, *, rounds: int = 1, max_attempts: int = 3, deadline_s: float = 60.0) -> None:
         super().__init__(path, sites=SITES, rounds=rounds, max_attempts=max_attempts, deadline_s=deadline_s)
         self.server = self.folder.path
+
+    def start(self, *names: str) -> None:
+        """As ``LoopbackFederation``; all of it, sites once the server is open: a node that finds none starts again."""
+        if not names:
+            super().start("server")
+            deadline = time.monotonic() + 300
+            while not listens(("localhost", self.gate)):
+                assert time.monotonic() < deadline, (self.path / "server.log").read_text()
+                time.sleep(0.2)
+        super().start(*(names or self.sites))
 
     def call(self, *arguments: str | Path, fails: bool = False) -> str:
         """What a command prints; it succeeds, or ``fails`` with a diagnosis."""
