@@ -35,7 +35,7 @@ def test_every_sample_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_mutations_of_what_is_valid_are_taken_or_refused(name: str, data: st.DataObject) -> None:
     sample = data.draw(st.sampled_from(TARGETS[name].samples()))
