@@ -34,9 +34,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/grandrounds simulate
 
-# As the files come: by default those of a single test are last, however long it takes, and one process waits for it.
+# As the files come (tests/conftest.py): by default those of a single test are last, however long it takes, and the
+# others wait for it. Three processes on two cores: those whose tests wait for a deployment leave theirs to the others.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

@@ -1,5 +1,16 @@
-"""Tests run in parallel processes: one thread each, set before anything loads torch."""
+"""Tests run in parallel processes: one thread each, set before anything loads torch; what waits for others is first."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Its tests wait for real deployments: beside them others compute, and if they were last, nothing would be left to.
+WAITING = Path(__file__).parent / "end_to_end"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the files that wait to the front."""
+    items.sort(key=lambda item: WAITING not in item.path.parents)
