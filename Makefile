@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs templates bench soak upgrade audit install clean
+.PHONY: demo test check quick docs templates bench soak upgrade audit install clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_doctests.py
+
+# Under a minute when warm: besides the checks, the tests of what starts no process and loads no large model.
+UNITS := tests/common tests/client/budget tests/client/site tests/client/state tests/client/training tests/server/rounds
+quick: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(UNITS)
 
 docs: install
 	$(BIN)/mkdocs build --strict
