@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check quick docs templates bench soak upgrade audit install clean
+.PHONY: demo test check quick coverage docs templates bench soak upgrade audit install clean
 
 install: $(INSTALLED)
 
@@ -50,6 +50,11 @@ check: install
 UNITS := tests/common tests/client/budget tests/client/site tests/client/state tests/client/training tests/server/rounds
 quick: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(UNITS)
+
+# By branch, of the same tests: what only runs in a federation's other processes is not seen here. No figure is a gate.
+coverage: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= $(UNITS)
+	PYTHONPATH=tests $(BIN)/python -m support.coverage_by_room
 
 docs: install
 	$(BIN)/mkdocs build --strict
