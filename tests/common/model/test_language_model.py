@@ -98,7 +98,7 @@ def _records_of_many_lengths():
 def test_perplexity_by_position_is_that_of_each_token_alone(architecture, folder, monkeypatch, tokens_at_a_time):
     bands = ((0, 5), (5, 20), (20, 60), (60, None))
     monkeypatch.setattr("grandrounds.common.model.perplexity.BANDS", bands)
-    monkeypatch.setattr("grandrounds.common.language_model.EVALUATION_TOKENS", tokens_at_a_time)
+    monkeypatch.setattr("grandrounds.common.model.language_model.EVALUATION_TOKENS", tokens_at_a_time)
     model, records = load_tiny(folder, architecture), _records_of_many_lengths()
     of_each = [place for record in records for place in _losses_of_each_token(model, record).items()]
     found = model.perplexity(records, model.get_adapter())
@@ -118,7 +118,7 @@ def test_a_band_in_which_nothing_is_predicted_has_no_perplexity(architecture, fo
 
 @pytest.mark.parametrize("tokens_at_a_time", [2, 16, 1024])
 def test_an_evaluation_holds_the_logits_of_few_tokens_at_a_time(architecture, folder, monkeypatch, tokens_at_a_time):
-    monkeypatch.setattr("grandrounds.common.language_model.EVALUATION_TOKENS", tokens_at_a_time)
+    monkeypatch.setattr("grandrounds.common.model.language_model.EVALUATION_TOKENS", tokens_at_a_time)
     model, seen = load_tiny(folder, architecture), []
     model.module.register_forward_hook(lambda module, given, output: seen.append(math.prod(output.logits.shape[:2])))
     model.perplexity(_records_of_many_lengths(), model.get_adapter())
