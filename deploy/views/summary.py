@@ -95,10 +95,7 @@ def _results(report: Report) -> Table:
             "whole records",
         ),
         *(
-            (
-                f"  {row['tokens']}",
-                f"{number(row['before'])} → {number(row['after'])}{'  worse' if row['worse'] else ''}",
-            )
+            (f"  {row['tokens']}", f"{number(row['before'])} → {number(row['after'])}{_change(row)}")
             for row in report["utility"]["by_position"]
         ),
         ("", report["utility"]["verdict"]),
@@ -116,6 +113,12 @@ def _results(report: Report) -> Table:
             ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
         ]
     )
+
+
+def _change(row: Mapping[str, object]) -> str:
+    if row["worse"]:
+        return "  worse"
+    return "" if row["before"] == row["after"] else "  better"
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> Table:

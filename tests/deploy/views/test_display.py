@@ -299,12 +299,12 @@ def test_the_summary_has_results_times_and_paths(study: Study) -> None:
 
 def test_the_summary_says_where_the_adapter_is_worse_as_plainly_as_where_it_is_better(study: Study) -> None:
     text = " ".join(summary_of(study).split())
-    assert "tokens 0–64 50 → 10 tokens 64–128 114 → 74 tokens" in text
+    assert "tokens 0–64 50 → 10 better tokens 64–128 114 → 74 better tokens" in text
     assert "Better than the base model over whole records, and worse at no position." in text
     harmful = copy(study)
     harmful.report = study.report_of(by_position=HARMFUL)
     text = " ".join(summary_of(harmful).split())
-    assert "tokens 0–64 50 → 10 tokens 64–128 114 → 114 worse tokens 128–256 178 → 178 worse tokens 256" in text
+    assert "tokens 0–64 50 → 10 better tokens 64–128 114 → 114 worse tokens 128–256 178 → 178 worse tokens 256" in text
     assert "WORSE than the base model at tokens 64–128 and at tokens 128–256." in text
 
 

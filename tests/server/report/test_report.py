@@ -137,7 +137,7 @@ def test_a_harmful_adapter_is_called_worse_in_all_three(federation: SmallStudy, 
     assert [row["worse"] for row in harmful["utility"]["by_position"]] == [False, True, True, False]
     page, card = render_html(harmful), render_model_card(harmful)
     assert page.count("<td>worse</td>") == card.count("**worse**") == 2
-    assert page.count("<td>no worse</td>") == card.count("| no worse |") == 2
+    assert page.count("<td>better</td>") == card.count("| better |") == 2
     assert verdict in page and verdict in card
     assert all(
         f"{row['tokens']}" in page and f"| {row['tokens']} |" in card for row in report["utility"]["by_position"]
