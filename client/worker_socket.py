@@ -9,8 +9,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-# Request bytes -> answer bytes, empty where the site stays silent.
-Exchange = Callable[[bytes], bytes]
+# Request bytes -> answer bytes, empty where the site stays silent. Behind it stands a worker, here or at a socket.
+AskWorker = Callable[[bytes], bytes]
 # Before every body, in both directions: what it is, and how many bytes it has.
 HEAD: Final = struct.Struct("<BQ")
 _PIECE_BYTES: Final = 1 << 20
@@ -28,7 +28,7 @@ class Kind(IntEnum):
     HEALTH = 2
 
 
-def connect(path: Path, *, timeout_s: float) -> Exchange:
+def connect(path: Path, *, timeout_s: float) -> AskWorker:
     """The exchange with the worker whose socket is ``path``: a connection of its own for each request.
 
     An answer is due within ``timeout_s`` from when it is asked for; so long a worker that is not up, since it loads
@@ -50,7 +50,7 @@ def connect(path: Path, *, timeout_s: float) -> Exchange:
 
 
 def health(path: Path, *, timeout_s: float = 10.0) -> dict[str, Any]:
-    """How the worker is, as ``Resident.health`` says. Raises OSError where it does not say."""
+    """How the worker is, as ``WorkerService.health`` says. Raises OSError where it does not say."""
     said: dict[str, Any] = json.loads(_ask(path, Kind.HEALTH, b"", time.monotonic() + timeout_s))
     return said
 

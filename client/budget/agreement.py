@@ -11,7 +11,7 @@ from ...common.study.manifest import Manifest
 from .amounts import Amounts
 from .asset import Asset
 from .policy import Policy, check_policy
-from .reservations import Reservations, Statement
+from .reservations import BudgetStatement, Reservations
 
 # Steps in which a divergence is rounded up, so that joining again with another numerical library asks for the same.
 _RDP_STEPS: Final = 10**6
@@ -26,7 +26,7 @@ class Agreement:
     manifest_sha256: str
     max_attempts: int
     cost: Amounts
-    budget: Statement
+    budget: BudgetStatement
 
 
 def join(manifest: Manifest, policy: Policy, *, name: str, reservations: Reservations) -> Agreement:

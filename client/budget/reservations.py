@@ -22,7 +22,7 @@ class Reservation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statement:
+class BudgetStatement:
     """An asset's budget with everything that is reserved in it."""
 
     asset: Asset
@@ -135,7 +135,7 @@ class Reservations:
                     fix="compare the study's id with those that `grandrounds client budget` shows",
                 )
 
-    def statement(self, asset: str) -> Statement:
+    def statement(self, asset: str) -> BudgetStatement:
         """One asset's budget. Raises PrivacyError if it is not registered."""
         for statement in self.statements():
             if statement.asset.name == asset:
@@ -146,14 +146,14 @@ class Reservations:
             fix="state its budget in the site's policy, and join with that",
         )
 
-    def statements(self) -> list[Statement]:
+    def statements(self) -> list[BudgetStatement]:
         """Every asset's budget, in the order of registration. Raises StorageError."""
         reservations = self._reservations()
         assets = self._database.rows(
             "SELECT name, unit, filter, epsilon, delta, rdp, rdp_order FROM assets ORDER BY rowid"
         )
         return [
-            Statement(
+            BudgetStatement(
                 asset=Asset(
                     name=name,
                     unit=unit,
@@ -184,7 +184,7 @@ class Reservations:
         ]
 
 
-def _check_cost(statement: Statement, study: str, cost: Amounts) -> None:
+def _check_cost(statement: BudgetStatement, study: str, cost: Amounts) -> None:
     """Raises PrivacyError unless the asset's filter allows ``cost`` beside what is reserved."""
     asset = statement.asset
     for amount, called in COUNTED[asset.filter].items():

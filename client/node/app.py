@@ -7,12 +7,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ...common.protocol.messages import FIELD, RECORD
+from ..worker_socket import AskWorker
 
-Exchange = Callable[[bytes], bytes]
 _log = logging.getLogger(__name__)
 
 
-def make_app(connect: Callable[[Context], Exchange]) -> ClientApp:
+def make_app(connect: Callable[[Context], AskWorker]) -> ClientApp:
     """A ClientApp whose every message is answered by what ``connect`` returns for its node.
 
     ``connect`` gives the worker's exchange: request bytes → answer bytes, empty for silence. An exception never

@@ -11,7 +11,7 @@ from ...common.errors import StudyError
 from ...common.schema import Section
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
-from .supernode import Unit
+from .supernode import Supernode
 
 _SETTINGS: Final = "node.json"
 
@@ -88,10 +88,10 @@ class NodeFolder:
             ) from error
         return settings.model_copy(update={"socket": self.path.parent / settings.socket})
 
-    def unit(self) -> Unit:
+    def supernode(self) -> Supernode:
         """SuperNode and relay, to be run. Raises StudyError."""
         settings = self.settings()
-        return Unit(
+        return Supernode(
             address=settings.address,
             certificates=self.certificates,
             node_key=self.key,

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
+class Supernode:
     """What a site's machine runs towards the server. Only outbound connections; ``runtime_port`` is on loopback.
 
     ``address`` is the server's (host:port); ``folder`` gets the logs of both. ``app_sha256`` is the pinned archive's.

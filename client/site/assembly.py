@@ -17,50 +17,52 @@ from ...common.system.code_pin import check_code
 from ..budget.agreement import join
 from ..budget.policy import Policy
 from ..budget.reservations import Reservations
-from ..state.site_state import Budget
+from ..state.site_state import SiteState
 from ..training.batch_invariance import independent_batch_size
 from ..training.cohort import Cohort
 from ..training.grad_samples import GradSampler
 from ..training.update import SiteUpdate
-from ..worker.service import Resident
+from ..worker.service import WorkerService
 from ..worker.worker import Worker
-from .folder import Settings, SiteFolder
+from .folder import SiteFolder, SiteSettings
 from .opt_outs import without_opted_out
 from .results import keep_results
 
 _WHY_ADMITTED = "the study's claim holds only at sites that run exactly what its manifest says"
 
 
-def open_site(folder: SiteFolder) -> Resident:
+def open_site(folder: SiteFolder) -> WorkerService:
     """The resident worker of a site's folder: everything is loaded and judged here, before the first message.
 
     Joins the study again, which changes nothing where it was joined, before a record is read. Raises StorageError,
     also where another worker holds the state; StudyError, ModelError, PrivacyError, DataError and LedgerError.
     """
     settings, identity, manifest, policy = folder.settings(), folder.identity(), folder.manifest(), folder.policy()
-    budget = Budget.open(folder.state)
+    state = SiteState.open(folder.state)
     try:
         frozen_adapter = folder.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
-        join(manifest, policy, name=settings.name, reservations=Reservations(budget.database))
-        return Resident(
+        join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
+        return WorkerService(
             Worker(
                 name=settings.name,
                 identity=identity,
                 manifest=manifest,
                 release=open_update(settings, manifest, policy, model=model),
-                budget=budget,
+                state=state,
                 keep=lambda files: keep_results(folder.results(manifest.study_id), files),
             ),
             frozen_bytes=len(frozen_adapter),
             is_paused=lambda: folder.is_paused,
         )
     except BaseException:
-        budget.close()
+        state.close()
         raise
 
 
-def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes) -> LanguageModel:
+def open_model(
+    settings: SiteSettings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes
+) -> LanguageModel:
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
     lora = manifest.study.model.lora
     model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device)  # what it draws is replaced
@@ -70,7 +72,7 @@ def open_model(settings: Settings, manifest: Manifest, *, identity: Identity, fr
     return model
 
 
-def open_update(settings: Settings, manifest: Manifest, policy: Policy, *, model: LanguageModel) -> SiteUpdate:
+def open_update(settings: SiteSettings, manifest: Manifest, policy: Policy, *, model: LanguageModel) -> SiteUpdate:
     """What the site computes from its records, which are read and judged here. Raises DataError and ModelError."""
     records = without_opted_out(read_records(settings.data), policy.data.opted_out)
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)

@@ -26,7 +26,7 @@ RESULTS: Final = "results"
 _LEFT: Final = "left"
 
 
-class Settings(Section):
+class SiteSettings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
     ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``users`` are ids of those
@@ -66,9 +66,9 @@ class SiteFolder:
         """The file that the worker's log goes to."""
         return self.path / "worker.log"
 
-    def settings(self) -> Settings:
+    def settings(self) -> SiteSettings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
-        settings = read_settings(Settings, self.path / SETTINGS, made_by="grandrounds client init")
+        settings = read_settings(SiteSettings, self.path / SETTINGS, made_by="grandrounds client init")
         given = {name: getattr(settings, name) for name in ("data", "held_out", "model", "socket")}
         return settings.model_copy(update={name: self.path / place for name, place in given.items() if place})
 

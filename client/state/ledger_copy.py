@@ -5,12 +5,12 @@ import json
 from ...common.crypto.identity import sha256
 from ...common.errors import LedgerError
 from ...common.ledger.chain import EntryType, broken
-from ...common.ledger.replay import Audit, begin_of
+from ...common.ledger.replay import VerifiedLedger, begin_of
 from ...common.privacy.accountant import epsilon
 from ...common.protocol.messages import Begin, Close, Closed
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
-from .site_state import Budget
+from .site_state import SiteState
 
 
 class SetBackError(LedgerError):
@@ -18,79 +18,81 @@ class SetBackError(LedgerError):
 
 
 class SiteLedger:
-    """The ledger of one study as one site holds it, in its ``Budget``.
+    """The ledger of one study as one site holds it, in its ``SiteState``.
 
-    It only grows, and only by entries that an honest study can have (``Audit``). A server that shows a site another
-    history than before, or leaves something out, is refused here.
+    It only grows, and only by entries that an honest study can have (``VerifiedLedger``). A server that shows a site
+    another history than before, or leaves something out, is refused here.
     """
 
-    def __init__(self, budget: Budget, manifest: Manifest, *, name: str) -> None:
+    def __init__(self, state: SiteState, manifest: Manifest, *, name: str) -> None:
         """Raises StorageError, and LedgerError where what is held is not whole."""
-        self._budget = budget
+        self._state = state
         self._manifest = manifest
         self._name = name
-        self.audit = Audit.of(budget.ledger(manifest.study_id))
+        self.verified = VerifiedLedger.of(state.ledger(manifest.study_id))
 
-    def begun(self, lines: list[bytes], begin: Begin, *, attempt: int) -> Audit:
+    def begun(self, lines: list[bytes], begin: Begin, *, attempt: int) -> VerifiedLedger:
         """The ledger with ``lines``, which end with the attempt that ``begin`` opens; nothing is stored yet.
 
         Raises LedgerError, and SetBackError if the site's own record is older than the ledger.
         """
-        audit = self._continued(lines)
-        last = audit.ledger.last
+        verified = self._continued(lines)
+        last = verified.ledger.last
         if last is None or last.type != EntryType.ATTEMPT_BEGUN or begin_of(last) != begin:
             raise broken("it does not end with the attempt that is to begin")
-        if len(audit.attempts) != attempt:
-            raise broken(f"it counts {len(audit.attempts)} attempts, the server {attempt}")
-        self._check_charges(audit.possible_charges(self._name))
-        return audit
+        if len(verified.attempts) != attempt:
+            raise broken(f"it counts {len(verified.attempts)} attempts, the server {attempt}")
+        self._check_charges(verified.possible_charges(self._name))
+        return verified
 
-    def begin(self, audit: Audit) -> int:
+    def begin(self, verified: VerifiedLedger) -> int:
         """Take the attempt's serial and the ledger up to it, on disk before it returns; the charges paid before it.
 
         Raises StorageError, and PrivacyError where the study was not joined.
         """
-        self._budget.begin(self._manifest.study_id, len(audit.attempts), self._new_lines(audit))
-        self.audit = audit
-        return self._budget.charges(self._manifest.study_id)
+        self._state.begin(self._manifest.study_id, len(verified.attempts), self._new_lines(verified))
+        self.verified = verified
+        return self._state.charges(self._manifest.study_id)
 
-    def closed(self, lines: list[bytes], close: Close, contents: list[bytes]) -> tuple[Audit, dict[str, bytes]]:
+    def closed(
+        self, lines: list[bytes], close: Close, contents: list[bytes]
+    ) -> tuple[VerifiedLedger, dict[str, bytes]]:
         """The ledger with ``lines``, which end with the study's closing, and the files that it names; nothing is kept.
 
         Raises LedgerError unless the ledger is whole and has all that this site paid, and the ``contents`` are those of
         exactly its files, in the order of their names, with a report that claims no less than the site computes. A site
         that has signed may be sent none again, with what the ledger got since.
         """
-        audit = self._continued(lines)
-        closing = audit.closing
-        if audit.closed is None or closing != Closed(**close.model_dump()):
+        verified = self._continued(lines)
+        closing = verified.closing
+        if verified.closed is None or closing != Closed(**close.model_dump()):
             raise broken("it does not end with the study's closing")
-        self._check_charges(range(audit.charges.get(self._name, 0), audit.most_charges(self._name) + 1))
-        if self.audit.closing is not None and not contents:
-            return audit, {}
-        files = dict(zip(sorted(audit.closed.files), contents, strict=False))
-        if len(contents) != len(audit.closed.files) or REPORT not in files:
+        self._check_charges(range(verified.charges.get(self._name, 0), verified.most_charges(self._name) + 1))
+        if self.verified.closing is not None and not contents:
+            return verified, {}
+        files = dict(zip(sorted(verified.closed.files), contents, strict=False))
+        if len(contents) != len(verified.closed.files) or REPORT not in files:
             raise broken("its files are not all there, or others with them")
-        if {name: sha256(content) for name, content in files.items()} != audit.closed.files:
+        if {name: sha256(content) for name, content in files.items()} != verified.closed.files:
             raise broken("a file is another than the one it names")
         self._check_claim(files[REPORT])
-        return audit, files
+        return verified, files
 
-    def close(self, audit: Audit) -> Closed:
+    def close(self, verified: VerifiedLedger) -> Closed:
         """What the site signs: the ledger up to the entry that closed the study, on disk then. Raises StorageError."""
-        assert audit.closing is not None  # noqa: S101 (``closed`` saw to it)
-        self._budget.append(self._manifest.study_id, self._new_lines(audit))
-        self.audit = audit
-        return audit.closing
+        assert verified.closing is not None  # noqa: S101 (``closed`` saw to it)
+        self._state.append(self._manifest.study_id, self._new_lines(verified))
+        self.verified = verified
+        return verified.closing
 
-    def _continued(self, lines: list[bytes]) -> Audit:
-        audit = self.audit.continued(lines)
-        if audit.manifest != self._manifest:
+    def _continued(self, lines: list[bytes]) -> VerifiedLedger:
+        verified = self.verified.continued(lines)
+        if verified.manifest != self._manifest:
             raise broken("its manifest is another than the one that this site signed")
-        return audit
+        return verified
 
     def _check_charges(self, possible: range) -> None:
-        paid = self._budget.charges(self._manifest.study_id)
+        paid = self._state.charges(self._manifest.study_id)
         if paid < possible.start:
             raise SetBackError(
                 f"the ledger has {possible.start} charges of {self._name}, its own record {paid}",
@@ -113,5 +115,5 @@ class SiteLedger:
             if not isinstance(claimed, float) or claimed < own * (1 - 1e-6):
                 raise broken(f"the report claims less than this site computes, ε = {own:.4f}")
 
-    def _new_lines(self, audit: Audit) -> list[bytes]:
-        return audit.ledger.lines(len(self.audit.ledger))
+    def _new_lines(self, verified: VerifiedLedger) -> list[bytes]:
+        return verified.ledger.lines(len(self.verified.ledger))

@@ -13,7 +13,7 @@ from .database import SiteDatabase
 LOCK: Final = "worker.lock"
 
 
-class Budget:
+class SiteState:
     """What a site began, paid for and was told, by study: ``study`` is the manifest's ``study_id``.
 
     Every change is on disk when its method returns (``SiteDatabase``). An attempt begins only where the whole study
@@ -26,7 +26,7 @@ class Budget:
         self._held = held or ExitStack()
 
     @classmethod
-    def open(cls, folder: Path, *, reach: Reach = carry_on) -> "Budget":
+    def open(cls, folder: Path, *, reach: Reach = carry_on) -> "SiteState":
         """The state in ``folder``, for this worker alone until it closes or dies. Raises StorageError."""
         database = SiteDatabase.open(folder, reach=reach)
         try:
@@ -38,7 +38,7 @@ class Budget:
             raise
 
     @classmethod
-    def in_memory(cls) -> "Budget":
+    def in_memory(cls) -> "SiteState":
         """A state that ends with the process: for a federation of which nothing is kept."""
         return cls(SiteDatabase.in_memory())
 

@@ -16,7 +16,8 @@ from ...common.privacy.mechanism import Lattice, Mechanism
 from .grad_samples import GradSampler
 
 Unit = Iterable[Example]
-Draw = Callable[[], Iterable[Unit]]
+# Draws the units of one step, each with its records. At a site: ``cohort.Cohort.draw``.
+DrawUnits = Callable[[], Iterable[Unit]]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class DpSgd:
                 fix="use the model, rank and target modules that the study names",
             )
 
-    def release(self, draw: Draw) -> NDArray[np.int64]:
+    def release(self, draw: DrawUnits) -> NDArray[np.int64]:
         """One fresh draw's noised sum, int64 [d], in lattice units.
 
         A draw that cannot be read to its end gives pure noise. Nothing that happens to data raises.
@@ -67,7 +68,7 @@ class DpSgd:
         return total
 
     def train(
-        self, draw: Draw, *, adapter: Vector, optimizer: Optimizer, steps: int, denominator: float
+        self, draw: DrawUnits, *, adapter: Vector, optimizer: Optimizer, steps: int, denominator: float
     ) -> NDArray[np.float64]:
         """``steps`` local steps from ``adapter``, each a release of its own draw; the adapter's change, float64 [d].
 
@@ -102,7 +103,7 @@ class DpSgd:
             _log.warning("a unit cannot be encoded (%s) and counts as zero", type(error).__name__)
             return np.zeros(self.lattice.dimension, dtype=np.int64)
 
-    def _sum_or_zero(self, draw: Draw) -> NDArray[np.int64]:
+    def _sum_or_zero(self, draw: DrawUnits) -> NDArray[np.int64]:
         try:
             return self.sum_units(draw())
         except Exception as error:

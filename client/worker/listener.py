@@ -16,7 +16,7 @@ from typing import Final
 from ...common.errors import StorageError
 from ...common.system.files import make_folder
 from ..worker_socket import HEAD, Kind
-from .service import Resident
+from .service import WorkerService
 
 # How many requests may lie in memory at once, each as large as the study allows: one in hand, the others waiting.
 _REQUESTS: Final = 4
@@ -26,7 +26,7 @@ _CREDENTIALS: Final = struct.Struct("=iII")  # process, user, group (unix(7), SO
 _log = logging.getLogger(__name__)
 
 
-def serve(resident: Resident, path: Path, *, users: Collection[int] = (), patience_s: float = 30.0) -> None:
+def serve(resident: WorkerService, path: Path, *, users: Collection[int] = (), patience_s: float = 30.0) -> None:
     """Answer at the unix socket ``path`` until SIGTERM or SIGINT; then finish the answer in hand, and close everything.
 
     Users other than this process's own and ``users`` (ids) get no answer. A peer has ``patience_s`` to send its request
@@ -43,7 +43,7 @@ def serve(resident: Resident, path: Path, *, users: Collection[int] = (), patien
 class _Server:
     """Connections, one request each. Only the answering itself has a thread of its own, always the same."""
 
-    def __init__(self, resident: Resident, users: frozenset[int], patience_s: float) -> None:
+    def __init__(self, resident: WorkerService, users: frozenset[int], patience_s: float) -> None:
         self._resident = resident
         self._users = users
         self._patience_s = patience_s

@@ -15,7 +15,7 @@ from .worker import Worker
 _log = logging.getLogger(__name__)
 
 
-class Resident:
+class WorkerService:
     """A site's worker as a process keeps it: it can be paused, says how it is, and nothing that it is sent ends it."""
 
     def __init__(self, worker: Worker, *, frozen_bytes: int = 0, is_paused: Callable[[], bool] = lambda: False) -> None:

@@ -29,11 +29,11 @@ from ...common.protocol.messages import (
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
 from ..state.ledger_copy import SetBackError, SiteLedger
-from ..state.site_state import Budget
+from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
 
-# adapter [d] -> this attempt's update as unsigned integers [d]; never raises.
-Release = Callable[[Vector], NDArray[np.unsignedinteger]]
+# adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update.SiteUpdate``.
+ComputeUpdate = Callable[[Vector], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
 Keep = Callable[[Mapping[str, bytes]], None]
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Worker:
     turns every failure of data into noise, and a message that breaks the protocol is met with silence (empty bytes).
     The texts of errors stay here.
 
-    What it has begun and paid for is in ``budget``, on disk before the answer leaves, and with it the ledger, which a
+    What it has begun and paid for is in ``state``, on disk before the answer leaves, and with it the ledger, which a
     Begin must continue. An attempt's secrets are in memory only: a worker that was started anew answers nothing in an
     attempt that was begun before.
     """
@@ -72,23 +72,23 @@ class Worker:
         name: str,
         identity: Identity,
         manifest: Manifest,
-        release: Release,
-        budget: Budget,
+        release: ComputeUpdate,
+        state: SiteState,
         keep: Keep = lambda files: None,
     ) -> None:
-        """``budget`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
+        """``state`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
         self.name = name
         self.manifest = manifest
         self._identity = identity
         self._parameters = manifest.secagg_parameters
         self._release = release
-        self._budget = budget
+        self._state = state
         self._keep = keep
         self._study = manifest.study_id
-        self._ledger = SiteLedger(budget, manifest, name=name)
-        self._last_attempt = budget.last_attempt(self._study)
+        self._ledger = SiteLedger(state, manifest, name=name)
+        self._last_attempt = state.last_attempt(self._study)
         # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
-        self._charged = budget.is_charged(self._study, self._last_attempt)
+        self._charged = state.is_charged(self._study, self._last_attempt)
         self._attempt: ClientAttempt | None = None
         self._adapter = np.empty(0, dtype=np.float32)
 
@@ -99,7 +99,7 @@ class Worker:
 
     def paid_for(self, attempt: int) -> bool:
         """Whether this site paid for ``attempt``. Raises StorageError."""
-        return self._budget.is_charged(self._study, attempt)
+        return self._state.is_charged(self._study, attempt)
 
     def refuse(self, code: RefusalCode, *, attempt: int) -> bytes:
         """A refusal, whatever the attempt."""
@@ -108,11 +108,11 @@ class Worker:
     @property
     def charges(self) -> int:
         """How many attempts this site has paid for in this study."""
-        return self._budget.charges(self._study)
+        return self._state.charges(self._study)
 
     def close(self) -> None:
         """Give the site's state free for another worker."""
-        self._budget.close()
+        self._state.close()
 
     def handle(self, request: bytes) -> bytes:
         """The answer to one message; empty where the site stays silent."""
@@ -151,10 +151,10 @@ class Worker:
         if sha256(adapter) != begin.adapter_sha256:
             raise _RefusedError(RefusalCode.ADAPTER, envelope)
         with self._refusing(RefusalCode.LEDGER, envelope):
-            audit = self._ledger.begun(lines, begin, attempt=envelope.attempt)
-            charges = self._ledger.begin(audit)
+            verified = self._ledger.begun(lines, begin, attempt=envelope.attempt)
+            charges = self._ledger.begin(verified)
         self._last_attempt, self._charged, self._adapter = envelope.attempt, False, vector
-        peers = self._budget.peer_charges(self._study)
+        peers = self._state.peer_charges(self._study)
         self._attempt = ClientAttempt(
             parameters=self._parameters,
             name=self.name,
@@ -162,7 +162,7 @@ class Worker:
             begin=envelope,
             charge_counter=charges,
             least_charge_counters={
-                site: max(peers.get(site, 0), told) for site, told in (peers | audit.charges).items()
+                site: max(peers.get(site, 0), told) for site, told in (peers | verified.charges).items()
             },
         )
         return self._attempt.advertise()
@@ -183,9 +183,9 @@ class Worker:
         self._attempt, self._charged = None, False
         with self._refusing(RefusalCode.LEDGER, envelope):
             lines, *contents = unpack(envelope.payload) or [b""]
-            audit, files = self._ledger.closed(unpack(lines), close, contents)
+            verified, files = self._ledger.closed(unpack(lines), close, contents)
             self._keep(files)
-            closed = self._ledger.close(audit)
+            closed = self._ledger.close(verified)
         return self._seal(closed, attempt=envelope.attempt)
 
     def _answer(self, envelope: Envelope, request: bytes) -> bytes:
@@ -212,7 +212,7 @@ class Worker:
         """Pay for the attempt; the new charge counter. Nothing was computed from records yet."""
         try:
             with self._refusing(RefusalCode.STORAGE, envelope):
-                charges = self._budget.charge(self._study, envelope.attempt, attempt.peer_charge_counters)
+                charges = self._state.charge(self._study, envelope.attempt, attempt.peer_charge_counters)
         except _RefusedError:
             self._attempt = None
             raise

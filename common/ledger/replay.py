@@ -1,4 +1,4 @@
-"""The audit: replays a ledger entry by entry, and stops at the first that an honest study could not contain.
+"""Replays a ledger entry by entry, and stops at the first that an honest study could not contain.
 
 Sites run it before they answer a Begin, the server before it writes, and ``grandrounds verify`` on what is left. It
 needs nothing but the entries: manifests, countersignatures and the sites' own statements are in them.
@@ -66,7 +66,7 @@ class _Counter:
 
 
 @dataclass
-class Audit:
+class VerifiedLedger:
     """What a ledger says, once every entry was checked against those before it.
 
     Attributes:
@@ -93,21 +93,21 @@ class Audit:
 
     @classmethod
     def of(cls, lines: Sequence[bytes]) -> Self:
-        """The audit of a whole ledger; raises LedgerError at the first entry that cannot be."""
-        audit = cls()
-        for entry in audit.ledger.continuation(lines):
-            audit.take(entry)
-        return audit
+        """A whole ledger, replayed; raises LedgerError at the first entry that cannot be."""
+        verified = cls()
+        for entry in verified.ledger.continuation(lines):
+            verified.take(entry)
+        return verified
 
     def continued(self, lines: Sequence[bytes]) -> Self:
-        """This audit with what ``lines`` add, as a new one; raises LedgerError and leaves this one as it is."""
-        audit = copy.copy(self)
+        """This ledger with what ``lines`` add, as a new one; raises LedgerError and leaves this one as it is."""
+        verified = copy.copy(self)
         for container in fields(self):
-            setattr(audit, container.name, copy.copy(getattr(self, container.name)))
-        audit.ledger = Ledger(list(self.ledger))
-        for entry in audit.ledger.continuation(lines):
-            audit.take(entry)
-        return audit
+            setattr(verified, container.name, copy.copy(getattr(self, container.name)))
+        verified.ledger = Ledger(list(self.ledger))
+        for entry in verified.ledger.continuation(lines):
+            verified.take(entry)
+        return verified
 
     @property
     def manifest(self) -> Manifest:
@@ -147,7 +147,7 @@ class Audit:
     def take(self, entry: Entry) -> None:
         """Check an entry that ``Ledger.continuation`` gave, and add it.
 
-        Raises LedgerError; the audit is then to be thrown away.
+        Raises LedgerError; what was replayed is then to be thrown away.
         """
         try:
             over = self.closed is not None and entry.type != EntryType.CLOSING_SIGNATURE
@@ -356,14 +356,14 @@ class Audit:
             raise broken(otherwise)
 
 
-_TAKES: dict[EntryType, Callable[[Audit, Entry], None]] = {
-    EntryType.STUDY: Audit._take_study,
-    EntryType.COUNTERSIGNATURE: Audit._take_countersignature,
-    EntryType.ATTEMPT_BEGUN: Audit._take_attempt_begun,
-    EntryType.ATTEMPT_ENDED: Audit._take_attempt_ended,
-    EntryType.ROUND_CLOSED: Audit._take_round_closed,
-    EntryType.STUDY_CLOSED: Audit._take_study_closed,
-    EntryType.CLOSING_SIGNATURE: Audit._take_closing_signature,
+_TAKES: dict[EntryType, Callable[[VerifiedLedger, Entry], None]] = {
+    EntryType.STUDY: VerifiedLedger._take_study,
+    EntryType.COUNTERSIGNATURE: VerifiedLedger._take_countersignature,
+    EntryType.ATTEMPT_BEGUN: VerifiedLedger._take_attempt_begun,
+    EntryType.ATTEMPT_ENDED: VerifiedLedger._take_attempt_ended,
+    EntryType.ROUND_CLOSED: VerifiedLedger._take_round_closed,
+    EntryType.STUDY_CLOSED: VerifiedLedger._take_study_closed,
+    EntryType.CLOSING_SIGNATURE: VerifiedLedger._take_closing_signature,
 }
 
 

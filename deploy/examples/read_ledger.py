@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from grandrounds import verify
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.deploy.examples.study_in_python import finished
 
 
 def read(folder: Path) -> None:
     """Print what the ledger says; a LedgerError names the first entry that no honest study contains."""
-    audit = Audit.of((folder / "ledger" / "entries.jsonl").read_bytes().splitlines())
-    manifest = audit.manifest
-    print(f"{len(audit.ledger)} entries, whose end {len(audit.closing_signatures)} sites signed")
-    for attempt in audit.attempts:
+    verified = VerifiedLedger.of((folder / "ledger" / "entries.jsonl").read_bytes().splitlines())
+    manifest = verified.manifest
+    print(f"{len(verified.ledger)} entries, whose end {len(verified.closing_signatures)} sites signed")
+    for attempt in verified.attempts:
         released = f"the sum of {', '.join(attempt.survivors)}" if attempt.unmasked else "nothing"
         lost = "".join(f"; {site} was lost at {exchange}" for site, exchange in attempt.dropouts.items())
         print(f"attempt {attempt.attempt}, for round {attempt.round}: {released}{lost}")
@@ -25,7 +25,7 @@ def read(folder: Path) -> None:
         print("no noise, and no privacy")
         return
     # Every attempt counts, whatever became of it; the claim is of all that there may be.
-    begun = replace(manifest.schedule, count=len(audit.attempts) * manifest.study.training.local_steps)
+    begun = replace(manifest.schedule, count=len(verified.attempts) * manifest.study.training.local_steps)
     for schedule in (begun, manifest.schedule):
         cost = epsilon(schedule, delta=manifest.delta)
         print(f"{schedule.count} noisy sums cost each patient at most ε = {cost.epsilon:.3f} at δ = {manifest.delta:g}")

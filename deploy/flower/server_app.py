@@ -19,7 +19,7 @@ from flwr.superlink.grid import InMemoryGrid
 from ...common.data.records import read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import GrandRoundsError, StudyError
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import model_folder_sha256
 from ...common.model.language_model import LanguageModel
@@ -104,8 +104,8 @@ def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mappin
     """
 
     def connected(grid: Grid) -> Mapping[str, int]:
-        audit = run.ledger.audit
-        training = audit.is_in_force(run.manifest) and audit.closed is None
+        verified = run.ledger.verified
+        training = verified.is_in_force(run.manifest) and verified.closed is None
         return _connected(folder, run, grid, at_least=run.manifest.threshold if training else 0)
 
     return connected
@@ -113,7 +113,7 @@ def enough_nodes(folder: ServerFolder, run: StudyRun) -> Callable[[Grid], Mappin
 
 def _wait(folder: ServerFolder, run: StudyRun, grid: Grid) -> None:
     """Until all sites are connected that have to sign, or enough to answer; no longer than an exchange may take."""
-    signed = run.ledger.audit.is_in_force(run.manifest)
+    signed = run.ledger.verified.is_in_force(run.manifest)
     enough = run.manifest.threshold if signed else len(run.manifest.site_keys)
     _connected(folder, run, grid, at_least=enough, longest_s=run.manifest.study.training.deadline_s)
 
@@ -151,8 +151,8 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
     check_code(version=manifest.package_version, sha256=manifest.package_sha256)
     _check_archive(grid, manifest.app_sha256)
     folder.study.tidy()
-    audit = Audit.of(folder.study.ledger_lines())
-    check_ledger_of(manifest, audit)
+    verified = VerifiedLedger.of(folder.study.ledger_lines())
+    check_ledger_of(manifest, verified)
     with phase(observe, "model", manifest.study.model.name):
         base = settings.model or base_model_folder(manifest.study.model.name)
         if model_folder_sha256(base) != manifest.model_sha256:
@@ -169,7 +169,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
     return StudyRun(
         manifest=manifest,
         identity=identity,
-        ledger=LedgerWriter(identity=identity, store=folder.study.append_entry, audit=audit),
+        ledger=LedgerWriter(identity=identity, store=folder.study.append_entry, verified=verified),
         folder=folder.study,
         model=model,
         base=base,

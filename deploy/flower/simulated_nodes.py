@@ -17,7 +17,7 @@ from typing import Final
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
-from ...client.worker_socket import Exchange
+from ...client.worker_socket import AskWorker
 from ...common.errors import StorageError
 
 _SOCKET: Final = "workers.sock"
@@ -25,7 +25,7 @@ _NEXT_S: Final = 0.05  # how long the next node may take to ask, until replies a
 _log = logging.getLogger(__name__)
 
 
-def ask(context: Context) -> Exchange:
+def ask(context: Context) -> AskWorker:
     """The exchange of this node with its site's worker. It raises OSError and EOFError where there is no answer."""
 
     def exchange(request: bytes) -> bytes:
@@ -70,7 +70,7 @@ class AnsweringGrid:
         self,
         grid: Grid,
         place: socket.socket,
-        workers: Mapping[int, Exchange],
+        workers: Mapping[int, AskWorker],
         is_lost: Callable[[int, Message], bool],
     ) -> None:
         """``place`` is where the nodes ask."""

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from flwr.serverapp import Grid
 
-from ...client.worker_socket import Exchange
+from ...client.worker_socket import AskWorker
 from ...common.errors import StudyError
 from ...common.schema import read_toml, validated
 from ...common.study.study import Study
@@ -61,7 +61,7 @@ def _between(grid: Grid, nodes: Mapping[str, int]) -> Network:
     """The network of a simulation whose messages Flower carries to the node of each site and back."""
     sites = {node: site for site, node in nodes.items()}
 
-    def network(conversations: Iterable[Conversation], workers: Mapping[str, Exchange], outages: Outages) -> None:
+    def network(conversations: Iterable[Conversation], workers: Mapping[str, AskWorker], outages: Outages) -> None:
         by_node = {nodes[site]: worker for site, worker in workers.items()}
         with listening(grid.run.run_id) as place:
             answering = AnsweringGrid(grid, place, by_node, lambda node, message: outages.is_lost(sites[node], message))

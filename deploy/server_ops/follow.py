@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ...common.errors import StorageError, StudyError
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.study.artefacts import LEDGER, REPORT
 from ...common.study.manifest import Manifest
 from ...common.system.ports import listens
@@ -95,28 +95,28 @@ def _has_ended(folder: ServerFolder, run_id: int | None, *, since: float) -> boo
 
 def status(folder: ServerFolder) -> dict[str, Any]:
     """Where the study stands, by its ledger; what Flower says of the nodes; and what to do next."""
-    audit = _audit(folder)
+    verified = _audit(folder)
     found: dict[str, Any] = {
         "started": folder.is_serving,
         "running": folder.is_running,
         "sites": _sites(folder, _last_losses(folder)),
-        "signed": sorted(audit.countersigned),
-        "closed": audit.closed is not None,
-        "closing_signatures": sorted(audit.closing_signatures),
+        "signed": sorted(verified.countersigned),
+        "closed": verified.closed is not None,
+        "closing_signatures": sorted(verified.closing_signatures),
         "last_error": _last_error(folder),
-        "next": next_step(folder, audit),
+        "next": next_step(folder, verified),
     }
     if not folder.has_study:
         return found
     manifest = folder.study.manifest()
-    accountant, checkpoint = accountant_of(manifest, audit.attempts), folder.study.checkpoint(manifest)
+    accountant, checkpoint = accountant_of(manifest, verified.attempts), folder.study.checkpoint(manifest)
     claimed = accountant.epsilon_of_schedule
     return {
         **found,
         "study": manifest.study_id,
         "manifest": manifest.sha256,
-        "rounds": [len(audit.rounds), manifest.study.training.rounds],
-        "attempts": [len(audit.attempts), manifest.max_attempts],
+        "rounds": [len(verified.rounds), manifest.study.training.rounds],
+        "attempts": [len(verified.attempts), manifest.max_attempts],
         "epsilon_spent": accountant.epsilon_spent,
         "epsilon": None if claimed is None else claimed.epsilon,
         "delta": manifest.delta,
@@ -131,14 +131,14 @@ def _spent(accountant: CentralAccountant, manifest: Manifest) -> dict[str, float
     return {str(m): found.epsilon for m, found in spent.items() if found is not None}
 
 
-def next_step(folder: ServerFolder, audit: Audit) -> str:
+def next_step(folder: ServerFolder, verified: VerifiedLedger) -> str:
     """The command that brings the study on, or what is waited for."""
     program = "grandrounds server"
     if not folder.sites():
         return f"{program} enroll {folder.path} site.json, for each site"
     if not folder.has_study or not folder.bundle.exists():
         return f"{program} bundle {folder.path}, once every site is enrolled"
-    if audit.closed is not None and audit.closing_signatures >= set(audit.manifest.site_keys):
+    if verified.closed is not None and verified.closing_signatures >= set(verified.manifest.site_keys):
         return f"{program} report {folder.path}"
     if not folder.is_serving:
         return f"{program} start {folder.path}"
@@ -167,11 +167,11 @@ def report(folder: ServerFolder) -> Report:
     return found
 
 
-def _audit(folder: ServerFolder) -> Audit:
+def _audit(folder: ServerFolder) -> VerifiedLedger:
     """The ledger as far as it is whole. It may grow while it is read, so that nothing is mended here."""
     path = folder.study.path / LEDGER
     whole, _, _ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
-    return Audit.of(whole.split(b"\n") if whole else [])
+    return VerifiedLedger.of(whole.split(b"\n") if whole else [])
 
 
 def _sites(folder: ServerFolder, lost: Mapping[str, str]) -> dict[str, dict[str, str | None]]:

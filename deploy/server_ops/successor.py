@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from ...common.errors import StudyError
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.schema import read_toml, validated
 from ...common.secagg.parameters import default_threshold
 from ...common.study.manifest import Manifest
@@ -24,21 +24,21 @@ def fix_successor(folder: ServerFolder) -> Manifest:
     successor may, and StorageError.
     """
     with folder.running():
-        audit, fixed = Audit.of(folder.study.ledger_lines()), folder.study.manifest()
-        if not audit.manifests or not audit.agreed:
+        verified, fixed = VerifiedLedger.of(folder.study.ledger_lines()), folder.study.manifest()
+        if not verified.manifests or not verified.agreed:
             raise StudyError(
                 "the study has not begun: its first manifest is not signed by all sites",
                 why="a successor is signed by t of the sites before it, and the first has none",
                 fix=f"remove {folder.study.path} and study.zip, and have all sites join a new bundle",
             )
-        if audit.closed is not None:
+        if verified.closed is not None:
             raise StudyError(
                 "the study is closed",
                 why="nothing can follow in its ledger",
                 fix="begin another: `grandrounds server init`",
             )
-        following = _successor(folder, audit.manifest)
-        if fixed != audit.manifest and fixed != following:
+        following = _successor(folder, verified.manifest)
+        if fixed != verified.manifest and fixed != following:
             raise StudyError(
                 f"version {fixed.version} of the manifest is fixed already, and is not this",
                 why=_WHY,

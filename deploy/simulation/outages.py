@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import FIELD, RECORD, Begin, Ciphertexts, Consistencies, Survivors
 
@@ -29,9 +29,9 @@ class Outages:
     _rounds: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def since(cls, audit: Audit, dropouts: Sequence[Dropout]) -> "Outages":
-        """Those of a study that has begun the attempts of ``audit``."""
-        return cls(dropouts, {record.attempt: record.round for record in audit.attempts})
+    def since(cls, verified: VerifiedLedger, dropouts: Sequence[Dropout]) -> "Outages":
+        """Those of a study that has begun the attempts of ``verified``."""
+        return cls(dropouts, {record.attempt: record.round for record in verified.attempts})
 
     def is_lost(self, site: str, message: Message) -> bool:
         """Whether ``message`` belongs to the later exchanges of an attempt in which ``site`` drops out."""

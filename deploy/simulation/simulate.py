@@ -14,17 +14,17 @@ from ...client.budget.reservations import Reservations
 from ...client.node.app import make_app as make_client_app
 from ...client.site.assembly import admit, cohort_of, sampler_of
 from ...client.site.opt_outs import without_opted_out
-from ...client.state.site_state import Budget
+from ...client.state.site_state import SiteState
 from ...client.training.cohort import Cohort
 from ...client.training.grad_samples import GradSampler
 from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
-from ...client.worker_socket import Exchange
+from ...client.worker_socket import AskWorker
 from ...common.crypto.identity import Identity
 from ...common.data.records import Record, parse_records, read_records
 from ...common.data.tokenisation import EvaluationSet, Tokenisation
 from ...common.errors import StudyError
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
@@ -46,7 +46,7 @@ from .sites import check_newest, simulated_policy
 # A file, or rows as such a file holds them.
 RecordSource = str | Path | Sequence[Mapping[str, object]]
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
-Network = Callable[[Iterable[Conversation], Mapping[str, Exchange], Outages], None]
+Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Result:
     folder: Path | None
 
 
-def in_process(conversations: Iterable[Conversation], workers: Mapping[str, Exchange], outages: Outages) -> None:
+def in_process(conversations: Iterable[Conversation], workers: Mapping[str, AskWorker], outages: Outages) -> None:
     """A simulation's network: the study's Flower apps, one called by the other over the local grid."""
     client_app = make_client_app(lambda context: workers[str(context.node_config["site"])])
     grid = LocalGrid(dict.fromkeys(workers, client_app), outages.is_lost)
@@ -233,20 +233,20 @@ def _run(
     observe: Observer,
     network: Network,
 ) -> Result:
-    budgets: dict[str, Budget] = {}
+    states: dict[str, SiteState] = {}
     try:
         for site in keys.sites:
-            budgets[site] = Budget.in_memory() if folder is None else Budget.open(folder.site_state(site))
+            states[site] = SiteState.in_memory() if folder is None else SiteState.open(folder.site_state(site))
         if folder is not None:
             folder.tidy()
         ledger = LedgerWriter(
             identity=keys.server,
             store=(lambda line: None) if folder is None else folder.append_entry,
-            audit=Audit() if folder is None else Audit.of(folder.ledger_lines()),
+            verified=VerifiedLedger() if folder is None else VerifiedLedger.of(folder.ledger_lines()),
         )
-        check_newest(ledger, manifest, budgets)
+        check_newest(ledger, manifest, states)
         workers = {
-            site.name: _worker(manifest, site, keys.sites[site.name], prepared, budgets[site.name]).handle
+            site.name: _worker(manifest, site, keys.sites[site.name], prepared, states[site.name]).handle
             for site in manifest.study.sites
         }
         run = StudyRun(
@@ -261,10 +261,10 @@ def _run(
             setting="simulation",
             observe=observe,
         )
-        network(run.conversations(), workers, Outages.since(ledger.audit, dropouts))
+        network(run.conversations(), workers, Outages.since(ledger.verified, dropouts))
     finally:
-        for budget in budgets.values():
-            budget.close()
+        for state in states.values():
+            state.close()
     return Result(
         manifest=manifest,
         report=run.report,
@@ -273,13 +273,13 @@ def _run(
     )
 
 
-def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepared, budget: Budget) -> Worker:
+def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepared, state: SiteState) -> Worker:
     """A site's worker, once the site has checked the study, joined it and paid for it."""
     admit(manifest, name=site.name, identity=identity, model=prepared.model, model_sha256=prepared.model_sha256)
     policy = simulated_policy(manifest, site, opted_out=prepared.opted_out.get(site.name))
-    join(manifest, policy, name=site.name, reservations=Reservations(budget.database))
+    join(manifest, policy, name=site.name, reservations=Reservations(state.database))
     update = SiteUpdate(manifest=manifest, name=site.name, cohort=prepared.cohorts[site.name], sampler=prepared.sampler)
-    return Worker(name=site.name, identity=identity, manifest=manifest, release=update, budget=budget)
+    return Worker(name=site.name, identity=identity, manifest=manifest, release=update, state=state)
 
 
 def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:

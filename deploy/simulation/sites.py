@@ -4,22 +4,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
-from ...client.state.site_state import Budget
+from ...client.state.site_state import SiteState
 from ...common.study.manifest import Manifest
 from ...common.study.study import Site
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.study_run import check_ledger_of, put_back
 
 
-def check_newest(ledger: LedgerWriter, manifest: Manifest, budgets: Mapping[str, Budget]) -> None:
+def check_newest(ledger: LedgerWriter, manifest: Manifest, states: Mapping[str, SiteState]) -> None:
     """Raises StorageError unless the ledger is the manifest's, and has whatever its sites have of it.
 
     They would refuse any other, and each attempt that they refuse is spent.
     """
     lines = ledger.lines()
-    check_ledger_of(manifest, ledger.audit)
-    for site, budget in budgets.items():
-        held = budget.ledger(manifest.study_id)
+    check_ledger_of(manifest, ledger.verified)
+    for site, state in states.items():
+        held = state.ledger(manifest.study_id)
         if lines[: len(held)] != held:
             raise put_back(f"the ledger lacks what {site} has of it")
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
-from ...client.site.folder import Settings, SiteFolder
+from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.training.rehearsal import all_units, with_large_draw
 from ...common.errors import DataError, ModelError, StudyError
 from ...common.model.devices import described, peak_memory_bytes
@@ -58,7 +58,7 @@ def check(folder: SiteFolder) -> list[str]:
     ]
 
 
-def _check_readable(settings: Settings) -> None:
+def _check_readable(settings: SiteSettings) -> None:
     """Before the model is loaded, which may take minutes, and names other causes. Raises DataError and ModelError."""
     try:
         settings.data.open("rb").close()
@@ -80,7 +80,7 @@ def _check_readable(settings: Settings) -> None:
         ) from error
 
 
-def _warnings(folder: SiteFolder, settings: Settings, policy: Policy) -> Iterator[str]:
+def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy) -> Iterator[str]:
     for path in (settings.data, settings.held_out, policy.data.opted_out):
         if path is not None and path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield f"warning: every user of this machine may read {path}; the worker's alone needs to: chmod o-r"

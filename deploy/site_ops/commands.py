@@ -9,9 +9,9 @@ from typing import Final
 from ...client.budget.agreement import Agreement, join
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
-from ...client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, Settings, SiteFolder
+from ...client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
 from ...client.state.database import SiteDatabase
-from ...client.state.site_state import Budget
+from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS
@@ -68,7 +68,7 @@ def init(
     if not (path / SETTINGS).exists():
         base = base_model_folder(model)
         fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
-        validated(Settings, {**fields, "device": device})
+        validated(SiteSettings, {**fields, "device": device})
         text = _SETTINGS.format(
             **{field: json.dumps(value) for field, value in fields.items()},
             worker_user=_stated("worker_user", worker_user),
@@ -170,7 +170,7 @@ def leave(folder: SiteFolder) -> list[str]:
     manifest = folder.manifest()
     study = manifest.study_id
     try:
-        budget = Budget.open(folder.state)
+        budget = SiteState.open(folder.state)
     except StorageError as error:
         raise StudyError(
             f"the study cannot be left: {error.what}",

@@ -8,7 +8,7 @@ from ...client.site.folder import SiteFolder
 from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
-from ...client.state.site_state import Budget
+from ...client.state.site_state import SiteState
 from ...common.data.records import Record, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
@@ -45,11 +45,11 @@ def _ledger_of_closed(folder: SiteFolder, kept: Path) -> bytes:
     """The site's copy of the ledger. Raises StudyError where it has no end, and StorageError where ``kept`` is gone."""
     database = SiteDatabase.open_existing(folder.state)
     try:
-        ledger = b"".join(line + b"\n" for line in Budget(database).ledger(folder.manifest().study_id))
+        ledger = b"".join(line + b"\n" for line in SiteState(database).ledger(folder.manifest().study_id))
     finally:
         database.close()
-    audit = replay(ledger).audit
-    if audit is not None and audit.closed is None:  # one that is not whole is for ``verify`` to explain
+    verified = replay(ledger).verified
+    if verified is not None and verified.closed is None:  # one that is not whole is for ``verify`` to explain
         raise StudyError(
             "the study is not over for this site: its end did not reach it, or could not be kept",
             why="what the study leaves comes with its end, which the site checks, keeps and signs",

@@ -77,7 +77,7 @@ def worker(folder: SiteFolder) -> None:
 
 
 def worker_health(folder: SiteFolder) -> dict[str, Any]:
-    """How the worker that runs is, as ``Resident.health`` says. Raises StudyError."""
+    """How the worker that runs is, as ``WorkerService.health`` says. Raises StudyError."""
     act_as_worker(folder)
     socket = folder.settings().socket
     try:
@@ -97,4 +97,4 @@ def node(folder: SiteFolder, *, stopped: Callable[[], bool]) -> None:
     """
     if os.geteuid() == 0 and (users := SiteUsers.of(folder.settings())) is not None:
         act_as(users.node)
-    folder.node.unit().run(stopped)
+    folder.node.supernode().run(stopped)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...client.site.folder import KEY, RESULTS, Settings, SiteFolder
+from ...client.site.folder import KEY, RESULTS, SiteFolder, SiteSettings
 from ...common.errors import StorageError, StudyError
 from ...common.system.files import make_folder
 from ...common.system.privileges import User, become
@@ -29,7 +29,7 @@ class SiteUsers:
     node: User
 
     @classmethod
-    def of(cls, settings: Settings) -> "SiteUsers | None":
+    def of(cls, settings: SiteSettings) -> "SiteUsers | None":
         """The users that a site's settings name, if they do. Raises StudyError."""
         return cls.named(settings.worker_user, settings.node_user)
 
@@ -54,7 +54,7 @@ def _no_two(worker: str | None, node: str | None, what: str) -> StudyError:
     )
 
 
-def operators_users(settings: Settings) -> SiteUsers | None:
+def operators_users(settings: SiteSettings) -> SiteUsers | None:
     """Both users, for a command that only root can give where they are named. Raises StudyError."""
     users = SiteUsers.of(settings)
     if users is not None and os.geteuid() != 0:

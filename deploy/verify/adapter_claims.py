@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import AdapterLayout, Vector, vector_sha256
 from ...common.study.artefacts import CONFIG, WEIGHTS
 from ...common.study.study import ModelSection
@@ -32,19 +32,19 @@ _WITHOUT_EFFECT: Final = frozenset(
 
 def _trained(case: Case) -> str:
     vector = adapter_vector(case, trained=True)
-    expected, source = _last_adapter(case.audit)
+    expected, source = _last_adapter(case.verified)
     _require_hash(vector, expected)
     return f"{vector.size} numbers, SHA-256 {expected[:16]}…, as {source}"
 
 
 def _frozen(case: Case) -> str:
     vector = adapter_vector(case, trained=False)
-    _require_hash(vector, case.audit.manifest.frozen_adapter_sha256)
+    _require_hash(vector, case.verified.manifest.frozen_adapter_sha256)
     return f"{vector.size} numbers"
 
 
 def _configured(case: Case) -> str:
-    config, model = parse_json(CONFIG, case.result(CONFIG)), case.audit.manifest.study.model
+    config, model = parse_json(CONFIG, case.result(CONFIG)), case.verified.manifest.study.model
     if not isinstance(config, dict):
         raise DisagreesError(f"{CONFIG} is no object")
     targets = config.get("target_modules")
@@ -68,7 +68,7 @@ def _configured(case: Case) -> str:
 
 def adapter_vector(case: Case, *, trained: bool) -> Vector:
     """The adapter's trained numbers, or the others, as one vector (``common/model/adapter``). Raises DisagreesError."""
-    tensors, model = _tensors(case.result(WEIGHTS)), case.audit.manifest.study.model
+    tensors, model = _tensors(case.result(WEIGHTS)), case.verified.manifest.study.model
     _check_tensors(tensors, model)
     suffixes = (_B,) if model.adapter == "ffa" else (_A, _B)
     chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(suffixes) == trained}
@@ -101,11 +101,11 @@ def _check_tensors(tensors: Mapping[str, Vector], model: ModelSection) -> None:
             raise DisagreesError(f"there is an adapter for {layer}, which the study does not name")
 
 
-def _last_adapter(audit: Audit) -> tuple[str, str]:
+def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
     """The hash of the adapter that the study left, and who says so."""
-    if audit.rounds:
-        return audit.rounds[-1].adapter_sha256, f"round {audit.rounds[-1].round} left it"
-    for entry in audit.ledger:
+    if verified.rounds:
+        return verified.rounds[-1].adapter_sha256, f"round {verified.rounds[-1].round} left it"
+    for entry in verified.ledger:
         if entry.type is EntryType.ATTEMPT_BEGUN:
             return entries.AttemptBegun.of(entry).adapter_sha256, "the first attempt began with it"
     raise OpenError("no attempt was begun")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ...common.errors import GrandRoundsError
 from ...common.ledger.chain import broken
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.study.artefacts import LEDGER, REPORT
 from ...server.report.report import Declared, Report, build_report
 from .evidence import Evidence
@@ -35,17 +35,17 @@ class Case:
     manifest_hash: str | None
 
     @property
-    def audit(self) -> Audit:
+    def verified(self) -> VerifiedLedger:
         """The ledger's; raises OpenError where it is not whole, of which its own claim says why."""
-        audit = replay(self.evidence.files.get(LEDGER, b"")).audit
-        if audit is None or not audit.manifests:
+        verified = replay(self.evidence.files.get(LEDGER, b"")).verified
+        if verified is None or not verified.manifests:
             raise OpenError("the ledger is not whole")
-        return audit
+        return verified
 
     def result(self, path: str) -> bytes:
         """A file of a closed study. Raises DisagreesError where it is missing, or there too early."""
         there = path in self.evidence.files or path in self.evidence.faults
-        if self.audit.closed is None:
+        if self.verified.closed is None:
             if there:
                 raise DisagreesError(f"{path} is there, and the ledger says nothing of the study's end")
             raise OpenError(self.still_open)
@@ -62,7 +62,7 @@ class Case:
     @property
     def still_open(self) -> str:
         """Since when the study is open."""
-        return f"the study is not closed: open since attempt {len(self.audit.attempts)}"
+        return f"the study is not closed: open since attempt {len(self.verified.attempts)}"
 
     @property
     def report(self) -> Any:
@@ -73,7 +73,7 @@ class Case:
     def differences(self) -> list[str]:
         """The fields in which report.json is not what the ledger makes of it, by name. Raises as ``report`` does."""
         report = self.report
-        return list(differences(report, build_report(self.audit, Declared.of(report))))
+        return list(differences(report, build_report(self.verified, Declared.of(report))))
 
     @property
     def sound_report(self) -> Report:
@@ -93,27 +93,27 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """A ledger's audit, or why there is none; ``incomplete`` if something stands behind the last whole line."""
+    """A ledger as it was verified, or why it was not; ``incomplete`` if something stands behind the last whole line."""
 
-    audit: Audit | None
+    verified: VerifiedLedger | None
     fault: str
     incomplete: bool
 
 
 @functools.lru_cache(maxsize=1)
 def replay(data: bytes) -> Replayed:
-    """Audit a ledger line by line, so that what is wrong is said of the first bad one."""
+    """Replay a ledger line by line, so that what is wrong is said of the first bad one."""
     *lines, rest = data.split(b"\n")
-    audit = Audit()
+    verified = VerifiedLedger()
     for number, line in enumerate(lines, start=1):
         try:
-            new = audit.ledger.continuation([line])
+            new = verified.ledger.continuation([line])
             if not new:
                 raise broken("it stands there already")
-            audit.take(new[0])
+            verified.take(new[0])
         except GrandRoundsError as error:
-            return Replayed(audit=None, fault=f"line {number}: {error.what}", incomplete=bool(rest))
-    return Replayed(audit=audit, fault="" if lines else "it has no whole line", incomplete=bool(rest))
+            return Replayed(verified=None, fault=f"line {number}: {error.what}", incomplete=bool(rest))
+    return Replayed(verified=verified, fault="" if lines else "it has no whole line", incomplete=bool(rest))
 
 
 def parse_json(path: str, data: bytes) -> Any:

@@ -122,12 +122,12 @@ def _ledger(case: Case) -> str:
         raise DisagreesError(replayed.fault)
     if replayed.incomplete:
         raise DisagreesError(INCOMPLETE)
-    ledger = case.audit.ledger
+    ledger = case.verified.ledger
     return f"{len(ledger)} entries; head {ledger.head}"
 
 
 def _software(case: Case) -> str:
-    manifest, running = case.audit.manifest, running_sha256()
+    manifest, running = case.verified.manifest, running_sha256()
     ran = f"grandrounds {manifest.package_version}, its files' SHA-256 {manifest.package_sha256}"
     if (manifest.package_version, manifest.package_sha256) != (__version__, running):
         this = f"this is {__version__} with {running}"
@@ -136,15 +136,15 @@ def _software(case: Case) -> str:
 
 
 def _manifest(case: Case) -> str:
-    manifest = case.audit.manifest
+    manifest = case.verified.manifest
     if case.read(MANIFEST) != canonical_json(manifest.model_dump(mode="json")):
         raise DisagreesError(f"{MANIFEST} is not the manifest in force, {manifest.sha256}")
     return f"version {manifest.version}, SHA-256 {manifest.sha256}"
 
 
 def _authorship(case: Case) -> str:
-    manifests = {manifest.sha256: manifest.version for manifest in case.audit.manifests}
-    manifest = case.audit.manifest
+    manifests = {manifest.sha256: manifest.version for manifest in case.verified.manifests}
+    manifest = case.verified.manifest
     if case.manifest_hash is None:
         keys = "; ".join(f"{site} {key}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items())
         raise OpenError(
@@ -154,7 +154,7 @@ def _authorship(case: Case) -> str:
     given = case.manifest_hash.strip().lower()
     if given not in manifests:
         raise DisagreesError(f"this study's manifest is {manifest.sha256}")
-    if given != manifest.sha256 and not case.audit.agreed:
+    if given != manifest.sha256 and not case.verified.agreed:
         raise OpenError(
             f"it is version {manifests[given]}, and the sites have not agreed to version {manifest.version}"
         )
@@ -164,23 +164,26 @@ def _authorship(case: Case) -> str:
 
 
 def _countersigned(case: Case) -> str:
-    audit = case.audit
-    signed, everyone = len(audit.countersigned), len(audit.manifest.study.sites)
-    if not audit.agreed:
-        raise OpenError(f"not yet agreed to: {signed} of {everyone} sites have signed version {audit.manifest.version}")
-    later = len(audit.manifests) - 1
+    verified = case.verified
+    signed, everyone = len(verified.countersigned), len(verified.manifest.study.sites)
+    if not verified.agreed:
+        raise OpenError(
+            f"not yet agreed to: {signed} of {everyone} sites have signed version {verified.manifest.version}"
+        )
+    later = len(verified.manifests) - 1
     return f"{signed} of {everyone} sites" + (f"; so were {count(later, 'manifest')} before it" if later else "")
 
 
-# The audit of the ledger refuses an attempt beyond the schedule, a sum that too few sites saw, and a counter that fell:
+# The ledger's replay refuses an attempt beyond the schedule, a sum that too few sites saw, and a counter that fell:
 # a ledger that is whole bears these claims out, and what is left is to say what it has.
 def _attempts(case: Case) -> str:
-    audit = case.audit
-    return f"{len(audit.attempts)} of {audit.manifest.max_attempts} begun; {count(len(audit.rounds), 'round')} closed"
+    verified = case.verified
+    begun = f"{len(verified.attempts)} of {verified.manifest.max_attempts} begun"
+    return f"{begun}; {count(len(verified.rounds), 'round')} closed"
 
 
 def _views(case: Case) -> str:
-    ended = [entries.AttemptEnded.of(entry) for entry in case.audit.ledger if entry.type is EntryType.ATTEMPT_ENDED]
+    ended = [entries.AttemptEnded.of(entry) for entry in case.verified.ledger if entry.type is EntryType.ATTEMPT_ENDED]
     views = [len(attempt.consistencies) for attempt in ended if attempt.unmasked]
     if not views:
         raise OpenError("no attempt was unmasked")
@@ -188,24 +191,24 @@ def _views(case: Case) -> str:
 
 
 def _charges(case: Case) -> str:
-    charges = case.audit.charges
+    charges = case.verified.charges
     if not charges:
         raise OpenError("no site has told its counter")
     return ", ".join(f"{site} {charged}" for site, charged in charges.items())
 
 
 def _epsilon(case: Case) -> str:
-    manifest = case.audit.manifest
+    manifest = case.verified.manifest
     schedule, delta = manifest.schedule, manifest.delta
     if schedule is None:
-        if case.audit.closed is not None and any(epsilon is not None for _, epsilon in _stated(case, sites=1)):
+        if case.verified.closed is not None and any(epsilon is not None for _, epsilon in _stated(case, sites=1)):
             raise DisagreesError("a study without noise claims privacy")
         return NO_PRIVACY
     epsilon = _recomputed(schedule, delta)
     if epsilon > known(manifest.study.privacy.target_epsilon) * (1 + EPSILON_TOLERANCE):
         raise DisagreesError(f"ε = {up(epsilon, 4)}, above the target that the sites signed")
     found = f"ε = {up(epsilon, 4)} at δ = {delta:g}"
-    if case.audit.closed is None:
+    if case.verified.closed is None:
         return f"{found} for the whole schedule; no report claims it yet"
     for sites, stated in _stated(case, sites=schedule.event.sites_per_patient):
         shared = replace(schedule, event=replace(schedule.event, sites_per_patient=sites))
@@ -261,7 +264,7 @@ def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], st
 def _files(case: Case) -> str:
     if case.evidence.strangers:
         raise DisagreesError(f"adapter/ holds what does not belong there: {', '.join(case.evidence.strangers)}")
-    closed = case.audit.closed
+    closed = case.verified.closed
     if closed is None:
         raise OpenError(case.still_open)
     found = {path: sha256(case.read(path)) for path in RESULTS}
@@ -272,16 +275,16 @@ def _files(case: Case) -> str:
 
 
 def _closing(case: Case) -> str:
-    audit = case.audit
-    if audit.closed is None:
+    verified = case.verified
+    if verified.closed is None:
         raise OpenError(case.still_open)
-    signed, threshold = len(audit.closing_signatures), audit.manifest.threshold
+    signed, threshold = len(verified.closing_signatures), verified.manifest.threshold
     if signed < threshold:
         raise OpenError(
             f"the server closed the study, and {signed} sites signed that, of at least {threshold}: "
-            f"open since attempt {len(audit.attempts)}"
+            f"open since attempt {len(verified.attempts)}"
         )
-    return f"{signed} of {len(audit.manifest.study.sites)} sites; {threshold} are enough"
+    return f"{signed} of {len(verified.manifest.study.sites)} sites; {threshold} are enough"
 
 
 CLAIMS: Final = (

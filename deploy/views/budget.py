@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ...client.budget.amounts import TRILLION, Amounts, shown_down, shown_up
 from ...client.budget.asset import COUNTED
-from ...client.budget.reservations import Statement
+from ...client.budget.reservations import BudgetStatement
 
 _CELLS: Final = 32
 # Two fills in turn, so that neighbouring studies can be told apart without colours too.
@@ -50,12 +50,12 @@ class Bar:
     parts: tuple[Part, ...]
 
 
-def bars(statement: Statement) -> list[Bar]:
+def bars(statement: BudgetStatement) -> list[Bar]:
     """A bar for each amount that the asset's filter counts; what is spent is rounded up and what is left down."""
     return [_bar(statement, amount, called) for amount, called in COUNTED[statement.asset.filter].items()]
 
 
-def budget_figures(statements: Sequence[Statement]) -> list[dict[str, Any]]:
+def budget_figures(statements: Sequence[BudgetStatement]) -> list[dict[str, Any]]:
     """The same for machines; the RDP only of assets that count it, and of synthetic records no limit."""
     return [
         {
@@ -79,7 +79,7 @@ def budget_figures(statements: Sequence[Statement]) -> list[dict[str, Any]]:
     ]
 
 
-def print_budget(console: Console, statements: Sequence[Statement]) -> None:
+def print_budget(console: Console, statements: Sequence[BudgetStatement]) -> None:
     """Print each data asset with a bar for what is reserved and a table of the studies."""
     if not statements:
         console.print(EMPTY)
@@ -92,7 +92,7 @@ def print_budget(console: Console, statements: Sequence[Statement]) -> None:
     console.print(f"\n{RESERVED}{'' if len(statements) == 1 else ' ' + DISJOINT}")
 
 
-def render_budget(statements: Sequence[Statement]) -> str:
+def render_budget(statements: Sequence[BudgetStatement]) -> str:
     """One page that loads nothing from elsewhere and runs no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["up"] = shown_up
@@ -104,7 +104,7 @@ def render_budget(statements: Sequence[Statement]) -> str:
     )
 
 
-def _bar(statement: Statement, amount: str, called: str) -> Bar:
+def _bar(statement: BudgetStatement, amount: str, called: str) -> Bar:
     limit = getattr(statement.asset.limit, amount)
     reserved = [getattr(reservation.amounts, amount) for reservation in statement.reservations]
     ends = list(accumulate(reserved, initial=0))
@@ -125,7 +125,7 @@ def _bar(statement: Statement, amount: str, called: str) -> Bar:
     )
 
 
-def _figures(statement: Statement, amounts: Amounts) -> dict[str, float]:
+def _figures(statement: BudgetStatement, amounts: Amounts) -> dict[str, float]:
     figures = {amount: trillionths / TRILLION for amount, trillionths in asdict(amounts).items()}
     return figures if statement.asset.order is not None else {name: figures[name] for name in ("epsilon", "delta")}
 
@@ -150,7 +150,7 @@ def _cell(percent: float) -> int:
     return round(percent * _CELLS / 100)
 
 
-def _studies(statement: Statement) -> Table:
+def _studies(statement: BudgetStatement) -> Table:
     counts_rdp = statement.asset.order is not None
     table = Table(box=None, padding=(0, 3, 0, 0))
     table.add_column("study")

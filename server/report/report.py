@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
-from ...common.ledger.replay import AttemptRecord, Audit
+from ...common.ledger.replay import AttemptRecord, VerifiedLedger
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.study.manifest import Manifest
@@ -68,19 +68,19 @@ class Declared(BaseModel):
             raise broken("the report is not one that this version writes") from error
 
 
-def build_report(audit: Audit, declared: Declared) -> Report:
+def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
     """The report of a study that has ended, from its ledger and what is declared; plain JSON values throughout.
 
     Pure: whoever has the ledger and what was declared gets the same, before the study is closed and after. Every
     figure is computed from the manifest, from releases, or from public or synthetic data. Without noise there is no
     claim, and the figures that would support one are None. Raises LedgerError where the ledger begins with no study.
     """
-    manifest = audit.manifest
+    manifest = verified.manifest
     study = manifest.study
     training = study.training
     figures = privacy_figures(manifest)
-    rounds = _rounds(audit, declared, figures["epsilon"])
-    closed = len(audit.rounds)
+    rounds = _rounds(verified, declared, figures["epsilon"])
+    closed = len(verified.rounds)
     before = finite(declared.perplexity_before)
     after = rounds[closed - 1]["perplexity"] if closed else before
     return {
@@ -98,17 +98,17 @@ def build_report(audit: Audit, declared: Declared) -> Report:
         "trust": study.privacy.trust,
         "rounds": closed,
         "planned_rounds": training.rounds,
-        "attempts": len(audit.attempts),
+        "attempts": len(verified.attempts),
         "max_attempts": manifest.max_attempts,
-        "exhausted": _is_exhausted(audit),
+        "exhausted": _is_exhausted(verified),
         "local_steps": training.local_steps,
         "sites": len(study.sites),
         "sites_per_patient": study.privacy.sites_per_patient,
         "perplexity_before": before,
         "perplexity_after": after,
-        "dropouts": _dropouts(audit.attempts),
-        "never_ended": [{"round": each.round, "attempt": each.attempt} for each in audit.attempts if not each.ended],
-        "charges": audit.charges,
+        "dropouts": _dropouts(verified.attempts),
+        "never_ended": [{"round": each.round, "attempt": each.attempt} for each in verified.attempts if not each.ended],
+        "charges": verified.charges,
         "released": list(claim.released(manifest)),
         "mechanism": _mechanism(manifest),
         "secure_aggregation": {
@@ -116,7 +116,7 @@ def build_report(audit: Audit, declared: Declared) -> Report:
             "corrupt_sites": study.privacy.corrupt_sites,
             "modulus_bits": study.secagg.modulus_bits,
         },
-        "sampler": _sampler(manifest, attempts=len(audit.attempts)),
+        "sampler": _sampler(manifest, attempts=len(verified.attempts)),
         "training": {
             "model": study.model.model_dump(mode="json"),
             "model_sha256": manifest.model_sha256,
@@ -158,9 +158,9 @@ def build_report(audit: Audit, declared: Declared) -> Report:
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
         "signatures": {
             "server": manifest.server_key,
-            "sites": {site: manifest.site_keys[site] for site in sorted(audit.countersigned)},
+            "sites": {site: manifest.site_keys[site] for site in sorted(verified.countersigned)},
         },
-        "ledger": _ledger(audit.ledger),
+        "ledger": _ledger(verified.ledger),
         "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=declared.counted)],
     }
 
@@ -214,21 +214,21 @@ def _dropouts(attempts: Sequence[AttemptRecord]) -> list[Report]:
     ]
 
 
-def _rounds(audit: Audit, declared: Declared, claimed: float | None) -> list[Report]:
+def _rounds(verified: VerifiedLedger, declared: Declared, claimed: float | None) -> list[Report]:
     """Every round that was begun; the last of them may not have been closed, and then has no survivors."""
-    survivors = {closed.round: list(closed.survivors) for closed in audit.rounds}
+    survivors = {closed.round: list(closed.survivors) for closed in verified.rounds}
     attempts: dict[int, list[int]] = {}
-    for attempt in audit.attempts:
+    for attempt in verified.attempts:
         attempts.setdefault(attempt.round, []).append(attempt.attempt)
-    evaluated = set(audit.manifest.study.training.evaluated_rounds)
-    if _is_exhausted(audit):  # what is left is evaluated
-        evaluated |= {len(audit.rounds), len(audit.rounds) + 1}
+    evaluated = set(verified.manifest.study.training.evaluated_rounds)
+    if _is_exhausted(verified):  # what is left is evaluated
+        evaluated |= {len(verified.rounds), len(verified.rounds) + 1}
     return [
         {
             "round": round_,
             "attempts": serials,
             "survivors": survivors.get(round_, []),
-            "epsilon_spent": _spent(audit.manifest, serials[-1], claimed),
+            "epsilon_spent": _spent(verified.manifest, serials[-1], claimed),
             "evaluated": round_ in evaluated,
             "perplexity": finite(declared.perplexities.get(round_)) if round_ in evaluated else None,
         }
@@ -250,10 +250,12 @@ def _epsilon(schedule: Schedule, delta: float) -> float:
     return composed_epsilon([schedule], delta=delta)
 
 
-def _is_exhausted(audit: Audit) -> bool:
+def _is_exhausted(verified: VerifiedLedger) -> bool:
     """Whether the schedule has no attempt left for a round that needs one."""
-    spent = len(audit.attempts) == audit.manifest.max_attempts
-    return spent and len(audit.rounds) < audit.manifest.study.training.rounds and not audit.attempts[-1].unmasked
+    spent = len(verified.attempts) == verified.manifest.max_attempts
+    return (
+        spent and len(verified.rounds) < verified.manifest.study.training.rounds and not verified.attempts[-1].unmasked
+    )
 
 
 def _ledger(ledger: Ledger) -> Report:

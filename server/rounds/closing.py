@@ -37,9 +37,9 @@ class Closing:
         self._ledger = ledger
         self._contents = [files[name] for name in sorted(files)]
         self._held = dict(held or {})
-        if ledger.audit.closed is None:
+        if ledger.verified.closed is None:
             hashes = {name: sha256(content) for name, content in files.items()}
-            ledger.append(entries.StudyClosed(charges=ledger.audit.charges, files=hashes))
+            ledger.append(entries.StudyClosed(charges=ledger.verified.charges, files=hashes))
         self._asked = not self._unsigned  # whether every site was, in this exchange or long before
         self._untold = False  # whether there are signatures that no site was told
 
@@ -51,26 +51,26 @@ class Closing:
     @property
     def deadline_s(self) -> float:
         """How long the sites may take."""
-        return self._ledger.audit.manifest.study.training.deadline_s
+        return self._ledger.verified.manifest.study.training.deadline_s
 
     def messages(self) -> dict[str, bytes]:
         """Close, to every site that has not signed; or, once all were asked, without files to those that have."""
-        audit = self._ledger.audit
+        verified = self._ledger.verified
         if self.finished:
             return {}
-        closing = audit.closing
+        closing = verified.closing
         assert closing is not None  # noqa: S101 (the constructor closed the study)
         if self._asked:
-            starts = dict.fromkeys(sorted(audit.closing_signatures), closing.ledger_length)
+            starts = dict.fromkeys(sorted(verified.closing_signatures), closing.ledger_length)
             contents = []
         else:
             starts, contents = {site: self._held.get(site, 0) for site in self._unsigned}, self._contents
         sealed = {
             start: seal_message(
-                audit.manifest.secagg_parameters,
+                verified.manifest.secagg_parameters,
                 self._identity,
                 Close(**closing.model_dump()),
-                attempt=len(audit.attempts),
+                attempt=len(verified.attempts),
                 sender=SERVER,
                 payload=pack([pack([*self._ledger.lines(start)]), *contents]),
             ).to_bytes()
@@ -96,5 +96,5 @@ class Closing:
 
     @property
     def _unsigned(self) -> list[str]:
-        audit = self._ledger.audit
-        return [site for site in audit.manifest.secagg_parameters.names if site not in audit.closing_signatures]
+        verified = self._ledger.verified
+        return [site for site in verified.manifest.secagg_parameters.names if site not in verified.closing_signatures]

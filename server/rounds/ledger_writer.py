@@ -6,31 +6,31 @@ from dataclasses import dataclass, field
 from ...common.crypto.identity import Identity
 from ...common.ledger.chain import Entry
 from ...common.ledger.entries import Body
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 
 
 @dataclass(kw_only=True)
 class LedgerWriter:
-    """Chains, signs and stores entries. What an audit would refuse is not written.
+    """Chains, signs and stores entries. What a replay would refuse is not written.
 
     ``store`` has an entry on disk when it returns, and raises StorageError if it cannot.
     """
 
     identity: Identity
     store: Callable[[bytes], None]
-    audit: Audit = field(default_factory=Audit)
+    verified: VerifiedLedger = field(default_factory=VerifiedLedger)
 
     def append(self, body: Body) -> Entry:
         """Write an entry, which is on disk when this returns. Raises LedgerError and StorageError."""
-        ledger = self.audit.ledger
+        ledger = self.verified.ledger
         entry = Entry.seal(
             self.identity, entry_type=body.type, body=body.fields, sequence=len(ledger), previous=ledger.head
         )
-        audit = self.audit.continued([entry.line])
+        verified = self.verified.continued([entry.line])
         self.store(entry.line)
-        self.audit = audit
+        self.verified = verified
         return entry
 
     def lines(self, start: int = 0) -> Sequence[bytes]:
         """The entries from ``start`` on."""
-        return self.audit.ledger.lines(start)
+        return self.verified.ledger.lines(start)

@@ -88,7 +88,7 @@ class Round:
             begin=begin,
             attempt=self.accountant.attempts_committed,
             payloads={site: lacking[self.held.get(site, 0)] for site in begin.invited},
-            possible_charges={site: self.ledger.audit.possible_charges(site) for site in begin.invited},
+            possible_charges={site: self.ledger.verified.possible_charges(site) for site in begin.invited},
         )
 
     def messages(self) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ class Round:
         lost = {site: attempt.reasons[site] for site, at in attempt.dropouts.items() if at == exchange}
         if exchange == Advert.exchange:
             # Who advertised has the ledger up to this attempt; who did not is sent all of it next time.
-            length = len(self.ledger.audit.ledger)
+            length = len(self.ledger.verified.ledger)
             self.held |= {site: length if site in answered else 0 for site in self.manifest.site_keys}
         if attempt.done or attempt.aborted:
             self._end(attempt)
@@ -125,7 +125,7 @@ class Round:
                 consistencies=self._statements(attempt, Consistency.exchange),
             )
         )
-        record = self.ledger.audit.attempts[-1]
+        record = self.ledger.verified.attempts[-1]
         self.accountant.record(serial, record.charged)
         self.outcomes.append(AttemptOutcome.of(record))
 

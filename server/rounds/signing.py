@@ -31,7 +31,7 @@ class Signing:
     @property
     def finished(self) -> bool:
         """Whether the ledger has the manifest with every signature."""
-        return self._ledger.audit.is_in_force(self._manifest)
+        return self._ledger.verified.is_in_force(self._manifest)
 
     @property
     def deadline_s(self) -> float:
@@ -73,7 +73,7 @@ class Signing:
                 why="no attempt begins before every site has agreed to the manifest",
                 fix="have them join and start their clients; then run the same command again",
             )
-        if self._manifest not in self._ledger.audit.manifests:
+        if self._manifest not in self._ledger.verified.manifests:
             self._ledger.append(entries.StudyEntry(manifest=self._manifest))
         for name in self._parameters.names:
             if name not in self._entered:
@@ -82,6 +82,6 @@ class Signing:
     @property
     def _entered(self) -> frozenset[str]:
         """Whose signatures the ledger has."""
-        audit = self._ledger.audit
-        known = bool(audit.manifests) and audit.manifest == self._manifest
-        return frozenset(audit.countersigned) if known else frozenset()
+        verified = self._ledger.verified
+        known = bool(verified.manifests) and verified.manifest == self._manifest
+        return frozenset(verified.countersigned) if known else frozenset()

@@ -52,7 +52,7 @@ class RoundClosed:
         return bool(self.survivors)
 
 
-Observer = Callable[[ExchangeClosed | RoundClosed], None]
+RoundObserver = Callable[[ExchangeClosed | RoundClosed], None]
 
 
 @dataclass(kw_only=True)
@@ -73,7 +73,7 @@ class Training:
     checkpoint: Checkpoint
     evaluate: Callable[[NDArray[np.float32]], Perplexity]
     save: Callable[[Checkpoint], None]
-    observe: Observer
+    observe: RoundObserver
     rounds: list[RoundClosed] = field(default_factory=list)
     exhausted: RoundClosed | None = None
     # How many of the ledger's entries each site is known to have.
@@ -85,7 +85,7 @@ class Training:
             training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
         )
         self._optimizer.restore(self.checkpoint.optimizer)
-        self.accountant = accountant_of(self.manifest, self.ledger.audit.attempts)
+        self.accountant = accountant_of(self.manifest, self.ledger.verified.attempts)
         self._resume()
         if not self.finished:
             self._open_attempt(self._new_round(len(self.rounds) + 1))
@@ -148,7 +148,7 @@ class Training:
     def _commit(self, closing: Round) -> None:
         gradient = mean_gradient(self.manifest, closing.aggregate, closing.survivors)
         adapter = self._optimizer.step(self.adapter.astype(np.float64), gradient).astype(np.float32)
-        ledger = self.ledger.audit.ledger
+        ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
         perplexity = self.evaluate(adapter).values if evaluated else NOT_EVALUATED
         self.checkpoint = Checkpoint(
@@ -188,20 +188,20 @@ class Training:
                 adapter_sha256=sha256(vector_bytes(self.adapter)),
             )
         )
-        self.rounds.append(self._closed(self.ledger.audit.rounds[-1]))
+        self.rounds.append(self._closed(self.ledger.verified.rounds[-1]))
 
     def _resume(self) -> None:
         """Take up what the ledger and the checkpoint hold; the last round may be in the checkpoint alone."""
-        audit, checkpoint = self.ledger.audit, self.checkpoint
-        same_ledger = audit.ledger.head_at(checkpoint.ledger_length) == checkpoint.ledger_head
+        verified, checkpoint = self.ledger.verified, self.checkpoint
+        same_ledger = verified.ledger.head_at(checkpoint.ledger_length) == checkpoint.ledger_head
         if checkpoint.study != self.manifest.study_id or not same_ledger:
             raise _foreign("was not saved with this ledger")
-        self.rounds = [self._closed(closed) for closed in audit.rounds[: checkpoint.round]]
-        if checkpoint.round == len(audit.rounds) + 1:
+        self.rounds = [self._closed(closed) for closed in verified.rounds[: checkpoint.round]]
+        if checkpoint.round == len(verified.rounds) + 1:
             self._close_round()
-        if checkpoint.round != len(self.ledger.audit.rounds):
-            raise _foreign(f"is of round {checkpoint.round}, and the ledger has {len(audit.rounds)}")
-        if audit.rounds and self.ledger.audit.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
+        if checkpoint.round != len(self.ledger.verified.rounds):
+            raise _foreign(f"is of round {checkpoint.round}, and the ledger has {len(verified.rounds)}")
+        if verified.rounds and self.ledger.verified.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
             raise _foreign("has another adapter than the ledger")
 
     def _closed(self, closed: RoundRecord) -> RoundClosed:
@@ -209,12 +209,12 @@ class Training:
             round=closed.round,
             outcomes=self._outcomes(closed.round),
             survivors=closed.survivors,
-            epsilon_spent=accountant_of(self.manifest, self.ledger.audit.attempts[: closed.attempt]).epsilon_spent,
+            epsilon_spent=accountant_of(self.manifest, self.ledger.verified.attempts[: closed.attempt]).epsilon_spent,
             perplexity=self._perplexity_after(closed.round),
         )
 
     def _outcomes(self, round_: int) -> tuple[AttemptOutcome, ...]:
-        attempts = [record for record in self.ledger.audit.attempts if record.round == round_]
+        attempts = [record for record in self.ledger.verified.attempts if record.round == round_]
         return tuple(AttemptOutcome.of(record) for record in attempts)
 
     def _new_round(self, number: int) -> Round:

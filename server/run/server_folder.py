@@ -24,7 +24,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 _WHY: Final = "the study goes on as what it was begun as"
 
 
-class Settings(Section):
+class ServerSettings(Section):
     """``server.toml``: how hospitals reach the server, and what it evaluates adapters on.
 
     The gate listens on ``bind``:``port``, which sites reach as ``host``:``port``; the SuperLink on ``superlink_port``
@@ -168,9 +168,9 @@ class ServerFolder:
             fix = "put back the file; a folder without it begins with `grandrounds server init`"
             raise _damaged(path, fix=fix) from error
 
-    def settings(self) -> Settings:
+    def settings(self) -> ServerSettings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
-        settings = read_settings(Settings, self.path / SETTINGS, made_by="grandrounds server init")
+        settings = read_settings(ServerSettings, self.path / SETTINGS, made_by="grandrounds server init")
         places = {
             name: self.path / place
             for name in ("model", "evaluation")

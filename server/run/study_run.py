@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...common.crypto.identity import Identity
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
-from ...common.ledger.replay import Audit
+from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity
@@ -117,7 +117,7 @@ class StudyRun:
 
     def _results(self) -> dict[str, bytes]:
         """What the study leaves, the contents of each file by its path, with its ``report``."""
-        closed = self.ledger.audit.closed
+        closed = self.ledger.verified.closed
         # What was closed stays as it is; only what was lost of it since is written again.
         if self.folder is not None and closed is not None and self.folder.holds(closed.files):
             files = self.folder.contents(closed.files)
@@ -150,12 +150,12 @@ class StudyRun:
             counted=self.sources.counted,
             setting=self.setting,
         )
-        return build_report(self.ledger.audit, declared)
+        return build_report(self.ledger.verified, declared)
 
 
-def check_ledger_of(manifest: Manifest, audit: Audit) -> None:
+def check_ledger_of(manifest: Manifest, verified: VerifiedLedger) -> None:
     """Raises StorageError unless the ledger is empty, of this manifest, or of the one that this succeeds."""
-    if audit.manifests and audit.manifest != manifest and audit.manifest.sha256 != manifest.previous:
+    if verified.manifests and verified.manifest != manifest and verified.manifest.sha256 != manifest.previous:
         raise put_back("the ledger is that of another manifest")
 
 

@@ -8,7 +8,7 @@ from support.process.operations_page import PAGE, largest_messages
 from support.study.federation import Federation, small_study
 from typer.testing import CliRunner
 
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.deploy.cli.main import app
 from grandrounds.server.rounds.closing import Closing
@@ -45,7 +45,7 @@ def left():
                 conversation.receive(site, answer(site, message))
             conversation.advance()
 
-    federation.ledger = LedgerWriter(identity=federation.server, store=lambda line: None, audit=Audit())
+    federation.ledger = LedgerWriter(identity=federation.server, store=lambda line: None, verified=VerifiedLedger())
     carry(Signing(manifest=federation.manifest, identity=federation.server, ledger=federation.ledger))
     training = federation.open_training()
     begin = training.messages()[SITE]
@@ -54,7 +54,7 @@ def left():
     report = b'{"manifest_sha256": "%s", "epsilon": null}' % federation.manifest.sha256.encode()
     files = {"report.json": report}
     carry(Closing(identity=federation.server, ledger=federation.ledger, files=files))
-    assert SITE in federation.ledger.audit.closing_signatures
+    assert SITE in federation.ledger.verified.closing_signatures
     return sizes
 
 

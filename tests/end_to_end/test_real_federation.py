@@ -14,7 +14,7 @@ from support.network.socket_recorder import SocketRecorder
 from support.process.operations_page import largest_messages
 
 from grandrounds.client.worker_socket import HEAD, Kind
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.deploy.verify.claims import Status, verify
 
@@ -72,7 +72,9 @@ def test_a_study_is_signed_trained_and_closed_by_all_sites(federation, events):
 def test_it_goes_on_after_all_processes_of_the_server_and_a_site_s_worker_were_killed(federation, before, events):
     after = federation.on_disk()
     check_kept([before, after])
-    assert [record.ended for record in Audit.of(after.lines).attempts] == [True, False, True], "one attempt is lost"
+    assert [record.ended for record in VerifiedLedger.of(after.lines).attempts] == [True, False, True], (
+        "one attempt is lost"
+    )
     assert all(after.paid(site) == {1, 2, 3} for site in SITES)
 
 
@@ -89,12 +91,12 @@ def test_an_attempt_takes_five_exchanges(attempt, federation, events):
 
 
 def test_every_site_paid_what_the_ledger_says_and_had_reserved_it_before(federation, events):
-    audit = Audit.of(federation.on_disk().lines)
+    verified = VerifiedLedger.of(federation.on_disk().lines)
     for site in SITES:
         with sqlite3.connect(federation.path / site / "state" / "budget.sqlite") as database:
             ((reserved,),) = database.execute("SELECT count(*) FROM reservations").fetchall()
             ((charged,),) = database.execute("SELECT count(*) FROM attempts WHERE charged").fetchall()
-        assert (reserved, charged) == (1, audit.charges[site])
+        assert (reserved, charged) == (1, verified.charges[site])
 
 
 def test_the_same_command_changes_nothing_about_a_study_that_is_finished(federation, events):

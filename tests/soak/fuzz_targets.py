@@ -215,9 +215,9 @@ def _worker(whole: Federation, worker: Worker | None = None) -> Worker:
     worker = worker or whole.workers[SITE]
     twin = copy.copy(worker)
     twin._attempt = fork(worker._attempt) if worker._attempt else None
-    twin._budget = copied(worker._budget)
+    twin._state = copied(worker._state)
     twin._ledger = copy.copy(worker._ledger)
-    twin._ledger._budget = twin._budget
+    twin._ledger._state = twin._state
     return twin
 
 
@@ -320,7 +320,9 @@ def parquet_files() -> list[bytes]:
 def checkpoints() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=EVEN)
-        replace(first, round=1, attempts=2, optimizer={"momentum": np.ones(3)}).save(Path(folder))
+        rows = np.vstack([first.perplexities, first.perplexities])
+        later = replace(first, round=1, attempts=2, perplexities=rows, optimizer={"momentum": np.ones(3)})
+        later.save(Path(folder))
         return [path.read_bytes() for path in Path(folder).iterdir()]
 
 

@@ -23,7 +23,7 @@ from statistics import median
 from support.ledger.left_on_disk import check_kept
 from support.network.real_federation import RealFederation
 
-from grandrounds.common.ledger.replay import AttemptRecord, Audit
+from grandrounds.common.ledger.replay import AttemptRecord, VerifiedLedger
 from grandrounds.common.system.processes import Process
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
 from grandrounds.deploy.verify.claims import verify
@@ -74,7 +74,7 @@ class Deployment(RealFederation):
 
     def attempts(self) -> list[AttemptRecord]:
         """The attempts of the ledger as it is."""
-        return Audit.of(self.on_disk().lines).attempts
+        return VerifiedLedger.of(self.on_disk().lines).attempts
 
     def wait(self, holds: Callable[[], bool]) -> bool:
         """Wait until that holds, or the study is at its end; whether it held first."""

@@ -22,7 +22,7 @@ from support.process.forked_federation import ROUNDS, SERVER, SITES, ForkedFeder
 from support.study.allowed_study import policy
 
 from grandrounds.client.budget.agreement import cost_of
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import MaskedInput, Refusal
 from grandrounds.deploy.verify.claims import Status, verify
@@ -107,26 +107,26 @@ def check(federation: ForkedFederation) -> None:
     """Fails unless everything is in order, and nothing is lost but an attempt for each kill."""
     end, manifest = federation.on_disk(), federation.manifest
     check_kept([*federation.left, end])
-    audit = Audit.of(end.lines)
-    assert len(audit.rounds) == ROUNDS or len(audit.attempts) == manifest.max_attempts, "it ends where it may"
-    assert len(audit.attempts) <= ROUNDS + len(federation.left), "a kill costs an attempt at most"
+    verified = VerifiedLedger.of(end.lines)
+    assert len(verified.rounds) == ROUNDS or len(verified.attempts) == manifest.max_attempts, "it ends where it may"
+    assert len(verified.attempts) <= ROUNDS + len(federation.left), "a kill costs an attempt at most"
     for site in SITES:
-        _check_site(federation, site, audit)
+        _check_site(federation, site, verified)
         assert answered(federation, site) <= end.paid(site), f"{site} has paid for every masked input that left it"
     assert not list(federation.study.path.rglob(".*")), "nothing half written is left"
     verdict = verify(federation.study.path, manifest_hash=manifest.sha256)
     assert {finding.status for finding in verdict.findings} == {Status.AGREES}, verdict
 
 
-def _check_site(federation: ForkedFederation, site: str, audit: Audit) -> None:
+def _check_site(federation: ForkedFederation, site: str, verified: VerifiedLedger) -> None:
     """What it holds and reserved, and that it gave no two answers to one question."""
     state, manifest = federation.states[site], federation.manifest
     ledger = [entry for (entry,) in rows(state, "SELECT entry FROM ledger ORDER BY sequence")]
-    assert ledger == audit.ledger.lines()[: len(ledger)], f"{site} holds the ledger that is left"
+    assert ledger == verified.ledger.lines()[: len(ledger)], f"{site} holds the ledger that is left"
     cost = cost_of(manifest, policy().data.data_asset())
     reserved = rows(state, "SELECT study, epsilon, delta FROM reservations")
     assert reserved == [(manifest.study_id, cost.epsilon, cost.delta)], f"{site} has reserved the study once, in full"
-    assert audit.charges.get(site, 0) <= manifest.max_attempts
+    assert verified.charges.get(site, 0) <= manifest.max_attempts
     said = {answer for answer in federation.said[site] if answer}
     envelopes = [Envelope.parse(answer) for answer in said]
     asked = Counter((e.attempt, e.exchange) for e in envelopes if e.attempt and e.exchange != Refusal.exchange)
@@ -141,12 +141,12 @@ def answered(federation: ForkedFederation, site: str) -> set[int]:
 
 def outcome(federation: ForkedFederation) -> str:
     """What the kills cost."""
-    audit = Audit.of(federation.on_disk().lines)
-    if len(audit.rounds) < ROUNDS:
+    verified = VerifiedLedger.of(federation.on_disk().lines)
+    if len(verified.rounds) < ROUNDS:
         return USED_UP
-    if len(audit.attempts) > ROUNDS:
+    if len(verified.attempts) > ROUNDS:
         return REPEATED
-    return WITHOUT if any(record.dropouts for record in audit.attempts) else NOTHING
+    return WITHOUT if any(record.dropouts for record in verified.attempts) else NOTHING
 
 
 def row(kills: Sequence[Kill]) -> tuple[str, str]:

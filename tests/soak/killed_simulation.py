@@ -20,8 +20,8 @@ from unittest.mock import patch
 import torch
 from support.ledger.left_on_disk import Left, check_kept
 
-from grandrounds.client.state.site_state import Budget
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.client.state.site_state import SiteState
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.schema import validated
 from grandrounds.common.study.artefacts import LEDGER
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
@@ -87,7 +87,7 @@ class Writes:
 
         with (
             patch.object(os, "fsync", counted_fsync),
-            patch.object(Budget, "open", partial(Budget.open, reach=self._reach)),
+            patch.object(SiteState, "open", partial(SiteState.open, reach=self._reach)),
         ):
             yield
 
@@ -142,12 +142,12 @@ def check(folder: Path, kills: Sequence[Left]) -> None:
     assert in_child(partial(go_on, folder)) == 0, "it goes on"
     end = left_in(folder)
     check_kept([*kills, end])
-    audit = Audit.of(end.lines)
-    assert audit.closing_signatures == set(SITES)
-    assert len(audit.rounds) == ROUNDS
-    assert len(audit.attempts) <= ATTEMPTS + len(kills), "a kill costs an attempt at most"
+    verified = VerifiedLedger.of(end.lines)
+    assert verified.closing_signatures == set(SITES)
+    assert len(verified.rounds) == ROUNDS
+    assert len(verified.attempts) <= ATTEMPTS + len(kills), "a kill costs an attempt at most"
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")], "nothing half written is left"
-    verdict = verify(folder, manifest_hash=audit.manifest.sha256)
+    verdict = verify(folder, manifest_hash=verified.manifest.sha256)
     assert {finding.status for finding in verdict.findings} == {Status.AGREES}, verdict
 
 

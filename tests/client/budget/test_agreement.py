@@ -7,14 +7,14 @@ from grandrounds.client.budget.agreement import cost_of, join
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.filters import rdp_cost
 
 
 @pytest.fixture
 def budget():
-    return Budget.in_memory()
+    return SiteState.in_memory()
 
 
 def test_a_site_that_joined_reserved_the_target_and_may_begin(budget):

@@ -12,7 +12,7 @@ from grandrounds.client.budget.amounts import Amounts, shown_down, shown_up
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.database import SiteDatabase
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import PrivacyError
 from grandrounds.common.privacy.filters import rdp_budget
 from grandrounds.common.system.crash_points import CrashPoint
@@ -171,7 +171,7 @@ def test_an_asset_that_nobody_registered_has_no_budget(reservations):
 
 
 def test_a_reservation_is_given_back_only_while_no_attempt_was_begun(reservations):
-    budget = Budget(reservations._database)
+    budget = SiteState(reservations._database)
     reservations.reserve("patients", STUDY, COST)
     reservations.reserve("patients", OTHER, COST)
     budget.begin(STUDY, 1)
@@ -187,7 +187,7 @@ def test_a_reservation_is_given_back_only_while_no_attempt_was_begun(reservation
 
 
 def test_a_statement_says_which_attempts_were_begun_and_paid_for(reservations):
-    budget = Budget(reservations._database)
+    budget = SiteState(reservations._database)
     for name in (STUDY, OTHER):
         reservations.reserve("patients", name, COST)
     for attempt in (1, 2, 4):
@@ -198,7 +198,7 @@ def test_a_statement_says_which_attempts_were_begun_and_paid_for(reservations):
 
 
 def test_a_study_joins_beside_a_running_worker(tmp_path):
-    worker = Budget.open(tmp_path)
+    worker = SiteState.open(tmp_path)
     joining = Reservations(SiteDatabase.open(tmp_path))
     joining.register(PATIENTS)
     joining.reserve("patients", STUDY, COST)
@@ -274,7 +274,7 @@ def test_a_process_killed_at_a_point_has_done_the_writes_before_it_and_none_afte
     assert subprocess.run([sys.executable, "-c", LIFE, str(tmp_path), point]).returncode == 9
     when, write = point.split("_")
     done = WRITES[: WRITES.index(write) + (when == "after")]
-    budget = Budget.open(tmp_path)
+    budget = SiteState.open(tmp_path)
     reservations = Reservations(budget.database)
     assert [statement.asset for statement in reservations.statements()] == [PATIENTS] * ("asset" in done)
     held = "reservation" in done and "cancellation" not in done

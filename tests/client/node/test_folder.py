@@ -27,15 +27,21 @@ def folder(tmp_path):
 
 def test_what_was_saved_is_what_the_node_runs_with_until_it_is_forgotten(folder):
     folder.save(SETTINGS, certificates=b"authority")
-    unit = folder.unit()
-    assert (unit.address, unit.app_sha256, unit.timeout_s) == (SETTINGS.address, SETTINGS.app_sha256, 600.0)
-    assert unit.socket == folder.path.parent / "run" / "worker.sock"
+    supernode = folder.supernode()
+    assert (supernode.address, supernode.app_sha256, supernode.timeout_s) == (
+        SETTINGS.address,
+        SETTINGS.app_sha256,
+        600.0,
+    )
+    assert supernode.socket == folder.path.parent / "run" / "worker.sock"
     assert folder.certificates.read_bytes() == b"authority"
-    assert {unit.folder, unit.node_key.parent, unit.secret.parent, unit.certificates.parent} == {folder.path}
+    assert {supernode.folder, supernode.node_key.parent, supernode.secret.parent, supernode.certificates.parent} == {
+        folder.path
+    }
     for _ in range(2):
         folder.forget()
         with pytest.raises(StudyError, match=r"there is no .*node\.json"):
-            folder.unit()
+            folder.supernode()
 
 
 def test_a_socket_elsewhere_stays_there(folder):
@@ -54,4 +60,4 @@ def test_damaged_settings_are_a_diagnosis(folder, text):
 def test_another_program_than_the_study_pinned_carries_nothing(folder):
     folder.save(SETTINGS.model_copy(update={"package_sha256": "22" * 32}), certificates=b"")
     with pytest.raises(StudyError, match="the study runs grandrounds"):
-        folder.unit()
+        folder.supernode()

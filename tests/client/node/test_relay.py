@@ -56,7 +56,7 @@ def run(loopback, site, app):
 
 
 def has_run_an_app(site):
-    return [path for name in ("imported", "apps") if (path := site.unit.folder / "flower" / name).exists()]
+    return [path for name in ("imported", "apps") if (path := site.supernode.folder / "flower" / name).exists()]
 
 
 def test_the_worker_s_answer_comes_back_as_it_signed_it_and_no_app_was_run(run, site, federation):
@@ -99,8 +99,8 @@ def test_a_worker_s_death_over_a_message_is_silence_and_the_next_message_is_its_
 def test_who_has_not_the_secret_gets_no_message_and_disturbs_nobody(run, site, tmp_path, federation):
     supernode, secret = site.process("flower-supernode"), tmp_path / "secret"
     secret.write_bytes(bytes(32))
-    relay = [sys.executable, "-m", "grandrounds.client.node.relay", f"127.0.0.1:{site.unit.runtime_port}"]
-    command = [*relay, secret, tmp_path / "socket", site.unit.app_sha256, "1"]
+    relay = [sys.executable, "-m", "grandrounds.client.node.relay", f"127.0.0.1:{site.supernode.runtime_port}"]
+    command = [*relay, secret, tmp_path / "socket", site.supernode.app_sha256, "1"]
     stranger = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert stranger.returncode == 1
     assert "401 Unauthorized" in stranger.stderr

@@ -53,7 +53,7 @@ class Alone:
             root / "site-1", root / "none", address=address, certificates=certificates, app_sha256="00" * 32
         )
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=lambda: self.site.unit.run(self._stopped.is_set))
+        self._thread = threading.Thread(target=lambda: self.site.supernode.run(self._stopped.is_set))
 
     def __enter__(self):
         self._thread.start()
@@ -73,7 +73,7 @@ def kill_the_relay(site):
 
 
 def let_the_supernode_log_an_error(site):
-    with (site.unit.folder / "supernode.log").open("a") as log:
+    with (site.supernode.folder / "supernode.log").open("a") as log:
         log.write("ERROR: its main loop ended\n")
 
 

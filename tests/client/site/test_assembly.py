@@ -13,8 +13,8 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.assembly import open_site
 from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
-from grandrounds.client.state.site_state import Budget
-from grandrounds.client.worker.service import Resident
+from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
 from grandrounds.common.protocol.messages import RefusalCode
@@ -46,7 +46,7 @@ def opened(folder):
     resident.close()
 
 
-def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: Resident, federation):
+def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerService, federation):
     attempt = finish(federation, federation.attempt(), opened.answer)
     assert SITE in attempt.survivors
     assert np.abs(attempt.aggregate).max() > 10, "its noise is in the sum"
@@ -69,7 +69,7 @@ def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):
     assert [reservation.study for reservation in statement.reservations] == [folder.manifest().study_id]
 
 
-def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: Resident, folder, federation):
+def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: WorkerService, folder, federation):
     folder.pause()
     attempt = federation.attempt()
     begin = attempt.messages()[SITE]
@@ -113,7 +113,7 @@ def test_a_folder_that_does_not_fit_the_study_is_refused_and_lets_go_of_its_stat
     change(folder)
     with pytest.raises(error, match=text):
         open_site(folder)
-    Budget.open(folder.state).close()
+    SiteState.open(folder.state).close()
 
 
 def test_two_workers_never_hold_one_site(opened, folder):

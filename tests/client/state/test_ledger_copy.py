@@ -9,10 +9,10 @@ from support.ledger.ledger_forger import drafts, next_begun, resealed
 from support.ledger.ledger_history import History, history_study
 from support.study.federation import reserved, small_study
 
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import LedgerError, StorageError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Adverts, Refusal, RefusalCode, pack
@@ -95,7 +95,7 @@ def test_a_server_that_crashed_sends_everything_again_and_finds_all_sites_whole(
     assert all(len(message) > sum(map(len, history.lines)) for message in messages.values())
     del history.lines[-1]
     assert history.attempt().survivors == EVERYBODY
-    assert history.paid == history.audit.charges
+    assert history.paid == history.verified.charges
 
 
 def test_a_server_that_is_wrong_about_what_a_site_has_brings_all_of_it_in_the_attempt_after(history):
@@ -198,13 +198,13 @@ def test_two_histories_shown_to_two_sites_come_to_nothing_and_neither_can_be_lef
     history.lines[:] = other
     history.told.clear()
     history.attempt(close=False)
-    assert history.audit.attempts[-1].survivors == OTHERS
-    assert history.audit.attempts[-1].dropouts == {SITE: "advert"}
+    assert history.verified.attempts[-1].survivors == OTHERS
+    assert history.verified.attempts[-1].dropouts == {SITE: "advert"}
     history.lines[:] = one
     history.told.clear()
     history.attempt()
-    assert not history.audit.attempts[-1].unmasked
-    assert history.audit.attempts[-1].dropouts == dict.fromkeys(OTHERS, "advert")
+    assert not history.verified.attempts[-1].unmasked
+    assert history.verified.attempts[-1].dropouts == dict.fromkeys(OTHERS, "advert")
 
 
 def test_a_statement_that_was_left_out_shows_once_its_site_sees_the_ledger(history):
@@ -214,11 +214,11 @@ def test_a_statement_that_was_left_out_shows_once_its_site_sees_the_ledger(histo
     body["adverts"], body["masked_inputs"] = body["adverts"][2:], body["masked_inputs"][2:]
     body["dropouts"] |= {"site-1": "advert", "site-2": "advert"}
     history.lines[:] = resealed(history, forged)
-    assert history.audit.charges[SITE] == 2 < history.paid[SITE]
+    assert history.verified.charges[SITE] == 2 < history.paid[SITE]
     _, messages = history.begin()
     answers = {site: code(history.workers[site].handle(message)) for site, message in messages.items()}
     assert answers == dict.fromkeys(EVERYBODY, "advert") | dict.fromkeys((SITE, "site-1"), RefusalCode.LEDGER)
-    assert history.audit.most_charges(SITE) == 3, "and none but the attempt that runs could take what it paid"
+    assert history.verified.most_charges(SITE) == 3, "and none but the attempt that runs could take what it paid"
 
 
 # --- a state that is not the last ------------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def test_a_statement_that_was_left_out_shows_once_its_site_sees_the_ledger(histo
 
 def folder_budget(history, folder):
     history.budgets[SITE].close()
-    history.budgets[SITE] = Budget.open(folder)
+    history.budgets[SITE] = SiteState.open(folder)
     history.restart(SITE)
 
 
 def test_a_site_whose_state_was_set_back_says_so_and_its_peers_go_on_without_it(tmp_path):
     history = History()
-    history.budgets[SITE] = reserved(Budget.open(tmp_path / "state"), history.manifest)
+    history.budgets[SITE] = reserved(SiteState.open(tmp_path / "state"), history.manifest)
     history.restart(SITE)
     history.attempt([(SITE, "shares")])
     shutil.copytree(tmp_path / "state", tmp_path / "older")
@@ -252,7 +252,7 @@ def test_a_site_whose_state_was_set_back_says_so_and_its_peers_go_on_without_it(
 def test_a_state_that_was_set_back_behind_what_only_its_site_knows_is_found_by_its_own_serial(tmp_path):
     """Nothing on the ledger shows it, since nothing was paid for; the serial is what the ledger says."""
     history = History()
-    history.budgets[SITE] = reserved(Budget.open(tmp_path / "state"), history.manifest)
+    history.budgets[SITE] = reserved(SiteState.open(tmp_path / "state"), history.manifest)
     history.restart(SITE)
     shutil.copytree(tmp_path / "state", tmp_path / "older")
     history.attempt([(site, "advert") for site in EVERYBODY])
@@ -264,7 +264,7 @@ def test_a_state_that_was_set_back_behind_what_only_its_site_knows_is_found_by_i
 
 @pytest.mark.parametrize("reserves", [False, True])
 def test_a_site_that_lost_its_whole_state_after_it_paid_says_that_it_was_set_back(history, reserves):
-    history.budgets[SITE] = Budget.in_memory()
+    history.budgets[SITE] = SiteState.in_memory()
     if reserves:
         reserved(history.budgets[SITE], history.manifest)
     history.restart(SITE)
@@ -276,7 +276,7 @@ def test_a_site_that_lost_its_whole_state_after_it_paid_says_that_it_was_set_bac
 
 def test_a_site_that_did_not_join_begins_nothing():
     history = History()
-    history.budgets[SITE] = Budget.in_memory()
+    history.budgets[SITE] = SiteState.in_memory()
     history.restart(SITE)
     _, messages = history.begin()
     assert code(history.workers[SITE].handle(messages[SITE])) == RefusalCode.BUDGET
@@ -291,7 +291,7 @@ def test_a_site_that_did_not_join_begins_nothing():
 
 def ended(history, report=b"", **changes):
     """The ledger with the study's end, not stored."""
-    body = {"charges": history.audit.charges, "files": {"report.json": sha256(report or history.report())}} | changes
+    body = {"charges": history.verified.charges, "files": {"report.json": sha256(report or history.report())}} | changes
     found = drafts(history.lines)
     return resealed(history, [*found, {**found[0], "type": "study-closed", "body": body}])
 
@@ -299,7 +299,7 @@ def ended(history, report=b"", **changes):
 def test_every_site_signs_the_end_once_it_has_all_that_came_before(history):
     history.attempt(away=[SITE])
     assert {code(answer) for answer in history.close().values()} == {"closed"}
-    assert history.audit.closing_signatures == set(EVERYBODY)
+    assert history.verified.closing_signatures == set(EVERYBODY)
     assert held(history) == history.lines[: -len(EVERYBODY)]
 
 
@@ -308,7 +308,7 @@ def test_after_the_end_no_attempt_begins(history):
     lines = resealed(history, [*drafts(history.lines), next_begun(drafts(history.lines))])
     assert code(history.workers[SITE].handle(history.begin_with(lines))) == RefusalCode.LEDGER
     with pytest.raises(LedgerError, match="the study was closed before"):
-        Audit.of(lines)
+        VerifiedLedger.of(lines)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_after_the_end_no_attempt_begins(history):
         lambda history: (history.lines, history.report()),
         lambda history: (ended(history)[:-1], history.report()),
         lambda history: (ended(history), history.report(epsilon=1.0)),
-        lambda history: (ended(history, charges={**history.audit.charges, SITE: 1}), history.report()),
+        lambda history: (ended(history, charges={**history.verified.charges, SITE: 1}), history.report()),
         lambda history: (ended(history, files={}), history.report()),
         lambda history: (ended(history, b"{}"), b"{}"),
         lambda history: (ended(history, b"\xff"), b"\xff"),
@@ -419,7 +419,7 @@ def test_a_site_signs_no_end_that_leaves_out_what_it_paid(history):
     history.lines[:] = resealed(history, [*drafts(history.lines)[:-1], {**drafts(history.lines)[-1], "body": body}])
     answers = history.close()
     assert {site for site, answer in answers.items() if code(answer) == "closed"} == {"site-3", "site-4", "site-5"}
-    assert history.audit.closing_signatures == {"site-3", "site-4", "site-5"}
+    assert history.verified.closing_signatures == {"site-3", "site-4", "site-5"}
 
 
 def test_a_site_signs_no_report_that_claims_less_than_it_computes_itself():

@@ -14,7 +14,7 @@ from support.study.federation import Federation, small_study
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import PrivacyError, ProtocolError, StorageError
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Refusal, RefusalCode
@@ -34,7 +34,7 @@ def joined(budget, *studies):
 
 @given(serials=st.lists(st.integers(1, 6), max_size=12), paid=st.lists(st.booleans(), min_size=12, max_size=12))
 def test_serials_only_grow_and_charges_are_the_attempts_that_were_paid_for(serials, paid):
-    budget = joined(Budget.in_memory(), STUDY)
+    budget = joined(SiteState.in_memory(), STUDY)
     last, charges = 0, 0
     for serial, pays in zip(serials, paid, strict=False):
         if serial <= last:
@@ -51,7 +51,7 @@ def test_serials_only_grow_and_charges_are_the_attempts_that_were_paid_for(seria
 
 
 def test_an_attempt_is_paid_for_once_and_only_while_it_is_the_last_one():
-    budget = joined(Budget.in_memory(), STUDY)
+    budget = joined(SiteState.in_memory(), STUDY)
     budget.begin(STUDY, 1)
     budget.charge(STUDY, 1, {})
     for attempt in (1, 2):
@@ -65,12 +65,12 @@ def test_an_attempt_is_paid_for_once_and_only_while_it_is_the_last_one():
 
 
 def test_what_was_written_is_there_after_a_restart(tmp_path):
-    budget = joined(Budget.open(tmp_path), STUDY)
+    budget = joined(SiteState.open(tmp_path), STUDY)
     budget.begin(STUDY, 3, [b"study", b"begun"])
     budget.charge(STUDY, 3, {"site-1": 7})
     budget.append(STUDY, [b"closed"])
     budget.close()
-    budget = Budget.open(tmp_path)
+    budget = SiteState.open(tmp_path)
     assert budget.last_attempt(STUDY) == 3
     assert budget.is_charged(STUDY, 3)
     assert budget.peer_charges(STUDY) == {"site-1": 7}
@@ -79,7 +79,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path):
 
 
 def test_no_attempt_begins_in_a_study_that_was_not_joined():
-    budget = joined(Budget.in_memory(), OTHER)
+    budget = joined(SiteState.in_memory(), OTHER)
     with pytest.raises(PrivacyError, match="no budget is reserved") as refusal:
         budget.begin(STUDY, 1, [b"begun"])
     assert refusal.value.fix == "join the study first"
@@ -87,7 +87,7 @@ def test_no_attempt_begins_in_a_study_that_was_not_joined():
 
 
 def test_a_serial_that_is_refused_brings_no_ledger_entry():
-    budget = joined(Budget.in_memory(), STUDY)
+    budget = joined(SiteState.in_memory(), STUDY)
     budget.begin(STUDY, 2, [b"first"])
     with pytest.raises(ProtocolError):
         budget.begin(STUDY, 2, [b"again"])
@@ -95,7 +95,7 @@ def test_a_serial_that_is_refused_brings_no_ledger_entry():
 
 
 def test_a_peer_s_counter_is_remembered_at_its_highest():
-    budget = joined(Budget.in_memory(), STUDY)
+    budget = joined(SiteState.in_memory(), STUDY)
     for attempt, counter in enumerate((2, 5, 4), start=1):
         budget.begin(STUDY, attempt)
         budget.charge(STUDY, attempt, {"site-1": counter})
@@ -104,11 +104,11 @@ def test_a_peer_s_counter_is_remembered_at_its_highest():
 
 
 def test_a_second_worker_of_a_site_is_refused_while_the_first_lives(tmp_path):
-    budget = Budget.open(tmp_path)
+    budget = SiteState.open(tmp_path)
     with pytest.raises(StorageError, match="another worker"):
-        Budget.open(tmp_path)
+        SiteState.open(tmp_path)
     budget.close()
-    Budget.open(tmp_path).close()
+    SiteState.open(tmp_path).close()
 
 
 def test_a_killed_worker_gives_its_folder_free_and_a_living_one_does_not(tmp_path):
@@ -121,10 +121,10 @@ def test_a_killed_worker_gives_its_folder_free_and_a_living_one_does_not(tmp_pat
     ) as process:
         assert process.stdout and process.stdout.readline() == b"held\n"
         with pytest.raises(StorageError, match="another worker"):
-            Budget.open(tmp_path)
+            SiteState.open(tmp_path)
         process.kill()
         process.wait()
-        Budget.open(tmp_path).close()
+        SiteState.open(tmp_path).close()
 
 
 class Writes:
@@ -145,7 +145,7 @@ class Writes:
         monkeypatch.setattr(sqlite3, "connect", traced)
         for name in ("fsync", "fdatasync", "rename", "replace"):
             monkeypatch.setattr(os, name, self.recorded(name, getattr(os, name)))
-        self.budget = Budget.open(budget_folder / "state", reach=self.points.append)
+        self.budget = SiteState.open(budget_folder / "state", reach=self.points.append)
 
     def recorded(self, name, call):
         def recording(*args, **kwargs):
@@ -178,7 +178,7 @@ def test_every_write_of_a_site_lies_between_two_named_points_and_every_point_is_
         study=small_study(),
         dimension=7,
         release=lambda manifest, site: lambda adapter: np.ones(7, "<u4"),
-        budget=lambda site: writes.budget if site == "site-2" else Budget.in_memory(),
+        state=lambda site: writes.budget if site == "site-2" else SiteState.in_memory(),
     ).run()
     assert federation.training.rounds
     writes.budget.append(OTHER, [b"entry"])
@@ -215,7 +215,7 @@ def fill(budget):
 
 
 def test_on_a_full_disk_no_attempt_begins_and_none_is_paid_for(tmp_path):
-    budget = joined(Budget.open(tmp_path), STUDY)
+    budget = joined(SiteState.open(tmp_path), STUDY)
     budget.begin(STUDY, 1)
     fill(budget)
     last = budget.last_attempt(OTHER)
@@ -233,9 +233,9 @@ def test_a_site_that_cannot_write_says_so_and_stays_out(tmp_path):
         study=small_study(),
         dimension=7,
         release=lambda manifest, site: lambda adapter: pytest.fail("it stays out"),
-        budget=lambda site: Budget.open(tmp_path / site),
+        state=lambda site: SiteState.open(tmp_path / site),
     )
-    fill(federation.workers["site-2"]._budget)
+    fill(federation.workers["site-2"]._state)
     message = federation.attempt().messages()["site-2"]
     answer = Envelope.parse(federation.workers["site-2"].handle(message))
     assert Refusal.of(answer).code == RefusalCode.STORAGE

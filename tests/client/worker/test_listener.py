@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from support.process.resident_process import SITE, ResidentProcess, finish, ones, refusal
 from support.study.federation import Federation, reserved, small_study
 
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.listener import serve
-from grandrounds.client.worker.service import Resident, largest_request_bytes
+from grandrounds.client.worker.service import WorkerService, largest_request_bytes
 from grandrounds.client.worker.worker import Worker
 from grandrounds.client.worker_socket import HEAD, Kind, connect, health
 from grandrounds.common.errors import StorageError
@@ -221,18 +221,18 @@ def test_a_socket_in_a_folder_that_is_open_to_everybody_is_refused(site):
 
 def test_a_worker_whose_socket_cannot_be_opened_gives_its_state_free(tmp_path, federation):
     (tmp_path / "run").mkdir(mode=0o755)
-    resident = Resident(
+    resident = WorkerService(
         Worker(
             name=SITE,
             identity=federation.identities[SITE],
             manifest=federation.manifest,
             release=ones(federation.manifest, SITE),
-            budget=reserved(Budget.open(tmp_path / "state"), federation.manifest),
+            state=reserved(SiteState.open(tmp_path / "state"), federation.manifest),
         )
     )
     with pytest.raises(StorageError, match="open to more than mode 750"):
         serve(resident, tmp_path / "run" / "worker.sock")
-    Budget.open(tmp_path / "state").close()
+    SiteState.open(tmp_path / "state").close()
 
 
 def test_socket_and_log_are_open_to_the_group_and_to_nobody_else(site):

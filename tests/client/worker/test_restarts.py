@@ -11,7 +11,7 @@ import pytest
 from support.places import ROOT
 from support.study.federation import Federation, small_study
 
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.errors import StorageError
 from grandrounds.common.protocol.envelope import Envelope
@@ -31,12 +31,12 @@ def noisy(manifest, site):
     return lambda adapter: NOISE.integers(0, 1000, 7).astype("<u4")
 
 
-def federation_in(folder, *, rounds=1, max_attempts=3, budget=None):
+def federation_in(folder, *, rounds=1, max_attempts=3, state=None):
     return Federation(
         study=small_study(training={"rounds": rounds, "max_attempts": max_attempts}),
         dimension=7,
         release=noisy,
-        budget=budget or (lambda site: Budget.open(folder / site)),
+        state=state or (lambda site: SiteState.open(folder / site)),
     )
 
 
@@ -71,7 +71,7 @@ def test_a_worker_restarted_between_two_messages_answers_nothing_more_in_that_at
 
 def forgetful(site):
     """The check removed: a state that ends with the worker."""
-    return Budget.in_memory()
+    return SiteState.in_memory()
 
 
 def releases_out_of(federation):
@@ -86,7 +86,7 @@ def releases_out_of(federation):
 
 
 def test_a_state_that_forgets_lets_one_attempt_of_the_schedule_release_twice(tmp_path):
-    first, second = releases_out_of(federation_in(tmp_path, max_attempts=1, budget=forgetful))
+    first, second = releases_out_of(federation_in(tmp_path, max_attempts=1, state=forgetful))
     assert first != second, "two draws of noise, where the claim counts one"
     assert len(releases_out_of(federation_in(tmp_path, max_attempts=1))) == 1
 
@@ -104,7 +104,7 @@ def test_a_retry_after_an_attempt_was_unmasked_in_secret_is_an_attempt_of_the_sc
 
 
 def test_a_site_that_does_not_count_failed_attempts_releases_beyond_the_schedule(tmp_path):
-    federation = federation_in(tmp_path, max_attempts=3, budget=forgetful)
+    federation = federation_in(tmp_path, max_attempts=3, state=forgetful)
     released = 0
     for _ in range(5):
         released += unmasked_in_secret(federation, [1])
@@ -121,7 +121,7 @@ def test_a_clone_of_a_site_is_refused_its_state(tmp_path):
 
 def test_a_clone_with_a_copied_state_would_send_a_second_update_under_one_serial(tmp_path):
     federation = federation_in(tmp_path)
-    clone = replace(federation, budget=forgetful).workers[SITE]
+    clone = replace(federation, state=forgetful).workers[SITE]
     begin = federation.attempt().messages()[SITE]
     adverts = [Advert.of(Envelope.parse(w.handle(begin))) for w in (clone, federation.workers[SITE])]
     assert adverts[0].mask_key != adverts[1].mask_key, "two sets of secrets live in one attempt"
@@ -229,7 +229,7 @@ def test_a_worker_killed_at_any_point_loses_budget_at_most_and_answers_no_attemp
     assert SITE in second.survivors
     process.stop()
 
-    budget = Budget.open(tmp_path / "state")
-    assert budget.charges(federation.manifest.study_id) >= sent(died, MaskedInput) + sent(answers, MaskedInput)
+    state = SiteState.open(tmp_path / "state")
+    assert state.charges(federation.manifest.study_id) >= sent(died, MaskedInput) + sent(answers, MaskedInput)
     counters = [MaskedInput.of(Envelope.parse(a)).charge_counter for a in answers if a and is_a(MaskedInput, a)]
-    assert counters == [budget.charges(federation.manifest.study_id)]
+    assert counters == [state.charges(federation.manifest.study_id)]

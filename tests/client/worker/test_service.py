@@ -6,9 +6,9 @@ import pytest
 from support.process.resident_process import SITE, finish, ones, refusal
 from support.study.federation import Federation, reserved, small_study
 
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.log import JsonLines
-from grandrounds.client.worker.service import Resident, largest_request_bytes
+from grandrounds.client.worker.service import WorkerService, largest_request_bytes
 from grandrounds.client.worker.worker import Worker
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Close, Invitation, RefusalCode
@@ -35,13 +35,13 @@ class Paused:
 
 
 def resident_of(federation, *, release=None, is_paused=lambda: False):
-    return Resident(
+    return WorkerService(
         Worker(
             name=SITE,
             identity=federation.identities[SITE],
             manifest=federation.manifest,
             release=release or ones(federation.manifest, SITE),
-            budget=reserved(Budget.in_memory(), federation.manifest),
+            state=reserved(SiteState.in_memory(), federation.manifest),
         ),
         is_paused=is_paused,
     )

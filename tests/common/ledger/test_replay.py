@@ -29,7 +29,7 @@ from support.ledger.ledger_history import History, history_study
 
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import LedgerError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 
 STRANGER = Identity.generate()
 lie = Lies()
@@ -68,14 +68,14 @@ def change(history: History, body: Draft, kind: str, site: str, **changes: Any) 
 
 def test_every_beginning_of_an_honest_ledger_passes_entry_by_entry():
     for history in (story(), exhausted(), finished(), whole_story(), succeeded_story()):
-        audit = Audit()
+        verified = VerifiedLedger()
         for line in history.lines:
-            audit = audit.continued([line])
-        assert audit == Audit.of(history.lines)
+            verified = verified.continued([line])
+        assert verified == VerifiedLedger.of(history.lines)
 
 
 def test_an_audit_says_who_was_lost_who_is_in_the_sum_and_who_may_have_paid():
-    attempts = story().audit.attempts
+    attempts = story().verified.attempts
     assert [attempt.round for attempt in attempts] == [1, 2, 3, 3, 3, 3]
     assert [attempt.unmasked for attempt in attempts] == [True, True, False, False, False, True]
     without_2 = tuple(site for site in SITES if site != "site-2")
@@ -83,43 +83,43 @@ def test_an_audit_says_who_was_lost_who_is_in_the_sum_and_who_may_have_paid():
     assert [attempt.charged for attempt in attempts] == [SITES, SITES, SITES, SITES, SITES[2:], SITES]
     assert attempts[1].dropouts == {"site-2": "masked-input"}
     assert attempts[4].dropouts == {"site-1": "advert", "site-2": "advert"}
-    assert [round_.attempt for round_ in story().audit.rounds] == [1, 2]
-    assert story().audit.charges == story().paid == dict.fromkeys(SITES, 5)
+    assert [round_.attempt for round_ in story().verified.rounds] == [1, 2]
+    assert story().verified.charges == story().paid == dict.fromkeys(SITES, 5)
 
 
 def test_an_attempt_that_was_cut_off_may_have_been_paid_for_by_all_whom_it_invited():
     history = story().fork()
     history.attempt(until="masked-input")
-    cut = history.audit.attempts[-1]
+    cut = history.verified.attempts[-1]
     assert (cut.ended, cut.unmasked, cut.survivors) == (False, False, ())
     assert all(cut.may_have_charged(site) for site in SITES)
-    assert {site: history.audit.most_charges(site) for site in SITES} == history.paid == dict.fromkeys(SITES, 6)
-    assert history.audit.charges == dict.fromkeys(SITES, 5)
+    assert {site: history.verified.most_charges(site) for site in SITES} == history.paid == dict.fromkeys(SITES, 6)
+    assert history.verified.charges == dict.fromkeys(SITES, 5)
     assert history.attempt().survivors == SITES
 
 
 def test_what_a_site_did_not_sign_leaves_no_room_for_a_charge():
-    audit = Audit.of(resealed(story(), upto(story(), ENDED, 5)))
-    assert {site: audit.most_charges(site) for site in SITES} == dict.fromkeys(SITES[:2], 4) | dict.fromkeys(
+    verified = VerifiedLedger.of(resealed(story(), upto(story(), ENDED, 5)))
+    assert {site: verified.most_charges(site) for site in SITES} == dict.fromkeys(SITES[:2], 4) | dict.fromkeys(
         SITES[2:], 5
     )
 
 
 def test_an_audit_that_refuses_is_as_it_was():
-    audit = Audit.of(story().lines)
+    verified = VerifiedLedger.of(story().lines)
     for attempt in (2, 9):
         begun = upto(story(), BEGUN, 2)[-1]
         begun["body"]["attempt"] = attempt
         with pytest.raises(LedgerError):
-            audit.continued(resealed(story(), [*drafts(story().lines), begun]))
-    assert audit == Audit.of(story().lines)
+            verified.continued(resealed(story(), [*drafts(story().lines), begun]))
+    assert verified == VerifiedLedger.of(story().lines)
 
 
 def test_nothing_comes_before_the_study():
     with pytest.raises(LedgerError, match="does not begin with a study"):
-        Audit.of(resealed(story(), drafts(story().lines)[1:]))
+        VerifiedLedger.of(resealed(story(), drafts(story().lines)[1:]))
     with pytest.raises(LedgerError, match="does not begin with a study"):
-        _ = Audit().manifest
+        _ = VerifiedLedger().manifest
 
 
 # --- attempts that begin ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from support.ledger.ledger_history import EXCHANGES, History, history_study
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import LedgerError
 from grandrounds.common.ledger.entries import SignedStatement
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 
 SITES = st.integers(0, 5)
@@ -95,15 +95,15 @@ def check_lie(data: st.DataObject, history: History) -> None:
     assume(told != honest)
     lines = resealed(history, told)
     try:
-        audit = Audit.of(lines)
+        verified = VerifiedLedger.of(lines)
     except LedgerError:
         return
     event(f"passes: {how}")
     kept = committed(told)
     assert lines[:kept] == history.lines[:kept]
     signed = {d["body"]["attempt"]: senders(d["body"]["masked_inputs"]) for d in honest if "adverts" in d["body"]}
-    assert all(list(a.survivors) == signed[a.attempt] for a in audit.attempts if a.unmasked)
-    assert all(charges <= history.paid[site] for site, charges in audit.charges.items())
+    assert all(list(a.survivors) == signed[a.attempt] for a in verified.attempts if a.unmasked)
+    assert all(charges <= history.paid[site] for site, charges in verified.charges.items())
 
 
 @cache
@@ -184,18 +184,18 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def the_audit_passes_and_fits_what_the_sites_know(self) -> None:
-        audit, paid = self.history.audit, self.history.paid
+        verified, paid = self.history.verified, self.history.paid
         for site, charges in paid.items():
-            assert audit.charges.get(site, 0) <= charges <= audit.most_charges(site)
+            assert verified.charges.get(site, 0) <= charges <= verified.most_charges(site)
         for site, budget in self.history.budgets.items():
             held = budget.ledger(self.history.manifest.study_id)
             assert held == self.history.lines[: len(held)], site
-        assert len(audit.rounds) == sum(d["type"] == "round-closed" for d in drafts(self.history.lines))
+        assert len(verified.rounds) == sum(d["type"] == "round-closed" for d in drafts(self.history.lines))
 
     def teardown(self) -> None:
         """It can always end, and every site signs."""
         self.history.close()
-        assert self.history.audit.closing_signatures == set(self.history.sites)
+        assert self.history.verified.closing_signatures == set(self.history.sites)
 
 
 TestHistories = Histories.TestCase

@@ -13,7 +13,7 @@ from support.study.federation import Federation, small_study
 
 from grandrounds.client.worker import worker as client_worker
 from grandrounds.client.worker.attempt import ClientAttempt
-from grandrounds.client.worker.worker import Release
+from grandrounds.client.worker.worker import ComputeUpdate
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.errors import EnvelopeError, ProtocolError
 from grandrounds.common.model.adapter import vector_bytes
@@ -63,7 +63,7 @@ def test_sites_on_different_begins_are_never_in_one_sum() -> None:
 def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin names the adapter by hash; at the adapter of zeros these sites have nothing to add."""
 
-    def release(manifest: object, site: str) -> Release:
+    def release(manifest: object, site: str) -> ComputeUpdate:
         return lambda adapter: (adapter * int(site[-1])).astype("<u4")
 
     federation = Federation(study=small_study(), dimension=7, release=release)

@@ -12,7 +12,7 @@ from support.study.federation import small_manifest, small_study
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import LedgerError, StudyError
 from grandrounds.common.ledger import entries
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.common.study.succession import MAY_CHANGE, check_successor
@@ -52,16 +52,16 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", SUCCESSORS)
 def test_serials_rounds_and_charges_go_on_through_a_successor(history, kind):
-    before, paid = history.audit, history.paid
+    before, paid = history.verified, history.paid
     history.succeed(**SUCCESSORS[kind])
     assert history.attempt().survivors == history.sites
-    audit = history.audit
-    assert [attempt.attempt for attempt in audit.attempts] == [1, 2]
-    assert [round_.round for round_ in audit.rounds] == [1, 2]
-    assert [attempt.manifest for attempt in audit.attempts] == [m.sha256 for m in audit.manifests]
-    assert audit.charges == before.charges | {site: paid.get(site, 0) + 1 for site in history.sites}
-    assert audit.charges == history.paid
-    assert audit.manifest.study_id == before.manifest.study_id
+    verified = history.verified
+    assert [attempt.attempt for attempt in verified.attempts] == [1, 2]
+    assert [round_.round for round_ in verified.rounds] == [1, 2]
+    assert [attempt.manifest for attempt in verified.attempts] == [m.sha256 for m in verified.manifests]
+    assert verified.charges == before.charges | {site: paid.get(site, 0) + 1 for site in history.sites}
+    assert verified.charges == history.paid
+    assert verified.manifest.study_id == before.manifest.study_id
 
 
 def test_the_schedule_counts_attempts_before_and_after_alike():
@@ -74,7 +74,7 @@ def test_the_schedule_counts_attempts_before_and_after_alike():
 
 
 def _next(history):
-    last = history.audit.rounds[-1]
+    last = history.verified.rounds[-1]
     return entries.AttemptBegun(attempt=3, round=2, invited=history.sites, adapter_sha256=last.adapter_sha256)
 
 
@@ -83,8 +83,8 @@ def test_a_site_that_comes_back_goes_on_with_what_it_paid(history):
     history.attempt()
     history.succeed(UNITS)
     history.attempt()
-    assert history.audit.charges == {site: 2 if site == "site-2" else 3 for site in UNITS}
-    assert history.paid == history.audit.charges
+    assert history.verified.charges == {site: 2 if site == "site-2" else 3 for site in UNITS}
+    assert history.paid == history.verified.charges
 
 
 def test_a_key_that_was_rotated_out_signs_nothing_any_more(history):
@@ -93,7 +93,7 @@ def test_a_key_that_was_rotated_out_signs_nothing_any_more(history):
     history.identities["site-2"] = old
     history.restart("site-2")
     assert "site-2" not in history.attempt().survivors
-    assert history.audit.attempts[-1].dropouts == {"site-2": "advert"}
+    assert history.verified.attempts[-1].dropouts == {"site-2": "advert"}
 
 
 def refusal(answer):
@@ -146,28 +146,28 @@ def signed_by(history, manifest, identities, leave_out=frozenset(), server=None)
 def test_each_site_of_a_successor_must_sign_it(history, kind):
     changes = dict(SUCCESSORS[kind])
     manifest, identities = history.successor(**changes)
-    Audit.of(signed_by(history, manifest, identities, server=changes.get("server")))
+    VerifiedLedger.of(signed_by(history, manifest, identities, server=changes.get("server")))
     for site, key in manifest.site_keys.items():
         lines = signed_by(history, manifest, identities, {(site, key)}, changes.get("server"))
         with pytest.raises(LedgerError, match="lacks signatures of its sites"):
-            Audit.of(lines)
+            VerifiedLedger.of(lines)
 
 
 def test_as_many_of_the_roster_before_must_sign_as_must_answer(history):
     manifest, identities = history.successor(EXCHANGED)
     old = {site: identity.public_key for site, identity in first().identities.items()}
     leaving = [(site, old[site]) for site in ("site-3", "site-4", "site-5")]
-    Audit.of(signed_by(history, manifest, identities, set(leaving[:1])))
+    VerifiedLedger.of(signed_by(history, manifest, identities, set(leaving[:1])))
     with pytest.raises(LedgerError, match="lacks signatures of its sites"):
-        Audit.of(signed_by(history, manifest, identities, set(leaving[:2])))
+        VerifiedLedger.of(signed_by(history, manifest, identities, set(leaving[:2])))
 
 
 def test_a_new_key_does_not_count_for_the_roster_before(history):
     manifest, identities = history.successor(rotate=list(UNITS))
     old = [(site, identity.public_key) for site, identity in first().identities.items()]
-    Audit.of(signed_by(history, manifest, identities, set(old[:1])))
+    VerifiedLedger.of(signed_by(history, manifest, identities, set(old[:1])))
     with pytest.raises(LedgerError, match="lacks signatures of its sites"):
-        Audit.of(signed_by(history, manifest, identities, set(old[:2])))
+        VerifiedLedger.of(signed_by(history, manifest, identities, set(old[:2])))
 
 
 def test_the_server_before_signs_nothing_under_a_successor_that_has_another(history):
@@ -175,9 +175,9 @@ def test_the_server_before_signs_nothing_under_a_successor_that_has_another(hist
     manifest, identities = history.successor(server=server)
     history.servers[server.public_key] = server
     lines = signed_by(history, manifest, identities, server=server)
-    Audit.of(lines)
+    VerifiedLedger.of(lines)
     with pytest.raises(LedgerError, match="not signed by the study's server"):
-        Audit.of(signed_by(history, manifest, identities))
+        VerifiedLedger.of(signed_by(history, manifest, identities))
 
 
 # --- what must stay ---------------------------------------------------------------------------------------------------
@@ -287,4 +287,4 @@ def test_two_successors_of_one_manifest_are_two_histories(history):
     other.succeed(LEFT)
     assert isinstance(history.manifest, Manifest)
     with pytest.raises(LedgerError, match="different history"):
-        history.audit.continued(other.lines)
+        history.verified.continued(other.lines)

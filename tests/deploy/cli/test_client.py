@@ -18,7 +18,7 @@ from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.database import DATABASE
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.deploy.cli.main import main
 from grandrounds.deploy.views.budget import print_budget, render_budget
 
@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
-    budget = Budget.open(folder)
+    budget = SiteState.open(folder)
     reservations = Reservations(budget.database)
     reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
     reservations.reserve("patients", FIRST, Amounts.rounded_up(epsilon=3.99571, delta=1e-5))
@@ -124,7 +124,7 @@ def test_the_page_stands_alone_and_draws_what_is_reserved(run: Run, state: Path,
 
 
 def test_one_asset_needs_no_word_about_others(tmp_path: Path) -> None:
-    reservations = Reservations(Budget.open(tmp_path).database)
+    reservations = Reservations(SiteState.open(tmp_path).database)
     assert "No data asset is registered" in render_budget(reservations.statements())
     reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
     page = render_budget(reservations.statements())
@@ -134,7 +134,7 @@ def test_one_asset_needs_no_word_about_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epsilon", [1e-9, 7.999999])
 def test_what_little_is_reserved_is_seen_and_the_bar_keeps_its_length(epsilon: float) -> None:
-    reservations = Reservations(Budget.in_memory().database)
+    reservations = Reservations(SiteState.in_memory().database)
     reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
     reservations.reserve("patients", FIRST, Amounts.rounded_up(epsilon=epsilon, delta=1e-9))
     reservations.reserve("patients", SECOND, Amounts.rounded_up(epsilon=1e-9, delta=1e-9))
@@ -146,7 +146,7 @@ def test_what_little_is_reserved_is_seen_and_the_bar_keeps_its_length(epsilon: f
 
 
 def test_a_state_that_was_never_used_says_so(run: Run, tmp_path: Path) -> None:
-    Budget.open(tmp_path).close()
+    SiteState.open(tmp_path).close()
     code, out, _ = run(["budget", f"--state={tmp_path}"])
     assert code == 0
     assert "No data asset is registered yet" in out
@@ -163,7 +163,7 @@ def test_no_state_or_a_damaged_one_is_a_diagnosis(run: Run, tmp_path: Path, cont
 
 
 def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, state: Path) -> None:
-    worker = Budget.open(state)
+    worker = SiteState.open(state)
     assert run(["budget", f"--state={state}"])[0] == 0
     worker.close()
     probe = (

@@ -136,9 +136,9 @@ def a_study_run(folder):
 
 def in_training(study):
     """The same, once all its sites have signed it."""
-    audit, manifest = study.ledger.audit, study.manifest
-    audit.manifests, audit._secagg = [manifest], manifest.secagg_parameters
-    audit.countersigned = dict.fromkeys(manifest.site_keys, "")
+    verified, manifest = study.ledger.verified, study.manifest
+    verified.manifests, verified._secagg = [manifest], manifest.secagg_parameters
+    verified.countersigned = dict.fromkeys(manifest.site_keys, "")
     return study
 
 
@@ -152,7 +152,7 @@ def test_no_message_is_sent_before_as_many_sites_are_connected_as_an_attempt_nee
 
 def test_whoever_is_there_is_asked_to_sign_the_end(folder):
     study = in_training(a_study_run(folder))
-    study.ledger.audit.closed = StudyClosed(charges={}, files={})
+    study.ledger.verified.closed = StudyClosed(charges={}, files={})
     assert enough_nodes(folder, study)(Coming(study.manifest.site_keys)) == {}
 
 

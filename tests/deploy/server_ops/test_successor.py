@@ -49,12 +49,12 @@ def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedu
     run = carried(federation)
     last = federation.bundle.manifest
     assert (last.version, last.study_id, last.schedule) == (3, first.study_id, first.schedule)
-    assert [record.survivors for record in run.ledger.audit.rounds] == [
+    assert [record.survivors for record in run.ledger.verified.rounds] == [
         FIRST,
         (*FIRST, "east"),
         ("north", "south", "east"),
     ]
-    assert run.ledger.audit.closing_signatures == {"north", "south", "east"}
+    assert run.ledger.verified.closing_signatures == {"north", "south", "east"}
     verdict = verify(federation.folder.study.path, manifest_hash=last.sha256)
     assert verdict.holds, verdict
 

@@ -22,9 +22,9 @@ from soak.killed_simulation import (
     left_in,
 )
 
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.study.artefacts import LEDGER, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.deploy.simulation.outages import Dropout
@@ -133,9 +133,9 @@ def test_a_kill_that_loses_a_charge_would_be_noticed(finished: tuple[Path, int],
 def test_a_kill_during_an_attempt_costs_that_attempt_alone(in_round_two: Path, tmp_path: Path) -> None:
     folder = copied(in_round_two, tmp_path)
     result = go_on(folder)
-    audit = Audit.of(StudyFolder(folder).ledger_lines())
-    assert (len(audit.rounds), len(audit.attempts)) == (ROUNDS, ATTEMPTS + 1)
-    assert [record.attempt for record in audit.attempts if not record.ended] == [ATTEMPTS]
+    verified = VerifiedLedger.of(StudyFolder(folder).ledger_lines())
+    assert (len(verified.rounds), len(verified.attempts)) == (ROUNDS, ATTEMPTS + 1)
+    assert [record.attempt for record in verified.attempts if not record.ended] == [ATTEMPTS]
     assert result.report["attempts"] == ATTEMPTS + 1, "the report counts it"
     for site in SITES:
         assert left_in(folder).attempts[site] == {1: site != "south", 2: True, 3: True, 4: True}
@@ -311,7 +311,7 @@ def test_an_entry_that_was_cut_short_is_dropped_and_the_study_goes_on(round_one:
 def test_a_study_that_another_process_runs_is_left_alone(round_one: Path, tmp_path: Path) -> None:
     folder = copied(round_one, tmp_path)
     before = contents(folder)
-    other = Budget.open(folder / "sites" / "north")
+    other = SiteState.open(folder / "sites" / "north")
     try:
         with pytest.raises(StorageError, match="another worker holds"):
             go_on(folder)
@@ -323,7 +323,7 @@ def test_a_study_that_another_process_runs_is_left_alone(round_one: Path, tmp_pa
 
 def test_a_study_that_is_refused_leaves_its_sites_free_for_the_next(round_one: Path, tmp_path: Path) -> None:
     folder = copied(round_one, tmp_path)
-    other = Budget.open(folder / "sites" / "west")
+    other = SiteState.open(folder / "sites" / "west")
     with pytest.raises(StorageError, match="another worker holds"):
         go_on(folder)
     other.close()
@@ -338,9 +338,9 @@ def test_a_site_whose_older_state_was_put_back_answers_no_more_and_does_not_sign
     (folder / "sites" / "south" / "budget.sqlite").write_bytes(older)
     result = go_on(folder)
     assert (result.report["rounds"], result.report["exhausted"]) == (1, True)
-    audit = Audit.of(StudyFolder(folder).ledger_lines())
-    assert [record.dropouts for record in audit.attempts[2:]] == [{"south": "advert"}] * 3
-    assert audit.closing_signatures == {"north", "west"}
+    verified = VerifiedLedger.of(StudyFolder(folder).ledger_lines())
+    assert [record.dropouts for record in verified.attempts[2:]] == [{"south": "advert"}] * 3
+    assert verified.closing_signatures == {"north", "west"}
     assert statuses(folder)[CLOSING] is Status.OPEN
     assert Status.DISAGREES not in statuses(folder).values()
 

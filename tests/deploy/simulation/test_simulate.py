@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, GrandRoundsError, StorageError, StudyError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.model.language_model import LanguageModel, Lora
 from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
@@ -305,7 +305,7 @@ def test_whoever_stops_it_finds_whole_what_was_written(base: Path, tmp_path: Pat
     manifest = validated(Manifest, json.loads((tmp_path / "study.json").read_bytes()))
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     assert Checkpoint.load(newest, manifest.study_id).round == 1
-    assert [closed.round for closed in Audit.of(StudyFolder(tmp_path).ledger_lines()).rounds] == [1]
+    assert [closed.round for closed in VerifiedLedger.of(StudyFolder(tmp_path).ledger_lines()).rounds] == [1]
 
 
 def test_all_that_was_written_is_on_disk_before_the_study_ends(

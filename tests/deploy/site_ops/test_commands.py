@@ -14,7 +14,7 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.node.folder import NodeFolder
 from grandrounds.client.site.folder import SiteFolder
 from grandrounds.client.state.database import SiteDatabase
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops.users import SiteUsers, act_as, operators_users
@@ -58,7 +58,7 @@ def reserved(folder):
 
 
 def begin(folder, federation):
-    budget = Budget.open(folder.state)
+    budget = SiteState.open(folder.state)
     budget.begin(federation.manifest.study_id, 1)
     budget.close()
 
@@ -89,7 +89,7 @@ def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, joi
     }
     written = json.loads((place.path / "node.json").read_text())
     assert (written["address"], written["socket"]) == ("localhost:9", "run/worker.sock")
-    unit = place.unit()
+    unit = place.supernode()
     assert (unit.socket, unit.runtime_port) == (folder.settings().socket, folder.settings().runtime_port)
     assert unit.app_sha256 == federation.manifest.app_sha256
     assert unit.timeout_s == federation.manifest.study.training.deadline_s
@@ -147,7 +147,7 @@ def test_leaving_that_was_broken_off_is_repeated(folder, join, federation):
 
 def test_a_site_whose_worker_runs_is_not_left(folder, join, federation):
     join(federation)
-    worker = Budget.open(folder.state)
+    worker = SiteState.open(folder.state)
     before = contents(folder)
     with pytest.raises(StudyError, match="another worker holds"):
         site_operator.leave(folder)

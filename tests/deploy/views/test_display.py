@@ -88,7 +88,7 @@ class Study:
             "counted": False,
             "setting": "simulation",
         }
-        return build_report(self.federation.ledger.audit, Declared(**(fields | declared)))
+        return build_report(self.federation.ledger.verified, Declared(**(fields | declared)))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from support.study.verified_study import BETTER, HARMFUL, SmallStudy, eventful, 
 
 from grandrounds.common.errors import LedgerError, PrivacyError
 from grandrounds.common.ledger import entries
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.privacy.accountant import Epsilon, epsilon
 from grandrounds.common.privacy.events import Schedule
 from grandrounds.common.schema import validated
@@ -102,7 +102,7 @@ def test_an_attempt_that_never_ended_is_listed_and_counts(federation: SmallStudy
     cut_off = federation.lines[: 1 + len(federation.manifest.site_keys)]
     cut_off.append(federation.forged(begun, after=cut_off[-1]))
     cut_off.append(federation.forged(begun.model_copy(update={"attempt": 2}), after=cut_off[-1]))
-    report = build_report(Audit.of(cut_off), Declared.of(federation.report()))
+    report = build_report(VerifiedLedger.of(cut_off), Declared.of(federation.report()))
     assert report["never_ended"] == [{"round": 1, "attempt": 1}, {"round": 1, "attempt": 2}]
     assert report["attempts"] == 2 and not report["exhausted"]
     assert (
@@ -116,7 +116,7 @@ def test_an_attempt_that_never_ended_is_listed_and_counts(federation: SmallStudy
 def test_the_report_is_the_same_before_the_study_is_closed_and_after(tmp_path: Path) -> None:
     study = eventful()
     before = render_json(study.report())
-    length, head = len(study.lines), study.ledger.audit.ledger.head
+    length, head = len(study.lines), study.ledger.verified.ledger.head
     study.close(tmp_path)
     assert render_json(study.report()) == before
     assert json.loads(before)["ledger"] == {"length": length, "head": head}
@@ -125,7 +125,7 @@ def test_the_report_is_the_same_before_the_study_is_closed_and_after(tmp_path: P
 def test_what_is_declared_can_be_read_back_from_the_report(federation: SmallStudy) -> None:
     for report in (federation.report(), federation.report(perplexity_before=math.inf, counted=True)):
         read_back = json.loads(render_json(report))
-        assert build_report(federation.ledger.audit, Declared.of(read_back)) == report
+        assert build_report(federation.ledger.verified, Declared.of(read_back)) == report
 
 
 def test_a_harmful_adapter_is_called_worse_in_all_three(federation: SmallStudy, report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import StorageError
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import EntryType
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Close, Closed, unpack
 from grandrounds.common.secagg.transcript import open_message
@@ -47,7 +47,7 @@ def drive(study: SmallStudy, machine: Closing, *, away: tuple[str, ...] = ()) ->
 
 
 def signed(study: SmallStudy) -> set[str]:
-    return set(Audit.of(study.lines).closing_signatures)
+    return set(VerifiedLedger.of(study.lines).closing_signatures)
 
 
 def sent_lines(study: SmallStudy, message: bytes) -> list[bytes]:
@@ -56,7 +56,7 @@ def sent_lines(study: SmallStudy, message: bytes) -> list[bytes]:
         study.manifest.secagg_parameters,
         message,
         Close,
-        attempt=len(study.ledger.audit.attempts),
+        attempt=len(study.ledger.verified.attempts),
         senders=("server",),
     )
     return unpack(unpack(envelope.payload)[0])
@@ -70,7 +70,7 @@ def test_every_site_signs_the_whole_ledger_and_its_signature_is_on_it(study: Sma
     machine = drive(study, closing(study))
     assert machine.reasons == {}
     assert signed(study) == set(SITES)
-    end, *signatures = list(study.ledger.audit.ledger)[before:]
+    end, *signatures = list(study.ledger.verified.ledger)[before:]
     assert end.type is EntryType.STUDY_CLOSED
     assert entries.StudyClosed.of(end).charges == {site: 2 - (site == "site-2") for site in SITES}
     for entry in signatures:
@@ -86,7 +86,7 @@ def test_a_site_that_was_absent_signs_when_it_is_asked_again_and_nobody_else_is_
     assert set(again.messages()) == {"site-3", "site-5"}
     drive(study, again)
     assert signed(study) == set(SITES)
-    kinds = [entry.type for entry in study.ledger.audit.ledger]
+    kinds = [entry.type for entry in study.ledger.verified.ledger]
     assert kinds.count(EntryType.STUDY_CLOSED) == 1
     assert kinds.count(EntryType.CLOSING_SIGNATURE) == len(SITES)
 
@@ -130,14 +130,14 @@ def test_a_site_signs_again_after_its_signature_was_lost_on_the_way(study: Small
 
 
 def held_by(study: SmallStudy, site: str) -> list[bytes]:
-    return list(study.workers[site]._budget.ledger(study.manifest.study_id))
+    return list(study.workers[site]._state.ledger(study.manifest.study_id))
 
 
 def test_every_site_that_has_signed_holds_the_signatures_of_all(study: SmallStudy) -> None:
     drive(study, closing(study), away=("site-3",))
     for site in set(SITES) - {"site-3"}:
         assert held_by(study, site) == study.lines
-    assert Audit.of(held_by(study, "site-3")).closed is None
+    assert VerifiedLedger.of(held_by(study, "site-3")).closed is None
     drive(study, closing(study))
     assert {site: held_by(study, site) for site in SITES} == dict.fromkeys(SITES, study.lines)
 
@@ -191,7 +191,7 @@ def test_what_the_training_knows_that_sites_have_is_enough_for_them_to_sign(stud
 def test_nobody_signs_for_another_report_than_the_ledger_names(study: SmallStudy) -> None:
     report = render_json(study.report())
     named = {REPORT: sha256(report + b" ")}
-    study.ledger.append(entries.StudyClosed(charges=study.ledger.audit.charges, files=named))
+    study.ledger.append(entries.StudyClosed(charges=study.ledger.verified.charges, files=named))
     machine = drive(study, closing(study, report))
     assert signed(study) == set()
     assert set(machine.reasons) == set(SITES)
@@ -223,7 +223,7 @@ def test_a_report_that_claims_no_less_than_a_site_computes_is_signed(study: Smal
 
 def test_a_site_does_not_sign_where_a_charge_of_its_own_is_missing(study: SmallStudy) -> None:
     """It paid once more than the ledger can account for, as where the server left an attempt out."""
-    database = study.workers["site-4"]._budget.database
+    database = study.workers["site-4"]._state.database
     database.change("INSERT INTO attempts VALUES (?, ?, 1)", study.manifest.study_id, 3)
     machine = drive(study, closing(study))
     assert signed(study) == set(SITES) - {"site-4"}
@@ -232,7 +232,7 @@ def test_a_site_does_not_sign_where_a_charge_of_its_own_is_missing(study: SmallS
 
 def test_a_site_does_not_sign_where_its_own_record_lacks_a_charge(study: SmallStudy) -> None:
     """An older copy of its state was put back."""
-    database = study.workers["site-4"]._budget.database
+    database = study.workers["site-4"]._state.database
     database.change("DELETE FROM attempts WHERE study = ? AND attempt = 2", study.manifest.study_id)
     drive(study, closing(study))
     assert signed(study) == set(SITES) - {"site-4"}
@@ -265,7 +265,7 @@ def test_a_signature_on_another_end_is_not_taken(study: SmallStudy) -> None:
     """It is a site's own, and of this study, but on another ledger than this one."""
     other = Closed(ledger_length=3, ledger_head="00" * 32)
     machine = closing(study)
-    machine.receive("site-1", study.workers["site-1"]._seal(other, attempt=len(study.ledger.audit.attempts)))
+    machine.receive("site-1", study.workers["site-1"]._seal(other, attempt=len(study.ledger.verified.attempts)))
     assert signed(study) == set()
     assert "another ledger" in machine.reasons["site-1"]
 
@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_ledger_as_it_was(
     monkeypatch.setattr(study.ledger, "store", full)
     with pytest.raises(StorageError):
         closing(study)
-    assert study.ledger.audit.closed is None
+    assert study.ledger.verified.closed is None
     monkeypatch.undo()
     drive(study, closing(study))
     assert study.lines[: len(before)] == before

@@ -7,7 +7,7 @@ from support.study.federation import agreed_ledger
 
 from grandrounds.common.errors import LedgerError, StorageError
 from grandrounds.common.ledger import entries
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 
 
@@ -20,9 +20,9 @@ def history():
 
 
 def begun(history):
-    last = history.audit.rounds[-1]
+    last = history.verified.rounds[-1]
     return entries.AttemptBegun(
-        attempt=len(history.audit.attempts) + 1,
+        attempt=len(history.verified.attempts) + 1,
         round=last.round + 1,
         invited=history.sites,
         adapter_sha256=last.adapter_sha256,
@@ -30,7 +30,7 @@ def begun(history):
 
 
 def writer(history, store):
-    return LedgerWriter(identity=history.server, store=store, audit=Audit.of(history.lines))
+    return LedgerWriter(identity=history.server, store=store, verified=VerifiedLedger.of(history.lines))
 
 
 def test_what_is_stored_is_what_the_writer_has(history):
@@ -45,7 +45,7 @@ def test_what_is_stored_is_what_the_writer_has(history):
 def test_a_writer_that_starts_anew_goes_on_where_the_stored_ledger_ends(history):
     stored = list(history.lines)
     writer(history, stored.append).append(begun(history))
-    again = LedgerWriter(identity=history.server, store=stored.append, audit=Audit.of(stored))
+    again = LedgerWriter(identity=history.server, store=stored.append, verified=VerifiedLedger.of(stored))
     ended = entries.AttemptEnded(
         attempt=2,
         unmasked=False,
@@ -55,7 +55,7 @@ def test_a_writer_that_starts_anew_goes_on_where_the_stored_ledger_ends(history)
         consistencies=(),
     )
     again.append(ended)
-    assert Audit.of(stored).attempts[-1].ended
+    assert VerifiedLedger.of(stored).attempts[-1].ended
 
 
 def test_what_an_audit_would_refuse_is_neither_stored_nor_kept(history):
@@ -80,14 +80,16 @@ def test_an_entry_that_could_not_be_stored_does_not_count(history):
     made = writer(history, store)
     with pytest.raises(StorageError):
         made.append(begun(history))
-    assert len(made.audit.attempts) == 1
+    assert len(made.verified.attempts) == 1
     entry = made.append(begun(history))
     assert stored == [entry.line]
 
 
 def test_a_server_with_another_key_than_the_studys_writes_nothing(history):
     other = History()
-    made = LedgerWriter(identity=other.server, store=lambda line: pytest.fail("stored"), audit=Audit.of(history.lines))
+    made = LedgerWriter(
+        identity=other.server, store=lambda line: pytest.fail("stored"), verified=VerifiedLedger.of(history.lines)
+    )
     with pytest.raises(LedgerError, match="not signed by the study's server"):
         made.append(begun(history))
 
@@ -100,6 +102,6 @@ def test_a_ledger_begins_with_a_study(history):
 
 def test_the_ledger_of_an_agreed_study_is_whole_and_the_same_entry_is_the_same_bytes(history):
     made = agreed_ledger(history.manifest, history.identities, history.server)
-    assert made.audit.agreed
+    assert made.verified.agreed
     assert made.lines() == history.lines[: len(made.lines())]
     assert resealed(history, drafts(history.lines)) == history.lines

@@ -5,7 +5,7 @@ import pytest
 from support.study.federation import Federation, small_study
 
 from grandrounds.common.errors import LedgerError, ProtocolError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.messages import Agreed, Refusal, RefusalCode
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
@@ -23,9 +23,11 @@ def signing_of(federation, ledger):
     return Signing(manifest=federation.manifest, identity=federation.server, ledger=ledger)
 
 
-def new_ledger(federation, audit=None, lines=None):
+def new_ledger(federation, verified=None, lines=None):
     return LedgerWriter(
-        identity=federation.server, store=(lines if lines is not None else []).append, audit=audit or Audit()
+        identity=federation.server,
+        store=(lines if lines is not None else []).append,
+        verified=verified or VerifiedLedger(),
     )
 
 
@@ -77,7 +79,7 @@ def test_a_site_that_does_not_sign_holds_the_study_up_and_is_named(federation, a
 
 def test_signatures_cut_off_by_a_crash_are_asked_for_again(federation):
     lines = list(federation.lines[:3])
-    signing = signing_of(federation, new_ledger(federation, Audit.of(lines), lines))
+    signing = signing_of(federation, new_ledger(federation, VerifiedLedger.of(lines), lines))
     assert set(signing.messages()) == {"site-3", "site-4", "site-5"}
     ask(signing, federation)
     signing.advance()
@@ -92,7 +94,7 @@ def test_a_ledger_of_another_study_is_not_signed_over(federation):
         identities=federation.identities,
         server=federation.server,
     )
-    signing = signing_of(federation, new_ledger(federation, Audit.of(other.lines)))
+    signing = signing_of(federation, new_ledger(federation, VerifiedLedger.of(other.lines)))
     ask(signing, federation)
     with pytest.raises(LedgerError, match="manifest cannot follow the one before it"):
         signing.advance()

@@ -7,7 +7,7 @@ import pytest
 from support.study.federation import Federation, lost_after_shares, small_study
 
 from grandrounds.common.errors import StorageError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 
 ROUNDS, EXCHANGES_OF_A_ROUND, EXCHANGES_UNTIL_CHARGED = 3, 5, 3
@@ -26,7 +26,7 @@ def exchanges(run, number):
 
 def restarted(run):
     """The server's process died: what it has is what it had written."""
-    run.ledger = LedgerWriter(identity=run.server, store=run.lines.append, audit=Audit.of(run.lines))
+    run.ledger = LedgerWriter(identity=run.server, store=run.lines.append, verified=VerifiedLedger.of(run.lines))
     return run.open_training()
 
 
@@ -64,7 +64,7 @@ def test_a_training_whose_server_died_between_two_exchanges_ends_as_one_that_wen
     np.testing.assert_array_equal(training.adapter, through.training.adapter)
     assert [closed.round for closed in training.rounds] == [1, 2, 3]
     spent = ROUNDS + (done < ROUNDS * EXCHANGES_OF_A_ROUND)
-    assert training.accountant.attempts_committed == len(training.ledger.audit.attempts) == spent
+    assert training.accountant.attempts_committed == len(training.ledger.verified.attempts) == spent
     lost = done < ROUNDS * EXCHANGES_OF_A_ROUND and done % EXCHANGES_OF_A_ROUND >= EXCHANGES_UNTIL_CHARGED
     assert {worker.charges for worker in run.workers.values()} == {ROUNDS + lost}
 
@@ -93,7 +93,7 @@ def test_a_round_whose_checkpoint_was_saved_is_closed_and_one_whose_was_not_is_t
     training.save = dies
     with pytest.raises(DiedError):
         exchanges(run, EXCHANGES_OF_A_ROUND)
-    assert training.ledger.audit.rounds == []
+    assert training.ledger.verified.rounds == []
     training = restarted(run)
     assert [closed.round for closed in training.rounds] == [1] * saved
     exchanges(run, 99)

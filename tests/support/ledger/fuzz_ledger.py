@@ -6,7 +6,7 @@ from functools import cache
 
 from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.errors import GrandRoundsError, LedgerError
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Advert, Refusal
 from support.ledger.ledger_forger import drafts, resealed
@@ -51,7 +51,7 @@ def written(lines: Sequence[bytes]) -> bytes:
 
 
 def feed_ledger(data: bytes) -> None:
-    Audit.of(sealed_entries(ledger_story(), data))
+    VerifiedLedger.of(sealed_entries(ledger_story(), data))
 
 
 def feed_begin(data: bytes) -> None:

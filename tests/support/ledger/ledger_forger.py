@@ -14,7 +14,7 @@ from grandrounds.common.errors import LedgerError
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger import replay as audit_module
 from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, Entry, EntryType
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.study.manifest import Countersignature
 from support.ledger.ledger_history import History
@@ -148,19 +148,19 @@ def check_lie(lie: Lie, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused with its words; and is not, once its checks are gone."""
     lines = lie.told()
     with pytest.raises(LedgerError, match=r"entry \d+ .* cannot be") as refused:
-        Audit.of(lines)
+        VerifiedLedger.of(lines)
     assert lie.words in refused.value.what
     audit_without(monkeypatch, lie.without).of(lines)
 
 
-def audit_without(monkeypatch: pytest.MonkeyPatch, checks: Collection[str]) -> type[Audit]:
+def audit_without(monkeypatch: pytest.MonkeyPatch, checks: Collection[str]) -> type[VerifiedLedger]:
     """An audit that lacks checks, each given by words of its refusal or by the name of the function that makes it."""
     for check in checks:
-        for owner in (Audit, Countersignature, audit_module):
+        for owner in (VerifiedLedger, Countersignature, audit_module):
             if hasattr(owner, check):
                 monkeypatch.setattr(owner, check, lambda *_, **__: None)
 
-    class Lenient(Audit):
+    class Lenient(VerifiedLedger):
         def _require(self, holds: bool, otherwise: str) -> None:
             super()._require(holds or any(words in otherwise for words in checks), otherwise)
 

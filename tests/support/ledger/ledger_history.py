@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from grandrounds.client.state.database import SiteDatabase
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
-from grandrounds.common.ledger.replay import Audit, begin_of
+from grandrounds.common.ledger.replay import VerifiedLedger, begin_of
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import (
@@ -61,7 +61,7 @@ class History:
     # Every key that ever signed an entry, by its public half.
     servers: dict[str, Identity] = field(default_factory=dict)
     lines: list[bytes] = field(default_factory=list)
-    budgets: dict[str, Budget] = field(default_factory=dict)
+    budgets: dict[str, SiteState] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     adapter: np.ndarray = field(default_factory=lambda: np.zeros(DIMENSION, np.float32))
     told: dict[str, int] = field(default_factory=dict)
@@ -79,9 +79,9 @@ class History:
         return self.manifest.secagg_parameters.names
 
     @property
-    def audit(self) -> Audit:
+    def verified(self) -> VerifiedLedger:
         """What the ledger says."""
-        return Audit.of(self.lines)
+        return VerifiedLedger.of(self.lines)
 
     @property
     def paid(self) -> dict[str, int]:
@@ -90,7 +90,7 @@ class History:
 
     def writer(self) -> LedgerWriter:
         """The server as it starts: it knows what it stored."""
-        return LedgerWriter(identity=self.server, store=self.lines.append, audit=self.audit)
+        return LedgerWriter(identity=self.server, store=self.lines.append, verified=self.verified)
 
     def round(self, writer: LedgerWriter | None = None) -> Round:
         """The round that is next, its attempt not yet begun."""
@@ -99,10 +99,10 @@ class History:
             schedule=self.manifest.schedule,
             max_attempts=self.manifest.max_attempts,
             delta=self.manifest.delta,
-            committed=len(writer.audit.attempts),
+            committed=len(writer.verified.attempts),
         )
         return Round(
-            number=len(writer.audit.rounds) + 1,
+            number=len(writer.verified.rounds) + 1,
             manifest=self.manifest,
             identity=self.server,
             accountant=accountant,
@@ -175,7 +175,7 @@ class History:
             identity=self.identities[site],
             manifest=self.manifest,
             release=lambda adapter: np.ones(DIMENSION, "<u4"),
-            budget=self.budgets[site],
+            state=self.budgets[site],
         )
 
     def successor(
@@ -221,7 +221,7 @@ class History:
         writer = self.writer()
         report = self.report()
         files = {"report.json": sha256(report)}
-        writer.append(entries.StudyClosed(charges=writer.audit.charges, files=files))
+        writer.append(entries.StudyClosed(charges=writer.verified.charges, files=files))
         wire = self.close_with(self.lines, report)
         answers = {site: self.workers[site].handle(wire) for site in self.sites}
         for answer in answers.values():
@@ -249,9 +249,9 @@ class History:
         twin.workers = {}
         for site, worker in self.workers.items():
             twin.workers[site] = copy.copy(worker)
-            twin.workers[site]._budget = twin.budgets[site]
+            twin.workers[site]._state = twin.budgets[site]
             twin.workers[site]._ledger = copy.copy(worker._ledger)
-            twin.workers[site]._ledger._budget = twin.budgets[site]
+            twin.workers[site]._ledger._state = twin.budgets[site]
             twin.workers[site]._attempt = None
         return twin
 
@@ -263,15 +263,15 @@ class History:
             writer.append(entries.CountersignatureEntry(countersignature=signature))
         for site in manifest.site_keys:
             if site not in self.budgets:
-                self.budgets[site] = reserved(Budget.in_memory(), manifest)
+                self.budgets[site] = reserved(SiteState.in_memory(), manifest)
             self.restart(site)
 
 
-def copied(budget: Budget) -> Budget:
+def copied(budget: SiteState) -> SiteState:
     """A state in memory that remembers the same."""
     copied = SiteDatabase.in_memory()
     budget.database._connection.backup(copied._connection)
-    return Budget(copied)
+    return SiteState(copied)
 
 
 def countersignatures(manifest: Manifest, *signers: Mapping[str, Identity]) -> list[Countersignature]:

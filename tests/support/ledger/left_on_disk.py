@@ -10,7 +10,7 @@ from typing import Any
 from grandrounds.client.state.database import DATABASE
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import EntryType
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 
 
@@ -56,18 +56,20 @@ def check_kept(moments: Sequence[Left]) -> None:
     for before, after in itertools.pairwise(moments):
         assert before.is_kept_by(after), "what was written stays"
     end = moments[-1]
-    audit = Audit.of(end.lines)
+    verified = VerifiedLedger.of(end.lines)
     for site, attempts in end.attempts.items():
         paid = end.paid(site)
-        possible = {record.attempt for record in audit.attempts if record.may_have_charged(site)}
-        assert _answered(site, audit) <= paid <= possible, f"{site} paid for what it answered, and for no more"
-        assert attempts.keys() <= {record.attempt for record in audit.attempts}
-        assert audit.charges.get(site, 0) <= len(paid) <= audit.most_charges(site), f"no charge of {site} is doubled"
+        possible = {record.attempt for record in verified.attempts if record.may_have_charged(site)}
+        assert _answered(site, verified) <= paid <= possible, f"{site} paid for what it answered, and for no more"
+        assert attempts.keys() <= {record.attempt for record in verified.attempts}
+        assert verified.charges.get(site, 0) <= len(paid) <= verified.most_charges(site), (
+            f"no charge of {site} is doubled"
+        )
 
 
-def _answered(site: str, audit: Audit) -> set[int]:
+def _answered(site: str, verified: VerifiedLedger) -> set[int]:
     """The attempts in which the ledger has an update of the site."""
-    ended = [entries.AttemptEnded.of(entry) for entry in audit.ledger if entry.type is EntryType.ATTEMPT_ENDED]
+    ended = [entries.AttemptEnded.of(entry) for entry in verified.ledger if entry.type is EntryType.ATTEMPT_ENDED]
     return {
         attempt.attempt
         for attempt in ended

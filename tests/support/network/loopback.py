@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flwr.cli.build import build_fab_from_disk
 
-from grandrounds.client.node.supernode import Unit
+from grandrounds.client.node.supernode import Supernode
 from grandrounds.common.system.files import make_folder
 from grandrounds.common.system.processes import environment
 from grandrounds.deploy.bench.loopback import free_ports
@@ -67,11 +67,11 @@ class Loopback:
 
     def enroll(self, site):
         """Let the site's node in; its id."""
-        return self.flower.register(site.name, site.unit.node_key.with_suffix(".pub").read_text())
+        return self.flower.register(site.name, site.supernode.node_key.with_suffix(".pub").read_text())
 
     def start(self, site):
         """Run the site's unit from here on."""
-        self._run(lambda: site.unit.run(self._stopped.is_set))
+        self._run(lambda: site.supernode.run(self._stopped.is_set))
 
     def run(self, app):
         """A run of the app in the folder ``app``, once it waits for what to send."""
@@ -136,7 +136,7 @@ class Site:
         folder.mkdir()
         make_node_key(folder / "node.key", folder / "node.pub")
         make_secret(folder / "exec.secret")
-        self.unit = Unit(
+        self.supernode = Supernode(
             address=address,
             certificates=certificates,
             node_key=folder / "node.key",
@@ -155,13 +155,13 @@ class Site:
             children = [
                 child for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()
             ]
-            return [int(child) for child in children if {program, str(self.unit.secret)} <= parts_of(child)]
+            return [int(child) for child in children if {program, str(self.supernode.secret)} <= parts_of(child)]
 
         return until(found, f"{program} is up")[0]
 
     def log(self, program):
         """What its ``supernode`` or ``relay`` has logged."""
-        path = self.unit.folder / f"{program}.log"
+        path = self.supernode.folder / f"{program}.log"
         return path.read_text() if path.exists() else ""
 
 

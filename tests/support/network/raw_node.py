@@ -24,11 +24,11 @@ class RawNode:
     def __init__(self, site, node_id):
         self.name = site.name
         self.node_id = node_id
-        key = serialization.load_ssh_private_key(site.unit.node_key.read_bytes(), None)
+        key = serialization.load_ssh_private_key(site.supernode.node_key.read_bytes(), None)
         assert isinstance(key, EllipticCurvePrivateKey)
         authentication = NodeAuthHttpInterceptor(key, key.public_key())
-        authority = str(site.unit.certificates)
-        self._client = FleetHttpClient.from_server_address(site.unit.address, False, authority, [authentication])
+        authority = str(site.supernode.certificates)
+        self._client = FleetHttpClient.from_server_address(site.supernode.address, False, authority, [authentication])
         public_key = public_key_to_bytes(key.public_key())
         self._client.ActivateNode(ActivateNodeRequest(public_key=public_key, heartbeat_interval=1800))
 

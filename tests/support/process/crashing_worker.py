@@ -14,7 +14,7 @@ import numpy as np
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.study.manifest import Manifest
@@ -28,7 +28,7 @@ def main(folder: Path, point: str | None) -> None:
             os._exit(KILLED)
 
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    budget = Budget.open(folder / "state", reach=reach)
+    budget = SiteState.open(folder / "state", reach=reach)
     reservations = Reservations(budget.database)
     reservations.register(Asset.synthetic("records"))
     reservations.reserve("records", manifest.study_id, Amounts())
@@ -37,7 +37,7 @@ def main(folder: Path, point: str | None) -> None:
         identity=Identity.from_bytes((folder / "key").read_bytes()),
         manifest=manifest,
         release=lambda adapter: np.ones(manifest.dimension, "<u4"),
-        budget=budget,
+        state=budget,
     )
     while size := sys.stdin.buffer.read(4):
         answer = worker.handle(sys.stdin.buffer.read(struct.unpack("<I", size)[0]))

@@ -25,14 +25,14 @@ from safetensors.numpy import save_file
 
 from grandrounds.client.budget.agreement import join
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
-from grandrounds.client.worker.service import Resident
+from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.data.tokenisation import EvaluationSet
 from grandrounds.common.errors import ProtocolError
 from grandrounds.common.ledger.chain import Entry
-from grandrounds.common.ledger.replay import Audit
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.model.adapter import Vector, vector_sha256
 from grandrounds.common.model.perplexity import Perplexity
 from grandrounds.common.protocol.envelope import Envelope
@@ -105,20 +105,20 @@ class Reach:
 
 def work(manifest: Manifest, name: str, state: Path, requests: Connection, reach: Reach) -> None:
     """A site's worker. Its operator joins and, as long as nothing has begun, leaves and joins again."""
-    budget = Budget.open(state, reach=reach)
+    budget = SiteState.open(state, reach=reach)
     reservations = Reservations(budget.database)
     agree = partial(join, manifest, allowed_study.policy(), name=name, reservations=reservations)
     agree()
     if not budget.last_attempt(manifest.study_id):
         reservations.cancel(manifest.study_id)
         agree()
-    worker = Resident(
+    worker = WorkerService(
         Worker(
             name=name,
             identity=allowed_study.IDENTITIES[name],
             manifest=manifest,
             release=lambda adapter: np.frombuffer(secrets.token_bytes(4 * manifest.dimension), "<u4") % 1000,
-            budget=budget,
+            state=budget,
         )
     )
     while True:
@@ -195,13 +195,13 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
     """The study from where its folder stands to its end."""
     folder = ReachingFolder(path, reach)
     folder.tidy()
-    audit = Audit.of(folder.ledger_lines())
-    check_ledger_of(manifest, audit)
+    verified = VerifiedLedger.of(folder.ledger_lines())
+    check_ledger_of(manifest, verified)
     identity = allowed_study.SERVER
     run = StudyRun(
         manifest=manifest,
         identity=identity,
-        ledger=LedgerWriter(identity=identity, store=folder.append_entry, audit=audit),
+        ledger=LedgerWriter(identity=identity, store=folder.append_entry, verified=verified),
         folder=folder,
         model=SmallModel(manifest, reach),  # type: ignore[arg-type]
         base=path,
@@ -332,7 +332,7 @@ class ForkedFederation:
         assert status in (0, UNSIGNED, -signal.SIGKILL), f"the server ends with {status}"
         if status == -signal.SIGKILL:
             self.left.append(self.on_disk())
-        return status == 0 and Audit.of(self.study.ledger_lines()).closing_signatures == set(SITES)
+        return status == 0 and VerifiedLedger.of(self.study.ledger_lines()).closing_signatures == set(SITES)
 
     def _answers(self, messages: Mapping[str, bytes]) -> dict[str, bytes]:
         for site, message in messages.items():

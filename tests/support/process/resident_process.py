@@ -17,10 +17,10 @@ import numpy as np
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.listener import serve
 from grandrounds.client.worker.log import log_to
-from grandrounds.client.worker.service import Resident
+from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
 from grandrounds.client.worker_socket import connect
 from grandrounds.common.crypto.identity import Identity, canonical_json
@@ -69,7 +69,7 @@ def run(folder, patience_s, users, up):
     logging.getLogger("grandrounds").addHandler(Up())
     log_to(folder / "worker.log")
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    budget = Budget.open(folder / "state")
+    budget = SiteState.open(folder / "state")
     reservations = Reservations(budget.database)
     reservations.register(Asset.synthetic("records"))
     reservations.reserve("records", manifest.study_id, Amounts())
@@ -79,13 +79,13 @@ def run(folder, patience_s, users, up):
             (folder / "hold").read_bytes()
         return np.ones(manifest.dimension, "<u4")
 
-    resident = Resident(
+    resident = WorkerService(
         Worker(
             name=SITE,
             identity=Identity.from_bytes((folder / "key").read_bytes()),
             manifest=manifest,
             release=release,
-            budget=budget,
+            state=budget,
         ),
         is_paused=(folder / "paused").exists,
     )

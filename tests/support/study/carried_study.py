@@ -20,7 +20,7 @@ def carried(federation, *, sites=None, rounds=None):
         run = _study_run(federation.folder, archive)
         for conversation in run.conversations():
             while not conversation.finished:
-                if rounds is not None and len(run.ledger.audit.rounds) >= rounds:
+                if rounds is not None and len(run.ledger.verified.rounds) >= rounds:
                     return run
                 for site, message in conversation.messages().items():
                     if site in workers:

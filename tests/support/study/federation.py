@@ -17,11 +17,11 @@ from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.node.app import make_app as make_client_app
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
-from grandrounds.client.worker.worker import Release, Worker
+from grandrounds.client.worker.worker import ComputeUpdate, Worker
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
@@ -43,7 +43,7 @@ from grandrounds.server.rounds.app import make_app as make_server_app
 from grandrounds.server.rounds.attempt import ServerAttempt
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
-from grandrounds.server.rounds.training import Observer, Training
+from grandrounds.server.rounds.training import RoundObserver, Training
 
 # What a site is sent once it has given its shares.
 AFTER_SHARES = (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)
@@ -94,7 +94,7 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
     return validated(Manifest, fields | changes)
 
 
-def reserved(budget: Budget, manifest: Manifest) -> Budget:
+def reserved(budget: SiteState, manifest: Manifest) -> SiteState:
     """The budget of a site that has joined, with records of nobody."""
     reservations = Reservations(budget.database)
     reservations.register(Asset.synthetic("records"))
@@ -122,7 +122,7 @@ def trained_on(
     sampler: GradSampler,
     *,
     cohort: Callable[[Sequence[Unit]], Cohort[Example]] = Cohort,
-) -> Callable[[Manifest, str], Release]:
+) -> Callable[[Manifest, str], ComputeUpdate]:
     """What each site computes: its real update over its own units."""
     return lambda manifest, site: SiteUpdate(
         manifest=manifest, name=site, cohort=cohort(cohorts[site]), sampler=sampler
@@ -154,10 +154,10 @@ class Federation:
 
     study: Study
     dimension: int
-    release: Callable[[Manifest, str], Release]
+    release: Callable[[Manifest, str], ComputeUpdate]
     adapter: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     # A site's state: of this process alone, unless a test gives folders.
-    budget: Callable[[str], Budget] = lambda site: Budget.in_memory()
+    state: Callable[[str], SiteState] = lambda site: SiteState.in_memory()
     identities: dict[str, Identity] = field(default_factory=dict)
     server: Identity = field(default_factory=Identity.generate)
     manifest: Manifest = field(init=False)
@@ -194,7 +194,7 @@ class Federation:
             identity=self.identities[name],
             manifest=self.manifest,
             release=self.release(self.manifest, name),
-            budget=reserved(self.budget(name), self.manifest),
+            state=reserved(self.state(name), self.manifest),
         )
 
     def restart(self, name: str) -> None:
@@ -202,7 +202,7 @@ class Federation:
         self.workers[name].close()
         self.workers[name] = self.worker(name)
 
-    def open_training(self, observe: Observer = lambda event: None) -> Training:
+    def open_training(self, observe: RoundObserver = lambda event: None) -> Training:
         """The server's state machine at its first attempt, or at the next after its last checkpoint."""
         manifest = self.manifest
         self.training = Training(
@@ -219,7 +219,7 @@ class Federation:
         return self.training
 
     def run(
-        self, is_lost: IsLost = lambda site, envelope: False, *, observe: Observer = lambda event: None
+        self, is_lost: IsLost = lambda site, envelope: False, *, observe: RoundObserver = lambda event: None
     ) -> "Federation":
         """Train to the end through the Flower apps."""
         app = make_client_app(lambda context: self.workers[str(context.node_config["site"])].handle)

@@ -38,7 +38,7 @@ def reclosed(study: SmallStudy, folder: Path) -> None:
     """The server signs the end of the study anew, over whatever the folder now holds."""
     lines = study.lines[: study.report()["ledger"]["length"]]
     files = {path: sha256((folder / path).read_bytes()) for path in RESULTS}
-    body = entries.StudyClosed(charges=study.ledger.audit.charges, files=files)
+    body = entries.StudyClosed(charges=study.ledger.verified.charges, files=files)
     write_ledger(folder, [*lines, study.forged(body, after=lines[-1])])
 
 

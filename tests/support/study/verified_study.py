@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from grandrounds.client.worker.worker import Release
+from grandrounds.client.worker.worker import ComputeUpdate
 from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.entries import SignedStatement
@@ -44,7 +44,7 @@ BETTER = tuple(
 HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": 50.5 + band.begin}) for band in BETTER[1:3]), BETTER[3])
 
 
-def steps(manifest: Manifest, site: str) -> Release:
+def steps(manifest: Manifest, site: str) -> ComputeUpdate:
     """What a site computes: the same small step, whatever the adapter."""
     word = np.uint32 if manifest.study.privacy.trust == "distributed" else np.uint16
     return lambda adapter: np.arange(manifest.dimension, dtype=word)
@@ -70,7 +70,7 @@ class SmallStudy(Federation):
 
     def report(self, **declared: Any) -> Report:
         """Its report, in which perplexity falls from 50 by round."""
-        rounds = {attempt.round for attempt in self.ledger.audit.attempts}
+        rounds = {attempt.round for attempt in self.ledger.verified.attempts}
         fields: dict[str, Any] = {
             "perplexity_before": 50.0,
             "perplexities": {round_: 40.0 / round_ for round_ in rounds},
@@ -82,13 +82,13 @@ class SmallStudy(Federation):
             "counted": False,
             "setting": "simulation",
         }
-        return build_report(self.ledger.audit, Declared(**(fields | declared)))
+        return build_report(self.ledger.verified, Declared(**(fields | declared)))
 
     def close(self, folder: Path) -> None:
         """Write what the study leaves, and the end of its ledger with every site's signature."""
         self.write_results(folder)
         files = {path: sha256((folder / path).read_bytes()) for path in RESULTS}
-        self.ledger.append(entries.StudyClosed(charges=self.ledger.audit.charges, files=files))
+        self.ledger.append(entries.StudyClosed(charges=self.ledger.verified.charges, files=files))
         for site in self.manifest.secagg_parameters.names:
             self.sign_end(site)
         self.write_ledger(folder)
@@ -106,7 +106,7 @@ class SmallStudy(Federation):
 
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest in force."""
-        (folder / STUDY).write_bytes(canonical_json(self.ledger.audit.manifest.model_dump(mode="json")))
+        (folder / STUDY).write_bytes(canonical_json(self.ledger.verified.manifest.model_dump(mode="json")))
 
     def write_ledger(self, folder: Path) -> None:
         """Write the ledger as it is now."""
@@ -114,13 +114,13 @@ class SmallStudy(Federation):
 
     def sign_end(self, site: str) -> None:
         """The site signs the ledger up to the study's end."""
-        audit = self.ledger.audit
-        assert audit.closing is not None
+        verified = self.ledger.verified
+        assert verified.closing is not None
         signed = seal_message(
             self.manifest.secagg_parameters,
             self.identities[site],
-            audit.closing,
-            attempt=len(audit.attempts),
+            verified.closing,
+            attempt=len(verified.attempts),
             sender=site,
         )
         self.ledger.append(entries.ClosingSignature(closed=SignedStatement.of(signed.statement)))
