@@ -36,7 +36,7 @@ class DpSgd:
 
     *Formal guarantee.* Adding or removing one unit changes the integer sum by at most ``lattice.sensitivity`` in the
     Euclidean norm, whatever its records and whatever the others do (Abadi et al. 2016, algorithm 1, on integers;
-    ARCHITECTURE.md, "Mechanism"): a unit's gradient is a function of that unit alone, is clipped and checked alone, and
+    common/privacy/MECHANISM.md): a unit's gradient is a function of that unit alone, is clipped and checked alone, and
     where a unit fails, from the reading of its records to its integers, only it counts as zero. What leaves is that
     sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included.
 

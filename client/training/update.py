@@ -21,7 +21,7 @@ class SiteUpdate:
 
     *Formal guarantee.* Under local trust the update alone is the manifest's sampled Gaussian release, ``local_steps``
     times. Under distributed trust it is one share of that release: private only in a sum with the other sites'
-    (ARCHITECTURE.md, "Mechanism"). Every call draws units and noise afresh, so a retry is a release of its own.
+    (common/privacy/MECHANISM.md). Every call draws units and noise afresh, so a retry is a release of its own.
     """
 
     manifest: Manifest

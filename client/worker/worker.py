@@ -32,7 +32,7 @@ from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
 
-# adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update.SiteUpdate``.
+# adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update``.
 ComputeUpdate = Callable[[Vector], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
 Keep = Callable[[Mapping[str, bytes]], None]

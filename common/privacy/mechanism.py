@@ -164,7 +164,7 @@ class RoundedGaussian:
     Formal guarantee: for an integer sum v, v + round(N) = round(v + N), so one site's release is post-processing of
     the Gaussian mechanism with noise multiplier noise_stddev / sensitivity (Dwork and Roth 2014, appendix A, and every
     later analysis of it). The sum of h such shares is, up to the factor of the lemma in MECHANISM.md,
-    post-processing of the Gaussian mechanism with deviation sqrt(h) * noise_stddev (ARCHITECTURE.md, "Mechanism").
+    post-processing of the Gaussian mechanism with deviation sqrt(h) * noise_stddev (MECHANISM.md beside this file).
     """
 
     noise_stddev: int

@@ -133,6 +133,7 @@ def build_wheel(folder: Path) -> Path:
         copy = source / path.relative_to(_CHECKOUT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
+        copy.chmod(0o644)  # which a wheel records: its bytes would follow the umask of whoever cloned the sources
     # With the setuptools that is here, by its hash: an environment of its own would get one unseen.
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source)
     (wheel,) = built.iterdir()
