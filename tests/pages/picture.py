@@ -1,24 +1,23 @@
 """A study that has ended as one picture: perplexity and epsilon by round, and who was there.
 
-``python -m grandrounds.deploy.views.picture DIR > FILE.svg`` draws the study in DIR, once its claims were recomputed.
+``PYTHONPATH=tests python -m pages.picture DIR > FILE.svg`` draws the study in DIR, once its claims were recomputed.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, StrictUndefined
 
-from ...common.errors import StudyError
-from ...common.study.artefacts import REPORT
-from ...server.report.claim import count, up
-from ...server.report.page import number, probability, ticks
-from ...server.report.report import Report
-from ..verify.claims import verify
+from grandrounds.common.errors import StudyError
+from grandrounds.common.study.artefacts import REPORT
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.server.report.claim import count, up
+from grandrounds.server.report.page import number, probability, ticks
+from grandrounds.server.report.report import Report
 
 # In the picture's own coordinates, which are pixels at its full width.
 WIDTH: Final = 800
@@ -89,7 +88,7 @@ def render_picture(report: Report) -> str:
     radius = min(_LARGEST_DOT, 0.4 * (x(1) - x(0)), 0.4 * height)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["px"] = px
-    template = resources.files(__package__).joinpath("picture.svg").read_text(encoding="utf-8")
+    template = Path(__file__).with_suffix(".svg").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         title=_title(report),
         private=report["epsilon"] is not None,
@@ -238,4 +237,6 @@ def drawn(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Usage: PYTHONPATH=tests python -m pages.picture DIR")
     print(drawn(Path(sys.argv[1])), end="")

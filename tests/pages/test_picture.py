@@ -7,13 +7,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from support.study.verified_study import SmallStudy, ran
+from support.study.verified_study import ran
 
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.artefacts import REPORT
-from grandrounds.deploy.views.picture import drawn, render_picture
 from grandrounds.server.report.page import number
 from grandrounds.server.report.report import Report
+from pages.picture import drawn, render_picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -88,7 +88,9 @@ def test_a_name_is_text_and_nothing_is_loaded(report: Report) -> None:
     assert "prefers-color-scheme: dark" in picture
 
 
-def test_a_folder_is_drawn_only_while_its_claims_hold(study: SmallStudy, folder: Path) -> None:
+def test_a_folder_is_drawn_only_while_its_claims_hold(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    ran().close(folder)
     assert drawn(folder) == render_picture(json.loads((folder / REPORT).read_bytes()))
     (folder / REPORT).write_bytes((folder / REPORT).read_bytes().replace(b'"rounds": 2', b'"rounds": 3', 1))
     with pytest.raises(StudyError, match="The report is what follows from the ledger"):

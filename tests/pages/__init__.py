@@ -1,0 +1,1 @@
+"""What collects the pages into a site, and draws the one picture among them."""
