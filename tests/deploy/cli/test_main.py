@@ -37,7 +37,7 @@ def arguments(model: Path, records: Callable[[str, list[str]], Path], tmp_path: 
     lines = [json.dumps({"patient_id": str(patient), "text": f"{PATIENT_TEXT} is well"}) for patient in range(12)]
     files = {site: records(f"{site}.jsonl", lines) for site in ("north", "south", "west", "evaluation")}
     data = [f"--data={site}={files[site]}" for site in ("north", "south", "west")]
-    shape = ["--target-modules=v_proj", "--rank=2", "--max-tokens=16", "--rounds=2", "--target-epsilon=8"]
+    shape = ["--target-modules=v_proj", "--rank=2", "--max-tokens=16", "--rounds=2", "--target-epsilon=1"]
     output = f"--output={tmp_path / 'study'}"
     return [
         "simulate",
@@ -73,7 +73,7 @@ def test_a_study_on_own_records_leaves_what_the_readme_promises(
         "study.json",
     }
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert report["epsilon"] <= 8
+    assert report["epsilon"] <= 1
     assert report["rounds"] == 2
     assert any("counted in the records" in limit["text"] for limit in report["not_claimed"])
     output = capsys.readouterr()
