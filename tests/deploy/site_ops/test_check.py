@@ -41,7 +41,7 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
     assert re.search(r"average draw \d+\.\d s, of one six deviations above the mean \d+\.\d s", said[2])
-    assert said[3] == "the model computes on processors, 4 records at a time"
+    assert said[3] == "the model computes on processors, 2 records at a time"
     assert said[4].startswith("the study allows 600 s for an answer")
 
 
