@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine is no falsifying example.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # Its tests wait for real deployments: beside them others compute, and if they were last, nothing would be left to.
 WAITING = Path(__file__).parent / "end_to_end"
 
