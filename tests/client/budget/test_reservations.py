@@ -253,13 +253,13 @@ from pathlib import Path
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.state.site_state import Budget
+from grandrounds.client.state.site_state import SiteState
 
 def reach(point):
     if point == sys.argv[2]:
         os._exit(9)
 
-budget = Budget.open(Path(sys.argv[1]), reach=reach)
+budget = SiteState.open(Path(sys.argv[1]), reach=reach)
 reservations = Reservations(budget.database)
 reservations.register(Asset.summed("patients", epsilon=4.0, delta=1e-5))
 reservations.reserve("patients", "ab" * 32, Amounts.rounded_up(epsilon=1.5, delta=4e-6))

@@ -113,8 +113,8 @@ def test_a_second_worker_of_a_site_is_refused_while_the_first_lives(tmp_path):
 
 def test_a_killed_worker_gives_its_folder_free_and_a_living_one_does_not(tmp_path):
     holder = (
-        "import sys; from pathlib import Path; from grandrounds.client.state.site_state import Budget\n"
-        "budget = Budget.open(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from grandrounds.client.state.site_state import SiteState\n"
+        "budget = SiteState.open(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
