@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check quick coverage docs templates bench soak upgrade audit install clean
+.PHONY: demo test check lint quick coverage docs templates bench soak upgrade audit install clean
 
 install: $(INSTALLED)
 
@@ -39,17 +39,21 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-check: install
+check: lint
+	$(BIN)/python -m pytest tests/test_doctests.py
+
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_doctests.py
 
-# Under a minute when warm: besides the checks, the tests of what starts no process and loads no large model.
-UNITS := tests/common tests/client/budget tests/client/site tests/client/state tests/client/training tests/server/rounds
-quick: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(UNITS)
+# Under a minute when warm: besides the checks, the tests of rooms that load no large model and start hardly a process,
+# without the files that account for long.
+UNITS := tests/common tests/client/site tests/client/state tests/client/training \
+	--ignore-glob='*accountant*' --ignore-glob='*/test_composition.py' --ignore-glob='*/test_large_cohorts.py'
+quick: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_doctests.py $(UNITS)
 
 # By branch, of the same tests: what only runs in a federation's other processes is not seen here. No figure is a gate.
 coverage: install
