@@ -170,7 +170,7 @@ class Study(Section):
     >>> sites = [{"name": name, "nominal_units": 200} for name in ("north", "south", "west")]
     >>> study = Study.model_validate({"privacy": {"target_epsilon": 4.0}, "sites": sites})
     >>> study.total_nominal_units, study.training.rounds, study.privacy.trust
-    (600, 20, 'distributed')
+    (600, 4, 'distributed')
     """
 
     model: ModelSection = ModelSection()

@@ -37,7 +37,7 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
     alpha = 16.0                      # The adapter's output is scaled by alpha / rank
     <BLANKLINE>
     [data]
-    max_tokens = 64                   # Tokens read of a record; what is longer is cut
+    max_tokens = 384                  # Tokens read of a record; what is longer is cut, and may be predicted worse
     ...
     """
     return "\n".join(_lines(study, simulation, heading))

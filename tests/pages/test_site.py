@@ -9,6 +9,7 @@ from pathlib import Path
 
 import griffe
 import pytest
+
 from pages.collect import DOCTEST, ROOT, linked, pages, rooms
 
 ELSEWHERE = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
