@@ -51,7 +51,8 @@ lint: install
 # Under a minute when warm: besides the checks, the tests of rooms that load no large model and start hardly a process,
 # without the files that account for long.
 UNITS := tests/common tests/client/site tests/client/state tests/client/training \
-	--ignore-glob='*accountant*' --ignore-glob='*/test_composition.py' --ignore-glob='*/test_large_cohorts.py'
+	--ignore-glob='*accountant*' --ignore-glob='*/test_composition.py' --ignore-glob='*/test_large_cohorts.py' \
+	--ignore-glob='*/test_dropouts.py' --ignore-glob='*/test_filters.py'
 quick: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_doctests.py $(UNITS)
 
