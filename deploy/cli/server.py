@@ -157,7 +157,7 @@ def _print_status(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ...server.report.claim import up
+    from ...server.report.claim import count, up
 
     lines = [("server", "started" if found["started"] else "not started")]
     if "study" in found:
@@ -170,8 +170,12 @@ def _print_status(found: dict[str, Any]) -> None:
         if found["epsilon"] is not None:
             spent = up(found["epsilon_spent"] or 0.0)
             lines.append(("privacy", f"ε {spent} of {up(found['epsilon'])} at δ = {found['delta']:g}"))
-            persons = (f"{up(epsilon)} at {sites}" for sites, epsilon in found["epsilon_of_persons"].items())
-            lines.append(("of a patient", f"ε {', '.join(persons)} sites, by the attempts that were paid for so far"))
+            persons = [
+                f"{up(epsilon)} at {count(int(sites), 'site')}"
+                for sites, epsilon in found["epsilon_of_persons"].items()
+            ]
+            if persons:  # none where no useful bound exists
+                lines.append(("a patient", f"ε {', '.join(persons)}, by the attempts that were paid for so far"))
         if found["perplexity"] is not None:
             lines.append(("perplexity", f"{found['perplexity']:.4g}"))
     if found["last_error"] is not None:
