@@ -20,21 +20,24 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
 from ..errors import PrivacyError
+from .composition import composed_epsilon
 from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
 from .gaussian_mixture import binomial_mixture_pld
 from .trust import Trust
 
 Relation = Literal["add_or_remove_one", "replace_one"]
 
-INTERVAL: Final = 1e-4  # of the headline's discretisation; a coarser one is as valid and less tight
-SEARCH_INTERVAL: Final = 1e-3
+TOLERANCE: Final = 1e-4  # of epsilon, relative: about what the discretisation may add to it
 MIN_DELTA: Final = 1e-12  # below it the rounding errors of the composition, up to 1e-15, would show
 MAX_DELTA: Final = 0.1
 MAX_EPSILON: Final = 1e6  # what one patient at every one of a thousand sites may come to
 
 _TOLERANCE: Final = 1.0005  # of a calibrated noise multiplier, before it is rounded up
+_FINE_TOLERANCE: Final = 1 + 1e-6  # of the search for where it will be
 _LIBRARY: Final = f"dp_accounting {importlib.metadata.version('dp-accounting')}"
-_TIGHT_EPSILON: Final = 50  # above it the interval grows in proportion to epsilon, so that the cost stays bounded
+_INTERVALS: Final = (1e-5, 2e-3)  # the least and the largest up to epsilon 50; beyond, in proportion to epsilon,
+_LARGE_EPSILON: Final = 50  # so that the cost stays bounded
+_LEAST_EPSILON: Final = 0.1  # below it the tolerance is one of this
 _COARSEST_INTERVAL: Final = 10.0
 _OVERFLOW: Final = (600.0, 800.0)  # about the logarithm of the least and of the largest double
 _RELATIONS: Final = {
@@ -71,7 +74,7 @@ def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_re
     mixture, of which no analysis is known.
     """
     _check_delta(delta)
-    interval = _interval(schedule, delta, INTERVAL)
+    interval = _interval(schedule, delta)
     by_pld = math.inf if math.isinf(interval) else _pld_epsilon(schedule, relation, interval, delta)
     if math.isinf(by_pld):
         raise PrivacyError(
@@ -104,48 +107,68 @@ def calibrate_noise_multiplier(
     """
     _check_delta(delta)
 
-    def satisfies(noise_multiplier: float, finest: float) -> bool:
+    def schedule_of(noise_multiplier: float) -> Schedule:
         event = SampledGaussianRelease(
             sampling_probability=sampling_probability,
             noise_multiplier=noise_multiplier,
             trust=trust,
             sites_per_patient=sites_per_patient,
         )
-        schedule = Schedule(event=event, count=steps)
-        interval = _interval(schedule, delta, finest)
+        return Schedule(event=event, count=steps)
+
+    def coarse(noise_multiplier: float) -> bool:
+        return composed_epsilon([schedule_of(noise_multiplier)], delta=delta) <= target_epsilon
+
+    def fine(noise_multiplier: float) -> bool:
+        schedule = schedule_of(noise_multiplier)
+        interval = _interval(schedule, delta)
         if math.isinf(interval):
             return False
         return _pld_epsilon(schedule, "add_or_remove_one", interval, delta) <= target_epsilon
 
-    coarse = functools.partial(satisfies, finest=SEARCH_INTERVAL)
-    fine = functools.partial(satisfies, finest=INTERVAL)
-    low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
-    if coarse(low):
-        return low
-    if not fine(high):
+    # Both are upper bounds and about as tight, so that the answer is usually where the search ends, and else near it.
+    _, near = _bisect(coarse, *_bracket(coarse, 1.0, ratio=2.0), tolerance=_FINE_TOLERANCE)
+    low, high = _bracket(fine, _rounded_up(near), ratio=_TOLERANCE)
+    if math.isinf(high):
         raise PrivacyError(
-            f"no noise multiplier up to {high:g} reaches epsilon {target_epsilon} at delta {delta}",
+            f"no noise multiplier up to {low:g} reaches epsilon {target_epsilon} at delta {delta}",
             why="the schedule has too many steps or too large a sample for that target",
             fix="raise the target, or plan fewer rounds or smaller batches",
         )
-    if coarse(high):
-        _, high = _bisect(coarse, low, high)
-    # A finer grid can only lower epsilon, so the answer is at most ``high``, usually just below it.
-    ratio = _TOLERANCE
-    low = high / ratio
-    while low > MIN_NOISE_MULTIPLIER and fine(low):
-        high, ratio = low, ratio**2
-        low = max(high / ratio, MIN_NOISE_MULTIPLIER)
-    _, high = _bisect(fine, low, high)
-    rounded = math.ceil(high * 1e4) / 1e4
+    _, high = _bisect(fine, low, high, tolerance=_TOLERANCE)
+    rounded = _rounded_up(high)
     while not fine(rounded):
-        rounded = math.ceil(rounded * _TOLERANCE * 1e4) / 1e4
+        rounded = _rounded_up(rounded * _TOLERANCE)
     return rounded
 
 
-def _bisect(satisfies: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
-    """Narrow to high / low <= _TOLERANCE, keeping that ``high`` satisfies and ``low`` does not."""
-    while high > _TOLERANCE * low * (1 + 1e-9):
+def _rounded_up(noise_multiplier: float) -> float:
+    return math.ceil(min(noise_multiplier, MAX_NOISE_MULTIPLIER) * 1e4) / 1e4
+
+
+def _bracket(satisfies: Callable[[float], bool], start: float, *, ratio: float) -> tuple[float, float]:
+    """Two noise multipliers from ``start`` on, the higher of which satisfies and the lower does not.
+
+    Both are the least there is where that satisfies, and the higher is infinite where none does.
+    """
+    low = high = start
+    if satisfies(start):
+        while low > MIN_NOISE_MULTIPLIER:
+            low, ratio = max(high / ratio, MIN_NOISE_MULTIPLIER), ratio**2
+            if not satisfies(low):
+                break
+            high = low
+        return low, high
+    while high < MAX_NOISE_MULTIPLIER:
+        low, high, ratio = high, min(high * ratio, MAX_NOISE_MULTIPLIER), ratio**2
+        if satisfies(high):
+            return low, high
+    return high, math.inf
+
+
+def _bisect(satisfies: Callable[[float], bool], low: float, high: float, *, tolerance: float) -> tuple[float, float]:
+    """Narrow to high / low <= ``tolerance``, keeping that ``high`` satisfies and ``low`` does not."""
+    while math.isfinite(high) and high > tolerance * low * (1 + 1e-9):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if satisfies(middle) else (middle, high)
     return low, high
@@ -164,8 +187,12 @@ def _is_mixture(event: SampledGaussianRelease) -> bool:
     return event.trust == "distributed" and event.sites_per_patient > 1
 
 
-def _interval(schedule: Schedule, delta: float, finest: float) -> float:
-    """``finest``, or a multiple of it where epsilon is above 50; infinity where it is above what means anything."""
+def _interval(schedule: Schedule, delta: float) -> float:
+    """The discretisation's; infinity where epsilon is above what means anything.
+
+    Replacing losses by the ends of cells of width h adds at most n (t + 1) h^2 / 8 to epsilon (``composition``), at the
+    tilt t, which for a Gaussian is 2 log(1 / delta) / epsilon. A wrong guess of epsilon makes the result less tight.
+    """
     event = schedule.event
     if _is_mixture(event):
         # That all m contributions arrive whenever one does is worse than what happens, and has a Renyi analysis.
@@ -174,11 +201,16 @@ def _interval(schedule: Schedule, delta: float, finest: float) -> float:
     else:
         q, z, count = event.sampling_probability, event.noise_multiplier, schedule.count * event.sites_per_patient
     bound = _rdp(q, z, count, delta, orders=_FEW_RDP_ORDERS)
+    finest, coarsest = _INTERVALS
     previous = math.inf
-    while _TIGHT_EPSILON < bound < previous / 2:
-        interval = min(SEARCH_INTERVAL * bound / _TIGHT_EPSILON, _COARSEST_INTERVAL)
+    while _LARGE_EPSILON < bound < previous / 2:
+        interval = min(coarsest * bound / _LARGE_EPSILON, _COARSEST_INTERVAL)
         previous, bound = bound, min(bound, _pld_epsilon(schedule, "add_or_remove_one", interval, delta))
-    return finest * max(1.0, bound / _TIGHT_EPSILON) if bound <= MAX_EPSILON else math.inf
+    if bound > MAX_EPSILON:
+        return math.inf
+    near = max(bound, _LEAST_EPSILON)
+    interval = math.sqrt(8 * TOLERANCE * near / (count * (1 - 2 * math.log(delta) / near)))
+    return min(max(interval, finest), coarsest) * max(1.0, bound / _LARGE_EPSILON)
 
 
 def _rdp_epsilon(schedule: Schedule, delta: float) -> float:

@@ -115,7 +115,7 @@ class _LossSum:
         self._tilt = circle.tilt
         self._reach = circle.reach
         self._interval = interval
-        self._size = 1 << math.ceil(math.log2(circle.length / interval))
+        self._size = 1 << max(1, math.ceil(math.log2(circle.length / interval)))
         self._transform = np.ones(self._size // 2 + 1, dtype=np.complex128)
         self._log_moment = 0.0
         self._infinite = 0.0
@@ -143,6 +143,8 @@ class _LossSum:
         h, tilt = self._interval, self._tilt
         top = math.ceil((self._log_moment / tilt + self._reach) / h)
         indices = np.arange(top - math.floor(2 * self._reach / h), top)
+        if not len(indices):  # one cell is wider than the window
+            return math.inf
         losses = h * indices
         tilted = np.maximum(np.fft.irfft(self._transform, self._size)[indices % self._size], 0.0)
         untilt = np.exp(self._log_moment - tilt * losses)

@@ -28,6 +28,10 @@ def _epsilon(q: float, z: float, steps: int, delta: float, trust: Trust = "distr
     return epsilon(_schedule(q, z, steps, trust, m), delta=delta)
 
 
+def _interval(found: Epsilon) -> float:
+    return float(found.accountant.split("interval ")[1].split(",")[0])
+
+
 @pytest.mark.parametrize("q, z, steps, delta, trust, m, expected", CASES)
 def test_epsilon_agrees_with_the_published_libraries(
     q: float, z: float, steps: int, delta: float, trust: Trust, m: int, expected: float
@@ -101,7 +105,7 @@ def test_a_hopeless_epsilon_is_still_bounded_at_a_coarser_interval() -> None:
     result = _epsilon(1.0, 0.5, 100, 1e-5)
     truth = gaussian_epsilon(20.0, 1e-5)
     assert truth <= result.epsilon <= truth * 1.001
-    assert "interval 0.0001," not in result.accountant
+    assert _interval(result) > _interval(_epsilon(1.0, 1.0, 10, 1e-5))
 
 
 @pytest.mark.parametrize("z", [0.414, 0.416, 0.418, 0.42])
