@@ -29,7 +29,7 @@ class PromptCompletion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class Turn:
     """One turn of a conversation."""
 
     role: str
@@ -37,13 +37,13 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversation:
+class Chat:
     """Turns of a chat, to be laid out by the model's own chat template."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Turn, ...]
 
 
-Content = Text | PromptCompletion | Conversation
+Content = Text | PromptCompletion | Chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ def _parse_record(source: _Source, position: str, row: Mapping[str, object]) -> 
         messages = _parse_messages(row["messages"])
         if messages is None:
             source.refuse(position, "its messages are malformed", "give a list of {role, content}, none of them empty")
-        content = Conversation(messages=messages)
+        content = Chat(messages=messages)
     else:
         fix = "have patient_id and exactly one of: text; prompt and completion; messages"
         source.refuse(position, "lacks a column, or has one that is not known", fix)
@@ -222,7 +222,7 @@ def _parse_patient_id(value: object) -> str | None:
     return value.strip() if _is_text(value) else None
 
 
-def _parse_messages(value: object) -> tuple[Message, ...] | None:
+def _parse_messages(value: object) -> tuple[Turn, ...] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -236,7 +236,7 @@ def _parse_messages(value: object) -> tuple[Message, ...] | None:
             return None
         if not _is_text(turn["role"]) or not _is_text(turn["content"]):
             return None
-        messages.append(Message(role=turn["role"], content=turn["content"]))
+        messages.append(Turn(role=turn["role"], content=turn["content"]))
     return tuple(messages)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError, ModelError
 from ..model.example import NO_LOSS, Example
-from .records import Conversation, PromptCompletion, Record, Text
+from .records import Chat, PromptCompletion, Record, Text
 
 # Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.
 MAX_EVALUATED_TOKENS: Final = 8192
@@ -100,17 +100,17 @@ class Tokenisation:
                 read = self._encode(prompt, special=True)
                 learnt = self._ended(self._encode(completion, special=False))
                 return read + learnt, [False] * len(read) + [True] * len(learnt)
-            case Conversation():
+            case Chat():
                 return self._chat_tokens(record, record.content)
 
-    def _chat_tokens(self, record: Record, conversation: Conversation) -> tuple[list[int], list[bool]]:
+    def _chat_tokens(self, record: Record, chat: Chat) -> tuple[list[int], list[bool]]:
         if not self._tokenizer.chat_template:
             raise ModelError(
                 "the model has no chat template",
                 why="records with messages are laid out by it",
                 fix="choose a model with one, or give text, or prompt and completion",
             )
-        turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+        turns = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:
             laid_out = self._tokenizer.apply_chat_template(
                 turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=self._marks_assistant

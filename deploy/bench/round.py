@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...common.study.study import read_study
-from ...server.rounds.training import ExchangeClosed, RoundClosed
+from ...server.rounds.training import ExchangeClosed, RoundOutcome
 from ...server.run.progress import PhaseStarted
 from ...server.run.progress_file import Told
 from ..server_ops import follow as server_run
@@ -111,7 +111,7 @@ class RoundTimes:
                 case ExchangeClosed(exchange=exchange):
                     times.exchanges_s[exchange].append((at - exchange_began).total_seconds())
                     exchange_began = at
-                case RoundClosed():
+                case RoundOutcome():
                     times.rounds_s.append((at - round_began).total_seconds())
                     round_began = exchange_began = at
         return times

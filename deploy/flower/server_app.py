@@ -168,7 +168,6 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         evaluation = tokenisation.evaluation_set(read_records(settings.evaluation), positions=model.positions)
     return StudyRun(
         manifest=manifest,
-        identity=identity,
         ledger=LedgerWriter(identity=identity, store=folder.study.append_entry, verified=verified),
         folder=folder.study,
         model=model,

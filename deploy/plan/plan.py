@@ -53,7 +53,7 @@ class OverlapRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class NoiseShares:
     """Who carries the noise: h honest shares of ``sites``, any ``threshold`` of which must answer.
 
     ``margins`` are √(survivors/h), for as few survivors as may be and for all sites: the noise in their sum, over the
@@ -87,8 +87,8 @@ class Plan:
     trial: "Trial | None"
     epsilon: float
     epochs: float
-    shares: Shares
-    one_more_site: Shares | None
+    shares: NoiseShares
+    one_more_site: NoiseShares | None
     by_epsilon: tuple[EpsilonRow, ...]
     by_overlap: tuple[OverlapRow, ...]
     hours: Hours | None
@@ -228,11 +228,11 @@ def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | N
         return None
 
 
-def _shares(study: Study, trial: "Trial | None") -> Shares:
+def _shares(study: Study, trial: "Trial | None") -> NoiseShares:
     privacy, threshold = study.privacy, known(study.secagg.threshold)
     h = honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
     z = known(privacy.noise_multiplier)
-    return Shares(
+    return NoiseShares(
         sites=len(study.sites),
         threshold=threshold,
         honest_shares=h,
@@ -242,7 +242,7 @@ def _shares(study: Study, trial: "Trial | None") -> Shares:
     )
 
 
-def _one_more_site(study: Study, noise_multiplier: float, trial: "Trial | None") -> Shares | None:
+def _one_more_site(study: Study, noise_multiplier: float, trial: "Trial | None") -> NoiseShares | None:
     """With another site of average size, at the same q, δ and z, and so at the same ε. None: it would be no study."""
     average = max(1, round(study.total_nominal_units / len(study.sites)))
     sites = [*study.sites, Site(name="one-more-site", nominal_units=average)]

@@ -251,7 +251,6 @@ def _run(
         }
         run = StudyRun(
             manifest=manifest,
-            identity=keys.server,
             ledger=ledger,
             folder=folder,
             model=prepared.model,

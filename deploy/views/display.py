@@ -18,7 +18,7 @@ from ...common.study.manifest import Manifest
 from ...server.report.claim import NO_PRIVACY, up
 from ...server.report.page import DROPPED_WHEN, number
 from ...server.report.report import Report
-from ...server.rounds.training import ExchangeClosed, RoundClosed
+from ...server.rounds.training import ExchangeClosed, RoundOutcome
 from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
 from .summary import duration, no_privacy, print_summary
 
@@ -58,7 +58,7 @@ class Display:
         self._phase: PhaseStarted | None = None
         self._progress: PhaseProgress | None = None
         self._study: StudyReady | None = None
-        self._rounds: tuple[RoundClosed, ...] = ()
+        self._rounds: tuple[RoundOutcome, ...] = ()
         self._exchanges: tuple[ExchangeClosed, ...] = ()
         self._phase_started_at = self._round_started_at = self._training_started_at = clock()
         self._spinner = Spinner("dots", style="cyan")
@@ -89,7 +89,7 @@ class Display:
                 self._open_study(event)
             case ExchangeClosed():
                 self._exchanges = (*self._exchanges, event) if self._continues(event) else (event,)
-            case RoundClosed():
+            case RoundOutcome():
                 self._close_round(event)
 
     def summary(self, report: Report, folder: Path) -> None:
@@ -132,7 +132,7 @@ class Display:
         else:
             self._say(NO_PRIVACY)
 
-    def _close_round(self, event: RoundClosed) -> None:
+    def _close_round(self, event: RoundOutcome) -> None:
         now = self._clock()
         took, self._round_started_at = now - self._round_started_at, now
         self._rounds, self._exchanges = (*self._rounds, event), ()
@@ -159,14 +159,14 @@ class Display:
             line.append(note, style="red")
         self._say(line)
 
-    def _participation(self, manifest: Manifest, event: RoundClosed) -> Text:
+    def _participation(self, manifest: Manifest, event: RoundOutcome) -> Text:
         """A mark for each site, or their number where there are too many sites for a line."""
         sites = [site.name for site in manifest.study.sites]
         if len(sites) > _BAR_WIDTH // 2:
             return Text(f"{len(event.survivors)} of {len(sites)} sites  ")
         return _marks(ANSWERED if site in event.survivors else DROPPED for site in sites).append("  ")
 
-    def _spent(self, event: RoundClosed) -> Text:
+    def _spent(self, event: RoundOutcome) -> Text:
         if self._study is None or self._study.epsilon is None or event.epsilon_spent is None:
             return Text("NO PRIVACY", style="bold red")
         return Text(f"ε {up(event.epsilon_spent)} of {up(self._study.epsilon)}")
@@ -279,7 +279,7 @@ def _marks(marks: Iterator[str] | str) -> Text:
     return Text.assemble(*((mark, _STYLES.get(mark, "")) for mark in marks))
 
 
-def _notes(event: RoundClosed) -> Iterator[str]:
+def _notes(event: RoundOutcome) -> Iterator[str]:
     """What went wrong in a round, in the order in which it did."""
     for outcome in event.outcomes:
         for site, exchange in outcome.dropouts.items():

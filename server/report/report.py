@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
 from ...common.ledger.replay import AttemptRecord, VerifiedLedger
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
+from ...common.schema import Section
 from ...common.study.manifest import Manifest
 from . import claim, utility
 from .figures import privacy_figures
-from .utility import AtPosition, Perplexity, finite
+from .utility import AtPosition, Perplexity
 
 FORMAT: Final = "grandrounds/report/v1"
 Report = dict[str, Any]
 
 
-class Declared(BaseModel):
+class Declared(Section):
     """What the report says and no ledger can bear out: the word of those who ran the study.
 
     Attributes:
@@ -35,8 +36,6 @@ class Declared(BaseModel):
         evaluation_cut: how many of them were longer.
         counted: whether nominal units were counted in the records.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     perplexity_before: Perplexity | None
     perplexities: dict[int, Perplexity | None]
@@ -81,7 +80,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
     figures = privacy_figures(manifest)
     rounds = _rounds(verified, declared, figures["epsilon"])
     closed = len(verified.rounds)
-    before = finite(declared.perplexity_before)
+    before = declared.perplexity_before
     after = rounds[closed - 1]["perplexity"] if closed else before
     return {
         "format": FORMAT,
@@ -230,7 +229,7 @@ def _rounds(verified: VerifiedLedger, declared: Declared, claimed: float | None)
             "survivors": survivors.get(round_, []),
             "epsilon_spent": _spent(verified.manifest, serials[-1], claimed),
             "evaluated": round_ in evaluated,
-            "perplexity": finite(declared.perplexities.get(round_)) if round_ in evaluated else None,
+            "perplexity": declared.perplexities.get(round_) if round_ in evaluated else None,
         }
         for round_, serials in attempts.items()
     ]

@@ -4,21 +4,20 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...common.model.perplexity import BANDS
 from ...common.model.perplexity import Perplexity as Measured
+from ...common.schema import Section
 
 Perplexity = Annotated[float, Field(ge=1)]
 
 
-class AtPosition(BaseModel):
+class AtPosition(Section):
     """Perplexity of the tokens from ``begin`` to before ``end``, without end where that is None.
 
     ``before`` and ``after`` training; None if it is not finite.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     begin: int
     end: int | None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ...common.crypto.identity import Identity, sha256
+from ...common.crypto.identity import sha256
 from ...common.errors import EnvelopeError, LedgerError
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement
@@ -23,7 +23,6 @@ class Closing:
     def __init__(
         self,
         *,
-        identity: Identity,
         ledger: LedgerWriter,
         files: Mapping[str, bytes],
         held: Mapping[str, int] | None = None,
@@ -33,7 +32,6 @@ class Closing:
         Closes the study unless it is closed. ``held`` is how many entries a site is known to have. Raises StorageError.
         """
         self.reasons: dict[str, str] = {}
-        self._identity = identity
         self._ledger = ledger
         self._contents = [files[name] for name in sorted(files)]
         self._held = dict(held or {})
@@ -68,7 +66,7 @@ class Closing:
         sealed = {
             start: seal_message(
                 verified.manifest.secagg_parameters,
-                self._identity,
+                self._ledger.identity,
                 Close(**closing.model_dump()),
                 attempt=len(verified.attempts),
                 sender=SERVER,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import Identity, sha256
+from ...common.crypto.identity import sha256
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement, Statements
 from ...common.ledger.replay import AttemptRecord, begin_of
@@ -58,14 +58,17 @@ class Round:
     """
 
     number: int
-    manifest: Manifest
-    identity: Identity
     accountant: CentralAccountant
     ledger: LedgerWriter
     adapter: NDArray[np.float32]
     held: dict[str, int] = field(default_factory=dict)
     outcomes: list[AttemptOutcome] = field(default_factory=list)
     _attempt: ServerAttempt | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest in force."""
+        return self.ledger.verified.manifest
 
     def open_attempt(self) -> None:
         """Begin the next attempt; raises ScheduleExhaustedError where the schedule holds no further one."""
@@ -84,7 +87,7 @@ class Round:
         lacking = {start: pack([adapter, *self.ledger.lines(start)]) for start in {0, *self.held.values()}}
         self._attempt = ServerAttempt(
             parameters=self.manifest.secagg_parameters,
-            identity=self.identity,
+            identity=self.ledger.identity,
             begin=begin,
             attempt=self.accountant.attempts_committed,
             payloads={site: lacking[self.held.get(site, 0)] for site in begin.invited},

@@ -1,6 +1,5 @@
 """The beginning of a study: every site's signature on its manifest, without which no attempt begins."""
 
-from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, ProtocolError
 from ...common.ledger import entries
 from ...common.protocol.envelope import Envelope
@@ -20,11 +19,10 @@ class Signing:
     Of a roster before it, at least t must be among them under the keys that they had.
     """
 
-    def __init__(self, *, manifest: Manifest, identity: Identity, ledger: LedgerWriter) -> None:
+    def __init__(self, *, manifest: Manifest, ledger: LedgerWriter) -> None:
         self.reasons: dict[str, str] = {}
         self._manifest = manifest
         self._parameters = manifest.secagg_parameters
-        self._identity = identity
         self._ledger = ledger
         self._signed: dict[str, Countersignature] = {}
 
@@ -40,7 +38,7 @@ class Signing:
 
     def messages(self) -> dict[str, bytes]:
         """Invitation, to every site that has not signed."""
-        invitation = seal_message(self._parameters, self._identity, Invitation(), attempt=BEFORE, sender=SERVER)
+        invitation = seal_message(self._parameters, self._ledger.identity, Invitation(), attempt=BEFORE, sender=SERVER)
         return {site: invitation.to_bytes() for site in self._parameters.names if site not in self._entered}
 
     def receive(self, site: str, answer: bytes) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import Identity, sha256
+from ...common.crypto.identity import sha256
 from ...common.errors import ScheduleExhaustedError, StorageError
 from ...common.ledger import entries
 from ...common.ledger.replay import AttemptRecord, RoundRecord
@@ -33,7 +33,7 @@ class ExchangeClosed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundClosed:
+class RoundOutcome:
     """A round ended: it was committed or, without survivors, left unfinished because the schedule was exhausted.
 
     All figures are releases or come from public or synthetic data; ``perplexity`` is that of the adapter after it,
@@ -52,7 +52,7 @@ class RoundClosed:
         return bool(self.survivors)
 
 
-RoundObserver = Callable[[ExchangeClosed | RoundClosed], None]
+RoundObserver = Callable[[ExchangeClosed | RoundOutcome], None]
 
 
 @dataclass(kw_only=True)
@@ -67,15 +67,13 @@ class Training:
     and ledger do not belong together.
     """
 
-    manifest: Manifest
-    identity: Identity
     ledger: LedgerWriter
     checkpoint: Checkpoint
     evaluate: Callable[[NDArray[np.float32]], Perplexity]
     save: Callable[[Checkpoint], None]
     observe: RoundObserver
-    rounds: list[RoundClosed] = field(default_factory=list)
-    exhausted: RoundClosed | None = None
+    rounds: list[RoundOutcome] = field(default_factory=list)
+    exhausted: RoundOutcome | None = None
     # How many of the ledger's entries each site is known to have.
     held: dict[str, int] = field(default_factory=dict)
 
@@ -89,6 +87,11 @@ class Training:
         self._resume()
         if not self.finished:
             self._open_attempt(self._new_round(len(self.rounds) + 1))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest in force."""
+        return self.ledger.verified.manifest
 
     @property
     def adapter(self) -> NDArray[np.float32]:
@@ -136,7 +139,7 @@ class Training:
             round_.open_attempt()
         except ScheduleExhaustedError:
             self._evaluate_last()
-            self.exhausted = RoundClosed(
+            self.exhausted = RoundOutcome(
                 round=round_.number,
                 outcomes=tuple(round_.outcomes),
                 survivors=(),
@@ -204,8 +207,8 @@ class Training:
         if verified.rounds and self.ledger.verified.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
             raise _foreign("has another adapter than the ledger")
 
-    def _closed(self, closed: RoundRecord) -> RoundClosed:
-        return RoundClosed(
+    def _closed(self, closed: RoundRecord) -> RoundOutcome:
+        return RoundOutcome(
             round=closed.round,
             outcomes=self._outcomes(closed.round),
             survivors=closed.survivors,
@@ -220,8 +223,6 @@ class Training:
     def _new_round(self, number: int) -> Round:
         return Round(
             number=number,
-            manifest=self.manifest,
-            identity=self.identity,
             accountant=self.accountant,
             ledger=self.ledger,
             adapter=self.adapter,

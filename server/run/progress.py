@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ...common.study.manifest import Manifest
-from ..rounds.training import ExchangeClosed, RoundClosed
+from ..rounds.training import ExchangeClosed, RoundOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class StudyReady:
     perplexity_before: float
 
 
-Event = PhaseStarted | PhaseProgress | PhaseEnded | StudyReady | ExchangeClosed | RoundClosed
+Event = PhaseStarted | PhaseProgress | PhaseEnded | StudyReady | ExchangeClosed | RoundOutcome
 Observer = Callable[[Event], None]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from ...common.errors import GrandRoundsError
-from ..rounds.training import ExchangeClosed, RoundClosed
+from ..rounds.training import ExchangeClosed, RoundOutcome
 from .progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
 
 
@@ -55,7 +55,7 @@ class Stopped:
 
 
 Told = Event | RunBegan | Waiting | Finished | Stopped
-_PLAIN: Final = (PhaseStarted, PhaseProgress, PhaseEnded, StudyReady, ExchangeClosed, RoundClosed)
+_PLAIN: Final = (PhaseStarted, PhaseProgress, PhaseEnded, StudyReady, ExchangeClosed, RoundOutcome)
 _KINDS: Final[dict[str, type[Any]]] = {kind.__name__: kind for kind in _PLAIN} | {
     "began": RunBegan,
     "waiting": Waiting,

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import Identity
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
@@ -50,7 +49,6 @@ class StudyRun:
     """
 
     manifest: Manifest
-    identity: Identity
     ledger: LedgerWriter
     folder: StudyFolder | None
     model: LanguageModel
@@ -65,7 +63,7 @@ class StudyRun:
     def conversations(self) -> Iterator[Conversation]:
         """Signing, training and closing. Raises what they raise, and StorageError."""
         with phase(self.observe, "signing", "every site signs the study"):
-            yield Signing(manifest=self.manifest, identity=self.identity, ledger=self.ledger)
+            yield Signing(manifest=self.manifest, ledger=self.ledger)
         checkpoint = self._checkpoint()
         claimed = accountant_of(self.manifest, ()).epsilon_of_schedule
         self.observe(
@@ -76,8 +74,6 @@ class StudyRun:
             )
         )
         self.training = Training(
-            manifest=self.manifest,
-            identity=self.identity,
             ledger=self.ledger,
             checkpoint=checkpoint,
             evaluate=self._perplexity,
@@ -90,7 +86,6 @@ class StudyRun:
             files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
             yield Closing(
-                identity=self.identity,
                 ledger=self.ledger,
                 files=files,
                 held=self.training.held,

@@ -46,14 +46,14 @@ def left():
             conversation.advance()
 
     federation.ledger = LedgerWriter(identity=federation.server, store=lambda line: None, verified=VerifiedLedger())
-    carry(Signing(manifest=federation.manifest, identity=federation.server, ledger=federation.ledger))
+    carry(Signing(manifest=federation.manifest, ledger=federation.ledger))
     training = federation.open_training()
     begin = training.messages()[SITE]
     carry(training)
     answer(SITE, begin)  # again, which it refuses
     report = b'{"manifest_sha256": "%s", "epsilon": null}' % federation.manifest.sha256.encode()
     files = {"report.json": report}
-    carry(Closing(identity=federation.server, ledger=federation.ledger, files=files))
+    carry(Closing(ledger=federation.ledger, files=files))
     assert SITE in federation.ledger.verified.closing_signatures
     return sizes
 

@@ -41,7 +41,7 @@ def recorder(federation):
 def before(federation, recorder):
     """What is on disk when the server's processes and a site's worker are killed: in round 2, when all have paid."""
     running = federation.running()
-    federation.until("RoundClosed")
+    federation.until("RoundOutcome")
     federation.until("ExchangeClosed", count=8)
     federation.kill("server")
     federation.kill_worker(STRUCK)
@@ -102,7 +102,7 @@ def test_every_site_paid_what_the_ledger_says_and_had_reserved_it_before(federat
 def test_the_same_command_changes_nothing_about_a_study_that_is_finished(federation, events):
     finished = {path: path.read_bytes() for path in (federation.server / "study").rglob("*") if path.is_file()}
     again = federation.run()
-    assert Counter(event["event"] for event in again)["RoundClosed"] == 0
+    assert Counter(event["event"] for event in again)["RoundOutcome"] == 0
     assert again[-1]["event"] == "finished"
     assert {path: path.read_bytes() for path in finished} == finished
 

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grandrounds.common.data.records import (
-    Conversation,
-    Message,
+    Chat,
     PromptCompletion,
     Record,
     Text,
+    Turn,
     parse_records,
     read_records,
 )
@@ -68,7 +68,7 @@ def expected(row: Row) -> tuple[str, object]:
         return identity, Text(text=row["text"])
     if "prompt" in row:
         return identity, PromptCompletion(prompt=row["prompt"], completion=row["completion"])
-    return identity, Conversation(messages=tuple(Message(**turn) for turn in row["messages"]))
+    return identity, Chat(messages=tuple(Turn(**turn) for turn in row["messages"]))
 
 
 @pytest.mark.parametrize("ending", WRITERS)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grandrounds.common.data.records import Content, Conversation, Message, PromptCompletion, Record, Text
+from grandrounds.common.data.records import Chat, Content, PromptCompletion, Record, Text, Turn
 from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
 from grandrounds.common.errors import DataError, ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
@@ -50,7 +50,7 @@ def learnt(made: Example) -> str:
     return TOKENIZER.decode(made.labels[made.labels != NO_LOSS])
 
 
-CHAT = Conversation(messages=(Message(role="user", content="Pain?"), Message(role="assistant", content="None.")))
+CHAT = Chat(messages=(Turn(role="user", content="Pain?"), Turn(role="assistant", content="None.")))
 
 
 def test_every_token_of_a_text_is_learnt_and_its_end() -> None:
@@ -84,7 +84,7 @@ def test_a_model_without_a_chat_template_is_refused_for_conversations() -> None:
 def test_a_refusing_chat_template_is_reported_by_line_and_never_quoted() -> None:
     with pytest.raises(DataError) as refusal:
         example(
-            Conversation(messages=(Message(role="x", content=QUOTE),)),
+            Chat(messages=(Turn(role="x", content=QUOTE),)),
             tokenizer=byte_tokenizer(chat_template=REFUSING_TEMPLATE),
         )
     assert "line 1" in refusal.value.diagnostics()

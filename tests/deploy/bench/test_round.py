@@ -16,7 +16,7 @@ from grandrounds.deploy.bench.round import RoundBench, RoundTimes, round_table
 from grandrounds.deploy.bench.stock_nodes import StockNodes
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.server_ops import commands as server_operator
-from grandrounds.server.rounds.training import ExchangeClosed, RoundClosed
+from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
 from grandrounds.server.run.progress import PhaseEnded, PhaseStarted
 from grandrounds.server.run.progress_file import Finished
 from grandrounds.server.run.server_folder import ServerFolder
@@ -77,7 +77,7 @@ def test_the_table_has_a_line_for_every_exchange(figures):
 
 def test_an_exchange_lasts_from_the_one_before_and_a_round_from_the_one_before():
     closed: dict[str, Any] = {"round": 1, "attempt": 1, "answered": frozenset()}
-    committed = RoundClosed(round=1, outcomes=(), survivors=("north",), epsilon_spent=None, perplexity=1.0)
+    committed = RoundOutcome(round=1, outcomes=(), survivors=("north",), epsilon_spent=None, perplexity=1.0)
     told: dict[float, Any] = {
         0.0: PhaseStarted(name="signing"),
         2.0: PhaseStarted(name="training"),

@@ -25,7 +25,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import Result, simulate
 from grandrounds.server.rounds.checkpoint import Checkpoint
-from grandrounds.server.rounds.training import ExchangeClosed, RoundClosed
+from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
 from grandrounds.server.run.progress import PhaseEnded, PhaseStarted, StudyReady
 from grandrounds.server.run.study_folder import StudyFolder
 
@@ -125,7 +125,7 @@ def test_the_reported_perplexities_are_the_base_model_s_and_the_last_round_s(
     finished: tuple[Result, list[Any]],
 ) -> None:
     result, events = finished
-    rounds = [event for event in events if isinstance(event, RoundClosed)]
+    rounds = [event for event in events if isinstance(event, RoundOutcome)]
     ready = next(event for event in events if isinstance(event, StudyReady))
     assert result.report["perplexity_before"] == ready.perplexity_before
     assert result.report["perplexity_after"] == rounds[-1].perplexity != ready.perplexity_before
@@ -143,7 +143,7 @@ def test_a_dropout_is_away_for_the_late_exchanges_of_its_round_and_back_in_the_n
     late = ("masked-input", "consistency", "unmask")
     assert {place for place, sites in away.items() if sites} == {(2, exchange) for exchange in late}
     assert all(away[2, exchange] == {"south"} for exchange in late)
-    assert [closed.survivors for closed in events if isinstance(closed, RoundClosed)] == [
+    assert [closed.survivors for closed in events if isinstance(closed, RoundOutcome)] == [
         SITES,
         tuple(site for site in SITES if site != "south"),
         SITES,
@@ -155,7 +155,7 @@ def test_a_dropout_is_away_for_the_late_exchanges_of_its_round_and_back_in_the_n
 def test_two_dropouts_at_once_fail_the_attempt_and_are_back_for_its_retry(base: Path) -> None:
     dropouts = [Dropout(site="south", round=1), Dropout(site="coast", round=1)]
     result, events = run(base, dropouts=dropouts, sections={"training": {"rounds": 1}})
-    (closed,) = [event for event in events if isinstance(event, RoundClosed)]
+    (closed,) = [event for event in events if isinstance(event, RoundOutcome)]
     assert [(outcome.attempt, outcome.survivors) for outcome in closed.outcomes] == [(1, ()), (2, SITES)]
     assert (result.report["rounds"], result.report["attempts"]) == (1, 2)
     assert result.folder is None
@@ -179,7 +179,7 @@ def test_where_the_schedule_ends_in_a_failed_attempt_the_last_round_s_adapter_is
     dropouts = [Dropout(site="south", round=2), Dropout(site="coast", round=2)]
     result, events = run(base, output=tmp_path / "study", sections=sections, dropouts=dropouts)
     assert result.report["exhausted"]
-    closed = [event for event in events if isinstance(event, RoundClosed)]
+    closed = [event for event in events if isinstance(event, RoundOutcome)]
     assert [(event.round, event.committed) for event in closed] == [(1, True), (2, False)]
     assert {row["site"] for row in result.report["dropouts"]} == {"south", "coast"}
     assert exported(tmp_path / "study", base) == result.adapter.tobytes()

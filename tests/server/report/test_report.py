@@ -25,6 +25,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.server.report.claim import up
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, build_report, render_json
+from grandrounds.server.report.utility import finite
 
 ROUNDS, MAX_ATTEMPTS = 4, 6
 NOISE_MULTIPLIER, SAMPLING, DELTA = 1.5, 0.25, 1e-3
@@ -123,7 +124,7 @@ def test_the_report_is_the_same_before_the_study_is_closed_and_after(tmp_path: P
 
 
 def test_what_is_declared_can_be_read_back_from_the_report(federation: SmallStudy) -> None:
-    for report in (federation.report(), federation.report(perplexity_before=math.inf, counted=True)):
+    for report in (federation.report(), federation.report(perplexity_before=finite(math.inf), counted=True)):
         read_back = json.loads(render_json(report))
         assert build_report(federation.ledger.verified, Declared.of(read_back)) == report
 
@@ -303,7 +304,7 @@ def test_json_is_readable_and_round_trips(report: dict[str, Any]) -> None:
 
 
 def test_an_evaluation_that_overflowed_is_null_and_not_infinity(federation: SmallStudy) -> None:
-    report = federation.report(perplexity_before=math.inf)
+    report = federation.report(perplexity_before=finite(math.inf))
     assert json.loads(render_json(report))["perplexity_before"] is None
     assert "no finite figure before" in render_html(report)
 

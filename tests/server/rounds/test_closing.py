@@ -33,7 +33,7 @@ def study() -> SmallStudy:
 def closing(study: SmallStudy, report: bytes | None = None, **options: Any) -> Closing:
     """The end with this report, or with the study's own."""
     report = render_json(study.report()) if report is None else report
-    return Closing(**{"identity": study.server, "ledger": study.ledger, "files": {REPORT: report}, **options})
+    return Closing(**{"ledger": study.ledger, "files": {REPORT: report}, **options})
 
 
 def drive(study: SmallStudy, machine: Closing, *, away: tuple[str, ...] = ()) -> Closing:

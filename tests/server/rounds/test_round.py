@@ -171,8 +171,6 @@ def test_a_retry_has_its_own_keys_and_masks():
 def open_round(run, *, max_attempts=1):
     return Round(
         number=1,
-        manifest=run.manifest,
-        identity=run.server,
         accountant=CentralAccountant(schedule=None, max_attempts=max_attempts, delta=1e-3),
         ledger=run.ledger,
         adapter=run.adapter,

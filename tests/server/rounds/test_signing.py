@@ -20,7 +20,7 @@ def federation():
 
 
 def signing_of(federation, ledger):
-    return Signing(manifest=federation.manifest, identity=federation.server, ledger=ledger)
+    return Signing(manifest=federation.manifest, ledger=ledger)
 
 
 def new_ledger(federation, verified=None, lines=None):

@@ -23,7 +23,7 @@ from grandrounds.common.secagg.masks import add_masks
 from grandrounds.common.study import manifest as common_manifest
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.server.rounds import attempt as server_secagg
-from grandrounds.server.rounds.training import ExchangeClosed, RoundClosed
+from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
 
 TOKENS = 16
 LORA = Lora(target_modules=("q_proj", "v_proj"), rank=2, alpha=4.0)
@@ -280,7 +280,7 @@ def test_the_attempts_of_a_round_that_the_schedule_left_unfinished_are_kept_and_
     assert [outcome.attempt for outcome in training.exhausted.outcomes] == [2, 3]
     for outcome in training.exhausted.outcomes:
         assert outcome.dropouts == {"site-1": "masked-input", "site-5": "masked-input"}
-    assert [event for event in events if isinstance(event, RoundClosed)] == [*training.rounds, training.exhausted]
+    assert [event for event in events if isinstance(event, RoundOutcome)] == [*training.rounds, training.exhausted]
     np.testing.assert_array_equal(run.checkpoints[-1].adapter, training.adapter)
 
 
@@ -300,7 +300,7 @@ def test_the_adapter_is_evaluated_as_often_as_the_study_says_and_after_the_last_
     run = plain_federation(training=training).run(observe=events.append)
     assert sorted(run.study.training.evaluated_rounds) == evaluated
     assert len(run.adapters) == len(evaluated)
-    closed = [event for event in events if isinstance(event, RoundClosed)]
+    closed = [event for event in events if isinstance(event, RoundOutcome)]
     assert closed == run.training.rounds
     assert [event.round for event in closed if event.perplexity is not None] == evaluated
     rows = run.checkpoints[-1].perplexities

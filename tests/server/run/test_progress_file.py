@@ -9,7 +9,7 @@ from support.study.federation import small_manifest, small_study
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import ProtocolError
 from grandrounds.server.rounds.round import AttemptOutcome
-from grandrounds.server.rounds.training import ExchangeClosed, RoundClosed
+from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
 from grandrounds.server.run.progress import PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
 from grandrounds.server.run.progress_file import Finished, ProgressFile, RunBegan, Stopped, Waiting, event_of, line_of
 
@@ -24,7 +24,7 @@ EVENTS = (
         answered=frozenset({"north", "west"}),
         lost={"south": "it refused: paused"},
     ),
-    RoundClosed(
+    RoundOutcome(
         round=1,
         outcomes=(AttemptOutcome(attempt=1, survivors=(), dropouts={"north": "shares"}, ended=False),),
         survivors=("south",),

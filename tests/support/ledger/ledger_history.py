@@ -103,8 +103,6 @@ class History:
         )
         return Round(
             number=len(writer.verified.rounds) + 1,
-            manifest=self.manifest,
-            identity=self.server,
             accountant=accountant,
             ledger=writer,
             adapter=self.adapter,

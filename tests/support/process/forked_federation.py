@@ -197,11 +197,9 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
     folder.tidy()
     verified = VerifiedLedger.of(folder.ledger_lines())
     check_ledger_of(manifest, verified)
-    identity = allowed_study.SERVER
     run = StudyRun(
         manifest=manifest,
-        identity=identity,
-        ledger=LedgerWriter(identity=identity, store=folder.append_entry, verified=verified),
+        ledger=LedgerWriter(identity=allowed_study.SERVER, store=folder.append_entry, verified=verified),
         folder=folder,
         model=SmallModel(manifest, reach),  # type: ignore[arg-type]
         base=path,

@@ -206,8 +206,6 @@ class Federation:
         """The server's state machine at its first attempt, or at the next after its last checkpoint."""
         manifest = self.manifest
         self.training = Training(
-            manifest=manifest,
-            identity=self.server,
             ledger=self.ledger,
             checkpoint=self.checkpoints[-1]
             if self.checkpoints
