@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from ...common.errors import PrivacyError
+from ...common.privacy.draw_cap import CUT_SHARE
 from ...common.study.study import PrivacyUnit
 from .amounts import Amounts, shown_down
 
@@ -12,10 +13,14 @@ Filter = Literal["sum", "rdp", "synthetic"]
 # What each filter adds up and holds against the limit, and how people call it.
 COUNTED: Final[dict[Filter, dict[str, str]]] = {
     "sum": {"epsilon": "ε", "delta": "δ"},
-    "rdp": {"rdp": "RDP"},
+    "rdp": {"rdp": "RDP", "delta": "δ"},
     "synthetic": {},
 }
 LARGEST_EPSILON: Final = 1e6
+# Of an RDP asset's δ, for draws that are cut: a divergence knows no δ, and each study spends up to a thousandth of its
+# own on them (common/privacy/draw_cap). So studies' δ may add up to ten times the asset's.
+_CUT_RESERVE: Final = 0.01
+_TIMES_DELTA: Final = round(_CUT_RESERVE / CUT_SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +49,13 @@ class Asset:
     def renyi(cls, name: str, *, epsilon: float, delta: float, order: int, unit: PrivacyUnit = "patient") -> "Asset":
         """Studies' Rényi divergences at one order, fixed now, add up to at most what is (ε, δ). Raises PrivacyError.
 
+        A hundredth of δ is set aside for draws that are cut.
         Valid however each study was chosen in view of those before it (Feldman and Zrnic 2021).
         """
         from ...common.privacy.filters import rdp_budget  # it loads scipy
 
         _check_limit(epsilon, delta)
-        rdp = rdp_budget(epsilon=epsilon, delta=delta, order=order)
+        rdp = rdp_budget(epsilon=epsilon, delta=delta * (1 - _CUT_RESERVE), order=order)
         limit = Amounts.rounded_down(epsilon=epsilon, delta=delta, rdp=rdp)
         return cls(name=name, filter="rdp", limit=limit, order=order, unit=unit)
 
@@ -57,6 +63,11 @@ class Asset:
     def synthetic(cls, name: str, *, unit: PrivacyUnit = "patient") -> "Asset":
         """Records of nobody: there is no limit, and studies without noise may read them."""
         return cls(name=name, filter="synthetic", limit=Amounts(), unit=unit)
+
+    def most(self, amount: str) -> int:
+        """Trillionths up to which studies may add up, of an amount that the filter counts."""
+        limit = int(getattr(self.limit, amount))
+        return limit * _TIMES_DELTA if (self.filter, amount) == ("rdp", "delta") else limit
 
     @property
     def promise(self) -> "Asset":

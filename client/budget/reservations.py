@@ -35,7 +35,7 @@ class BudgetStatement:
 
     def left(self, amount: str) -> int:
         """Trillionths that are left of one of the amounts that the asset's filter counts."""
-        return int(getattr(self.asset.limit, amount)) - int(getattr(self.reserved, amount))
+        return self.asset.most(amount) - int(getattr(self.reserved, amount))
 
 
 class Reservations:

@@ -11,6 +11,7 @@ from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import within_memory
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.schema import known
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from ...common.system.code_pin import check_code
@@ -22,6 +23,7 @@ from ..training.batch_invariance import independent_batch_size
 from ..training.cohort import Cohort
 from ..training.grad_samples import GradSampler
 from ..training.update import SiteUpdate
+from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
 from ..worker.worker import Worker
 from .folder import SiteFolder, SiteSettings
@@ -51,6 +53,7 @@ def open_site(folder: SiteFolder) -> WorkerService:
                 release=open_update(settings, manifest, policy, model=model),
                 state=state,
                 keep=lambda files: keep_results(folder.results(manifest.study_id), files),
+                pace=AnswerInstant(known(manifest.study.training.answer_after_s)),
             ),
             frozen_bytes=len(frozen_adapter),
             is_paused=lambda: folder.is_paused,
@@ -79,16 +82,18 @@ def open_update(settings: SiteSettings, manifest: Manifest, policy: Policy, *, m
     return SiteUpdate(
         manifest=manifest,
         name=settings.name,
-        cohort=cohort_of(manifest.study, records, tokenisation),
+        cohort=cohort_of(manifest.study, records, tokenisation, max_units=manifest.max_units(settings.name)),
         sampler=sampler_of(manifest.study, model),
     )
 
 
-def cohort_of(study: Study, records: Sequence[Record], tokenisation: Tokenisation) -> Cohort[Example]:
+def cohort_of(
+    study: Study, records: Sequence[Record], tokenisation: Tokenisation, *, max_units: int
+) -> Cohort[Example]:
     """The records as the study's privacy units. Raises DataError, and ModelError as ``Tokenisation.example`` does."""
     patients = [record.patient_id for record in records]
     examples = tokenisation.examples(records)
-    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
+    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit, max_units=max_units)
 
 
 def sampler_of(study: Study, model: LanguageModel) -> GradSampler:
@@ -108,6 +113,8 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     ``model_sha256`` is the hash of the folder that ``model`` was loaded from.
     """
     _require(manifest.site_keys.get(name) == identity.public_key, f"the manifest has another key for {name}")
+    instant = manifest.study.training.answer_after_s is not None or manifest.app_sha256 is None
+    _require(instant, "it does not say when an update leaves (training.answer_after_s)")
     check_code(version=manifest.package_version, sha256=manifest.package_sha256)
     _require(manifest.model_sha256 == model_sha256, "the base model's files are not those of the study")
     differences = model.differences_from(manifest.study.model.lora)

@@ -11,6 +11,7 @@ from ...common.errors import DataError, PrivacyError
 from ...common.study.study import PrivacyUnit
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Cohort(Generic[T]):
@@ -19,7 +20,8 @@ class Cohort(Generic[T]):
     *Formal guarantee.* ``draw`` is Poisson sampling as the accountant's events mean it (ARCHITECTURE.md, "Accounting";
     Abadi et al. 2016, section 3.1; Mironov, Talwar and Zhang 2019, definition 1): every unit is in with the same
     probability, at most q and short of it by less than 2**-64, whatever the other units do and whatever earlier draws
-    did. A retry that calls it again is a fresh sample. The randomness is the CSPRNG's (``common/crypto/csprng``),
+    did; of a draw above its cap a uniform subset is left, which ``common/privacy/draw_cap`` accounts for. A retry that
+    calls it again is a fresh sample. The randomness is the CSPRNG's (``common/crypto/csprng``),
     under a key drawn inside each call; nothing can seed it.
     """
 
@@ -34,17 +36,28 @@ class Cohort(Generic[T]):
             )
 
     @classmethod
-    def grouped(cls, records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> "Cohort[T]":
-        """The cohort of (patient id, record) pairs: all records of a patient one unit, or each record a unit."""
-        return cls(grouped_units(records, privacy_unit=privacy_unit))
+    def grouped(cls, records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit, max_units: int) -> "Cohort[T]":
+        """The cohort of (patient id, record) pairs: all records of a patient one unit, or each record a unit.
 
-    def draw(self, *, sampling_probability: float, records_per_unit: int) -> list[tuple[T, ...]]:
-        """A fresh Poisson sample of the units, with up to ``records_per_unit`` random records of each.
-
-        An empty sample is a valid one. The records of a unit are a uniform subset, without replacement. Raises
-        PrivacyError unless 0 < ``sampling_probability`` <= 1 and ``records_per_unit`` >= 1.
+        Raises DataError where these are more than ``max_units``, the site's stated bound.
         """
-        if not (0 < sampling_probability <= 1 and records_per_unit >= 1):
+        units = grouped_units(records, privacy_unit=privacy_unit)
+        if len(units) > max_units:
+            raise DataError(
+                f"the data have {len(units)} {privacy_unit}s, and the study states at most {max_units} (max_units)",
+                why="the most that a step may read follows from it, and a step that reads more tells of its draw",
+                fix="ask the study's author for a study that states more, with room to spare, or give fewer records",
+            )
+        return cls(units)
+
+    def draw(self, *, sampling_probability: float, records_per_unit: int, cap: int) -> list[tuple[T, ...]]:
+        """A fresh Poisson sample of the units, ``cap`` at most, with up to ``records_per_unit`` random records of each.
+
+        An empty sample is a valid one. The records of a unit are a uniform subset, without replacement, and so are the
+        units of a sample above the cap. Raises PrivacyError unless 0 < ``sampling_probability`` <= 1,
+        ``records_per_unit`` >= 1 and ``cap`` >= 1.
+        """
+        if not (0 < sampling_probability <= 1 and records_per_unit >= 1 and cap >= 1):
             raise PrivacyError(
                 f"a sample of {records_per_unit} records a unit with probability {sampling_probability} does not exist",
                 why="the accountant charges for a Poisson sample with a probability above 0 and up to 1",
@@ -55,14 +68,14 @@ class Cohort(Generic[T]):
         bound = math.floor(math.ldexp(sampling_probability, 64))
         words = stream.words(len(self._units)).tolist()
         drawn = [unit for unit, word in zip(self._units, words, strict=True) if word < bound]
-        return [_random_records(unit, records_per_unit, stream) for unit in drawn]
+        return [_random_subset(unit, records_per_unit, stream) for unit in _random_subset(drawn, cap, stream)]
 
 
-def _random_records(unit: tuple[T, ...], limit: int, stream: Stream) -> tuple[T, ...]:
-    """A uniform subset of ``limit`` records: those with the smallest of independent 64-bit keys, or all of them."""
-    if len(unit) <= limit:
-        return unit
-    return tuple(unit[index] for index in np.argsort(stream.words(len(unit)))[:limit])
+def _random_subset(items: Sequence[U], limit: int, stream: Stream) -> tuple[U, ...]:
+    """A uniform subset of ``limit`` items: those with the smallest of independent 64-bit keys, or all of them."""
+    if len(items) <= limit:
+        return tuple(items)
+    return tuple(items[index] for index in np.argsort(stream.words(len(items)))[:limit])
 
 
 def grouped_units(records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> list[list[T]]:

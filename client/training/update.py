@@ -62,4 +62,5 @@ class SiteUpdate:
         return self.cohort.draw(
             sampling_probability=self.manifest.study.privacy.sampling_probability,
             records_per_unit=self.manifest.study.data.records_per_unit,
+            cap=self.manifest.draw_cap(self.name),
         )

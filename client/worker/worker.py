@@ -31,6 +31,7 @@ from ...common.study.manifest import Countersignature, Manifest
 from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
+from .instant import Pace, at_once
 
 # adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update``.
 ComputeUpdate = Callable[[Vector], NDArray[np.unsignedinteger]]
@@ -75,6 +76,7 @@ class Worker:
         release: ComputeUpdate,
         state: SiteState,
         keep: Keep = lambda files: None,
+        pace: Pace = at_once,
     ) -> None:
         """``state`` is this site's, open for this worker alone. Raises StorageError and LedgerError."""
         self.name = name
@@ -84,6 +86,7 @@ class Worker:
         self._release = release
         self._state = state
         self._keep = keep
+        self._pace = pace
         self._study = manifest.study_id
         self._ledger = SiteLedger(state, manifest, name=name)
         self._last_attempt = state.last_attempt(self._study)
@@ -197,7 +200,10 @@ class Worker:
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
             charges = self._charge(attempt, envelope)
-            return attempt.mask(self._release(self._adapter), charges)
+            answer = self._pace(lambda: attempt.mask(self._release(self._adapter), charges))
+            if not answer:
+                self._attempt = None
+            return answer
         if envelope.exchange == Survivors.exchange:
             return attempt.sign_survivors(request)
         if envelope.exchange == Consistencies.exchange:

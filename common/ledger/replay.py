@@ -15,7 +15,7 @@ from ..protocol.messages import Advert, Begin, Closed, Consistency, MaskedInput,
 from ..secagg.parameters import SecaggParameters
 from ..secagg.transcript import check_group, transcript_hash, verify_sender
 from ..study.manifest import Manifest
-from ..study.succession import check_nominal_units, check_successor
+from ..study.succession import check_successor, check_units
 from . import entries
 from .chain import Entry, EntryType, Ledger, broken
 from .entries import SignedStatement
@@ -164,7 +164,7 @@ class VerifiedLedger:
             self._require(self.agreed, "the manifest before it was never agreed to")
             check_successor(self.manifest, manifest)
             for earlier in self.manifests:
-                check_nominal_units(earlier, manifest)
+                check_units(earlier, manifest)
         elif (manifest.version, manifest.previous) != (1, "00" * 32):
             raise broken("it is a successor, and what it succeeds is missing")
         self.manifests.append(manifest)

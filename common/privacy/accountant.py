@@ -70,10 +70,11 @@ def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_re
     One person at m sites costs, under local trust, m schedules (each site releases under its own noise); under
     distributed trust the m contributions meet in one release, so what is composed is a mixture of Gaussians.
 
-    Raises PrivacyError for a delta outside 1e-12 .. 0.1, for an epsilon above a million, and for replace-one with a
-    mixture, of which no analysis is known.
+    What the schedule spends of ``delta`` on cut draws comes off first. Raises PrivacyError where less than 1e-12 is
+    left, for a delta above 0.1, for an epsilon above a million, and for replace-one with a mixture, of which no
+    analysis is known.
     """
-    _check_delta(delta)
+    delta = _left_of(delta, schedule)
     interval = _interval(schedule, delta)
     by_pld = math.inf if math.isinf(interval) else _pld_epsilon(schedule, relation, interval, delta)
     if math.isinf(by_pld):
@@ -100,12 +101,12 @@ def calibrate_noise_multiplier(
     steps: int,
     trust: Trust,
     sites_per_patient: int = 1,
+    cut_probability: float = 0.0,
 ) -> float:
     """The least noise multiplier, to one part in a thousand and never too small, that keeps ``steps`` within a target.
 
     It is rounded up to four decimals, and 0.1 if that already suffices. Raises PrivacyError if 10000 does not.
     """
-    _check_delta(delta)
 
     def schedule_of(noise_multiplier: float) -> Schedule:
         event = SampledGaussianRelease(
@@ -114,17 +115,19 @@ def calibrate_noise_multiplier(
             trust=trust,
             sites_per_patient=sites_per_patient,
         )
-        return Schedule(event=event, count=steps)
+        return Schedule(event=event, count=steps, cut_probability=cut_probability)
+
+    left = _left_of(delta, schedule_of(1.0))
 
     def coarse(noise_multiplier: float) -> bool:
         return composed_epsilon([schedule_of(noise_multiplier)], delta=delta) <= target_epsilon
 
     def fine(noise_multiplier: float) -> bool:
         schedule = schedule_of(noise_multiplier)
-        interval = _interval(schedule, delta)
+        interval = _interval(schedule, left)
         if math.isinf(interval):
             return False
-        return _pld_epsilon(schedule, "add_or_remove_one", interval, delta) <= target_epsilon
+        return _pld_epsilon(schedule, "add_or_remove_one", interval, left) <= target_epsilon
 
     # Both are upper bounds and about as tight, so that the answer is usually where the search ends, and else near it.
     _, near = _bisect(coarse, *_bracket(coarse, 1.0, ratio=2.0), tolerance=_FINE_TOLERANCE)
@@ -174,13 +177,15 @@ def _bisect(satisfies: Callable[[float], bool], low: float, high: float, *, tole
     return low, high
 
 
-def _check_delta(delta: float) -> None:
-    if not MIN_DELTA <= delta <= MAX_DELTA:
+def _left_of(delta: float, schedule: Schedule) -> float:
+    """What of ``delta`` is not spent on cut draws."""
+    if not (delta <= MAX_DELTA and delta - schedule.cut_delta >= MIN_DELTA):
         raise PrivacyError(
             f"delta is {delta}",
             why="delta is added to every probability that epsilon bounds, and must be far below one over the patients",
             fix="choose 1/(10 * patients), between 1e-12 and 0.1",
         )
+    return delta - schedule.cut_delta
 
 
 def _is_mixture(event: SampledGaussianRelease) -> bool:

@@ -42,7 +42,8 @@ _LEAST_EPSILON: Final = 1e-3  # below it the tolerance is one of this
 def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: float = TOLERANCE) -> float:
     """The epsilon at ``delta`` of all the releases of ``schedules`` together, for one person added or removed.
 
-    The schedules are fixed beforehand, and ``delta`` is 1e-12 or more. The result is infinite where nothing could be
+    The schedules are fixed beforehand, and ``delta`` is 1e-12 or more, with what they spend of it on cut draws. The
+    result is infinite where nothing could be
     certified. Time grows with the number of *distinct* releases, under a millisecond each. Where there are more
     than 5,000, noise multipliers are rounded down by up to one part in 2,000. That is sound: adding the rest of the
     noise to a release with less of it gives the other. A Gaussian's epsilon thereby grows by up to one part in 1,000.
@@ -51,9 +52,13 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
     ends multiplies E exp(t L) by 1 + t (t + 1) h^2 / 8 at most, to second order, so that n releases add at most
     n (t + 1) h^2 / 8 to epsilon, from which h is chosen. Whatever h, the result is never below the true epsilon.
     """
+    schedules = list(schedules)
     counts = _pairs(schedules)
     if not counts:
         return 0.0
+    delta -= sum(schedule.cut_delta for schedule in schedules)
+    if delta <= 0:
+        return math.inf
     releases = sum(counts.values())
     deviations = -float(ndtri(_CUT * delta / releases))
     circles, interval = _choose_grid(counts, deviations, delta, tolerance)

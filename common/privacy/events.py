@@ -58,19 +58,34 @@ class SampledGaussianRelease:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The same event, ``count`` times, fixed beforehand: a whole study has max_attempts * local_steps of them."""
+    """The same event, ``count`` times, fixed beforehand: a whole study has max_attempts * local_steps of them.
+
+    ``cut_probability`` is that with which the draw of one release may be cut at one site (``draw_cap``).
+    """
 
     event: SampledGaussianRelease
     count: int
+    cut_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises PrivacyError unless ``count`` is from 1 to a million."""
+        """Raises PrivacyError unless ``count`` is from 1 to a million, and the probability one."""
+        if not 0 <= self.cut_probability <= 1:
+            raise PrivacyError(
+                f"a draw is cut with a probability of {self.cut_probability}",
+                why="it is part of delta",
+                fix="choose a number from 0 to 1",
+            )
         if not 1 <= self.count <= MAX_RELEASES:
             raise PrivacyError(
                 f"the schedule has {self.count} steps",
                 why="the claim covers a fixed number of steps",
                 fix=f"choose a number from 1 to {MAX_RELEASES}",
             )
+
+    @property
+    def cut_delta(self) -> float:
+        """The part of delta that is spent on cut draws: of every release, at every site of a person."""
+        return self.count * self.event.sites_per_patient * self.cut_probability
 
     def without_amplification(self) -> "Schedule":
         """The same schedule for a unit whose participation in every step is known: sampling hides nothing."""

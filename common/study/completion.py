@@ -4,15 +4,16 @@ import math
 from typing import Any
 
 from ..errors import StudyError
+from ..privacy.draw_cap import cut_probability, draw_cap
 from ..privacy.events import SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
-from ..schema import WHY_STUDY, validated
+from ..schema import WHY_STUDY, known, validated
 from ..secagg.parameters import default_threshold
 from .study import ATTEMPTS_PER_ROUND, DEFAULT_TARGET_EPSILON, Study
 
 
 def complete_study(study: Study) -> Study:
-    """Fill in what the study leaves open: δ, attempts, threshold, modulus, and noise for the target (or its ε).
+    """Fill in what the study leaves open: δ, attempts, cohorts' bounds, threshold, modulus, and noise for the target.
 
     Calibration covers all ``max_attempts`` and the stated overlap. Raises StudyError or PrivacyError.
     """
@@ -32,17 +33,19 @@ def complete_study(study: Study) -> Study:
     filled: dict[str, Any] = {"delta": delta}
     if privacy.noise and privacy.noise_multiplier is None:
         filled["target_epsilon"] = DEFAULT_TARGET_EPSILON if privacy.target_epsilon is None else privacy.target_epsilon
+        steps = attempts * training.local_steps
         filled["noise_multiplier"] = calibrate_noise_multiplier(
             target_epsilon=filled["target_epsilon"],
             delta=delta,
             sampling_probability=privacy.sampling_probability,
-            steps=attempts * training.local_steps,
+            steps=steps,
             trust=privacy.trust,
             sites_per_patient=privacy.sites_per_patient,
+            cut_probability=cut_probability_of(study, delta=delta, releases=steps),
         )
     elif privacy.noise_multiplier is not None:
         spent = epsilon(
-            schedule_of(study, attempts=attempts, noise_multiplier=privacy.noise_multiplier), delta=delta
+            schedule_of(study, attempts=attempts, delta=delta, noise_multiplier=privacy.noise_multiplier), delta=delta
         ).epsilon
         filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
         if spent > filled["target_epsilon"]:
@@ -59,19 +62,50 @@ def complete_study(study: Study) -> Study:
             "privacy": {**privacy.model_dump(), **filled},
             "training": {**training.model_dump(), "max_attempts": attempts},
             "secagg": secagg.model_dump(),
+            "sites": [
+                {**site.model_dump(), "max_units": site.max_units or default_max_units(site.nominal_units)}
+                for site in study.sites
+            ],
         },
     )
 
 
-def schedule_of(study: Study, *, attempts: int, noise_multiplier: float) -> Schedule:
-    """Every release that ``attempts`` allow."""
+def schedule_of(study: Study, *, attempts: int, delta: float, noise_multiplier: float) -> Schedule:
+    """Every release that ``attempts`` allow, of a study whose draws are cut for ``delta``."""
     event = SampledGaussianRelease(
         sampling_probability=study.privacy.sampling_probability,
         noise_multiplier=noise_multiplier,
         trust=study.privacy.trust,
         sites_per_patient=study.privacy.sites_per_patient,
     )
-    return Schedule(event=event, count=attempts * study.training.local_steps)
+    count = attempts * study.training.local_steps
+    return Schedule(event=event, count=count, cut_probability=cut_probability_of(study, delta=delta, releases=count))
+
+
+def cut_probability_of(study: Study, *, delta: float, releases: int) -> float:
+    """With which a draw may be cut at one site in one of ``releases``; none is where every unit is in every step."""
+    if study.privacy.sampling_probability == 1:
+        return 0.0
+    return cut_probability(delta=delta, releases=releases, sites_per_patient=study.privacy.sites_per_patient)
+
+
+def draw_cap_of(study: Study, *, max_units: int, delta: float) -> int:
+    """B: the most units that one step reads at a site of at most ``max_units``, in a study whose attempts are known."""
+    releases = known(study.training.max_attempts) * study.training.local_steps
+    return draw_cap(
+        max_units=max_units,
+        sampling_probability=study.privacy.sampling_probability,
+        probability=cut_probability_of(study, delta=delta, releases=releases),
+    )
+
+
+def default_max_units(nominal_units: int) -> int:
+    """A quarter above the nominal units, rounded up.
+
+    >>> default_max_units(24), default_max_units(1)
+    (30, 2)
+    """
+    return -(-5 * nominal_units // 4)
 
 
 def default_delta(total_nominal_units: int) -> float:

@@ -16,13 +16,11 @@ from ..secagg.encoding import FixedPoint
 from ..secagg.parameters import RosterEntry, SecaggParameters
 from ..system.package_hash import running_sha256
 from ..version import __version__
-from .completion import schedule_of
-from .study import Study
+from .completion import draw_cap_of, schedule_of
+from .study import Site, Study
 
 MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
 COUNTERSIGNATURE_LABEL = b"grandrounds/countersignature/v1\n"
-# Draws this many deviations above their mean must still fit: the sum's range and the deadline are set by it.
-DRAW_DEVIATIONS = 6
 
 
 class Manifest(Section):
@@ -51,17 +49,23 @@ class Manifest(Section):
     def _complete(self) -> Self:
         if set(self.site_keys) != {site.name for site in self.study.sites}:
             raise ValueError("site_keys: not exactly the sites of the study")
-        privacy = self.study.privacy
-        needed = [
-            privacy.delta,
-            self.study.training.max_attempts,
-            self.study.secagg.threshold,
-            self.study.secagg.modulus_bits,
-        ]
+        privacy, training, secagg = self.study.privacy, self.study.training, self.study.secagg
+        needed = {
+            "data.evaluation": self.study.data.evaluation,
+            "privacy.delta": privacy.delta,
+            "training.max_attempts": training.max_attempts,
+            "secagg.threshold": secagg.threshold,
+            "secagg.modulus_bits": secagg.modulus_bits,
+            **{f"sites.{site.name}.max_units": site.max_units for site in self.study.sites},
+        }
         if privacy.noise:
-            needed += [privacy.target_epsilon, privacy.noise_multiplier]
-        if None in needed:
-            raise ValueError("study: incomplete; a manifest states every parameter")
+            needed |= {"privacy.target_epsilon": privacy.target_epsilon}
+            needed |= {"privacy.noise_multiplier": privacy.noise_multiplier}
+        if self.app_sha256 is not None:  # in a simulation nobody watches
+            needed["training.answer_after_s"] = training.answer_after_s
+        missing = [name for name, value in needed.items() if value is None]
+        if missing:
+            raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")
         # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
         _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
@@ -92,7 +96,10 @@ class Manifest(Section):
         if not self.study.privacy.noise:
             return None
         return schedule_of(
-            self.study, attempts=self.max_attempts, noise_multiplier=known(self.study.privacy.noise_multiplier)
+            self.study,
+            attempts=self.max_attempts,
+            delta=self.delta,
+            noise_multiplier=known(self.study.privacy.noise_multiplier),
         )
 
     @property
@@ -125,10 +132,9 @@ class Manifest(Section):
 
     @property
     def largest_sum(self) -> float:
-        """A bound on one coordinate of the aggregate that a study meets only with negligible probability."""
-        expected = self.study.privacy.sampling_probability * self.study.total_nominal_units
-        draw = expected + DRAW_DEVIATIONS * math.sqrt(expected) + 1
-        return draw * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
+        """A bound on one coordinate of the aggregate that noise exceeds only with negligible probability."""
+        drawn = sum(self.draw_cap(site.name) for site in self.study.sites)
+        return drawn * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
 
     def mechanism(self) -> Mechanism:
         """The noise that one site adds to one release."""
@@ -159,7 +165,18 @@ class Manifest(Section):
 
     def nominal_units(self, name: str) -> int:
         """The nominal units of one site."""
-        return next(site.nominal_units for site in self.study.sites if site.name == name)
+        return self._site(name).nominal_units
+
+    def max_units(self, name: str) -> int:
+        """The most units that the cohort of one site may have."""
+        return known(self._site(name).max_units)
+
+    def draw_cap(self, name: str) -> int:
+        """B: the most units that one step reads at one site."""
+        return draw_cap_of(self.study, max_units=self.max_units(name), delta=self.delta)
+
+    def _site(self, name: str) -> Site:
+        return next(site for site in self.study.sites if site.name == name)
 
 
 def new_manifest(

@@ -61,9 +61,9 @@ class DataSection(Section):
     ] = 384
     records_per_unit: Annotated[int, Option("Records of a patient read in a step, at random"), Field(ge=1, le=64)] = 1
     evaluation: Annotated[
-        Literal["synthetic", "public"],
-        Option("What evaluation records are; to be said of your own", name="evaluation-kind"),
-    ] = "synthetic"
+        Literal["synthetic", "public"] | None,
+        Option("What your evaluation records are; nobody's records of care", name="evaluation-kind"),
+    ] = None
 
 
 class PrivacySection(Section):
@@ -114,6 +114,15 @@ class TrainingSection(Section):
     local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
     physical_batch: Annotated[int, Option("Records computed at a time, for speed alone"), Field(ge=1, le=1024)] = 2
     deadline_s: Annotated[float, Help("Of an exchange; who is later has dropped out"), Field(ge=1, le=604_800)] = 600.0
+    answer_after_s: Annotated[
+        float | None,
+        Help(
+            "When every site's masked update leaves, whatever its draw; above what `client check` measures",
+            unset="by the speed of the server that fixes the study",
+            example="60.0",
+        ),
+        Field(gt=0, le=604_800),
+    ] = None
 
     @property
     def evaluated_rounds(self) -> frozenset[int]:
@@ -140,12 +149,18 @@ class SecaggSection(Section):
 class Site(Section):
     """A hospital in the roster; ``nominal_units`` is public or coarsely rounded, and never updated.
 
+    ``max_units`` is a bound on its cohort that it states with room to spare, and that its own worker checks.
     ``records`` says in words what its records are, ``residency`` where they are kept. ``sha256`` is of the records
     themselves, and only for those that are no person's: whoever can guess a record could confirm it by its hash.
     """
 
     name: Annotated[Name, Help("The site's, here and in every command")]
     nominal_units: Annotated[int, Help("Public or coarsely rounded; never updated"), Field(ge=1, le=10**9)]
+    max_units: Annotated[
+        int | None,
+        Help("More it will never train on; public, and never updated", unset="a quarter above nominal_units"),
+        Field(ge=1, le=2 * 10**9),
+    ] = None
     records: Annotated[Words | None, Help("What its records are, in its own words", example='"notes"')] = None
     sensitivity: Annotated[Sensitivity, Help("Of the records")] = "identifiable"
     residency: Annotated[Words | None, Help("Where they are kept, in its own words", example='"Oslo"')] = None
@@ -153,6 +168,8 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _reveals_nobody(self) -> Self:
+        if self.max_units is not None and self.max_units < self.nominal_units:
+            raise ValueError(f"max_units: {self.max_units} is below the {self.nominal_units} nominal units")
         if self.sha256 is not None and self.sensitivity not in ("synthetic", "public"):
             raise ValueError(
                 f"sha256: a hash of {self.sensitivity} records is a release that no noise protects; "
@@ -217,6 +234,12 @@ class Study(Section):
             )
         if self.privacy.trust == "distributed" and self.secagg.modulus_bits == 16:
             raise ValueError("secagg.modulus_bits: distributed trust sums noisy integers and needs 32")
+        instant, deadline = self.training.answer_after_s, self.training.deadline_s
+        if instant is not None and instant >= deadline:
+            raise ValueError(
+                f"training.answer_after_s: {instant:g} s, and an exchange ends after {deadline:g} s (deadline_s), "
+                "so that every site would be too late"
+            )
         attempts = self.training.max_attempts
         if attempts is not None and attempts < self.training.rounds:
             raise ValueError("training.max_attempts: below the number of rounds")

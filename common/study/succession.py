@@ -18,6 +18,7 @@ MAY_CHANGE: Final = frozenset(
         "app_sha256",
         "study.sites",
         "study.secagg.threshold",
+        "study.training.answer_after_s",
         "study.training.deadline_s",
         "study.training.physical_batch",
     }
@@ -32,16 +33,18 @@ def check_successor(previous: Manifest, successor: Manifest) -> None:
     changed = sorted(field for field in before.keys() | after.keys() if before.get(field) != after.get(field))
     changed = [field for field in changed if field not in MAY_CHANGE]
     _require(not changed, f"it changes {', '.join(changed)}")
-    check_nominal_units(previous, successor)
+    check_units(previous, successor)
 
 
-def check_nominal_units(earlier: Manifest, later: Manifest) -> None:
-    """Raises StudyError where a site has other nominal units in ``later``: coming back would update them, too."""
-    units = {site.name: site.nominal_units for site in earlier.study.sites}
+def check_units(earlier: Manifest, later: Manifest) -> None:
+    """Raises StudyError where a site states other units in ``later``: coming back would update them, too."""
+    stated = {site.name: (site.nominal_units, site.max_units) for site in earlier.study.sites}
     updated = [
-        site.name for site in later.study.sites if units.get(site.name, site.nominal_units) != site.nominal_units
+        site.name
+        for site in later.study.sites
+        if stated.get(site.name) not in (None, (site.nominal_units, site.max_units))
     ]
-    _require(not updated, f"it changes the nominal units of {', '.join(updated)}, which are never updated")
+    _require(not updated, f"it changes the units of {', '.join(updated)}, which are never updated")
 
 
 def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,6 +29,7 @@ target_epsilon = 4.0
 rounds = {rounds}
 max_attempts = {max_attempts}
 deadline_s = {deadline_s:g}
+answer_after_s = 2.0
 """
 _SITE: Final = """[[sites]]
 name = "{name}"

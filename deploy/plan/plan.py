@@ -12,7 +12,7 @@ from ...common.privacy.events import MAX_SITES_PER_PATIENT
 from ...common.privacy.mechanism import honest_shares
 from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
-from ...common.study.completion import complete_study, schedule_of
+from ...common.study.completion import complete_study, cut_probability_of, schedule_of
 from ...common.study.study import Site, Study
 
 if TYPE_CHECKING:  # it loads torch, which a plan without a trial does not need
@@ -73,10 +73,12 @@ class Hours:
     """Time on this machine for all sites in turn, as in a simulation, and for the largest site alone.
 
     From the planned rounds without a failure to all attempts. Without evaluation, network and secure aggregation.
+    ``answer_after_s`` is what a deployment waits for in each attempt, on sites as fast as this machine.
     """
 
     all_sites: tuple[float, float]
     largest_site: tuple[float, float]
+    answer_after_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class Plan:
         complete = complete_study(study)
         privacy, training = complete.privacy, complete.training
         z, attempts = known(privacy.noise_multiplier), known(training.max_attempts)
-        schedule = schedule_of(complete, attempts=attempts, noise_multiplier=z)
+        schedule = schedule_of(complete, attempts=attempts, delta=known(privacy.delta), noise_multiplier=z)
         epsilon = accountant.epsilon(schedule, delta=known(privacy.delta)).epsilon
         shares = _shares(complete, trial)
         epochs = privacy.sampling_probability * training.rounds * training.local_steps
@@ -190,6 +192,9 @@ def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") ->
             steps=known(training.max_attempts) * local_steps,
             trust=counted_as,
             sites_per_patient=privacy.sites_per_patient,
+            cut_probability=cut_probability_of(
+                study, delta=known(privacy.delta), releases=known(training.max_attempts) * local_steps
+            ),
         )
         ratio = noise_to_signal(study, noise_multiplier=z, trust=trust, trial=trial)
     except PrivacyError:  # the table shows that there is none
@@ -220,6 +225,7 @@ def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | N
     schedule = schedule_of(
         changed,
         attempts=known(study.training.max_attempts),
+        delta=known(study.privacy.delta),
         noise_multiplier=known(study.privacy.noise_multiplier),
     )
     try:
@@ -255,6 +261,8 @@ def _one_more_site(study: Study, noise_multiplier: float, trial: "Trial | None")
 
 
 def _hours(study: Study, trial: "Trial") -> Hours:
+    from .instant import instant_of  # it loads torch, as the trial did
+
     training, attempts = study.training, known(study.training.max_attempts)
 
     def hours(sites: Sequence[Site]) -> tuple[float, float]:
@@ -265,7 +273,11 @@ def _hours(study: Study, trial: "Trial") -> Hours:
         return training.rounds * attempt_h, attempts * attempt_h
 
     largest = max(study.sites, key=lambda site: site.nominal_units)
-    return Hours(all_sites=hours(study.sites), largest_site=hours([largest]))
+    return Hours(
+        all_sites=hours(study.sites),
+        largest_site=hours([largest]),
+        answer_after_s=instant_of(study, batch_s=trial.slow_batch_s, batch_size=trial.batch_size),
+    )
 
 
 def _warnings(ratio: float, epsilon: float, epochs: float) -> tuple[str, ...]:

@@ -1,31 +1,28 @@
 """A trial of private training on public text: the norms of its gradients, and the time of a step."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean, quantiles
 
 import numpy as np
 
 from ...client.training.batch_invariance import independent_batch_size
 from ...client.training.cohort import grouped_units
-from ...client.training.dp_sgd import DpSgd
 from ...client.training.grad_samples import GradSampler
 from ...common.data.records import read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
-from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from ...common.study.study import Study
 from ..builtin.models import base_model_folder
 from ..builtin.patients import demo_data
+from .instant import batch_s, dp_sgd_of, slow_batch_s
 
 # More units tell little more about a median; each costs a gradient.
 MAX_UNITS = 64
-_BATCHES_TIMED = 3
 
 Unit = Sequence[Example]
 Tell = Callable[[str], None]
@@ -41,6 +38,7 @@ class Trial:
         dimension: d, the numbers that are trained.
         batch_size: records in a physical batch.
         batch_s: seconds of a private step on one full physical batch.
+        slow_batch_s: where the batch fails and each of its records is tried alone.
     """
 
     source: str
@@ -48,6 +46,7 @@ class Trial:
     dimension: int
     batch_size: int
     batch_s: float
+    slow_batch_s: float
 
     def __post_init__(self) -> None:
         """Raises DataError unless there are two norms, and half of them are above zero and finite."""
@@ -92,7 +91,8 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     batch_size = independent_batch_size(
         model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
     )
-    dp_sgd = _dp_sgd(GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens), study)
+    sampler = GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens)
+    dp_sgd = dp_sgd_of(study, sampler)
     norms = tuple(float(np.linalg.norm(gradient)) for gradient in dp_sgd.unit_gradients(units))
     tell("a private step")
     return Trial(
@@ -100,7 +100,8 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
         norms=norms,
         dimension=model.layout.dimension,
         batch_size=batch_size,
-        batch_s=_batch_s(dp_sgd, units),
+        batch_s=batch_s(dp_sgd),
+        slow_batch_s=slow_batch_s(study, sampler),
     )
 
 
@@ -109,22 +110,3 @@ def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -
     grouped = grouped_units(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
     units: list[Unit] = [unit[: study.data.records_per_unit] for unit in grouped]
     return units[:: max(1, -(-len(units) // MAX_UNITS))]
-
-
-def _dp_sgd(sampler: GradSampler, study: Study) -> DpSgd:
-    """A site's DP-SGD; how much noise it adds changes no figure of a trial."""
-    lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
-    stddev = site_noise_stddev(noise_multiplier=1.0, sensitivity=lattice.sensitivity, honest_shares=1)
-    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
-
-
-def _batch_s(dp_sgd: DpSgd, units: Sequence[Unit]) -> float:
-    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
-    examples = [example for unit in units for example in unit]
-    batch = [[examples[index % len(examples)]] for index in range(dp_sgd.sampler.batch_size)]
-    seconds = []
-    for _ in range(_BATCHES_TIMED):  # the norms have warmed up everything but the noise
-        started = time.perf_counter()
-        dp_sgd.release(lambda: batch)
-        seconds.append(time.perf_counter() - started)
-    return median(seconds)

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from ...client.site.assembly import sampler_of
 from ...common.crypto.identity import make_key
 from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
@@ -35,6 +36,7 @@ from ..enrolment.certificates import (
 )
 from ..enrolment.node_keys import make_secret
 from ..flower.archive import app_sha256
+from ..plan.instant import answer_after_s
 from .flwr import FlowerCli
 from .programs import ServerPrograms
 from .services import write_server_units
@@ -211,6 +213,8 @@ def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
         flower=Flower(address=settings.address),
     ).write(folder.bundle)
     return [
+        f"an update leaves {manifest.study.training.answer_after_s:g} s after it was asked for, whatever was drawn; a "
+        "site whose `client check` takes longer needs a larger training.answer_after_s",
         "the study's manifest, for everybody to compare:",
         f"  {manifest.sha256}",
         f"next: send {folder.bundle} to every site, and start the server:",
@@ -250,6 +254,9 @@ def _fix_study(folder: ServerFolder) -> Manifest:
     base = settings.model or base_model_folder(complete.model.name)
     # A is public: anyone may know the seed that drew it.
     model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
+    if complete.training.answer_after_s is None:
+        instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
+        complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})
     manifest = new_manifest(
         complete,
         site_keys={name: site.public_key for name, site in enrolled.items()},

@@ -6,6 +6,7 @@ from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.schema import read_toml, validated
 from ...common.secagg.parameters import default_threshold
+from ...common.study.completion import default_max_units
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from ...common.study.succession import check_successor
@@ -81,6 +82,11 @@ def _overlaid(previous: Study, stated: dict[str, Any]) -> Study:
     fields = previous.model_dump()
     for section, values in stated.items():
         fields[section] = {**fields[section], **values} if isinstance(values, dict) else values
+    bounds = {site.name: site.max_units for site in previous.sites}
+    fields["sites"] = [
+        {"max_units": bounds.get(site["name"]) or default_max_units(site["nominal_units"]), **site}
+        for site in fields["sites"]
+    ]
     if "threshold" not in stated.get("secagg", {}):
         fields["secagg"]["threshold"] = default_threshold(len(fields["sites"]))
     return validated(Study, fields)

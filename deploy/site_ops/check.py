@@ -1,4 +1,4 @@
-"""What a site finds out about itself before a study: whether all fits, and whether an answer is in time."""
+"""What a site finds out about itself before a study: whether all fits, and whether its updates leave in time."""
 
 import resource
 import stat
@@ -9,18 +9,19 @@ from typing import Final
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
-from ...client.training.rehearsal import all_units, with_large_draw
+from ...client.training.rehearsal import with_most_work
 from ...common.errors import DataError, ModelError, StudyError
 from ...common.model.devices import described, peak_memory_bytes
+from ...common.schema import known
 
-_ROOM: Final = 2.0  # of the deadline: the way to the server and back, and other programs of the machine, take time, too
+_ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
 
 
 def check(folder: SiteFolder) -> list[str]:
-    """Two private steps on the site's own records, of which nothing is kept or sent: what they took.
+    """What an update of the site's own records takes, and the most work that one can be, of which nothing is kept.
 
-    Nothing is reserved. Raises StudyError, also where a large draw would miss the study's deadline, ModelError,
-    DataError and StorageError, as a worker's start would.
+    Nothing is reserved, and nothing sent. Raises StudyError, also where the most work would not be done at the instant
+    at which updates leave, ModelError, DataError and StorageError, as a worker's start would.
     """
     settings, manifest, policy = folder.settings(), folder.manifest(), folder.policy()
     identity, frozen = folder.identity(), folder.frozen_adapter()
@@ -29,31 +30,33 @@ def check(folder: SiteFolder) -> list[str]:
     started = monotonic()
     model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
     update = open_update(settings, manifest, policy, model=model)
-    adapter, large = model.get_adapter(), with_large_draw(update)
+    adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
     update(adapter)
     usual = monotonic()
-    large(adapter)
-    large_s, deadline_s = monotonic() - usual, manifest.study.training.deadline_s
-    if large_s > deadline_s:
+    most(adapter)
+    most_s, instant_s = monotonic() - usual, known(manifest.study.training.answer_after_s)
+    if most_s > instant_s:
         raise StudyError(
-            f"an update takes {large_s:.0f} s here where a draw is large, and the study allows {deadline_s:.0f} s",
-            why="the site would be missing whenever a draw is large, and its attempts would be spent for nothing",
-            fix="use a faster machine, or ask the study's author for a longer deadline (training.deadline_s)",
+            f"an update may take {most_s:.3g} s here, and the study lets updates leave after {instant_s:g} s",
+            why="the site would be silent when it is not ready, and its attempts would be spent for nothing",
+            fix=f"use a faster machine, or ask the study's author for training.answer_after_s = {_ROOM * most_s:.0f}",
         )
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
-    units, unit = all_units(update), manifest.study.privacy.unit
+    name, unit = settings.name, manifest.study.privacy.unit
+    units = update.cohort.draw(sampling_probability=1.0, records_per_unit=2**31, cap=2**31)
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{sum(map(len, units))} records of {len(units)} {unit}s were read; the study counts on "
-        f"{manifest.nominal_units(settings.name)}",
-        f"loading took {loaded - started:.0f} s, an update of an average draw {usual - loaded:.1f} s, of one six "
-        f"deviations above the mean {large_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
+        f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
+        f"{manifest.draw_cap(name)} at most",
+        f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
+        f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
         + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
         f"the model computes on {described(settings.device)}, {update.sampler.batch_size} records at a time",
-        f"the study allows {deadline_s:.0f} s for an answer"
-        + (": little room for a slow network" if _ROOM * large_s > deadline_s else ""),
+        f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
+        + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
         *_warnings(folder, settings, policy),
     ]
 

@@ -105,7 +105,7 @@ def render_budget(statements: Sequence[BudgetStatement]) -> str:
 
 
 def _bar(statement: BudgetStatement, amount: str, called: str) -> Bar:
-    limit = getattr(statement.asset.limit, amount)
+    limit = statement.asset.most(amount)
     reserved = [getattr(reservation.amounts, amount) for reservation in statement.reservations]
     ends = list(accumulate(reserved, initial=0))
     return Bar(

@@ -146,6 +146,11 @@ def _times(plan: Plan) -> Iterable[tuple[str, str]]:
     ):
         yield name, f"{duration(3600 * planned)} for the planned rounds, at most {duration(3600 * most)}"
     yield (
+        "deployed",
+        f"updates leave {duration(plan.hours.answer_after_s)} after they are asked for, whatever was drawn: the time "
+        "of the largest draw in its slowest path, and a quarter more",
+    )
+    yield (
         "measured",
         f"a private step on {plan.trial.batch_size} records took {plan.trial.batch_s:.2g} s; evaluation, network and "
         "secure aggregation come on top",

@@ -7,7 +7,8 @@ from dataclasses import replace
 from ...common.errors import PrivacyError, ScheduleExhaustedError
 from ...common.privacy.accountant import Epsilon, epsilon
 from ...common.privacy.composition import composed_epsilon
-from ...common.privacy.events import SampledGaussianRelease, Schedule
+from ...common.privacy.events import Schedule
+from ...common.schema import known
 
 _NOTHING = Epsilon(epsilon=0.0, epsilon_rdp=0.0, accountant="nothing was released")
 
@@ -103,10 +104,10 @@ class CentralAccountant:
         if self._schedule.event.trust == "local":
             paid = Counter(site for charged in self._charged.values() for site in charged)
             most = sum(count for _, count in paid.most_common(sites_per_patient))
-            return self._composed(self._schedule, {1: most + self._unknown * sites_per_patient})
+            return self._composed({1: most + self._unknown * sites_per_patient})
         contributions = Counter(min(len(charged), sites_per_patient) for charged in self._charged.values())
         contributions[sites_per_patient] += self._unknown
-        return self._composed(self._schedule, contributions)
+        return self._composed(contributions)
 
     def claims(self, sites: int) -> dict[int, Epsilon | None]:
         """What the whole schedule costs a person at one site, at the stated number of them, and at all ``sites``.
@@ -116,31 +117,31 @@ class CentralAccountant:
         if self._schedule is None:
             return {}
         event, count = self._schedule.event, self._schedule.count
-        return {m: self._bound(event, m, count) for m in sorted({1, event.sites_per_patient, sites})}
+        return {m: self._bound(m, count) for m in sorted({1, event.sites_per_patient, sites})}
 
     @property
     def _unknown(self) -> int:
         """How many attempts have begun of which no charges were recorded: everybody counts as having paid."""
         return self._committed - len(self._charged)
 
-    def _composed(self, schedule: Schedule, attempts: Mapping[int, int]) -> Epsilon | None:
-        """ε of attempts of ``schedule``, counted by how many contributions of one person each has."""
-        event, steps = schedule.event, schedule.count // self._max_attempts
+    def _composed(self, attempts: Mapping[int, int]) -> Epsilon | None:
+        """ε of attempts, counted by how many contributions of one person each has."""
+        steps = known(self._schedule).count // self._max_attempts
         counts = {m: steps * count for m, count in attempts.items() if m and count}
         if not counts:
             return _NOTHING
         # A missing contribution only costs less, so that the most of them in every attempt is a bound as well.
-        bound = self._bound(event, max(counts), sum(counts.values()))
+        bound = self._bound(max(counts), sum(counts.values()))
         if bound is None or len(counts) == 1:
             return bound
-        mixed = composed_epsilon((_schedule(event, m, count) for m, count in counts.items()), delta=self._delta)
+        mixed = composed_epsilon((self._part(m, count) for m, count in counts.items()), delta=self._delta)
         if mixed >= bound.epsilon:
             return bound
         return Epsilon(epsilon=mixed, epsilon_rdp=None, accountant="PLD, pessimistic, of attempts that differ")
 
-    def _bound(self, event: SampledGaussianRelease, sites_per_patient: int, count: int) -> Epsilon | None:
+    def _bound(self, sites_per_patient: int, count: int) -> Epsilon | None:
         try:
-            return epsilon(_schedule(event, sites_per_patient, count), delta=self._delta)
+            return epsilon(self._part(sites_per_patient, count), delta=self._delta)
         except PrivacyError:
             return None
 
@@ -150,6 +151,7 @@ class CentralAccountant:
         events = self._schedule.count // self._max_attempts * attempts
         return epsilon(replace(self._schedule, count=events), delta=self._delta)
 
-
-def _schedule(event: SampledGaussianRelease, sites_per_patient: int, count: int) -> Schedule:
-    return Schedule(event=replace(event, sites_per_patient=sites_per_patient), count=count)
+    def _part(self, sites_per_patient: int, count: int) -> Schedule:
+        """``count`` events of the schedule, for a person at so many sites."""
+        schedule = known(self._schedule)
+        return replace(schedule, event=replace(schedule.event, sites_per_patient=sites_per_patient), count=count)

@@ -14,6 +14,7 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import PrivacyError
+from grandrounds.common.privacy.draw_cap import CUT_SHARE
 from grandrounds.common.privacy.filters import rdp_budget
 from grandrounds.common.system.crash_points import CrashPoint
 
@@ -144,8 +145,8 @@ def test_a_budget_is_registered_once_and_never_becomes_another(reservations, oth
     assert [statement.asset for statement in reservations.statements()] == [PATIENTS]
 
 
-def test_an_rdp_filter_adds_up_divergences_at_its_order_and_no_delta(reservations):
-    limit = rdp_budget(epsilon=4.0, delta=1e-5, order=8)
+def test_an_rdp_filter_adds_up_divergences_at_its_order_and_hardly_any_delta(reservations):
+    limit = rdp_budget(epsilon=4.0, delta=0.99e-5, order=8)
     reservations.register(Asset.renyi("longitudinal", epsilon=4.0, delta=1e-5, order=8))
     share = Amounts.rounded_up(epsilon=3.0, delta=9e-6, rdp=0.3 * limit)
     for number in range(3):
@@ -153,6 +154,21 @@ def test_an_rdp_filter_adds_up_divergences_at_its_order_and_no_delta(reservation
     with pytest.raises(PrivacyError, match="asks for RDP = "):
         reservations.reserve("longitudinal", study(3), share)
     assert len(reserved(reservations, "longitudinal")) == 3, "three ε of 3 within one of 4"
+
+
+def test_an_rdp_filter_holds_what_studies_spend_on_cut_draws_within_the_hundredth_that_is_set_aside(reservations):
+    asset = Asset.renyi("longitudinal", epsilon=4.0, delta=1e-5, order=8)
+    assert (
+        asset.limit.rdp
+        == Amounts.rounded_down(epsilon=0, delta=0, rdp=rdp_budget(epsilon=4.0, delta=0.99e-5, order=8)).rdp
+    )
+    reservations.register(asset)
+    share = Amounts.rounded_up(epsilon=0.1, delta=4e-5, rdp=1e-6)
+    for number in range(2):
+        reservations.reserve("longitudinal", study(number), share)
+    assert 2 * 4e-5 * CUT_SHARE <= 0.01 * 1e-5 < 3 * 4e-5 * CUT_SHARE
+    with pytest.raises(PrivacyError, match="asks for δ = "):
+        reservations.reserve("longitudinal", study(2), share)
 
 
 @pytest.mark.parametrize("asset", ["patients", "longitudinal"])

@@ -55,7 +55,8 @@ def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerSe
 def test_who_opted_out_is_not_among_the_records(folder, monkeypatch):
     cohorts = []
     monkeypatch.setattr(
-        "grandrounds.client.site.assembly.cohort_of", lambda study, records, tokenisation: cohorts.append(records)
+        "grandrounds.client.site.assembly.cohort_of",
+        lambda study, records, tokenisation, max_units: cohorts.append(records),
     )
     open_site(folder).close()
     assert [record.patient_id for record in cohorts[0]] == ["patient-0", "patient-2"]

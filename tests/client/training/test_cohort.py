@@ -1,7 +1,9 @@
 import inspect
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from grandrounds.common.errors import DataError, PrivacyError
 
 FALSE_ALARM = 1e-7  # of one call of smallest_p_value on honest draws
 UNITS, PROBABILITY, DRAWS = 16, 0.25, 4000
+UNCAPPED = 10**6
 
 Draws = list[frozenset[int]]
 
@@ -45,7 +48,7 @@ def smallest_p_value(draws: Draws) -> tuple[float, str]:
 
 def poisson(count: int) -> Draws:
     cohort = Cohort([unit] for unit in range(UNITS))
-    drawn = (cohort.draw(sampling_probability=PROBABILITY, records_per_unit=1) for _ in range(count))
+    drawn = (cohort.draw(sampling_probability=PROBABILITY, records_per_unit=1, cap=UNCAPPED) for _ in range(count))
     return [frozenset(unit for (unit,) in draw) for draw in drawn]
 
 
@@ -107,24 +110,24 @@ def test_broken_sampling_fails_the_same_test(broken: Callable[[int], Draws]) -> 
 
 def test_with_probability_one_every_unit_is_drawn() -> None:
     cohort = Cohort([unit] for unit in range(1000))
-    assert cohort.draw(sampling_probability=1, records_per_unit=1) == [(unit,) for unit in range(1000)]
+    assert cohort.draw(sampling_probability=1, records_per_unit=1, cap=UNCAPPED) == [(unit,) for unit in range(1000)]
 
 
 @pytest.mark.parametrize("probability", [2.0**-64, 1e-300])
 def test_with_a_tiny_probability_the_draw_is_empty_and_valid(probability: float) -> None:
     cohort = Cohort([unit] for unit in range(1000))  # a false alarm has probability below 1e-16
-    assert cohort.draw(sampling_probability=probability, records_per_unit=1) == []
+    assert cohort.draw(sampling_probability=probability, records_per_unit=1, cap=UNCAPPED) == []
 
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.0000000001, float("nan"), float("inf")])
 def test_what_is_no_probability_of_sampling_is_refused(probability: float) -> None:
     with pytest.raises(PrivacyError, match="probability"):
-        Cohort([[1]]).draw(sampling_probability=probability, records_per_unit=1)
+        Cohort([[1]]).draw(sampling_probability=probability, records_per_unit=1, cap=UNCAPPED)
 
 
 def test_less_than_one_record_a_unit_is_refused() -> None:
     with pytest.raises(PrivacyError, match="0 records"):
-        Cohort([[1]]).draw(sampling_probability=0.5, records_per_unit=0)
+        Cohort([[1]]).draw(sampling_probability=0.5, records_per_unit=0, cap=UNCAPPED)
 
 
 def test_two_draws_share_no_randomness_and_no_seed_reaches_them() -> None:
@@ -132,17 +135,17 @@ def test_two_draws_share_no_randomness_and_no_seed_reaches_them() -> None:
         random.seed(7)
         np.random.seed(7)
         cohort = Cohort([unit] for unit in range(256))
-        return cohort.draw(sampling_probability=0.5, records_per_unit=1)
+        return cohort.draw(sampling_probability=0.5, records_per_unit=1, cap=UNCAPPED)
 
     assert draw() != draw()  # equal with probability 2**-256
-    assert set(inspect.signature(Cohort.draw).parameters) == {"self", "sampling_probability", "records_per_unit"}
+    assert set(inspect.signature(Cohort.draw).parameters) == {"self", "sampling_probability", "records_per_unit", "cap"}
     assert set(inspect.signature(Cohort.__init__).parameters) == {"self", "units"}
 
 
 def test_records_of_a_unit_are_a_uniform_subset_without_replacement() -> None:
     records, limit = 6, 2
     cohort = Cohort([range(records)])
-    drawn = [cohort.draw(sampling_probability=1, records_per_unit=limit)[0] for _ in range(DRAWS)]
+    drawn = [cohort.draw(sampling_probability=1, records_per_unit=limit, cap=UNCAPPED)[0] for _ in range(DRAWS)]
     subsets = list(combinations(range(records), limit))
     counts = {subset: sum(tuple(sorted(one)) == subset for one in drawn) for subset in subsets}
     assert sum(counts.values()) == DRAWS
@@ -151,12 +154,37 @@ def test_records_of_a_unit_are_a_uniform_subset_without_replacement() -> None:
 
 
 def test_a_unit_with_fewer_records_gives_all_of_them() -> None:
-    assert Cohort([["a", "b"]]).draw(sampling_probability=1, records_per_unit=3) == [("a", "b")]
+    assert Cohort([["a", "b"]]).draw(sampling_probability=1, records_per_unit=3, cap=UNCAPPED) == [("a", "b")]
+
+
+def test_a_draw_above_its_cap_keeps_a_uniform_subset_of_that_size() -> None:
+    units, cap = 6, 2
+    cohort = Cohort([unit] for unit in range(units))
+    draws = [cohort.draw(sampling_probability=1, records_per_unit=1, cap=cap) for _ in range(DRAWS)]
+    counts = Counter(frozenset(unit for (unit,) in draw) for draw in draws)
+    subsets = list(map(frozenset, combinations(range(units), cap)))
+    assert set(counts) <= set(subsets)
+    p = min(p_value(counts[subset], DRAWS, 1 / len(subsets)) for subset in subsets) * len(subsets)
+    assert p > FALSE_ALARM, counts
+
+
+def test_a_draw_within_its_cap_is_whole() -> None:
+    cohort = Cohort([unit] for unit in range(5))
+    drawn = cohort.draw(sampling_probability=1, records_per_unit=1, cap=5)
+    assert sorted(unit for (unit,) in drawn) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("unit", ["patient", "record"])
+def test_data_of_more_units_than_the_site_states_are_refused(unit: Literal["patient", "record"]) -> None:
+    records = [("a", 1), ("b", 2), ("c", 3)]
+    assert Cohort.grouped(records, privacy_unit=unit, max_units=3)
+    with pytest.raises(DataError, match="max_units"):
+        Cohort.grouped(records, privacy_unit=unit, max_units=2)
 
 
 def drawn_whole(records: Sequence[tuple[str, int]], unit: str) -> list[tuple[int, ...]]:
-    cohort = Cohort.grouped(records, privacy_unit="patient" if unit == "patient" else "record")
-    return cohort.draw(sampling_probability=1, records_per_unit=9)
+    cohort = Cohort.grouped(records, privacy_unit="patient" if unit == "patient" else "record", max_units=100)
+    return cohort.draw(sampling_probability=1, records_per_unit=9, cap=UNCAPPED)
 
 
 def test_all_records_of_a_patient_are_one_unit_however_they_are_spread() -> None:

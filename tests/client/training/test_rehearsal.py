@@ -1,45 +1,85 @@
-"""What a site measures before a study: a draw six deviations above the mean."""
+"""What a site measures before a study: no draw of its records can cost more."""
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
-from support.study.federation import small_study
+import torch
+from support.study.federation import small_manifest, small_study
+from support.study.tiny_models import load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.cohort import Cohort
-from grandrounds.client.training.rehearsal import all_units, with_large_draw
+from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.rehearsal import with_most_work
+from grandrounds.client.training.update import SiteUpdate
+from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.model.example import Example
+
+TOKENS, BATCH, RECORDS, UNITS = 16, 2, 3, 40
+EXAMPLE = tiny_example(np.random.default_rng(1), length=9, max_tokens=TOKENS)
 
 
-@dataclass(frozen=True)
-class Update:
-    """Of a study with ``probability``, and with two records a unit."""
-
-    cohort: Cohort
-    probability: float
-    drawn: list = field(default_factory=list)
-
-    @property
-    def manifest(self):
-        study = small_study(privacy={"sampling_probability": self.probability})
-        return type("Manifest", (), {"study": study})
+@pytest.fixture(scope="module")
+def sampler(tmp_path_factory: pytest.TempPathFactory) -> GradSampler:
+    model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
+    return GradSampler(model, batch_size=BATCH, max_tokens=TOKENS)
 
 
-@pytest.mark.parametrize(
-    ("units", "probability", "size"),
-    [(1000, 0.01, 10 + 6 * math.sqrt(9.9)), (100, 0.9, 100), (5, 1.0, 5), (1, 1e-9, 1)],
-)
-def test_a_large_draw_is_six_deviations_above_the_mean_and_never_more_than_all(units, probability, size):
-    update: Any = Update(Cohort([(unit, unit + units) for unit in range(units)]), probability)
-    large = with_large_draw(update)
-    for _ in range(3):
-        drawn = large.cohort.draw(sampling_probability=1e-9, records_per_unit=1)
-        assert len(drawn) == math.ceil(size)
-        assert all(len(records) == 1 for records in drawn)
+def update_of(sampler: GradSampler, cohort: Cohort[Example], **privacy: Any) -> SiteUpdate:
+    identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
+    study = small_study((UNITS,) * 5, privacy=privacy)
+    sites = tuple(site.model_copy(update={"max_units": UNITS}) for site in study.sites)
+    manifest = small_manifest(
+        study.model_copy(update={"sites": sites}),
+        identities,
+        Identity.generate(),
+        dimension=sampler.model.layout.dimension,
+    )
+    return SiteUpdate(manifest=manifest, name="site-1", cohort=cohort, sampler=sampler)
 
 
-def test_all_units_are_all_with_all_their_records():
-    cohort = Cohort([(0, 1, 2), (3,)])
-    update: Any = Update(cohort, 0.5)
-    units: list[Any] = all_units(update)
-    assert units == [(0, 1, 2), (3,)]
+def work(update: SiteUpdate, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many batches one update computes."""
+    computed = []
+    gradients = GradSampler.gradients
+
+    def counted(self: GradSampler, examples: Sequence[Example]) -> torch.Tensor:
+        computed.append(len(examples))
+        return gradients(self, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradSampler, "gradients", counted)
+        update(np.zeros(update.manifest.dimension, dtype=np.float32))
+    return len(computed)
+
+
+@pytest.mark.parametrize("probability", [0.05, 1.0])
+def test_the_most_work_is_that_of_the_largest_draw_whose_every_batch_fails_once(
+    sampler: GradSampler, probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody: Cohort[Example] = Cohort([[EXAMPLE]])
+    update = update_of(sampler, nobody, sampling_probability=probability)
+    units = update.manifest.draw_cap("site-1")
+    assert 0.05 * UNITS < units <= UNITS
+    assert (units == UNITS) == (probability == 1)
+    records = units * RECORDS
+    assert work(with_most_work(update), monkeypatch) == records // BATCH + records
+
+
+def test_no_draw_costs_more_however_many_records_the_drawn_units_have(
+    sampler: GradSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = Cohort([[EXAMPLE] * 64] * (25 * UNITS))  # were the bound on the cohort not checked
+    update = update_of(sampler, many, sampling_probability=0.05)
+    assert work(update, monkeypatch) <= work(with_most_work(update), monkeypatch)
+
+
+def test_without_the_cap_a_large_draw_would_cost_more(sampler: GradSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncapped(Cohort[Example]):
+        def draw(self, *, sampling_probability: float, records_per_unit: int, cap: int) -> Any:
+            return super().draw(sampling_probability=sampling_probability, records_per_unit=records_per_unit, cap=10**6)
+
+    many = Uncapped([[EXAMPLE] * 64] * (100 * UNITS))
+    update = update_of(sampler, many, sampling_probability=0.05)
+    assert work(update, monkeypatch) > work(with_most_work(update), monkeypatch)

@@ -141,7 +141,7 @@ def test_the_log_says_what_was_asked_and_what_it_was_answered_by(federation, cap
 
 def test_the_largest_request_allows_for_every_entry_of_a_ledger_whose_names_are_as_long_as_they_may_be():
     plain = small_study(training={"rounds": 2, "max_attempts": 3})
-    sites = [{"name": f"site-{number}".ljust(63, "x"), "nominal_units": 4} for number in range(5)]
+    sites = [{"name": f"site-{number}".ljust(63, "x"), "nominal_units": 4, "max_units": 5} for number in range(5)]
     federation = Federation(study=validated(Study, plain.model_dump() | {"sites": sites}), dimension=7, release=ones)
     before = len(federation.lines)
     federation.run()

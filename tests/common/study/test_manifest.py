@@ -16,7 +16,7 @@ from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 
 VECTOR = json.loads((VECTORS / "manifest.json").read_text(encoding="utf-8"))
 DESCRIPTION = {"records": "letters", "residency": "Oslo", "sensitivity": "synthetic", "sha256": "12" * 32}
-SITES = [{"name": f"site-{i}", "nominal_units": 20, **DESCRIPTION} for i in range(1, 6)]
+SITES = [{"name": f"site-{i}", "nominal_units": 20, "max_units": 25, **DESCRIPTION} for i in range(1, 6)]
 KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}
 
 
@@ -31,7 +31,8 @@ def complete(**privacy: Any) -> dict[str, Any]:
             "sampling_probability": 0.5,
             **privacy,
         },
-        "training": {"max_attempts": 24},
+        "data": {"evaluation": "synthetic"},
+        "training": {"max_attempts": 24, "answer_after_s": 60.0},
         "secagg": {"threshold": 4, "modulus_bits": 32},
         "sites": SITES,
     }
@@ -135,12 +136,27 @@ def test_sites_in_another_order_are_another_manifest() -> None:
         ("training", "max_attempts"),
         ("secagg", "threshold"),
         ("secagg", "modulus_bits"),
+        ("data", "evaluation"),
+        ("training", "answer_after_s"),
     ],
 )
 def test_an_incomplete_manifest_is_refused(section: str, field: str) -> None:
     incomplete = replaced(complete(), (section, field), None)
-    with pytest.raises(StudyError, match="incomplete; a manifest states every parameter"):
+    with pytest.raises(StudyError, match=f"a manifest states every parameter, and {section}.{field} is open"):
         validated(Manifest, manifest_fields(incomplete))
+
+
+def test_a_bound_on_a_cohort_is_stated_and_not_below_the_nominal_units() -> None:
+    with pytest.raises(StudyError, match=r"sites.site-2.max_units is open"):
+        validated(Manifest, manifest_fields(replaced(complete(), ("sites", 1, "max_units"), None)))
+    with pytest.raises(StudyError, match="max_units: 19 is below the 20 nominal units"):
+        validated(Manifest, manifest_fields(replaced(complete(), ("sites", 1, "max_units"), 19)))
+
+
+def test_an_instant_after_the_deadline_is_refused() -> None:
+    late = replaced(complete(), ("training", "answer_after_s"), 600.0)
+    with pytest.raises(StudyError, match="every site would be too late"):
+        validated(Manifest, manifest_fields(late))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +213,8 @@ def test_the_schedule_covers_every_local_step_of_every_attempt() -> None:
     whole["training"] |= {"local_steps": 3}
     manifest = validated(Manifest, manifest_fields(whole))
     event = SampledGaussianRelease(sampling_probability=0.5, noise_multiplier=4, trust="local", sites_per_patient=2)
-    assert manifest.schedule == Schedule(event=event, count=24 * 3)
+    cut = 1e-3 * 1e-3 / (24 * 3 * 2)  # a thousandth of δ over all releases at both sites
+    assert manifest.schedule == Schedule(event=event, count=24 * 3, cut_probability=cut)
 
 
 def test_a_manifest_without_noise_has_no_schedule_and_no_noise() -> None:

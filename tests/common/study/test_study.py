@@ -25,7 +25,7 @@ def cost(study: Study) -> float:
     assert attempts is not None
     assert noise is not None
     assert delta is not None
-    return epsilon(schedule_of(study, attempts=attempts, noise_multiplier=noise), delta=delta).epsilon
+    return epsilon(schedule_of(study, attempts=attempts, delta=delta, noise_multiplier=noise), delta=delta).epsilon
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_every_successor_is_covered_by_the_same_schedule(trust, kind):
         ({"version": 1}, "version 1 after 1"),
         ({"previous": "ab" * 32}, "names another manifest"),
         ({"study_id": "ab" * 32}, "it changes study_id"),
-        ({"sites": UNITS | {"site-3": 5}}, "nominal units of site-3"),
+        ({"sites": UNITS | {"site-3": 5}}, "units of site-3"),
     ],
 )
 def test_a_manifest_that_does_not_follow_says_why(changes, words):
@@ -277,7 +277,7 @@ def test_a_manifest_that_does_not_follow_says_why(changes, words):
 
 def test_nominal_units_do_not_change_by_leaving_and_coming_back(history):
     history.succeed(LEFT)
-    with pytest.raises(LedgerError, match="nominal units of site-2"):
+    with pytest.raises(LedgerError, match="units of site-2"):
         history.succeed(UNITS | {"site-2": 9})
 
 

@@ -36,8 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def records(path: Path, *, patients: int = 12) -> Path:
-    lines = (json.dumps({"patient_id": i, "text": f"{PUBLIC_TEXT} {i}"}) for i in range(patients))
+def records(path: Path, *, patients: range = range(12)) -> Path:
+    lines = (json.dumps({"patient_id": i, "text": f"{PUBLIC_TEXT} {i}"}) for i in patients)
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -45,7 +45,8 @@ def records(path: Path, *, patients: int = 12) -> Path:
 def test_the_proposed_study_runs_as_planned(run: Run, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
     text = records(tmp_path / "text.jsonl")
-    sites = {"north": 12, "south": 11, "west": 7}
+    held_out = records(tmp_path / "held-out.jsonl", patients=range(12, 16))
+    sites = {"north": 12, "south": 11, "west": 10}
     proposed = tmp_path / "study.toml"
     arguments = [
         "plan",
@@ -70,7 +71,7 @@ def test_the_proposed_study_runs_as_planned(run: Run, tmp_path: Path) -> None:
             "simulate",
             f"--config={proposed}",
             *(f"--data={site}={text}" for site in sites),
-            f"--evaluation={text}",
+            f"--evaluation={held_out}",
             "--evaluation-kind=public",
             f"--output={tmp_path / 'results'}",
             "--json",
@@ -95,7 +96,7 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
         assert part in " ".join(out.split())
     study, simulation = read_simulation(tomllib.loads(proposed.read_text(encoding="utf-8")))
     assert study.privacy.noise_multiplier is None
-    assert study.sites == read_simulation({})[0].sites
+    assert study.sites == tuple(site.model_copy(update={"max_units": 30}) for site in read_simulation({})[0].sites)
     assert simulation.builtin_sites == 5
 
 
@@ -105,7 +106,14 @@ def test_the_page_says_where_norms_come_from_and_what_the_noise_does() -> None:
         "training": {"rounds": 20},
         "sites": [{"name": f"site-{number}", "nominal_units": 20} for number in range(4)],
     }
-    trial = Trial(source="a public corpus", norms=(0.2, 0.5, 0.9), dimension=1234, batch_size=4, batch_s=90.0)
+    trial = Trial(
+        source="a public corpus",
+        norms=(0.2, 0.5, 0.9),
+        dimension=1234,
+        batch_size=4,
+        batch_s=90.0,
+        slow_batch_s=3 * 90.0,
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     plan = Plan.of(validated(Study, fields), trial, epsilons=[2.0])
     print_plan(console, plan, written=None)

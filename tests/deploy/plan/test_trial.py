@@ -9,9 +9,11 @@ import torch
 from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.grad_samples import GradSampler
-from grandrounds.common.schema import validated
+from grandrounds.common.schema import known, validated
+from grandrounds.common.study.completion import complete_study, draw_cap_of
 from grandrounds.common.study.study import Study
-from grandrounds.deploy.plan.trial import MAX_UNITS, _dp_sgd, run_trial
+from grandrounds.deploy.plan.instant import answer_after_s, dp_sgd_of, instant_of
+from grandrounds.deploy.plan.trial import MAX_UNITS, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_a_unit_s_norm_is_that_of_the_mean_over_its_records(base: Path) -> None:
     examples = [tiny_example(rng, length=length, max_tokens=16) for length in (16, 9, 12, 5, 16, 7)]
     units = [examples[:1], examples[1:4], examples[4:]]  # across the borders of batches of two
     sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
-    norms = [np.linalg.norm(gradient) for gradient in _dp_sgd(sampler, study(base)).unit_gradients(units)]
+    norms = [np.linalg.norm(gradient) for gradient in dp_sgd_of(study(base), sampler).unit_gradients(units)]
     alone = [torch.cat([sampler.gradients([example]) for example in unit]).mean(dim=0) for unit in units]
     assert norms == pytest.approx([float(gradient.norm()) for gradient in alone], rel=1e-4)
 
@@ -51,7 +53,20 @@ def test_a_trial_reads_as_many_records_a_unit_as_a_step(base: Path, tmp_path: Pa
     assert one.norms != all_.norms
     assert (one.source, one.batch_size) == ("public.jsonl", 2)
     assert one.dimension == load_tiny(base).layout.dimension
-    assert one.batch_s > 0
+    assert 0 < one.batch_s < one.slow_batch_s  # of two records, which are then tried alone
+
+
+def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_site(base: Path) -> None:
+    complete = complete_study(study(base, records_per_unit=3))
+    larger = complete.sites[2].model_copy(update={"max_units": 400})
+    largest = complete.model_copy(update={"sites": (*complete.sites[:2], larger)})
+    units = draw_cap_of(largest, max_units=400, delta=known(largest.privacy.delta))
+    batches = -(-3 * units // 2)
+    assert instant_of(largest, batch_s=2.0, batch_size=2) == pytest.approx(1.25 * batches * 2.0, rel=0.1)
+    assert instant_of(largest, batch_s=2.0, batch_size=2) >= 1.25 * batches * 2.0
+    assert instant_of(complete, batch_s=2.0, batch_size=2) < instant_of(largest, batch_s=2.0, batch_size=2)
+    sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
+    assert answer_after_s(complete, sampler) >= 0.5
 
 
 def test_a_trial_is_the_same_each_time_and_of_bounded_size(base: Path, tmp_path: Path) -> None:

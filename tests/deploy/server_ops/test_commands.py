@@ -28,9 +28,9 @@ from grandrounds.server.run.server_folder import ServerFolder
 SITES = ("north", "south", "west")
 STUDY = """
 model = {name = "tiny"}
-data = {max_tokens = 16}
+data = {max_tokens = 16, evaluation = "synthetic"}
 privacy = {target_epsilon = 4.0}
-training = {rounds = 1, deadline_s = 1.0}
+training = {rounds = 1, deadline_s = 1.0, answer_after_s = 0.5}
 """
 
 

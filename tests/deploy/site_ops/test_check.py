@@ -40,14 +40,15 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert contents(folder) == before
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
-    assert re.search(r"average draw \d+\.\d s, of one six deviations above the mean \d+\.\d s", said[2])
+    assert "and at most 5, of which a step reads 5 at most" in said[1]
+    assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[2])
     assert said[3] == "the model computes on processors, 2 records at a time"
-    assert said[4].startswith("the study allows 600 s for an answer")
+    assert said[4].startswith("updates leave 2 s after they are asked for, whatever was drawn")
 
 
-def test_a_machine_that_cannot_answer_in_time_is_told_so_beforehand(folder, monkeypatch):
-    monkeypatch.setattr(site_check, "monotonic", itertools.count(step=601.0).__next__)  # each step of the check's clock
-    with pytest.raises(StudyError, match="takes 601 s here where a draw is large, and the study allows 600 s"):
+def test_a_machine_that_is_not_ready_at_the_instant_is_told_so_beforehand(folder, monkeypatch):
+    monkeypatch.setattr(site_check, "monotonic", itertools.count(step=3.0).__next__)  # each step of the check's clock
+    with pytest.raises(StudyError, match="may take 3 s here, and the study lets updates leave after 2 s"):
         check(folder)
 
 

@@ -52,7 +52,7 @@ def test_the_full_example_states_the_defaults() -> None:
     tables = tomllib.loads((TEMPLATES / "study.full.toml").read_text(encoding="utf-8"))
     study, _ = read_simulation(tables)
     default, _ = read_simulation({})
-    assert study.sites == default.sites
+    assert study.sites == tuple(site.model_copy(update={"max_units": 30}) for site in default.sites)
     assert (study.model, study.data) == (default.model, default.data)
     given = study.privacy.model_dump(exclude_none=True)
     stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "sampling_probability": 0.2}

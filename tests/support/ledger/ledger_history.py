@@ -34,7 +34,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 from grandrounds.server.rounds.round import Round
-from support.study.federation import reserved, small_manifest, small_study
+from support.study.federation import MAX_UNITS, reserved, small_manifest, small_study
 
 DIMENSION = 7
 EXCHANGES = tuple(answer.exchange for answer in (Advert, Shares, MaskedInput, Consistency, Unmask))
@@ -192,7 +192,9 @@ class History:
             for site in units
         }
         fields = self.study.model_dump()
-        fields["sites"] = [{"name": site, "nominal_units": number} for site, number in units.items()]
+        fields["sites"] = [
+            {"name": site, "nominal_units": number, "max_units": MAX_UNITS} for site, number in units.items()
+        ]
         fields["secagg"]["threshold"] = threshold or self.manifest.threshold
         manifest = small_manifest(
             validated(Study, fields),

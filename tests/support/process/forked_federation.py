@@ -42,7 +42,7 @@ from grandrounds.common.system.processes import die_with
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 from grandrounds.server.run.study_folder import StudyFolder
-from grandrounds.server.run.study_run import UNDESCRIBED, StudyRun, check_ledger_of
+from grandrounds.server.run.study_run import StudyRun, check_ledger_of
 from support.ledger.left_on_disk import Left
 from support.study import allowed_study
 from support.study.verified_study import FROZEN, TRAINED, A, adapter_config
@@ -204,7 +204,7 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
         model=SmallModel(manifest, reach),  # type: ignore[arg-type]
         base=path,
         evaluation=EvaluationSet(examples=(), max_tokens=16, cut=0),
-        sources=UNDESCRIBED,
+        evaluation_source="nothing",
         setting="federation",
         observe=lambda event: None,
     )

@@ -48,6 +48,8 @@ from grandrounds.server.rounds.training import RoundObserver, Training
 # What a site is sent once it has given its shares.
 AFTER_SHARES = (Ciphertexts.exchange, Survivors.exchange, Consistencies.exchange)
 Unit = Sequence[Example]
+# Of a small study's site; its cohort has far fewer.
+MAX_UNITS = 1000
 # What a federation without an evaluation set evaluates to.
 EVEN = Perplexity(whole=1.0, by_position=(1.0,) * len(BANDS))
 # (site, what it is sent, the exchange's envelope) -> whether it is lost on the way.
@@ -56,6 +58,7 @@ IsLost = Callable[[str, Envelope], bool]
 
 def small_study(
     nominal_units: Sequence[int] = (4, 4, 4, 4, 4),
+    max_units: int = MAX_UNITS,
     *,
     trust: str = "distributed",
     noise_multiplier: float | None = None,
@@ -64,14 +67,18 @@ def small_study(
     secagg: Mapping[str, Any] | None = None,
 ) -> Study:
     """A complete study of ``site-1`` …: everyone sampled, plain SGD, no noise unless a multiplier is given."""
-    sites = [{"name": f"site-{i}", "nominal_units": units} for i, units in enumerate(nominal_units, start=1)]
+    sites = [
+        {"name": f"site-{i}", "nominal_units": units, "max_units": max_units}
+        for i, units in enumerate(nominal_units, start=1)
+    ]
     noise = (
         {"noise": False} if noise_multiplier is None else {"noise_multiplier": noise_multiplier, "target_epsilon": 99}
     )
     fields: dict[str, dict[str, Any]] = {
-        "data": {"max_tokens": 16, "records_per_unit": 3},
+        "data": {"max_tokens": 16, "records_per_unit": 3, "evaluation": "synthetic"},
         "privacy": {"trust": trust, "delta": 1e-3, "sampling_probability": 1, **noise, **(privacy or {})},
         "training": {"rounds": 1, "max_attempts": 3, "optimizer": "sgd", "learning_rate": 1, "evaluations": 100}
+        | {"answer_after_s": 2.0}
         | dict(training or {}),
         "secagg": {"threshold": 4, "modulus_bits": 32 if trust == "distributed" else 16, **(secagg or {})},
     }

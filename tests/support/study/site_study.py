@@ -43,8 +43,8 @@ class SiteStudy:
 
     def federation(self, **training):
         """The study anew, with an id and keys of its own."""
-        study = small_study(noise_multiplier=8.0, training={"max_attempts": 9, **training})
-        fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16}}
+        study = small_study(max_units=5, noise_multiplier=8.0, training={"max_attempts": 9, **training})
+        fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16, "evaluation": "synthetic"}}
         fields["privacy"]["target_epsilon"] = 50.0
         federation = Federation(study=validated(Study, fields), dimension=self.model.layout.dimension, release=ones)
         federation.pin(

@@ -79,7 +79,6 @@ class SmallStudy(Federation):
             "evaluation": "synthetic notes",
             "evaluation_max_tokens": 8192,
             "evaluation_cut": 0,
-            "counted": False,
             "setting": "simulation",
         }
         return build_report(self.ledger.verified, Declared(**(fields | declared)))

@@ -1,0 +1,61 @@
+"""When updates are to leave: how long the most work of an attempt takes, on the machine at hand."""
+
+import math
+import time
+from statistics import median
+
+from ...client.training.dp_sgd import DpSgd
+from ...client.training.grad_samples import GradSampler
+from ...client.training.rehearsal import SlowestPath, random_unit
+from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
+from ...common.schema import known
+from ...common.study.completion import draw_cap_of
+from ...common.study.study import Study
+
+# Other programs of a machine take time, too.
+_MARGIN = 1.25
+_LEAST_S = 0.5
+_BATCHES_TIMED = 3
+
+
+def answer_after_s(study: Study, sampler: GradSampler) -> float:
+    """Seconds that the largest draw of the largest site takes here in its slowest path, and a quarter more.
+
+    Rounded up to two digits. ``study`` is complete. Reads no record; the time of one batch stands for that of all.
+    """
+    return instant_of(study, batch_s=slow_batch_s(study, sampler), batch_size=sampler.batch_size)
+
+
+def instant_of(study: Study, *, batch_s: float, batch_size: int) -> float:
+    """``answer_after_s`` of a study where a batch takes ``batch_s`` in its slowest path."""
+    units = max(
+        draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
+    )
+    batches = math.ceil(units * study.data.records_per_unit / batch_size)
+    seconds = max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S)
+    digit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    # The inner rounding keeps an error in the last bit from becoming a whole digit.
+    return float(f"{math.ceil(round(seconds / digit, 6)) * digit:.2g}")
+
+
+def slow_batch_s(study: Study, sampler: GradSampler) -> float:
+    """Median seconds of a private step on one batch of random records that fails, so that each is tried alone."""
+    return batch_s(dp_sgd_of(study, SlowestPath(sampler)))
+
+
+def batch_s(dp_sgd: DpSgd) -> float:
+    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
+    batch = [random_unit(dp_sgd.sampler, 1)] * dp_sgd.sampler.batch_size
+    seconds = []
+    for _ in range(_BATCHES_TIMED):
+        started = time.perf_counter()
+        dp_sgd.release(lambda: batch)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def dp_sgd_of(study: Study, sampler: GradSampler) -> DpSgd:
+    """A site's DP-SGD; how much noise it adds changes no time and no norm."""
+    lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
+    stddev = site_noise_stddev(noise_multiplier=1.0, sensitivity=lattice.sensitivity, honest_shares=1)
+    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
