@@ -27,7 +27,7 @@ def simulate(
 
     Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
     """
-    from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, read_tables, units_are_counted
+    from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, read_tables
 
     tables = read_tables(config, context.obj)
     if resume:
@@ -36,7 +36,6 @@ def simulate(
     else:
         folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
-    counted = units_are_counted(tables, simulation)
     from ...common.model.devices import open_device
 
     open_device(simulation.device)  # which is told before data are made for minutes
@@ -45,7 +44,7 @@ def simulate(
     from ..views.display import Display
 
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
-        records = prepare_records(simulation, display.observe, counted=counted)
+        records = prepare_records(simulation, display.observe)
         inputs: dict[str, Any] = {
             **records.inputs,
             "dropouts": chosen_dropouts(study, simulation),

@@ -14,16 +14,17 @@ def run(folder: Path) -> Result:
     study = Study.model_validate(
         {
             "model": {"name": "tiny", "rank": 2},
-            "data": {"max_tokens": 32},
+            "data": {"max_tokens": 32, "evaluation": "synthetic"},
             "privacy": {"target_epsilon": 2.0, "sampling_probability": 0.2},
             "training": {"rounds": 4, "learning_rate": 0.1},
             "sites": [{"name": site, "nominal_units": 40, "sensitivity": "synthetic"} for site in SITES],
         }
     )
     notes = [{"patient_id": number, "text": f"Visit {number}: no complaints."} for number in range(40)]
+    held_out = [{"patient_id": f"nobody-{number}", "text": f"Call {number}: well rested."} for number in range(8)]
     west_is_lost = Dropout(site="west", round=2)
     # Perplexity is released as it is, so that what it is measured on must be public or synthetic.
-    return simulate(study, dict.fromkeys(SITES, notes), evaluation=notes[:8], output=folder, dropouts=[west_is_lost])
+    return simulate(study, dict.fromkeys(SITES, notes), evaluation=held_out, output=folder, dropouts=[west_is_lost])
 
 
 def finished() -> Path:

@@ -29,7 +29,7 @@ from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import phase
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Waiting
 from ...server.run.server_folder import ServerFolder
-from ...server.run.study_run import Sources, StudyRun, check_ledger_of
+from ...server.run.study_run import StudyRun, check_ledger_of
 from ..builtin.models import base_model_folder
 from .archive import app_sha256
 from .simulation import simulate_in_flower
@@ -173,7 +173,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         model=model,
         base=base,
         evaluation=evaluation,
-        sources=Sources(evaluation=settings.evaluation_source),
+        evaluation_source=settings.evaluation_source,
         setting="federation",
         observe=observe,
     )

@@ -13,7 +13,7 @@ from ...common.schema import read_toml, validated
 from ...common.study.study import Study
 from ...server.rounds.app import Conversation, carry
 from ...server.run.progress import Observer
-from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, units_are_counted
+from ..simulation.config import chosen_dropouts, prepare_records, read_simulation
 from ..simulation.outages import Outages
 from ..simulation.settings import Simulation
 from ..simulation.simulate import Network, simulate
@@ -32,7 +32,7 @@ _TINY_STUDY: Final[Mapping[str, Any]] = {
 _TINY_NOTES: Final = [{"patient_id": f"{number}", "text": "no complaints"} for number in range(20)]
 _TINY_INPUTS: Final[Mapping[str, Any]] = {
     "cohorts": dict.fromkeys(_TINY_SITES, _TINY_NOTES),
-    "evaluation": _TINY_NOTES,
+    "evaluation": [{"patient_id": "nobody", "text": "well rested"}],
 }
 _NODES_S: Final = 5.0  # Flower makes its nodes while the ServerApp starts
 _POLL_S: Final = 0.1
@@ -73,7 +73,7 @@ def _between(grid: Grid, nodes: Mapping[str, int]) -> Network:
 
 def _inputs(tables: Mapping[str, Any], study: Study, simulation: Simulation, observe: Observer) -> dict[str, Any]:
     """What a simulation takes beside its study."""
-    records = prepare_records(simulation, observe, counted=units_are_counted(tables, simulation))
+    records = prepare_records(simulation, observe)
     return {
         **records.inputs,
         "dropouts": chosen_dropouts(study, simulation),

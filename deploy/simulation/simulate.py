@@ -29,6 +29,7 @@ from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.schema import known
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Site, Study
@@ -36,15 +37,17 @@ from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import Observer, phase
-from ...server.run.study_run import UNDESCRIBED, Sources, StudyRun
+from ...server.run.study_run import StudyRun
 from ..builtin.models import base_model_folder
 from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
-from .sites import check_newest, simulated_policy
+from .settings import UNDESCRIBED
+from .sites import check_evaluation_kind, check_held_out, check_newest, simulated_policy
 
 # A file, or rows as such a file holds them.
 RecordSource = str | Path | Sequence[Mapping[str, object]]
+
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
 Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
 
@@ -72,7 +75,7 @@ def simulate(
     cohorts: Mapping[str, RecordSource],
     *,
     evaluation: RecordSource,
-    sources: Sources = UNDESCRIBED,
+    evaluation_source: str = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
     output: Path | str | None = None,
     settings: Mapping[str, Any] = {},
@@ -86,9 +89,9 @@ def simulate(
     Args:
         study: what is to be run; what it leaves open is filled in.
         cohorts: each site's records: rows, or the file that has them.
-        evaluation: records on which perplexity is measured. They must be public or synthetic, since these figures are
-            released without noise.
-        sources: what the report says in words of the evaluation set.
+        evaluation: records on which perplexity is measured. They must be public or synthetic, as the study says, since
+            these figures are released without noise; none may share a patient or a text with the cohorts.
+        evaluation_source: where these come from, in words for the report.
         opted_out: a site's file of patients who are left out.
         output: a new or empty folder; without one, nothing is kept.
         settings: kept for going on with a study that was interrupted (``resume``).
@@ -105,16 +108,18 @@ def simulate(
 
     >>> study = Study.model_validate({
     ...     "model": {"name": "tiny"},
-    ...     "data": {"max_tokens": 16},
+    ...     "data": {"max_tokens": 16, "evaluation": "synthetic"},
     ...     "privacy": {"target_epsilon": 4.0},
     ...     "training": {"rounds": 1},
     ...     "sites": [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")],
     ... })
     >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
-    >>> result = simulate(study, {"north": notes, "south": notes, "west": notes}, evaluation=notes)
+    >>> held_out = [{"patient_id": "nobody", "text": "well rested"}]
+    >>> result = simulate(study, {"north": notes, "south": notes, "west": notes}, evaluation=held_out)
     >>> result.report["rounds"], round(result.report["epsilon"], 1), result.adapter.dtype.name
     (1, 4.0, 'float32')
     """
+    check_evaluation_kind(study)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
@@ -131,7 +136,16 @@ def simulate(
     )
     if folder is not None:
         folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
-    return _run(manifest, keys, prepared, folder, sources=sources, dropouts=dropouts, observe=observe, network=network)
+    return _run(
+        manifest,
+        keys,
+        prepared,
+        folder,
+        evaluation_source=evaluation_source,
+        dropouts=dropouts,
+        observe=observe,
+        network=network,
+    )
 
 
 def resume(
@@ -139,7 +153,7 @@ def resume(
     cohorts: Mapping[str, RecordSource],
     *,
     evaluation: RecordSource,
-    sources: Sources = UNDESCRIBED,
+    evaluation_source: str = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
@@ -167,7 +181,7 @@ def resume(
         private.keys,
         prepared,
         folder,
-        sources=sources,
+        evaluation_source=evaluation_source,
         dropouts=dropouts,
         observe=observe,
         network=in_process,
@@ -204,11 +218,14 @@ def _prepare(
         model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+        records = {name: _records(name, source, opted_out.get(name)) for name, source in cohorts.items()}
+        held_out = _records("evaluation", evaluation)
+        check_held_out(held_out, records)
         site_cohorts = {
-            site: cohort_of(study, _records(site, source, opted_out.get(site)), tokenisation)
-            for site, source in cohorts.items()
+            site.name: cohort_of(study, records[site.name], tokenisation, max_units=known(site.max_units))
+            for site in study.sites
         }
-        evaluation_set = tokenisation.evaluation_set(_records("evaluation", evaluation), positions=model.positions)
+        evaluation_set = tokenisation.evaluation_set(held_out, positions=model.positions)
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
     return _Prepared(
@@ -228,7 +245,7 @@ def _run(
     prepared: _Prepared,
     folder: SimulationFolder | None,
     *,
-    sources: Sources,
+    evaluation_source: str,
     dropouts: Sequence[Dropout],
     observe: Observer,
     network: Network,
@@ -256,7 +273,7 @@ def _run(
             model=prepared.model,
             base=prepared.base,
             evaluation=prepared.evaluation,
-            sources=sources,
+            evaluation_source=evaluation_source,
             setting="simulation",
             observe=observe,
         )

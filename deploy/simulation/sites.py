@@ -1,12 +1,14 @@
 """What a simulated site decides for itself: its policy, and that it follows no older ledger than its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
 from ...client.state.site_state import SiteState
+from ...common.data.records import Record
+from ...common.errors import DataError, StudyError
 from ...common.study.manifest import Manifest
-from ...common.study.study import Site
+from ...common.study.study import Site, Study
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.study_run import check_ledger_of, put_back
 
@@ -22,6 +24,33 @@ def check_newest(ledger: LedgerWriter, manifest: Manifest, states: Mapping[str, 
         held = state.ledger(manifest.study_id)
         if lines[: len(held)] != held:
             raise put_back(f"the ledger lacks what {site} has of it")
+
+
+def check_evaluation_kind(study: Study) -> None:
+    """Raises StudyError where the study does not say what its evaluation records are."""
+    if study.data.evaluation is None:
+        raise StudyError(
+            "evaluation records are given, but not whether they are public or synthetic",
+            why="their figures are released without noise, so records of patients must not be among them",
+            fix="say --evaluation-kind public or synthetic, or set data.evaluation",
+        )
+
+
+def check_held_out(evaluation: Iterable[Record], cohorts: Mapping[str, Iterable[Record]]) -> None:
+    """Raises DataError where an evaluation record has a patient or a text of a cohort.
+
+    Perplexities are released without noise: what was trained on shows in them, and so does who.
+    """
+    trained = [record for records in cohorts.values() for record in records]
+    patients, texts = ({record.patient_id for record in trained}, {record.content for record in trained})
+    for record in evaluation:
+        shared = "a patient" if record.patient_id in patients else "a text" if record.content in texts else None
+        if shared:
+            raise DataError(
+                f"{record.position}: it has {shared} of the sites' records",
+                why="figures of the evaluation set are released without noise, and would tell who was trained on",
+                fix="evaluate on public or synthetic records of nobody in the cohorts",
+            )
 
 
 def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:

@@ -79,11 +79,13 @@ def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
     >>> import tempfile
     >>> from grandrounds import Study, simulate
     >>> notes = [{"patient_id": number, "text": "no complaints"} for number in range(20)]
+    >>> data, held_out = {"evaluation": "synthetic"}, [{"patient_id": "nobody", "text": "well rested"}]
     >>> sites = [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")]
-    >>> study = Study.model_validate({"model": {"name": "tiny"}, "training": {"rounds": 1}, "sites": sites})
+    >>> fields = {"model": {"name": "tiny"}, "data": data, "training": {"rounds": 1}, "sites": sites}
+    >>> study = Study.model_validate(fields)
     >>> cohorts = {site.name: notes for site in study.sites}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = simulate(study, cohorts, evaluation=notes, output=folder)
+    ...     result = simulate(study, cohorts, evaluation=held_out, output=folder)
     ...     verdict = verify(folder, result.manifest.sha256)
     >>> verdict.holds, {finding.status.value for finding in verdict.findings}
     (True, {'agrees'})

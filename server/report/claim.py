@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from ...common.schema import known
 from ...common.study.manifest import Manifest
 
 RECOMPUTE: Final = (
@@ -99,15 +100,9 @@ def protected(manifest: Manifest) -> str:
     )
 
 
-COUNTED = (
-    "Nominal units were counted in the records, rounded to one digit, because the simulation was given none. They are "
-    "in the manifest, and the privacy claim does not cover what they tell."
-)
-
-
 def released(manifest: Manifest) -> tuple[str, ...]:
     """The artefacts that the adversary is assumed to hold."""
-    figures = {"synthetic": "synthetic patients", "public": "public text"}[manifest.study.data.evaluation]
+    figures = {"synthetic": "synthetic patients", "public": "public text"}[known(manifest.study.data.evaluation)]
     total = "the noised sum" if manifest.study.privacy.noise else "the sum, WITHOUT NOISE,"
     return (
         f"{total} of every attempt, and the adapter after every round (to the server and to all sites)",
@@ -129,31 +124,37 @@ def epochs(manifest: Manifest, *, attempts: int) -> str:
     )
 
 
-def data_touches(manifest: Manifest, *, counted: bool) -> tuple[str, ...]:
+def data_touches(manifest: Manifest) -> tuple[str, ...]:
     """Every way in which the study reads the sites' records, and what it reads instead where one might expect more."""
     study = manifest.study
     steps = count(study.training.local_steps, "local step")
     return (
         f"Training: {steps} in each attempt, each on a fresh Poisson draw in which every {study.privacy.unit} takes "
         f"part with probability {study.privacy.sampling_probability:.4g}, independently of all others.",
-        "Reading: each site checks that its own file can be used, and leaves out the records of patients who opted "
-        "out. A fault in a file is shown at that site and nowhere else.",
+        "Reading: each site checks that its own file can be used and has no more units than the study states, and "
+        "leaves out the records of patients who opted out. A fault in a file is shown at that site and nowhere else.",
+        f"Timing: a step reads a bounded number of {study.privacy.unit}s, and {_instant(manifest)}.",
         "The test that one record’s gradient does not depend on its neighbours runs on random token ids, on no record.",
-        COUNTED if counted else "Nothing else. No count, draw size, loss or norm leaves a site.",
+        "Nothing else. No count, draw size, loss or norm leaves a site.",
         "The clipping norm, the learning rates and the schedule were fixed before the first record was read; they must "
         "come from public or synthetic data.",
     )
 
 
-def not_claimed(manifest: Manifest, *, counted: bool) -> tuple[Limit, ...]:
+def _instant(manifest: Manifest) -> str:
+    after_s = manifest.study.training.answer_after_s
+    if manifest.app_sha256 is None or after_s is None:
+        return "nobody watches when a simulation’s updates are ready"
+    return f"every site’s update leaves {after_s:g} s after it was asked for, whatever was drawn"
+
+
+def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
     """All that the claim does not cover; without noise there is none, and so that is everything."""
     if not manifest.study.privacy.noise:
         return (Limit(title="Any privacy", text=NO_PRIVACY),)
     overlap = manifest.study.privacy.sites_per_patient
     assumed = "one site only" if overlap == 1 else f"at most {count(overlap, 'site')}"
-    counts = (Limit(title="The number of patients", text=COUNTED),) if counted else ()
     return (
-        *counts,
         Limit(
             title="Patients of a compromised site",
             text="Whoever controls a site’s machine can read its records there. The claim is for patients of honest "

@@ -34,7 +34,6 @@ class Declared(Section):
         evaluation: what the evaluation set is, in words.
         evaluation_max_tokens: at which its records are cut; else they are whole, however little is trained on.
         evaluation_cut: how many of them were longer.
-        counted: whether nominal units were counted in the records.
     """
 
     perplexity_before: Perplexity | None
@@ -44,7 +43,6 @@ class Declared(Section):
     evaluation: str
     evaluation_max_tokens: Annotated[int, Field(ge=1)]
     evaluation_cut: Annotated[int, Field(ge=0)]
-    counted: bool
     setting: Literal["simulation", "federation"]
 
     @classmethod
@@ -60,7 +58,6 @@ class Declared(Section):
                 evaluation=utility["evaluation"],
                 evaluation_max_tokens=utility["max_tokens"],
                 evaluation_cut=utility["cut"],
-                counted=report["nominal_units_counted"],
                 setting=report["setting"],
             )
         except (KeyError, TypeError, ValidationError) as error:
@@ -134,8 +131,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             }
             for site in study.sites
         ],
-        "data_touches": list(claim.data_touches(manifest, counted=declared.counted)),
-        "nominal_units_counted": declared.counted,
+        "data_touches": list(claim.data_touches(manifest)),
         "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
         "system; no setting can seed them. What rests on them is therefore computational. The frozen part of the "
         "adapter is public.",
@@ -160,7 +156,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "sites": {site: manifest.site_keys[site] for site in sorted(verified.countersigned)},
         },
         "ledger": _ledger(verified.ledger),
-        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest, counted=declared.counted)],
+        "not_claimed": [asdict(limit) for limit in claim.not_claimed(manifest)],
     }
 
 

@@ -28,7 +28,7 @@ class AtPosition(Section):
     def all_of(cls, before: Measured, after: Measured) -> tuple[Self, ...]:
         """Every band in which something was predicted."""
         return tuple(
-            cls(begin=begin, end=end, before=finite(first), after=finite(last))
+            cls(begin=begin, end=end, before=published(first), after=published(last))
             for (begin, end), first, last in zip(BANDS, before.by_position, after.by_position, strict=True)
             if not math.isnan(first)
         )
@@ -93,6 +93,10 @@ def evaluated(*, max_tokens: int, cut: int) -> str:
     return f"whole records, which are cut at {max_tokens:,} tokens; {longer}"
 
 
-def finite(value: float | None) -> float | None:
-    """JSON knows no infinity."""
-    return value if value is not None and math.isfinite(value) else None
+def published(value: float | None) -> float | None:
+    """A perplexity as it is released: of three digits, since it is without noise; JSON knows no infinity.
+
+    >>> published(15.8432), published(math.inf)
+    (15.8, None)
+    """
+    return float(f"{value:.3g}") if value is not None and math.isfinite(value) else None

@@ -66,13 +66,13 @@ _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
 
 def line_of(event: Told, *, at: datetime | None = None) -> str:
-    """An event as JSON on one line, with the time when it was told if there is one.
+    """An event as JSON on one line, with the second in which it was told if it is given, and no finer.
 
     >>> line_of(Waiting(sites=("north",)), at=datetime(2026, 2, 1, 9, 30, tzinfo=UTC))
-    '{"event": "waiting", "at": "2026-02-01T09:30:00.000+00:00", "sites": ["north"]}'
+    '{"event": "waiting", "at": "2026-02-01T09:30:00+00:00", "sites": ["north"]}'
     """
     fields = TypeAdapter(type(event)).dump_python(event, mode="json")
-    time = {} if at is None else {"at": at.isoformat(timespec="milliseconds")}
+    time = {} if at is None else {"at": at.isoformat(timespec="seconds")}
     return json.dumps({"event": _NAMES[type(event)], **time, **fields}, ensure_ascii=False)
 
 
@@ -114,15 +114,6 @@ class ProgressFile:
         whole = new[: new.rfind(b"\n") + 1]
         events = (event_of(line) for line in whole.splitlines())
         return [event for event in events if event is not None], start + len(whole)
-
-    def timed(self) -> Sequence[tuple[datetime, Told]]:
-        """All events, each with when it was told; lines of another version are passed over."""
-        timed = []
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            event = event_of(line)
-            if event is not None and (at := json.loads(line).get("at")):
-                timed.append((datetime.fromisoformat(at), event))
-        return timed
 
     def last_run(self) -> int:
         """Where the last run began."""

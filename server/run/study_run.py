@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ..report.report import Declared, Report, build_report, render_json
-from ..report.utility import AtPosition, finite
+from ..report.utility import AtPosition, published
 from ..rounds.app import Conversation
 from ..rounds.checkpoint import Checkpoint
 from ..rounds.closing import Closing
@@ -29,23 +29,13 @@ from .progress import Observer, StudyReady, phase
 from .study_folder import StudyFolder
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where evaluation records come from, in words for the report; ``counted``: nominal units were counted."""
-
-    evaluation: str = "records given to the simulation"
-    counted: bool = False
-
-
-UNDESCRIBED: Final = Sources()
-
-
 @dataclass(kw_only=True)
 class StudyRun:
     """What the server has to say in a study, in order, from where its ledger and its folder stand.
 
     ``model`` is the base model with the study's adapter, ``base`` the folder it was loaded from, ``evaluation`` the
-    study's evaluation set. Without a ``folder`` nothing is kept. ``training`` and ``report`` are there once begun.
+    study's evaluation set, and ``evaluation_source`` where it comes from, in words. Without a ``folder`` nothing is
+    kept. ``training`` and ``report`` are there once begun.
     """
 
     manifest: Manifest
@@ -54,7 +44,7 @@ class StudyRun:
     model: LanguageModel
     base: Path
     evaluation: EvaluationSet
-    sources: Sources
+    evaluation_source: str
     setting: Literal["simulation", "federation"]
     observe: Observer
     training: Training = field(init=False)
@@ -131,18 +121,17 @@ class StudyRun:
         before = Perplexity.of_values(checkpoint.perplexities[0])
         left = [] if self.training.exhausted is None else [self.training.exhausted]
         declared = Declared(
-            perplexity_before=finite(before.whole),
+            perplexity_before=published(before.whole),
             perplexities={
-                closed.round: finite(closed.perplexity)
+                closed.round: published(closed.perplexity)
                 for closed in [*self.training.rounds, *left]
                 if closed.perplexity is not None
             },
             by_position=AtPosition.all_of(before, checkpoint.last_evaluated),
             base_model=published_name(self.manifest.study.model.name),
-            evaluation=self.sources.evaluation,
+            evaluation=self.evaluation_source,
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
-            counted=self.sources.counted,
             setting=self.setting,
         )
         return build_report(self.ledger.verified, declared)

@@ -42,7 +42,7 @@ STUDY_OF_SITES = validated(
     Study,
     {
         "model": {"name": "tiny"},
-        "data": {"max_tokens": 16},
+        "data": {"max_tokens": 16, "evaluation": "synthetic"},
         "privacy": {"noise_multiplier": 8.0, "sampling_probability": 1.0},
         "training": {"rounds": ROUNDS, "max_attempts": ATTEMPTS + 2},
         "sites": [{"name": site, "nominal_units": 20} for site in SITES],
@@ -50,16 +50,17 @@ STUDY_OF_SITES = validated(
 )
 RECORDS = [{"patient_id": number, "text": "no complaints"} for number in range(2)]
 COHORTS = dict.fromkeys(SITES, RECORDS)
+HELD_OUT = [{"patient_id": "nobody", "text": "well rested"}]
 
 
 def begin(folder: Path, **options: Any) -> Result:
     """The study from its beginning to its end."""
-    return simulate(STUDY_OF_SITES, COHORTS, evaluation=RECORDS, output=folder, dropouts=DROPOUTS, **options)
+    return simulate(STUDY_OF_SITES, COHORTS, evaluation=HELD_OUT, output=folder, dropouts=DROPOUTS, **options)
 
 
 def go_on(folder: Path, **options: Any) -> Result:
     """The study from where it is to its end."""
-    return resume(folder, COHORTS, evaluation=RECORDS, dropouts=DROPOUTS, **options)
+    return resume(folder, COHORTS, evaluation=HELD_OUT, dropouts=DROPOUTS, **options)
 
 
 class Writes:

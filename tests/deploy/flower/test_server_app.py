@@ -130,7 +130,7 @@ class Coming(LocalGrid):
 def a_study_run(folder):
     ledger = LedgerWriter(identity=Identity.generate(), store=lambda line: None)
     nothing: dict[str, Any]
-    nothing = dict.fromkeys(("folder", "model", "base", "evaluation", "sources", "observe"))
+    nothing = dict.fromkeys(("folder", "model", "base", "evaluation", "evaluation_source", "observe"))
     return StudyRun(manifest=folder.study.manifest(), ledger=ledger, setting="federation", **nothing)
 
 

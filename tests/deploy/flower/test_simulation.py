@@ -36,10 +36,11 @@ def study_file(tmp_path):
     (tmp_path / "records").mkdir()
     places = {site: f"records/{site}.jsonl" for site in SITES}
     for name in ("elsewhere.jsonl", *places.values()):
-        rows = (json.dumps({"patient_id": f"{name}-{number}", "text": "no complaints"}) for number in range(10))
+        rows = (json.dumps({"patient_id": f"{name}-{number}", "text": f"{name}: well"}) for number in range(10))
         (tmp_path / name).write_text("\n".join(rows))
     path = tmp_path / "study.toml"
-    path.write_text(STUDY + "".join(f'{site} = "{place}"\n' for site, place in places.items()))
+    units = "[simulation.nominal_units]\n" + "".join(f"{site} = 10\n" for site in SITES)
+    path.write_text(STUDY + "".join(f'{site} = "{place}"\n' for site, place in places.items()) + units)
     return path
 
 

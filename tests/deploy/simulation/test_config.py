@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.simulation.config import prepare_records, read_simulation, read_tables, units_are_counted
+from grandrounds.deploy.simulation.config import prepare_records, read_simulation, read_tables
 
 SYNTHETIC = {"data": {"evaluation": "synthetic"}}
 STATED = {"north": 33, "south": 12, "west": 7}
@@ -22,10 +22,6 @@ def units(asked: dict[str, Any]) -> dict[str, int]:
     return {site.name: site.nominal_units for site in study.sites}
 
 
-def is_counted(asked: dict[str, Any]) -> bool:
-    return units_are_counted(asked, read_simulation(asked)[1])
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """Two records each of 33, 12 and 7 patients."""
@@ -35,26 +31,22 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {site: str(tmp_path / f"{site}.jsonl") for site in STATED}
 
 
-def test_stated_units_stand_as_they_are_and_nothing_is_counted() -> None:
+def test_stated_units_stand_as_they_are() -> None:
     assert units(tables(nominal_units=STATED)) == STATED
-    assert not is_counted(tables(nominal_units=STATED))
 
 
-def test_units_of_sites_in_the_study_stand_and_nothing_is_counted() -> None:
+def test_units_of_sites_in_the_study_stand() -> None:
     asked = tables() | {"sites": [{"name": site, "nominal_units": number} for site, number in STATED.items()]}
     assert units(asked) == STATED
-    assert not is_counted(asked)
 
 
-def test_units_that_nobody_states_are_counted_and_rounded_to_one_digit(files: dict[str, str]) -> None:
-    assert units(tables(data=files)) == {"north": 30, "south": 10, "west": 7}
-    assert units(tables(data=files) | {"privacy": {"unit": "record"}}) == {"north": 70, "south": 20, "west": 10}
-    assert is_counted(tables(data=files))
+def test_units_that_nobody_states_are_refused_and_no_record_is_read() -> None:
+    with pytest.raises(StudyError, match=r"not stated for north; .* south; .* west"):
+        read_simulation(tables())
 
 
-def test_built_in_hospitals_are_not_counted() -> None:
+def test_built_in_hospitals_state_theirs() -> None:
     assert set(units({}).values()) == {24}
-    assert not is_counted({})
 
 
 @pytest.mark.parametrize(
@@ -85,12 +77,13 @@ def test_units_that_are_stated_twice_or_without_data_are_refused() -> None:
 
 def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict[str, str], tmp_path: Path) -> None:
     opted_out = {"north": str(tmp_path / "north.txt")}
-    _, simulation = read_simulation(tables(data=files, evaluation=files["west"], opted_out=opted_out) | SYNTHETIC)
-    prepared = prepare_records(simulation, lambda event: None, counted=True)
+    _, simulation = read_simulation(
+        tables(data=files, nominal_units=STATED, evaluation=files["west"], opted_out=opted_out) | SYNTHETIC
+    )
+    prepared = prepare_records(simulation, lambda event: None)
     assert prepared.opted_out == {"north": tmp_path / "north.txt"}
     assert prepared.cohorts == {site: Path(path) for site, path in files.items()}
     assert prepared.evaluation == Path(files["west"])
-    assert prepared.sources.counted
 
 
 def test_built_in_hospitals_say_that_their_records_are_synthetic_and_given_ones_are_taken_as_identifiable(
@@ -99,7 +92,7 @@ def test_built_in_hospitals_say_that_their_records_are_synthetic_and_given_ones_
     built_in, _ = read_simulation({})
     assert {(site.sensitivity, site.sha256) for site in built_in.sites} == {("synthetic", None)}
     assert all(site.records and site.residency for site in built_in.sites)
-    given, _ = read_simulation(tables(data=files))
+    given, _ = read_simulation(tables(data=files, nominal_units=STATED))
     assert {(site.sensitivity, site.records) for site in given.sites} == {("identifiable", None)}
 
 

@@ -10,7 +10,7 @@ import pytest
 from soak.killed_simulation import (
     ATTEMPTS,
     COHORTS,
-    RECORDS,
+    HELD_OUT,
     ROUNDS,
     SITES,
     Writes,
@@ -144,7 +144,7 @@ def test_a_kill_during_an_attempt_costs_that_attempt_alone(in_round_two: Path, t
 def test_a_dropout_of_a_round_that_was_tried_before_is_over(in_round_two: Path, tmp_path: Path) -> None:
     """Otherwise every resumption would meet the same outage, and the schedule would end in it."""
     folder = copied(in_round_two, tmp_path)
-    result = resume(folder, COHORTS, evaluation=RECORDS, dropouts=[Dropout(site="west", round=2)])
+    result = resume(folder, COHORTS, evaluation=HELD_OUT, dropouts=[Dropout(site="west", round=2)])
     assert (result.report["rounds"], result.report["attempts"]) == (ROUNDS, ATTEMPTS + 1)
 
 

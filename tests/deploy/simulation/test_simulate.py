@@ -24,6 +24,7 @@ from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import Result, simulate
+from grandrounds.server.report.utility import published
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
 from grandrounds.server.run.progress import PhaseEnded, PhaseStarted, StudyReady
@@ -53,7 +54,7 @@ def study(base: Path, **sections: Any) -> Study:
     """Without noise, everyone sampled, so that training is quick and its steps are large."""
     fields: dict[str, Any] = {
         "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2},
-        "data": {"max_tokens": 24, "records_per_unit": 2},
+        "data": {"max_tokens": 24, "records_per_unit": 2, "evaluation": "synthetic"},
         "privacy": {"noise": False, "sampling_probability": 1},
         "training": {"rounds": ROUNDS},
         "sites": [{"name": site, "nominal_units": 3} for site in SITES],
@@ -127,8 +128,30 @@ def test_the_reported_perplexities_are_the_base_model_s_and_the_last_round_s(
     result, events = finished
     rounds = [event for event in events if isinstance(event, RoundOutcome)]
     ready = next(event for event in events if isinstance(event, StudyReady))
-    assert result.report["perplexity_before"] == ready.perplexity_before
-    assert result.report["perplexity_after"] == rounds[-1].perplexity != ready.perplexity_before
+    assert result.report["perplexity_before"] == published(ready.perplexity_before)
+    assert result.report["perplexity_after"] == published(rounds[-1].perplexity) != published(ready.perplexity_before)
+    assert all(len(f"{row['after']:g}".replace(".", "")) <= 3 for row in result.report["utility"]["by_position"])
+
+
+SHARED = {
+    "a patient": ({"patient_id": "south-1", "text": "no complaints"}, "a patient"),
+    "a text": ({"patient_id": "nobody", "text": "south 1 slept 0 hours"}, "a text"),
+}
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_evaluation_records_that_share_anything_with_a_cohort_are_refused_without_a_quote(
+    base: Path, shared: str, tmp_path: Path
+) -> None:
+    record, named = SHARED[shared]
+    with pytest.raises(DataError, match=f"evaluation, row 5: it has {named} of the sites' records") as refusal:
+        simulate(study(base), COHORTS, evaluation=[*EVALUATION, record], output=tmp_path / "study")
+    assert "south" not in refusal.value.diagnostics()
+
+
+def test_a_study_that_does_not_say_what_its_evaluation_records_are_is_refused(base: Path) -> None:
+    with pytest.raises(StudyError, match="public or synthetic"):
+        simulate(study(base, data={"evaluation": None}), COHORTS, evaluation=EVALUATION)
 
 
 def test_a_dropout_is_away_for_the_late_exchanges_of_its_round_and_back_in_the_next(

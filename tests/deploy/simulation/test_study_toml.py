@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(fields: dict[str, Any], run: dict[str, Any
 
 
 def test_what_sites_and_sampling_state_is_not_stated_twice() -> None:
-    study = validated(Study, {"sites": SITES, "privacy": {"delta": 1e-4}})
+    study = validated(Study, {"sites": SITES, "privacy": {"delta": 1e-4}, "data": {"evaluation": "synthetic"}})
     simulation = Simulation(units_per_step=24, nominal_units={"north": 200, "south": 80, "3": 7})
     read, _ = read_simulation(tomllib.loads(study_toml(study, simulation)))
     assert read == study

@@ -85,7 +85,6 @@ class Study:
             "evaluation": "synthetic notes",
             "evaluation_max_tokens": 8192,
             "evaluation_cut": 0,
-            "counted": False,
             "setting": "simulation",
         }
         return build_report(self.federation.ledger.verified, Declared(**(fields | declared)))

@@ -25,7 +25,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.server.report.claim import up
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, build_report, render_json
-from grandrounds.server.report.utility import finite
+from grandrounds.server.report.utility import published
 
 ROUNDS, MAX_ATTEMPTS = 4, 6
 NOISE_MULTIPLIER, SAMPLING, DELTA = 1.5, 0.25, 1e-3
@@ -124,7 +124,7 @@ def test_the_report_is_the_same_before_the_study_is_closed_and_after(tmp_path: P
 
 
 def test_what_is_declared_can_be_read_back_from_the_report(federation: SmallStudy) -> None:
-    for report in (federation.report(), federation.report(perplexity_before=finite(math.inf), counted=True)):
+    for report in (federation.report(), federation.report(perplexity_before=published(math.inf))):
         read_back = json.loads(render_json(report))
         assert build_report(federation.ledger.verified, Declared.of(read_back)) == report
 
@@ -192,7 +192,6 @@ def test_a_round_that_the_study_does_not_evaluate_has_no_perplexity_whatever_is_
             report | {"utility": report["utility"] | {"rounds": [{"round": [], "evaluated": True, "perplexity": 2.0}]}}
         ),
         lambda report: report | {"utility": report["utility"] | {"rounds": 7}},
-        lambda report: report | {"nominal_units_counted": 1},
     ],
 )
 def test_a_report_of_another_form_is_refused(report: dict[str, Any], damage: Any) -> None:
@@ -304,7 +303,7 @@ def test_json_is_readable_and_round_trips(report: dict[str, Any]) -> None:
 
 
 def test_an_evaluation_that_overflowed_is_null_and_not_infinity(federation: SmallStudy) -> None:
-    report = federation.report(perplexity_before=finite(math.inf))
+    report = federation.report(perplexity_before=published(math.inf))
     assert json.loads(render_json(report))["perplexity_before"] is None
     assert "no finite figure before" in render_html(report)
 
@@ -362,11 +361,3 @@ def test_a_figure_beside_the_claim_that_has_no_bound_costs_no_study_its_report(m
     assert report["epsilon_without_amplification"] is None
     assert report["overlap"][-1]["epsilon"] is None
     assert "ε = 4.00" in render_html(report)
-
-
-def test_units_that_were_counted_in_the_records_are_told() -> None:
-    federation = eventful()
-    counted, stated = federation.report(counted=True), federation.report()
-    assert any("counted in the records" in limit["text"] for limit in counted["not_claimed"])
-    assert not any("No count" in touch for touch in counted["data_touches"])
-    assert any("No count" in touch for touch in stated["data_touches"])
