@@ -1,46 +1,57 @@
-"""The test, on the machine at hand, that records in one batch leave one another's gradients alone to the last bit."""
+"""The test, on the machine at hand, that records leave one another's gradients alone to the last bit."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from ...common.errors import ModelError
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel
 from .grad_samples import GradSampler
+from .supported_models import WHY_ALONE
 
 
 def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens: int) -> int:
     """``batch_size`` if records do not touch one another's gradients on this machine at this shape, else 1.
 
-    Compares, bit by bit, the gradients of random token sequences among different neighbours and in every position,
-    under an ill-conditioned adapter: equal gradients clip and round to equal integers. Reads no record. Raises
-    ModelError as ``GradSampler`` does. The adapter is restored.
+    Compares, bit by bit, the gradients of random token sequences among different neighbours, in every position, and
+    again after other sequences, under an ill-conditioned adapter: equal gradients clip and round to equal integers.
+    Reads no record. The adapter is restored.
+
+    Raises ModelError as ``GradSampler`` does, and where gradients differ at one sequence a batch, too: the model then
+    keeps state from one sequence to the next, or draws at random, in evaluation mode.
     """
     rng = np.random.Generator(np.random.Philox(key=0))  # a fixed probe: the answer is one of the machine, not of luck
     adapter = model.get_adapter()
     try:
-        if _is_independent(GradSampler(model, batch_size=batch_size, max_tokens=max_tokens), rng):
-            return batch_size
-        GradSampler(model, batch_size=1, max_tokens=max_tokens).gradients(
-            [random_example(model, max_tokens, max_tokens, rng)]
-        )
-        return 1
+        for size in dict.fromkeys((batch_size, 1)):
+            if _is_independent(GradSampler(model, batch_size=size, max_tokens=max_tokens), rng):
+                return size
     finally:
         model.set_adapter(adapter)
+    raise ModelError(
+        "a sequence's gradient is not the same twice, with others in between and one at a time, or is zero throughout",
+        why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
+        fix="choose a model whose layers neither remember nor draw at random, or compute on the processors",
+    )
 
 
 def _is_independent(sampler: GradSampler, rng: np.random.Generator) -> bool:
     model, size, tokens = sampler.model, sampler.batch_size, sampler.max_tokens
     full = random_example(model, tokens, tokens, rng)
     short = random_example(model, tokens, max(2, tokens // 3), rng)
-    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, size)]
+    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, max(size, 4))]
+    first = [full, short, *others][:size]
     batches = [
-        [full, short, *others][:size],
+        first,
         [Example.padding(tokens), *others[3:], short, full][-size:],
         # Each in every position; and batches with no padding, and with padding in every row.
         [full] * size,
         [short] * size,
+        # What others leave behind would reach those that come again.
+        *(others[start : start + size] for start in range(0, len(others), size)),
+        first,
     ]
     if not _attach_ill_conditioned(sampler, batches[0], rng):
         return False

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from support.study.tiny_models import ARCHITECTURES, load_tiny, save_tiny_model
+from support.study.tiny_models import ARCHITECTURES, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.batch_invariance import independent_batch_size
+from grandrounds.client.training.dp_sgd import DpSgd
+from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.common.errors import ModelError
+from grandrounds.common.privacy.mechanism import Lattice, NoNoise
 
 
 @pytest.fixture(scope="module")
@@ -49,4 +52,93 @@ def test_gradients_that_are_always_zero_prove_nothing(folders):
     model = load_tiny(folders["llama"])
     logits = model.logits
     model.logits = lambda token_ids: 0.0 * logits(token_ids)  # type: ignore[method-assign]
-    assert independent_batch_size(model, batch_size=4, max_tokens=24) == 1
+    with pytest.raises(ModelError, match="zero throughout"):
+        independent_batch_size(model, batch_size=4, max_tokens=24)
+
+
+class Remembers:
+    """The mean of all that was read moves slowly, as a running statistic that evaluation mode leaves on."""
+
+    def __init__(self):
+        self.mean = 128.0
+
+    def __call__(self, hidden):
+        self.mean = 0.9 * self.mean + 0.1 * float(hidden.detach().mean())
+        return hidden * (1 + 1e-3 * self.mean)
+
+
+class RemembersTheLast:
+    """What one computation leaves behind goes into the next one alone."""
+
+    def __init__(self):
+        self.last = 0.0
+
+    def __call__(self, hidden):
+        before, self.last = self.last, float(hidden.detach().std())
+        return hidden * (1 + 1e-3 * before)
+
+
+class Counts:
+    """Each computation differs from the one before, whatever is read."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, hidden):
+        self.calls += 1
+        return hidden * (1 + 1e-5 * self.calls)
+
+
+class Draws:
+    """Dropout that is on in evaluation mode, as a function called without ``training``."""
+
+    def __call__(self, hidden):
+        return torch.nn.functional.dropout(hidden, 0.1)
+
+
+SURVIVORS = [Remembers, RemembersTheLast, Counts, Draws]
+
+
+def load_surviving(folder, survivor):
+    """A model one of whose layers keeps state or draws at random, also in evaluation mode."""
+    model, change = load_tiny(folder), survivor()
+    layer = next(module for name, module in model.module.named_modules() if name.endswith("layers.0"))
+    layer.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("survivor", SURVIVORS)
+def test_a_model_that_remembers_or_draws_in_evaluation_mode_is_refused(folders, survivor, batch_size):
+    model = load_surviving(folders["llama"], survivor)
+    before = model.get_adapter()
+    with pytest.raises(ModelError, match="one at a time"):
+        independent_batch_size(model, batch_size=batch_size, max_tokens=24)
+    np.testing.assert_array_equal(model.get_adapter(), before)
+
+
+class Alternates:
+    """Every other computation reads its sequence with the sign turned."""
+
+    def __init__(self):
+        self.sign = 1.0
+
+    def __call__(self, hidden):
+        self.sign = -self.sign
+        return self.sign * hidden
+
+
+def test_without_the_test_one_unit_would_move_the_sum_by_more_than_the_sensitivity(folders):
+    model = load_surviving(folders["llama"], Alternates)
+    dp = DpSgd(
+        sampler=GradSampler(model, batch_size=1, max_tokens=24),
+        lattice=Lattice(dimension=model.layout.dimension, clipping_norm=0.01),
+        mechanism=NoNoise(),
+    )
+    rng = np.random.default_rng(1)
+    one, *others = [
+        [tiny_example(rng, length=24, max_tokens=24)] for _ in range(8)
+    ]  # an even number: the next begins as this did
+    with_it = dp.sum_units([one, *others])
+    without = dp.sum_units(others)
+    assert np.linalg.norm(with_it - without) > 1.3 * dp.lattice.sensitivity
