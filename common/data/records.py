@@ -1,16 +1,20 @@
 """Records of a site as its file holds them: JSONL, CSV or Parquet, every record checked before anything uses it."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import NoReturn, TypeGuard
+from typing import Any, Final, TypeGuard
 
-from ..errors import DataError
+from .identifiers import Similar, canonical, clashes, names_nobody
+from .quarantine import Quarantine
+from .rows import COLUMNS, KINDS, PATIENT_ID, Malformed, Rows, Source, has_surrogates
 
-_LARGEST_EXACT_FLOAT = 2.0**53
+_LARGEST_EXACT_FLOAT: Final = 2.0**53
+_CLASHES_NAMED: Final = 5
+_ONE_KIND: Final = "keep one kind a file: text, prompt with completion, or messages"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,12 @@ class Chat:
     messages: tuple[Turn, ...]
 
 
-Content = Text | PromptCompletion | Chat
+@dataclass(frozen=True, kw_only=True)
+class SetAsideContent:
+    """What cannot be read: the record keeps its place, and nothing is learnt from it."""
+
+
+Content = Text | PromptCompletion | Chat | SetAsideContent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,171 +64,151 @@ class Record:
     content: Content = field(repr=False)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every record of a ``.jsonl``, ``.csv`` or ``.parquet`` file, in its order.
+def read_records(path: Path, *, similar: Similar | None = None, quarantine: Quarantine | None = None) -> list[Record]:
+    """Every record of a ``.jsonl`` (``.ndjson``), ``.csv`` or ``.parquet`` file, in its order.
 
     A record has ``patient_id`` and either ``text``, or ``prompt`` and ``completion``, or ``messages`` (a list of
     ``role`` and ``content``; in CSV, that list as JSON). Patient ids lose surrounding whitespace, and a number is the
     same id as its decimal text. Raises DataError, which names the file and the line or row but never quotes from it,
     not even a column's name: in a CSV without a header that would be a record.
+
+    Whatever casts doubt on *whose* the records are is refused: ids that are missing, also in words (``nan``, ``n/a``),
+    columns or quotes that are not clear, and ids that differ in spelling alone (``identifiers.canonical``), unless
+    ``similar`` says that these are the "same" patient, who then has the first of the spellings, or "different" ones.
+
+    A record whose *content* alone cannot be read is refused, too, unless there is a ``quarantine``: it is listed there,
+    and is a record with ``SetAsideContent``, or none where its line has no patient. A file of which most is so is
+    refused all the same.
     """
-    source = _Source(path)
-    read_rows = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower())
-    if read_rows is None:
-        source.refuse("", f"the ending {path.suffix!r} is not known", "name it .jsonl, .csv or .parquet, as it is")
-    return _parse_rows(source, read_rows(source))
+    source = Source(path)
+    return _parse_rows(source, source.rows(), similar, quarantine)
 
 
-def parse_records(name: str, rows: Iterable[Mapping[str, object]]) -> list[Record]:
-    """Records of rows in memory, with the fields that ``read_records`` describes; errors call them ``name``."""
+def parse_records(
+    name: str,
+    rows: Iterable[Mapping[str, object]],
+    *,
+    similar: Similar | None = None,
+    quarantine: Quarantine | None = None,
+) -> list[Record]:
+    """Records of rows in memory, with the fields that ``read_records`` describes; errors call them ``name``.
+
+    Values may be numpy's, or of whatever else has ``tolist``.
+    """
     numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-    return _parse_rows(_Source(Path(name)), numbered)
+    return _parse_rows(Source(Path(name)), numbered, similar, quarantine)
 
 
-def _parse_rows(source: "_Source", rows: Iterable[tuple[str, Mapping[str, object]]]) -> list[Record]:
-    records: list[Record] = []
-    for position, row in rows:
-        record = _parse_record(source, position, row)
-        if records and type(record.content) is not type(records[0].content):
-            source.refuse(
-                position,
-                f"holds another kind of record than {records[0].position}",
-                "keep one kind a file: text, prompt with completion, or messages",
-            )
-        records.append(record)
-    if not records:
+def _parse_rows(source: Source, rows: Rows, similar: Similar | None, quarantine: Quarantine | None) -> list[Record]:
+    parsed = [_parse_row(source, position, row) for position, row in rows]
+    if not parsed:
         source.refuse("", "it holds no records", "give a file with at least one patient")
-    return records
+    # Not the first record's: it would decide over all others.
+    kinds = Counter(type(content) for _, _, content in parsed)
+    del kinds[Malformed]
+    kind, _ = kinds.most_common(1)[0] if kinds else (Malformed, 0)
+    records: list[Record] = []
+    malformed: list[tuple[str, Malformed]] = []
+    for position, patient_id, content in parsed:
+        if not isinstance(content, Malformed | kind):
+            content = Malformed(what="holds another kind of record than most", fix=_ONE_KIND)
+        if isinstance(content, Malformed):
+            if quarantine is None:
+                source.refuse(position, content.what, content.fix)
+            malformed.append((position, content))
+            quarantine.add(f"{source.path.name}, {position}", content.what)
+            content = SetAsideContent()
+        if patient_id is not None:
+            records.append(Record(patient_id=patient_id, position=f"{source.path.name}, {position}", content=content))
+    if 2 * len(malformed) > len(parsed):
+        position, first = malformed[0]
+        what = f"{first.what}, and most of the file cannot be used, for this or other reasons"
+        source.refuse(position, what, first.fix)
+    return _one_spelling_each(source, records, similar)
 
 
-class _Source:
-    """A file that is being read, and the one way to refuse it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def refuse(self, position: str, what: str, fix: str) -> NoReturn:
-        """Raise the DataError; ``from None`` because a parser's own exception may quote the record."""
-        where = f"{self.path.name}, {position}:" if position else f"{self.path.name}:"
-        raise DataError(f"{where} {what}", why="a study trains only on data that was read whole", fix=fix) from None
-
-    def text(self) -> str:
-        """The whole file as text."""
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            self.refuse("", f"it cannot be read ({error.strerror})", "check the path and its permissions")
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            self.refuse(f"line {line}", "is not UTF-8", "save the file as UTF-8")
+def _parse_row(
+    source: Source, position: str, row: Mapping[str, object] | Malformed
+) -> tuple[str, str | None, Content | Malformed]:
+    """Its position, its patient (None where it is no row), and its content."""
+    if isinstance(row, Malformed):
+        return position, None, row
+    return position, _patient_id(source, position, row), _content(row)
 
 
-def _jsonl_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(source.text().split("\n"), start=1):
-        position = f"line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            source.refuse(position, "is not valid JSON", "write one JSON object on each line")
-        if not isinstance(row, dict):
-            source.refuse(position, "is not a JSON object", "write one JSON object on each line")
-        yield position, row
+def _one_spelling_each(source: Source, records: list[Record], similar: Similar | None) -> list[Record]:
+    """The records, whose patients are told apart as ``similar`` says."""
+    if similar == "different":
+        return records
+    found = clashes(record.patient_id for record in records)
+    if not found:
+        return records
+    if similar is None:
+        place = f"{source.path.name}, "
+        where = [record.position.removeprefix(place) for record in records]
+        pairs = [f"{where[one]} and {where[other]}" for one, other in found[:_CLASHES_NAMED]]
+        more = f", and {len(found) - _CLASHES_NAMED} more" if len(found) > _CLASHES_NAMED else ""
+        source.refuse(
+            "",
+            f"patients' identifiers differ in spelling alone (case, hyphens, zeros, decimals, invisible characters): "
+            f"{'; '.join(pairs)}{more}",
+            "write each patient in one way, or say whether such identifiers are one patient's: similar_identifiers = "
+            '"same" or "different" in site.toml, --similar-identifiers of a simulation',
+        )
+    first_of: dict[str, str] = {}
+    return [
+        replace(record, patient_id=first_of.setdefault(canonical(record.patient_id), record.patient_id))
+        for record in records
+    ]
 
 
-def _csv_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(io.StringIO(source.text(), newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        position = f"line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error:
-            fix = f"quote cells as RFC 4180 says; cells above {csv.field_size_limit()} characters need JSONL or Parquet"
-            source.refuse(position, "is not valid CSV", fix)
-        if cells is None:
-            return
-        if header is None:
-            header = cells
-            if len(set(header)) != len(header):
-                source.refuse(position, "the header names a column twice", "give each column one name")
-        elif len(cells) == len(header):
-            yield position, dict(zip(header, cells, strict=True))
-        elif cells:
-            fix = "give every line one cell a column"
-            source.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
-
-
-def _parquet_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            table = file.read()
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
-        source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
-    if len(set(table.column_names)) != table.num_columns:
-        source.refuse("", "two columns have one name", "give each column one name")
-    number = 0
-    for batch in table.to_batches():
-        for index in range(batch.num_rows):
-            number += 1
-            position = f"row {number}"
-            try:
-                row = {
-                    name: column[index].as_py() for name, column in zip(table.column_names, batch.columns, strict=True)
-                }
-            except UnicodeDecodeError:
-                source.refuse(position, "is not UTF-8", "write strings as UTF-8")
-            except (ValueError, OverflowError, pyarrow.ArrowException):
-                source.refuse(
-                    position, "holds a value that cannot be read", "keep patient_id and the text columns only"
-                )
-            yield position, row
-
-
-def _parse_record(source: _Source, position: str, row: Mapping[str, object]) -> Record:
-    fields = set(row) - {"patient_id"}
-    if "patient_id" not in row:
+def _patient_id(source: Source, position: str, row: Mapping[str, object]) -> str:
+    if PATIENT_ID not in row:
         source.refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
-    patient_id = _parse_patient_id(row["patient_id"])
+    value = _own(row[PATIENT_ID])
+    patient_id = _parse_patient_id(value)
     if patient_id is None:
-        source.refuse(position, "has an empty or unusable patient_id", "give every record its patient's identifier")
-
-    def text(name: str) -> str:
-        value = row[name]
-        if not _is_text(value):
-            source.refuse(position, f"its {name} is empty or not text", f"give it a {name}, or leave the record out")
-        return value
-
-    content: Content
-    if fields == {"text"}:
-        content = Text(text=text("text"))
-    elif fields == {"prompt", "completion"}:
-        content = PromptCompletion(prompt=text("prompt"), completion=text("completion"))
-    elif fields == {"messages"}:
-        messages = _parse_messages(row["messages"])
-        if messages is None:
-            source.refuse(position, "its messages are malformed", "give a list of {role, content}, none of them empty")
-        content = Chat(messages=messages)
-    else:
-        fix = "have patient_id and exactly one of: text; prompt and completion; messages"
-        source.refuse(position, "lacks a column, or has one that is not known", fix)
-    return Record(patient_id=patient_id, position=f"{source.path.name}, {position}", content=content)
+        what = f"has an empty or unusable patient_id ({type(value).__name__})"
+        source.refuse(position, what, "give every record its patient's identifier, as text or as a whole number")
+    if names_nobody(patient_id):
+        what = "has a patient_id that stands for a missing one"
+        source.refuse(position, what, "give every record its patient's identifier, or leave the record out")
+    return patient_id
 
 
-def _parse_patient_id(value: object) -> str | None:
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_EXACT_FLOAT:
+def _own(value: Any) -> object:
+    """A value of numpy, or whatever else has ``tolist``, as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _parse_patient_id(value: Any) -> str | None:
+    if isinstance(value, float | Decimal) and abs(float(value)) <= _LARGEST_EXACT_FLOAT and value % 1 == 0:
         value = int(value)  # a column of integers with gaps arrives as floats
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return value.strip() if _is_text(value) else None
+
+
+def _content(row: Mapping[str, object]) -> Content | Malformed:
+    fields = set(row) - {PATIENT_ID}
+    if fields not in KINDS:
+        return Malformed(what="lacks a field, or has one that is not known", fix=COLUMNS)
+    if fields == {"messages"}:
+        messages = _parse_messages(_own(row["messages"]))
+        if messages is None:
+            return Malformed(
+                what="its messages are malformed", fix="give a list of {role, content}, none of them empty"
+            )
+        return Chat(messages=messages)
+    texts: dict[str, str] = {}
+    for name in sorted(fields, reverse=True):  # a prompt before its completion
+        value = _own(row[name])
+        if not _is_text(value):
+            return Malformed(
+                what=f"its {name} is empty, or not text in UTF-8", fix=f"give it a {name}, or leave the record out"
+            )
+        texts[name] = value
+    return Text(**texts) if "text" in texts else PromptCompletion(**texts)
 
 
 def _parse_messages(value: object) -> tuple[Turn, ...] | None:
@@ -228,18 +217,19 @@ def _parse_messages(value: object) -> tuple[Turn, ...] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list | tuple) or not value:
         return None
     messages = []
     for turn in value:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+        if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
             return None
-        if not _is_text(turn["role"]) or not _is_text(turn["content"]):
+        role, content = _own(turn["role"]), _own(turn["content"])
+        if not _is_text(role) or not _is_text(content):
             return None
-        messages.append(Turn(role=turn["role"], content=turn["content"]))
+        messages.append(Turn(role=role, content=content))
     return tuple(messages)
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it is a string of more than whitespace that UTF-8 can hold (JSON can spell lone surrogates)."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    """Whether it is a string of more than whitespace that UTF-8 can hold."""
+    return isinstance(value, str) and bool(value.strip()) and not has_surrogates(value)

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, GrandRoundsError, ModelError
 from ..model.example import NO_LOSS, Example
-from .records import Chat, PromptCompletion, Record, Text
+from .quarantine import Quarantine
+from .records import Chat, PromptCompletion, Record, SetAsideContent, Text
 
 # Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.
 MAX_EVALUATED_TOKENS: Final = 8192
@@ -59,12 +60,30 @@ class Tokenisation:
             ) from error
         return cls(tokenizer, max_tokens=max_tokens)
 
-    def examples(self, records: Sequence[Record]) -> list[Example]:
-        """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does."""
-        return [self.example(record) for record in records]
+    def examples(self, records: Sequence[Record], quarantine: Quarantine | None = None) -> list[Example]:
+        """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does.
+
+        With a ``quarantine``, what ``example`` refuses is noted there, and is a padding in its place: a zero in its
+        unit's mean. So is a record that was set aside before. Where most records are refused, it is raised all the
+        same, for then the model does not fit the study.
+        """
+        if quarantine is None:
+            return [self.example(record) for record in records]
+        made, refused = [], []
+        for record in records:
+            try:
+                is_readable = not isinstance(record.content, SetAsideContent)
+                made.append(self.example(record) if is_readable else Example.padding(self.max_tokens))
+            except DataError as error:
+                refused.append(error)
+                quarantine.add(record.position, error.what.removeprefix(f"{record.position}: "))
+                made.append(Example.padding(self.max_tokens))
+        if 2 * len(refused) > len(records):
+            raise refused[0]
+        return made
 
     def example(self, record: Record) -> Example:
-        """The record at fixed length. Raises DataError if the chat template refuses it, ModelError without one."""
+        """The record at fixed length. Raises DataError if it cannot be laid out, ModelError without a chat template."""
         return self._example(*self._tokens(record), length=self.max_tokens)
 
     def evaluation_set(self, records: Sequence[Record], *, positions: int | None) -> EvaluationSet:
@@ -91,6 +110,14 @@ class Tokenisation:
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
         """All tokens of a record, and for each whether it is to be learnt."""
+        try:
+            return self._laid_out(record)
+        except GrandRoundsError:
+            raise
+        except Exception:  # of the tokenizer's library, whose message may quote the record
+            raise _refused(record, "the model's tokenizer refuses it") from None
+
+    def _laid_out(self, record: Record) -> tuple[list[int], list[bool]]:
         match record.content:
             case Text(text=text):
                 tokens = self._ended(self._encode(text, special=True))
@@ -102,6 +129,8 @@ class Tokenisation:
                 return read + learnt, [False] * len(read) + [True] * len(learnt)
             case Chat():
                 return self._chat_tokens(record, record.content)
+            case SetAsideContent():
+                raise _refused(record, "it could not be read")
 
     def _chat_tokens(self, record: Record, chat: Chat) -> tuple[list[int], list[bool]]:
         if not self._tokenizer.chat_template:
@@ -116,11 +145,7 @@ class Tokenisation:
                 turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=self._marks_assistant
             )
         except Exception:  # templates raise what they like, and may quote the record: hence also `from None`
-            raise DataError(
-                f"{record.position}: the model's chat template refuses these messages",
-                why="the model would be trained on a layout it does not know",
-                fix="use the roles, and their order, that the model's documentation gives",
-            ) from None
+            raise _refused(record, "the model's chat template refuses these messages") from None
         tokens = list(laid_out["input_ids"])
         learnt = [bool(mark) for mark in laid_out["assistant_masks"]] if self._marks_assistant else [True] * len(tokens)
         return tokens, learnt
@@ -132,3 +157,11 @@ class Tokenisation:
         """The tokens with an end-of-text token, unless they have it or the model has none."""
         end = self._tokenizer.eos_token_id
         return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
+
+
+def _refused(record: Record, what: str) -> DataError:
+    return DataError(
+        f"{record.position}: {what}",
+        why="the model would be trained on a layout it does not know",
+        fix="use the roles, and their order, that the model's documentation gives",
+    )

@@ -165,7 +165,8 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(str(base), max_tokens=manifest.study.data.max_tokens)
-        evaluation = tokenisation.evaluation_set(read_records(settings.evaluation), positions=model.positions)
+        records = read_records(settings.evaluation, similar="different")  # of no patient who is protected
+        evaluation = tokenisation.evaluation_set(records, positions=model.positions)
     return StudyRun(
         manifest=manifest,
         ledger=LedgerWriter(identity=identity, store=folder.study.append_entry, verified=verified),

@@ -80,7 +80,7 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
         if public_text is None
         else (public_text.name, public_text)
     )
-    records = read_records(path)
+    records = read_records(path, similar="different")  # public: nobody has to be protected
     tell(f"model {study.model.name}")
     base = base_model_folder(study.model.name)
     model = LanguageModel.load(base, study.model.lora, seed=0)

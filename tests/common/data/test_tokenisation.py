@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grandrounds.common.data.records import Chat, Content, PromptCompletion, Record, Text, Turn
+from grandrounds.common.data.quarantine import Quarantine
+from grandrounds.common.data.records import Chat, Content, PromptCompletion, Record, SetAsideContent, Text, Turn
 from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
 from grandrounds.common.errors import DataError, ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
@@ -148,6 +149,64 @@ def test_every_example_has_the_same_shape_and_labels_only_its_own_tokens(content
     is_padding = made.token_ids == TOKENIZER.pad_token_id
     assert not np.any(has_label & is_padding)
     assert np.all(is_padding[:-1] <= is_padding[1:]), "padding is on the right"
+
+
+SOME_REFUSED = (
+    "{% for message in messages %}{% if message['role'] == 'nobody' %}{{ raise_exception(message['content']) }}"
+    "{% endif %}{{ message['content'] }}{% endfor %}"
+)
+
+
+def chat_of(role: str) -> Record:
+    return record(Chat(messages=(Turn(role=role, content=QUOTE),)))
+
+
+def test_a_record_that_the_chat_template_refuses_is_a_zero_in_its_place() -> None:
+    tokenisation, quarantine = Tokenisation(byte_tokenizer(chat_template=SOME_REFUSED), max_tokens=8), Quarantine()
+    made = tokenisation.examples([chat_of("user"), chat_of("nobody"), chat_of("user")], quarantine)
+    assert [bool((one.labels != NO_LOSS).any()) for one in made] == [True, False, True]
+    assert [one.position for one in quarantine.set_aside] == ["line 1"]
+    assert quarantine.set_aside[0].reason == "the model's chat template refuses these messages"
+    assert QUOTE not in "".join(quarantine.lines())
+    with pytest.raises(DataError, match="chat template refuses"):
+        tokenisation.examples([chat_of("nobody"), chat_of("user")])
+
+
+def test_a_template_that_refuses_most_records_is_refused() -> None:
+    tokenisation = Tokenisation(byte_tokenizer(chat_template=SOME_REFUSED), max_tokens=8)
+    with pytest.raises(DataError, match="line 1: the model's chat template refuses") as refusal:
+        tokenisation.examples([chat_of("nobody"), chat_of("nobody"), chat_of("user")], Quarantine())
+    assert QUOTE not in refusal.value.diagnostics()
+
+
+class Raises:
+    """A tokenizer that fails on some texts, and quotes them."""
+
+    chat_template, pad_token_id, eos_token_id = None, 0, None
+
+    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+        if text == QUOTE:
+            raise TypeError(f"cannot encode {text}")
+        return {"input_ids": [1, 2, 3]}
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_a_zero_in_its_place_and_never_quoted() -> None:
+    tokenisation, quarantine = Tokenisation(Raises(), max_tokens=8), Quarantine()
+    made = tokenisation.examples([record(Text(text=text)) for text in ("a", QUOTE, "b")], quarantine)
+    assert [bool((one.labels != NO_LOSS).any()) for one in made] == [True, False, True]
+    with pytest.raises(DataError, match="line 1: the model's tokenizer refuses it") as refusal:
+        tokenisation.example(record(Text(text=QUOTE)))
+    assert QUOTE not in refusal.value.diagnostics()
+    assert refusal.value.__suppress_context__
+
+
+def test_what_was_set_aside_before_is_a_zero_in_training_and_no_evaluation_set() -> None:
+    tokenisation, quarantine = Tokenisation(TOKENIZER, max_tokens=8), Quarantine()
+    (made,) = tokenisation.examples([record(SetAsideContent())], quarantine)
+    assert not (made.labels != NO_LOSS).any()
+    assert not quarantine.set_aside, "it was noted where it was read"
+    with pytest.raises(DataError, match="could not be read"):
+        tokenisation.evaluation_set([record(SetAsideContent())], positions=None)
 
 
 def test_examples_keep_the_order_of_their_records() -> None:

@@ -1,0 +1,166 @@
+"""The rows of a records' file, JSONL, CSV or Parquet, each with its place: whole, or the file is refused."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from ..errors import DataError
+
+PATIENT_ID: Final = "patient_id"
+KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
+COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
+_KNOWN: Final = {PATIENT_ID}.union(*KINDS)
+_PANDAS_INDEX: Final = "__index_level_"
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_GZIP: Final = b"\x1f\x8b"
+# One long note must not keep its site away. The limit is the whole process's, and no cell is longer than its file.
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Malformed:
+    """Why a row or its content cannot be used, and what to do: without a word of it."""
+
+    what: str
+    fix: str
+
+
+# A row with its place in the file; Malformed where a place holds none.
+Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
+
+
+class Source:
+    """A file that is being read, and the one way to refuse it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> Rows:
+        """The rows of the file, by its ending. Raises DataError where it cannot be told whose they are."""
+        ending = self.path.suffix.lower()
+        read = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(ending)
+        if ending in _COMPRESSED:
+            self.refuse("", "it is compressed", "unpack it (gunzip, unzip), and name the file that comes out")
+        if read is None:
+            fix = "name it .jsonl, .csv or .parquet, as it is"
+            self.refuse("", f"the ending {self.path.suffix!r} is not known", fix)
+        return read(self)
+
+    def refuse(self, position: str, what: str, fix: str) -> NoReturn:
+        """Raise the DataError; ``from None`` because a parser's own exception may quote the record."""
+        where = f"{self.path.name}, {position}:" if position else f"{self.path.name}:"
+        raise DataError(f"{where} {what}", why="a study trains only on data that was read whole", fix=fix) from None
+
+    def text(self) -> str:
+        """The whole file as text; bytes that are not UTF-8 are lone surrogates, which no text of a record may hold."""
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            self.refuse("", f"it cannot be read ({error.strerror})", "check the path and its permissions")
+        if data.startswith(_GZIP):
+            self.refuse("", "it is compressed (gzip)", "unpack it: gunzip takes a file whose name ends in .gz")
+        return data.decode("utf-8-sig", errors="surrogateescape")
+
+    def check_columns(self, position: str, names: Sequence[str]) -> None:
+        """Raises DataError unless the columns are those of records; they are told by number, never by name."""
+        if len(set(names)) != len(names):
+            self.refuse(position, "two columns have one name", "give each column one name")
+        if PATIENT_ID not in names:
+            what, fix = "no column is called patient_id", "give every record a patient_id (for CSV, in a header line)"
+            if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+                what, fix = "its columns are separated by another sign than a comma", "separate them by commas"
+            self.refuse(position, what, fix)
+        extra = [number for number, name in enumerate(names, start=1) if name not in _KNOWN]
+        if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
+            what = f"column {extra[0]} has no name, as where pandas writes its index"
+            self.refuse(position, f"{what}: {_numbered(extra, names)}", f"leave it out (index=False); {COLUMNS}")
+        if extra:
+            self.refuse(
+                position, f"not all columns are known: {_numbered(extra, names)}", f"leave these out; {COLUMNS}"
+            )
+        if set(names) - {PATIENT_ID} not in KINDS:
+            self.refuse(position, "a column is missing, or there are those of two kinds of records", COLUMNS)
+
+
+def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
+    some = ", ".join(map(str, extra[:10])) + (", …" if len(extra) > 10 else "")
+    return f"of {len(names)}, {len(extra)} too many (number {some})"
+
+
+def _jsonl(source: Source) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
+    # Not splitlines(): it also splits at characters that JSON allows inside a string.
+    for number, line in enumerate(source.text().split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", _json_row(line)
+
+
+def _json_row(line: str) -> Mapping[str, object] | Malformed:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        if has_surrogates(line):
+            return Malformed(what="is not UTF-8", fix="save the file as UTF-8")
+        row = None
+    if isinstance(row, dict):
+        return row
+    return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether it holds what UTF-8 cannot: bytes of another encoding, or halves of pairs, which JSON can spell."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _csv(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
+    reader = csv.reader(io.StringIO(source.text(), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        position = f"line {reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error:  # and whose the lines after it are, is anybody's guess
+            source.refuse(position, "is not valid CSV", "quote cells as RFC 4180 says")
+        if cells is None:
+            return
+        if header is None:
+            header = cells
+            source.check_columns(position, header)
+        elif len(cells) == len(header):
+            yield position, dict(zip(header, cells, strict=True))
+        elif cells:  # as where a text was not quoted, whose parts may look like another patient's record
+            fix = "give every line one cell a column"
+            source.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
+
+
+def _parquet(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
+        with pyarrow.parquet.ParquetFile(source.path) as file:
+            table = file.read()
+        names = table.column_names
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
+        source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
+    source.check_columns("", names)
+    number = 0
+    for batch in table.to_batches():
+        for index in range(batch.num_rows):
+            number += 1
+            row = {name: _python(column[index]) for name, column in zip(names, batch.columns, strict=True)}
+            yield f"row {number}", row
+
+
+def _python(scalar: Any) -> object:
+    """A cell's value as Python has it; None where it has none, as for strings that are not UTF-8."""
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        return None
