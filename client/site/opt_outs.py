@@ -1,30 +1,89 @@
 """Opt-outs: patients whose records no study of this site reads. The list stays here, and so does its length."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...common.data.identifiers import canonical
 from ...common.data.records import Record
 from ...common.errors import DataError
 
 MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"
+_LINES_NAMED: Final = 20
+_COMMENT: Final = "#"
+_SEPARATORS: Final = re.compile(r"[,;|\t]")
+_BULLET: Final = re.compile(r"\s*[-*\u2022\u00b7]\s+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptOuts:
+    """The lines of a site's list, by number: each with the canonical forms of all that it may mean.
+
+    Rather one patient too many is left out than one too few: a line means whatever it may be read as.
+    """
+
+    lines: Mapping[int, frozenset[str]]
+
+    @classmethod
+    def read(cls, path: Path | None) -> "OptOuts":
+        """Of a UTF-8 file with one patient identifier a line; nobody's where there is no file.
+
+        A comment begins with ``#``, and there may be quotes, bullets and further columns. A line that is blank or a
+        comment alone says nothing of anybody, unless an identifier is written so. Raises DataError, which never quotes
+        a line nor says how many there are, if the file cannot be read whole.
+        """
+        if path is None:
+            return cls(lines={})
+        numbered = enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1)
+        return cls(lines={number: forms for number, line in numbered if (forms := frozenset(_forms(line)))})
+
+    def without(self, records: Iterable[Record]) -> list[Record]:
+        """The records, in order, of the patients whom no line may mean."""
+        opted_out = frozenset[str]().union(*self.lines.values())
+        return [record for record in records if canonical(record.patient_id) not in opted_out]
+
+    @property
+    def count(self) -> int:
+        """How many lines there are but blank ones and comments."""
+        return sum(not _is_comment(forms) for forms in self.lines.values())
+
+    def unmatched(self, records: Iterable[Record]) -> list[int]:
+        """The numbers of those lines that mean no patient of the records."""
+        patients = {canonical(patient) for patient in {record.patient_id for record in records}}
+        return [number for number, forms in self.lines.items() if not forms & patients and not _is_comment(forms)]
 
 
 def without_opted_out(records: Iterable[Record], path: Path | None) -> list[Record]:
-    """The ``records``, in order, of the patients that the file ``path`` does not name; all where there is no file.
+    """The ``records``, in order, without those of patients whom the file ``path`` means; raises as ``OptOuts.read``."""
+    return OptOuts.read(path).without(records)
 
-    The file is UTF-8 and has one patient identifier a line, compared exactly with ``Record.patient_id`` once
-    surrounding whitespace is gone. Blank lines say nothing, and a comment after ``#`` is an identifier that no patient
-    has. One that matches nobody is no error: an opt-out may come before the first record, or outlast the last.
 
-    Raises DataError, which never quotes a line nor says how many there are, if the file cannot be read whole.
-    """
-    if path is None:
-        return list(records)
-    opted_out = {line.strip() for line in re.split(r"[\r\n]", _text(path))}
-    return [record for record in records if record.patient_id not in opted_out]
+def told_unmatched(lines: int, unmatched: list[int]) -> Iterator[str]:
+    """What the site's operator is told, and nobody else: which of the ``lines`` match nobody."""
+    if unmatched:
+        some = ", ".join(map(str, unmatched[:_LINES_NAMED])) + (", …" if len(unmatched) > _LINES_NAMED else "")
+        yield (
+            f"{len(unmatched)} of the opt-outs' {lines} lines match no patient of the records (line {some}): right for "
+            "who has none here, and wrong where an identifier is written in another way"
+        )
+
+
+def _is_comment(forms: frozenset[str]) -> bool:
+    return all(form.startswith(_COMMENT) for form in forms)
+
+
+def _forms(line: str) -> Iterator[str]:
+    """Whatever may be meant by the identifier of a line: all of it, its parts, and what stands before a remark."""
+    yield from filter(None, [canonical(line)])
+    for text in dict.fromkeys([line, line.partition(_COMMENT)[0]]):
+        if text.lstrip().startswith(_COMMENT):
+            continue
+        for part in _SEPARATORS.split(text):
+            entry = _BULLET.sub("", part, count=1) if _BULLET.match(part) else part
+            yield from filter(None, (canonical(one) for one in (entry, *entry.split(maxsplit=1)[:1])))
 
 
 def _text(path: Path) -> str:

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from grandrounds.client.site import opt_outs
-from grandrounds.client.site.opt_outs import without_opted_out
+from grandrounds.client.site.opt_outs import OptOuts, told_unmatched, without_opted_out
 from grandrounds.common.data.records import parse_records
 from grandrounds.common.errors import DataError
 
@@ -13,7 +13,8 @@ PATIENT = "Wilhelmina Featherstone"
 
 
 def records(*patient_ids):
-    return parse_records("records", [{"patient_id": patient, "text": "well"} for patient in patient_ids])
+    rows = [{"patient_id": patient, "text": "well"} for patient in patient_ids]
+    return parse_records("records", rows, similar="different")
 
 
 @pytest.fixture
@@ -33,16 +34,44 @@ def test_every_record_of_a_named_patient_is_left_out_and_the_others_keep_their_o
 @pytest.mark.parametrize(
     "content", ["12\n", " 12\t\r\n", "\ufeff12", "x\r12\ry", "\n\n12", "# of 2026\n12\n#\n", "12\n12"]
 )
-def test_identifiers_are_compared_without_surrounding_whitespace_as_records_are(left, content):
-    assert left(content, 12, "12 ", 12.0, "012", "1", "120") == ["012", "1", "120"]
+def test_a_line_means_its_patient_in_whatever_spelling(left, content):
+    assert left(content, 12, "12 ", 12.0, "012", "12.0", "1", "120") == ["1", "120"]
 
 
-def test_comparison_is_exact(left):
-    assert left("Ab\nA b\n01", "ab", "A  b", "1", "Ab c") == ["ab", "A  b", "1", "Ab c"]
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A-17 # on 3 May", "A-17#", '"A-17"', "'A-17'", "\u201cA-17\u201d", "A-17,", "A-17;", ",A-17", "a-17",
+        "A-017", "A\u201117", "A\u221217", "A-17\u200b", "\uff21-17", "- A-17", "* A-17", "\u2022 A-17", "A-17,3",
+        "A-17;Featherstone", "A-17\t3 May", '"A-17","3 May"', "A-17 asked on 3 May", "3 May, A-17", "A-17.0", "A -17",
+    ],
+)  # fmt: skip
+def test_a_remark_quotes_separators_or_another_spelling_do_not_keep_a_patient_in(left, line):
+    assert left(f"B-2\n{line}\nB-3\n", "A-17", "B-1", "A-170", "A-1", "17") == ["B-1", "A-170", "A-1", "17"]
+
+
+def test_rather_one_too_many_is_left_out_than_one_too_few(left):
+    assert left("a-7", "A-7", "a-07", "b") == ["b"], "though a site may say that these are different patients"
+    assert left("12, 13", "12", "13", "14") == ["14"]
+
+
+def test_whom_a_comment_names_stays_in(left):
+    assert left("# 12 has changed her mind, 13\n  # 14\n15", "12", "13", "14", "15") == ["12", "13", "14"]
+
+
+def test_lines_that_match_nobody_are_told_by_number_and_nothing_else(tmp_path):
+    path = tmp_path / "opted-out.txt"
+    path.write_text(f"patient_id\n\n# a list\n7 # asked\n{PATIENT}\n008\n9,\n")
+    listed = OptOuts.read(path)
+    assert (listed.count, listed.unmatched(records("7", "8", "10"))) == (5, [1, 5, 7])
+    (told,) = told_unmatched(listed.count, listed.unmatched(records("7", "8", "10")))
+    assert "3 of the opt-outs' 5 lines match no patient of the records (line 1, 5, 7)" in told
+    assert "Wilhelmina" not in told
+    assert list(told_unmatched(0, [])) == []
 
 
 def test_a_patient_whose_identifier_begins_with_a_hash_can_opt_out(left):
-    assert left("# a comment\n#12\n", "#12", "12", "#") == ["12", "#"]
+    assert left("# a comment\n#12\n", "#12", "12", "#3") == ["12", "#3"]
 
 
 @pytest.mark.parametrize("content", ["", "\n", "# nobody\n", "somebody else\n"])
