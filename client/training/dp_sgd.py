@@ -38,7 +38,8 @@ class DpSgd:
     Euclidean norm, whatever its records and whatever the others do (Abadi et al. 2016, algorithm 1, on integers;
     common/privacy/MECHANISM.md): a unit's gradient is a function of that unit alone, is clipped and checked alone, and
     where a unit fails, from the reading of its records to its integers, only it counts as zero. What leaves is that
-    sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included.
+    sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included. What fails of a unit
+    is not logged: lines with times would count such units, and tell when they were drawn.
 
     Not covered: a failure of the machine itself (no memory for the sum, a source of units that breaks off) leaves pure
     noise. Were a record able to bring one about, its presence would move the sum by more than ``lattice.sensitivity``.
@@ -99,8 +100,7 @@ class DpSgd:
         """The unit's integers, int64 [d]; zeros where anything about its gradient fails."""
         try:
             return self.lattice.encode(self.lattice.clip(unit_gradient))
-        except Exception as error:
-            _log.warning("a unit cannot be encoded (%s) and counts as zero", type(error).__name__)
+        except Exception:
             return np.zeros(self.lattice.dimension, dtype=np.int64)
 
     def _sum_or_zero(self, draw: DrawUnits) -> NDArray[np.int64]:
@@ -141,15 +141,13 @@ class DpSgd:
         """The gradients of up to a batch of examples; where the batch fails, of each alone at the same shape."""
         try:
             return self.sampler.gradients(examples).numpy() if examples else []
-        except Exception as error:
-            _log.warning("a batch failed (%s); its records are tried one by one", type(error).__name__)
+        except Exception:
             return [self._gradient_alone(example) for example in examples]
 
     def _gradient_alone(self, example: Example) -> NDArray[np.floating]:
         try:
             gradient: NDArray[np.floating] = self.sampler.gradients([example])[0].numpy()
-        except Exception as error:
-            _log.warning("a record failed (%s): its unit counts as zero", type(error).__name__)
+        except Exception:
             return self._failed
         return gradient
 
@@ -164,8 +162,7 @@ def _records(units: Iterable[Unit]) -> Iterator[_Record]:
     for index, unit in enumerate(units):
         try:
             examples: list[Example | None] = list(unit)
-        except Exception as error:
-            _log.warning("a unit cannot be read (%s) and counts as zero", type(error).__name__)
+        except Exception:
             examples = [None]
         for example in examples:
             yield _Record(index, example)

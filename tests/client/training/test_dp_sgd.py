@@ -1,3 +1,4 @@
+import logging
 import weakref
 from typing import Any
 
@@ -134,6 +135,13 @@ def test_a_failing_record_leaves_its_site_s_step_as_it_was_without_its_unit(mode
         dp.release(lambda: [UNITS[0], *FAILING, UNITS[1]]), dp.release(lambda: [UNITS[0], UNITS[1]])
     )
     assert "Abernathy" not in caplog.text
+
+
+def test_nothing_in_a_step_is_logged_that_counts_the_units_which_failed(model, caplog):
+    caplog.set_level(logging.DEBUG)
+    dp = dp_sgd(model)
+    dp.sum_units([UNITS[0], *FAILING, UNITS[1]])
+    assert not [one for one in caplog.records if one.name.startswith("grandrounds")]
 
 
 class FailsOnSome(Lattice):
