@@ -1,9 +1,11 @@
 """How a site's resident worker comes out of its folder."""
 
+import logging
 from collections.abc import Sequence
 
 from ...common.crypto.identity import Identity
-from ...common.data.records import Record, read_records
+from ...common.data.quarantine import Quarantine
+from ...common.data.records import Record
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
@@ -16,7 +18,6 @@ from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from ...common.system.code_pin import check_code
 from ..budget.agreement import join
-from ..budget.policy import Policy
 from ..budget.reservations import Reservations
 from ..state.site_state import SiteState
 from ..training.batch_invariance import independent_batch_size
@@ -27,8 +28,10 @@ from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
 from ..worker.worker import Worker
 from .folder import SiteFolder, SiteSettings
-from .opt_outs import without_opted_out
 from .results import keep_results
+from .site_records import SiteRecords, read_site_records
+
+_log = logging.getLogger(__name__)
 
 _WHY_ADMITTED = "the study's claim holds only at sites that run exactly what its manifest says"
 
@@ -45,12 +48,16 @@ def open_site(folder: SiteFolder) -> WorkerService:
         frozen_adapter = folder.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
+        site_records = read_site_records(settings, policy)
+        update = open_update(settings, manifest, site_records, model=model)
+        for line in site_records.told():  # once, before the first message: what is logged later tells of no record
+            _log.warning(line)
         return WorkerService(
             Worker(
                 name=settings.name,
                 identity=identity,
                 manifest=manifest,
-                release=open_update(settings, manifest, policy, model=model),
+                release=update,
                 state=state,
                 keep=lambda files: keep_results(folder.results(manifest.study_id), files),
                 pace=AnswerInstant(known(manifest.study.training.answer_after_s)),
@@ -75,24 +82,34 @@ def open_model(
     return model
 
 
-def open_update(settings: SiteSettings, manifest: Manifest, policy: Policy, *, model: LanguageModel) -> SiteUpdate:
-    """What the site computes from its records, which are read and judged here. Raises DataError and ModelError."""
-    records = without_opted_out(read_records(settings.data), policy.data.opted_out)
+def open_update(
+    settings: SiteSettings, manifest: Manifest, site_records: SiteRecords, *, model: LanguageModel
+) -> SiteUpdate:
+    """What the site computes from its records, laid out as the model reads them. Raises DataError and ModelError."""
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
     return SiteUpdate(
         manifest=manifest,
         name=settings.name,
-        cohort=cohort_of(manifest.study, records, tokenisation, max_units=manifest.max_units(settings.name)),
+        cohort=cohort_of(
+            manifest.study,
+            site_records.records,
+            tokenisation,
+            site_records.quarantine,
+            max_units=manifest.max_units(settings.name),
+        ),
         sampler=sampler_of(manifest.study, model),
     )
 
 
 def cohort_of(
-    study: Study, records: Sequence[Record], tokenisation: Tokenisation, *, max_units: int
+    study: Study, records: Sequence[Record], tokenisation: Tokenisation, quarantine: Quarantine, *, max_units: int
 ) -> Cohort[Example]:
-    """The records as the study's privacy units. Raises DataError, and ModelError as ``Tokenisation.example`` does."""
+    """The records as the study's privacy units, those of the ``quarantine`` in their places. Raises DataError.
+
+    Raises ModelError as ``Tokenisation.examples`` does.
+    """
     patients = [record.patient_id for record in records]
-    examples = tokenisation.examples(records)
+    examples = tokenisation.examples(records, quarantine)
     return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit, max_units=max_units)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from ...common.crypto.identity import Identity, Name, read_key
+from ...common.data.identifiers import Similar
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
 from ...common.schema import Section, read_settings
@@ -29,13 +30,15 @@ _LEFT: Final = "left"
 class SiteSettings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
-    ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``users`` are ids of those
-    who may ask the worker beside these; ``runtime_port`` is the SuperNode's, on loopback.
+    ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``similar_identifiers``
+    says whether those that differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are
+    ids of those who may ask the worker beside these; ``runtime_port`` is the SuperNode's, on loopback.
     """
 
     name: Name
     data: Path = Field(strict=False)
     held_out: Path | None = Field(default=None, strict=False)
+    similar_identifiers: Similar | None = None
     model: Path = Field(strict=False)
     device: str = Field(default=PROCESSORS, pattern=DEVICE_PATTERN)
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)

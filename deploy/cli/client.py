@@ -58,6 +58,9 @@ def join(
 def check(
     folder: Folder,
     connect: Annotated[bool, typer.Option("--connect", help="Try the way to the server instead.")] = False,
+    opt_outs_match_nobody: Annotated[
+        bool, typer.Option("--opt-outs-match-nobody", help="It is right that no opt-out matches a patient.")
+    ] = False,
 ) -> None:
     """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
     site = _site(folder)
@@ -72,7 +75,7 @@ def check(
     act_as_worker(site)
     from ..site_ops.check import check as check_site  # here, as that user: it loads the model's libraries
 
-    say(check_site(site))
+    say(check_site(site, opt_outs_match_nobody=opt_outs_match_nobody))
 
 
 @client.command()

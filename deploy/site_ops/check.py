@@ -9,6 +9,7 @@ from typing import Final
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
+from ...client.site.site_records import read_site_records
 from ...client.training.rehearsal import with_most_work
 from ...common.errors import DataError, ModelError, StudyError
 from ...common.model.devices import described, peak_memory_bytes
@@ -17,19 +18,23 @@ from ...common.schema import known
 _ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
 
 
-def check(folder: SiteFolder) -> list[str]:
+def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[str]:
     """What an update of the site's own records takes, and the most work that one can be, of which nothing is kept.
 
-    Nothing is reserved, and nothing sent. Raises StudyError, also where the most work would not be done at the instant
-    at which updates leave, ModelError, DataError and StorageError, as a worker's start would.
+    ``opt_outs_match_nobody`` says that it is right where none of the opt-outs has records. Nothing is reserved, and
+    nothing sent. Raises StudyError, also where the most work would not be done at the instant at which updates leave,
+    ModelError, DataError and StorageError, as a worker's start would.
     """
     settings, manifest, policy = folder.settings(), folder.manifest(), folder.policy()
     identity, frozen = folder.identity(), folder.frozen_adapter()
     check_policy(policy, manifest, name=settings.name)
     _check_readable(settings)
     started = monotonic()
+    site_records = read_site_records(settings, policy)
+    if not opt_outs_match_nobody:
+        site_records.check_opt_outs()
     model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
-    update = open_update(settings, manifest, policy, model=model)
+    update = open_update(settings, manifest, site_records, model=model)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
     update(adapter)
@@ -57,6 +62,7 @@ def check(folder: SiteFolder) -> list[str]:
         f"the model computes on {described(settings.device)}, {update.sampler.batch_size} records at a time",
         f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
+        *site_records.told(),
         *_warnings(folder, settings, policy),
     ]
 

@@ -32,6 +32,7 @@ data = {data}                     # .jsonl, .csv or .parquet: read by the worker
 model = {model}                   # the folder of the base model
 {device}
 # held_out = "held-out.jsonl"     # records that nothing trains on: `client fetch` measures the finished adapter on them
+# similar_identifiers = "same"    # patients whose ids differ in spelling alone (A-7, a-07): "same" or "different" ones
 # Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
 {worker_user}
 {node_user}

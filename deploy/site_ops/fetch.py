@@ -9,6 +9,8 @@ from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
+from ...common.data.identifiers import Similar, canonical
+from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
@@ -93,8 +95,9 @@ def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
     if settings.held_out is None:
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
-    records = without_opted_out(read_records(settings.held_out), opted_out)
-    _check_apart(records, read_records(settings.data))
+    similar = settings.similar_identifiers
+    records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
+    _check_apart(records, read_records(settings.data, similar=similar, quarantine=Quarantine()), similar)
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=folder.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
     examples = tokenisation.evaluation_set(records, positions=model.positions).examples
@@ -107,9 +110,10 @@ def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
     )
 
 
-def _check_apart(held_out: Sequence[Record], trained: Sequence[Record]) -> None:
-    """Raises DataError where a patient has records in both."""
-    both = {record.patient_id for record in held_out} & {record.patient_id for record in trained}
+def _check_apart(held_out: Sequence[Record], trained: Sequence[Record], similar: Similar | None) -> None:
+    """Raises DataError where a patient has records in both, in whatever spelling unless these are ``different``."""
+    form = str if similar == "different" else canonical
+    both = {form(record.patient_id) for record in held_out} & {form(record.patient_id) for record in trained}
     if both:
         raise DataError(
             f"{count(len(both), 'patient')} of the records that are held out have records in the training data, too",

@@ -19,7 +19,7 @@ from ...server.report.claim import NO_PRIVACY, up
 from ...server.report.page import DROPPED_WHEN, number
 from ...server.report.report import Report
 from ...server.rounds.training import ExchangeClosed, RoundOutcome
-from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
+from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady, Told
 from .summary import duration, no_privacy, print_summary
 
 TRAINING: Final = "training"  # the phase that has rounds
@@ -77,6 +77,8 @@ class Display:
     def observe(self, event: Event) -> None:
         """Show one event."""
         match event:
+            case Told():
+                self._tell(event.text)
             case PhaseStarted():
                 self._phase, self._progress, self._phase_started_at = event, None, self._clock()
                 if not self.console.is_terminal:
@@ -123,6 +125,12 @@ class Display:
                 f"{study.privacy.unit}, over all {manifest.max_attempts} attempts"
             )
         self._say(f"{'perplexity':<{_INDENT}}{number(event.perplexity_before)} on held-out text before training")
+
+    def _tell(self, text: str) -> None:
+        if self.console.quiet:
+            print(text, file=sys.stderr)
+        else:
+            self._say(text)
 
     def _warn_no_privacy(self) -> None:
         if self.console.quiet:

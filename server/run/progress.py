@@ -43,7 +43,14 @@ class StudyReady:
     perplexity_before: float
 
 
-Event = PhaseStarted | PhaseProgress | PhaseEnded | StudyReady | ExchangeClosed | RoundOutcome
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Something that whoever runs this machine has to know before they trust what comes of it."""
+
+    text: str
+
+
+Event = Told | PhaseStarted | PhaseProgress | PhaseEnded | StudyReady | ExchangeClosed | RoundOutcome
 Observer = Callable[[Event], None]
 
 

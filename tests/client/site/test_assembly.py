@@ -1,5 +1,6 @@
 """A site's folder: what its worker needs, read and judged before the first message."""
 
+import logging
 import shutil
 from collections.abc import Callable
 
@@ -10,13 +11,17 @@ from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site.assembly import open_site, open_update
 from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site.site_records import read_site_records
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.training.dp_sgd import DpSgd
+from grandrounds.client.training.rehearsal import all_units
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
+from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import RefusalCode
 from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -56,10 +61,58 @@ def test_who_opted_out_is_not_among_the_records(folder, monkeypatch):
     cohorts = []
     monkeypatch.setattr(
         "grandrounds.client.site.assembly.cohort_of",
-        lambda study, records, tokenisation, max_units: cohorts.append(records),
+        lambda study, records, tokenisation, quarantine, max_units: cohorts.append(records),
     )
     open_site(folder).close()
     assert [record.patient_id for record in cohorts[0]] == ["patient-0", "patient-2"]
+
+
+BROKEN = [
+    '{"patient_id": "patient-2", "text": " "}',
+    '{"patient_id": "patient-7", "note": "Wilhelmina is well"}',
+    '{"patient_id": "patient-8", "text": "Wilhelmina',
+]
+
+
+def break_records(folder, lines=BROKEN):
+    with (folder.path / "notes.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\n".join(lines))
+
+
+def updated(folder, model, **fields):
+    """What the site computes, with these settings."""
+    settings = folder.settings().model_copy(update=fields)
+    return open_update(settings, folder.manifest(), read_site_records(settings, folder.policy()), model=model)
+
+
+def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn(folder, study, federation, caplog):
+    break_records(folder)
+    with caplog.at_level(logging.INFO, logger="grandrounds"):
+        resident = open_site(folder)
+    try:
+        assert SITE in finish(federation, federation.attempt(), resident.answer).survivors
+    finally:
+        resident.close()
+    units = all_units(updated(folder, study.model))
+    assert [len(unit) for unit in units] == [1, 2, 1], "each whose patient is known keeps its place, and its unit"
+    assert [[bool((one.labels != NO_LOSS).any()) for one in unit] for unit in units] == [[True], [True, False], [False]]
+    assert [number for number in range(1, 8) if f"notes.jsonl, line {number}" in caplog.text] == [4, 5, 6]
+    assert "Wilhelmina" not in caplog.text
+
+
+def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder, study):
+    break_records(folder, BROKEN[:1])
+    update = updated(folder, study.model)
+    whole, halved = DpSgd.unit_gradients(update._dp_sgd, all_units(update))
+    np.testing.assert_allclose(halved, whole / 2)
+
+
+def test_identifiers_that_differ_in_spelling_alone_stop_a_site_until_its_settings_say_whose_they_are(folder, study):
+    break_records(folder, ['{"patient_id": "Patient-02", "text": "ill"}'])
+    with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and line 4"):
+        open_site(folder)
+    for similar, sizes in (("same", [1, 2]), ("different", [1, 1, 1])):
+        assert [len(unit) for unit in all_units(updated(folder, study.model, similar_identifiers=similar))] == sizes
 
 
 def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):

@@ -178,8 +178,9 @@ BROKEN_RECORDS: dict[str, tuple[list[str], str]] = {
     "no patients": ([], "north.jsonl"),
     "a missing id": ([f'{{"text": "{PATIENT_TEXT}"}}'], "line 1"),
     "an empty id": ([f'{{"patient_id": " ", "text": "{PATIENT_TEXT}"}}'], "line 1"),
-    "an empty text": (['{"patient_id": 1, "text": "ok"}', '{"patient_id": 1, "text": " "}'], "line 2"),
-    "a broken line": (['{"patient_id": 1, "text": "ok"}', f'{{"patient_id": 1, "text": "{PATIENT_TEXT}'], "line 2"),
+    "nothing but an empty text": (['{"patient_id": 1, "text": " "}'], "line 1"),
+    "nothing but broken lines": ([f'{{"patient_id": 1, "text": "{PATIENT_TEXT}', PATIENT_TEXT], "line 1"),
+    "a word for a missing id": (['{"patient_id": 1, "text": "ok"}', '{"patient_id": "NaN", "text": "ok"}'], "line 2"),
     "an unknown column": ([f'{{"patient_id": 1, "note": "{PATIENT_TEXT}"}}'], "line 1"),
 }
 

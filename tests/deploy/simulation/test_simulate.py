@@ -27,7 +27,7 @@ from grandrounds.deploy.simulation.simulate import Result, simulate
 from grandrounds.server.report.utility import published
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.training import ExchangeClosed, RoundOutcome
-from grandrounds.server.run.progress import PhaseEnded, PhaseStarted, StudyReady
+from grandrounds.server.run.progress import Event, PhaseEnded, PhaseStarted, StudyReady, Told
 from grandrounds.server.run.study_folder import StudyFolder
 
 SITES = ("north", "south", "east", "west", "coast")
@@ -261,6 +261,26 @@ def test_whoever_opted_out_takes_no_part(base: Path, tmp_path: Path, monkeypatch
         )
     )
     assert with_opt_outs == without_them != everybody
+
+
+def test_what_is_wrong_with_a_site_s_records_or_opt_outs_is_told_and_stops_nothing(base: Path, tmp_path: Path) -> None:
+    """A record that counts as zero in its place, and an opt-out in another spelling beside one of nobody."""
+    (tmp_path / "south.txt").write_text("SOUTH\u201100 # on 3 May\nnobody\n", encoding="utf-8")
+    cohorts = {**COHORTS, "south": [*COHORTS["south"], {"patient_id": "south-1", "text": " "}]}
+    events: list[Event] = []
+    small = study(base, training={"rounds": 1})
+    simulate(small, cohorts, evaluation=EVALUATION, opted_out={"south": tmp_path / "south.txt"}, observe=events.append)
+    told = "\n".join(event.text for event in events if isinstance(event, Told))
+    assert f"south, row {len(cohorts['south'])}: its text is empty" in told
+    assert "1 of the opt-outs' 2 lines match no patient of the records (line 2)" in told
+
+
+def test_patients_of_several_spellings_are_refused_until_it_is_said_whose_they_are(base: Path) -> None:
+    cohorts = {**COHORTS, "south": [*COHORTS["south"], {"patient_id": "South-01", "text": "south 1 slept well"}]}
+    small = study(base, training={"rounds": 1})
+    with pytest.raises(DataError, match="in spelling alone"):
+        simulate(small, cohorts, evaluation=EVALUATION)
+    simulate(small, cohorts, evaluation=EVALUATION, similar_identifiers="same")
 
 
 def test_a_study_without_noise_runs_on_records_that_are_said_to_be_identifiable_and_claims_nothing(base: Path) -> None:

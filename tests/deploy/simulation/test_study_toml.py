@@ -28,6 +28,7 @@ SITES = [{"name": name, "nominal_units": units} for name, units in (("north", 20
                 "data": {"north": "north.jsonl", "south": "a b.csv", "3": "c.parquet"},
                 "evaluation": "e.jsonl",
                 "opted_out": {"north": "a b.txt", "3": "c.txt"},
+                "similar_identifiers": "different",
                 "dropouts": [],
             },
         ),

@@ -63,6 +63,29 @@ def test_files_that_every_user_may_read_and_a_pause_are_said(folder):
     assert "paused" in warnings[1]
 
 
+def test_an_operator_is_told_which_records_count_as_zero_and_which_opt_outs_match_nobody(folder):
+    with (folder.path / "notes.jsonl").open("a") as file:
+        file.write('\n{"patient_id": "patient-0", "text": ""}')
+    (folder.path / "opted-out.txt").write_text("patient-1 # on 3 May\n\npatient-9\n")
+    said = check(folder)
+    told = "\n".join(said)
+    assert "3 records of 2 patients were read" in said[1]
+    assert "1 of the records cannot be trained on and count as zero" in told
+    assert "  notes.jsonl, line 4: its text is empty" in told
+    assert "1 of the opt-outs' 2 lines match no patient of the records (line 3)" in told
+
+
+def test_opt_outs_of_which_none_matches_are_refused_unless_that_is_said_to_be_right(folder):
+    (folder.path / "opted-out.txt").write_text("# asked in May\n17\n18\n")
+    with pytest.raises(DataError, match="none of the opt-outs' 2 lines matches a patient"):
+        check(folder)
+    said = check(folder, opt_outs_match_nobody=True)
+    assert "3 records of 3 patients were read" in said[1]
+    assert any("2 of the opt-outs' 2 lines match no patient of the records (line 2, 3)" in line for line in said)
+    (folder.path / "opted-out.txt").write_text("# nobody so far\n")
+    check(folder)
+
+
 def another_model(folder):
     settings = folder.path / "site.toml"
     settings.write_text(re.sub(r'model = "[^"]*"', 'model = "/nowhere"', settings.read_text()))

@@ -120,8 +120,16 @@ def test_the_adapter_is_evaluated_on_records_that_are_held_out_and_the_figure_is
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
 
-def test_records_of_patients_who_trained_are_not_held_out(folder):
-    hold_out(folder, "north-3", "someone")
+@pytest.mark.parametrize("spelled", ["north-3", "North-03", "north\u20113", "north-3.0"])
+def test_records_of_patients_who_trained_are_not_held_out(folder, spelled):
+    hold_out(folder, spelled, "someone")
     with pytest.raises(DataError, match="one patient") as error:
         list(fetch(folder, output=None))
-    assert "north-3" not in error.value.diagnostics()
+    assert spelled not in error.value.diagnostics()
+
+
+def test_another_spelling_is_another_patient_where_the_settings_say_so(folder):
+    hold_out(folder, "North-3", "someone")
+    with (folder.path / "site.toml").open("a") as file:
+        file.write('similar_identifiers = "different"\n')
+    assert "perplexity on the two records held out" in list(fetch(folder, output=None))[-1]

@@ -24,7 +24,7 @@ from grandrounds.deploy.views.display import Display, sparkline
 from grandrounds.deploy.views.summary import next_commands, print_summary
 from grandrounds.server.report.report import Declared, Report, build_report
 from grandrounds.server.rounds.training import ExchangeClosed
-from grandrounds.server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
+from grandrounds.server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady, Told
 
 DIMENSION, ROUNDS = 50, 3
 SECONDS_PER_EVENT = 5.0
@@ -245,6 +245,15 @@ def test_time_left_is_that_of_the_rounds_still_to_come(study: Study) -> None:
     assert [line.split("about ")[1].split(" left")[0] for line in lines if line.startswith("round")][-1] == "0 s"
     first = next(line for line in lines if line.startswith("round 1"))
     assert "35 s, about 1 min 10 s left" in first
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_has_to_be_known_is_said_also_where_nothing_else_is(
+    quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Display(Console(quiet=quiet), quiet=quiet).observe(Told(text="2 records count as zero"))
+    out, err = capsys.readouterr()
+    assert "2 records count as zero" in (err if quiet else out)
 
 
 def test_an_error_leaves_the_terminal_as_it_was() -> None:
