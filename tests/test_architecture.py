@@ -24,14 +24,16 @@ ALLOWED = {
         "deploy/enrolment/",
     ),
     "peft": (
-        "common/model/language_model.py",
+        "common/model/lora.py",
         "common/data/tokenisation.py",
         "deploy/builtin/models.py",
         "deploy/examples/use_adapter.py",
     ),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
     "transformers": (
+        "common/model/base_model.py",
         "common/model/language_model.py",
+        "common/model/lora.py",
         "common/data/tokenisation.py",
         "deploy/builtin/models.py",
         "deploy/examples/use_adapter.py",

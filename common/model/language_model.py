@@ -1,49 +1,28 @@
 """The language model: a frozen base with a LoRA adapter, whose trained part is read and set as one flat vector."""
 
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError, StudyError
+from ..errors import ModelError
 from .adapter import AdapterLayout, Vector, vector_sha256
+from .base_model import load_base, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
 from .example import NO_LOSS, Example
+from .library_errors import library_errors_over_records
+from .lora import Lora, attach, copy_tensors
 from .perplexity import BANDS, Perplexity, band_sums
+from .reading import vocabulary_size
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
 # Tokens whose logits an evaluation holds at a time; any number above one gives the same figure to rounding.
 EVALUATION_TOKENS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """The adapter: ``B·A·alpha/rank`` is added to each target module (Hu et al. 2022).
-
-    ``ffa``: A is public, drawn once and frozen, and B is trained (Sun et al. 2024, FFA-LoRA): the mean of B is the mean
-    of the updates, and noise is not squared. ``lora``: A and B are trained. Others (RoLoRA) raise StudyError.
-    """
-
-    target_modules: tuple[str, ...]
-    kind: Literal["ffa", "lora"] = "ffa"
-    rank: int = 4
-    alpha: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("ffa", "lora"):
-            raise StudyError(
-                f"adapter kind {self.kind!r} is not built",
-                why="which tensors are trained decides what is clipped and noised",
-                fix="choose 'ffa' (A frozen, the default) or 'lora' (A and B trained)",
-            )
 
 
 class LanguageModel:
@@ -77,42 +56,8 @@ class LanguageModel:
         A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
         is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError.
         """
-        import peft
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         place = open_device(device)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            _without_dropout(config)
-            with _quiet():
-                base = AutoModelForCausalLM.from_pretrained(
-                    folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-                )
-        except Exception as error:  # the libraries raise what they like over a folder that is not as they expect
-            raise ModelError(
-                f"no causal language model can be loaded from {folder} ({type(error).__name__})",
-                why="the study fine-tunes it",
-                fix="name a model that transformers knows, saved as safetensors, needing no code of its own",
-            ) from error
-        base.config.pad_token_id = None  # nothing in the model is to look for padding, nor to warn about it
-        _check_targets(base, lora.target_modules)
-        adapter = peft.LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=list(lora.target_modules),
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-            # Conv1D (GPT-2) keeps its weight transposed.
-            fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
-        )
-        with _quiet():
-            module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)
-        _draw_a(module, seed)
-        for name, parameter in module.named_parameters():
-            if lora.kind == "ffa" and "lora_A" in name:
-                parameter.requires_grad_(False)
+        module = attach(load_base(folder, dtype=dtype), lora, seed=seed)
         with within_memory(place):
             return cls(module.to(place))
 
@@ -147,7 +92,7 @@ class LanguageModel:
 
     def set_adapter(self, adapter: Vector) -> None:
         """Replace the trained vector, float32 [d]; raises ModelError when the length is another."""
-        _copy(self.layout.unflatten(adapter), self.trained)
+        copy_tensors(self.layout.unflatten(adapter), self.trained)
 
     def get_frozen_adapter(self) -> Vector:
         """A copy of the tensors that the study fixes, float32 [frozen_layout.dimension]."""
@@ -156,7 +101,7 @@ class LanguageModel:
 
     def set_frozen_adapter(self, frozen: Vector) -> None:
         """Replace the tensors that the study fixes by its bundle's; raises ModelError when the length is another."""
-        _copy(self.frozen_layout.unflatten(frozen), self._frozen)
+        copy_tensors(self.frozen_layout.unflatten(frozen), self._frozen)
 
     @property
     def frozen_adapter_sha256(self) -> str:
@@ -167,7 +112,7 @@ class LanguageModel:
         """Recompute each block's activations in the backward pass: memory for time, same gradients."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        with _quiet():
+        with quiet():
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for block in self.module.modules():
             if isinstance(block, GradientCheckpointingLayer):
@@ -188,8 +133,9 @@ class LanguageModel:
     def _placed(self, token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> tuple["torch.Tensor", "torch.Tensor"]:
         import torch
 
+        size = self.vocabulary_size
         for tokens in (token_ids, labels[labels != NO_LOSS]):
-            if not ((tokens >= 0) & (tokens < self.module.config.get_text_config().vocab_size)).all():
+            if not ((tokens >= 0) & (tokens < size)).all():
                 raise ValueError("an example has a token that the model does not have")
         places = (torch.from_numpy(array.astype(np.int64)).to(self.device) for array in (token_ids, labels))
         return next(places), next(places)
@@ -201,14 +147,26 @@ class LanguageModel:
         a mask the library chooses another kernel when no row of the batch is padded, so that a record's rounding errors
         would depend on its neighbours (ARCHITECTURE.md, "Gradients").
         """
-        logits: torch.Tensor = self.module(input_ids=token_ids, use_cache=False).logits
+        return self._forward(token_ids)
+
+    def _forward(self, token_ids: "torch.Tensor", **options: Any) -> "torch.Tensor":
+        with library_errors_over_records(
+            f"the model cannot read {token_ids.shape[1]} tokens",
+            why="a record that cannot be read has no gradient, and no perplexity",
+            fix="set data.max_tokens to what the model's documentation gives, or choose another model",
+        ):
+            logits: torch.Tensor = self.module(input_ids=token_ids, use_cache=False, **options).logits
         return logits
 
     @property
     def positions(self) -> int | None:
         """How many tokens of a record the model can read; None where its configuration states no end."""
-        positions: int | None = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
-        return positions
+        return positions(self.module.config)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the model has, from 0 on."""
+        return vocabulary_size(self.module)
 
     def perplexity(self, examples: Sequence[Example], adapter: Vector) -> Perplexity:
         """Token-weighted perplexity of the examples under ``adapter``, which stays attached, whole and by position.
@@ -242,14 +200,12 @@ class LanguageModel:
         if count == token_ids.shape[1]:
             return self.logits(token_ids)
         # A model that does not know the request gives all of them.
-        kept = self.module(input_ids=token_ids, use_cache=False, logits_to_keep=count).logits
-        last: torch.Tensor = kept[:, -count:]
-        return last
+        return self._forward(token_ids, logits_to_keep=count)[:, -count:]
 
     def export(self, folder: Path, *, base_model: str) -> None:
         """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it."""
         config = self.module.peft_config["default"]
-        self.module.peft_config["default"] = replace(config, base_model_name_or_path=base_model)
+        self.module.peft_config["default"] = replace(config, base_model_name_or_path=base_model, exclude_modules=None)
         try:
             # The base model's embeddings are no part of the adapter; "auto" would ask the hub about them.
             self.module.save_pretrained(folder, save_embedding_layers=False)
@@ -302,64 +258,3 @@ def _evaluation_slices(batch: int, tokens: int) -> Iterator[tuple[int, int]]:
 def _saved_name(name: str) -> str:
     """A parameter's name as peft saves it, without the name of the adapter ("default")."""
     return name.replace(".default", "")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars, and without the libraries' warnings about each other's next versions."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _copy(source: Mapping[str, Vector], target: Mapping[str, "torch.Tensor"]) -> None:
-    import torch
-
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(torch.from_numpy(source[name]))
-
-
-def _without_dropout(config: Any) -> None:
-    """Set every dropout of a configuration to zero: what is trained privately is a function of record and adapter."""
-    for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-        elif hasattr(value, "model_type"):  # the text part of a model of several parts
-            _without_dropout(value)
-
-
-def _draw_a(module: Any, seed: int) -> None:
-    """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch."""
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    parameters = dict(module.named_parameters())
-    for name in sorted(name for name in parameters if "lora_A" in name):
-        shape = tuple(parameters[name].shape)
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        _copy({name: generator.uniform(-bound, bound, shape).astype(np.float32)}, {name: parameters[name]})
-
-
-def _check_targets(base: Any, target_modules: Sequence[str]) -> None:
-    """Each target must name linear layers; peft passes over a name that matches nothing beside one that does."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    linear = {
-        name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | Conv1D)
-    }
-    for target in target_modules:
-        if not any(name == target or name.endswith("." + target) for name in linear):
-            existing = sorted({name.rpartition(".")[2] for name in linear})
-            raise ModelError(
-                f"no linear layer of the model is called {target!r}",
-                why="the adapter is attached to the layers that target_modules names",
-                fix=f"choose among {', '.join(existing)}",
-            )

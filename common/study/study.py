@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, Name
-from ..model.language_model import Lora
+from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
 from ..privacy.trust import Trust
 from ..schema import Help, Option, Section, Words, read_toml, validated

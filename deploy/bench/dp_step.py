@@ -18,7 +18,8 @@ from ...client.training.dp_sgd import DpSgd
 from ...client.training.grad_samples import GradSampler, sequence_losses
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
-from ...common.model.language_model import LanguageModel, Lora
+from ...common.model.language_model import LanguageModel
+from ...common.model.lora import Lora
 from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from . import peak_memory

@@ -35,7 +35,7 @@ def dp_step(
     as_json: AsJson = False,
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
-    from ...common.model.language_model import Lora
+    from ...common.model.lora import Lora
     from ..bench.dp_step import StepBench, step_line
     from ..builtin.models import base_model_folder
 

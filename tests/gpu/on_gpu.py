@@ -21,7 +21,8 @@ from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.devices import described, open_device
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import Lattice, RoundedGaussian
 from grandrounds.deploy.bench.dp_step import StepBench
 from grandrounds.deploy.site_ops import commands as site_operator

@@ -11,7 +11,8 @@ from grandrounds.client.site.assembly import admit
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
 from grandrounds.common.model.base_folder import model_folder_sha256
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import ModelSection, Study
 

@@ -11,7 +11,8 @@ from support.study.tiny_models import ARCHITECTURES, TARGETS, example_of, load_t
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError, StudyError
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

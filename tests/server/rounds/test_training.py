@@ -15,7 +15,8 @@ from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.model.example import NO_LOSS
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import NoNoise
 from grandrounds.common.protocol.messages import Advert, Begin
 from grandrounds.common.secagg.encoding import residues

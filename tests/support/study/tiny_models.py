@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from grandrounds.common.model.example import NO_LOSS, Example
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 
 torch.set_num_threads(1)  # a second one costs more than it gives on such models
 

@@ -1,0 +1,131 @@
+"""The adapter is on the layers that text reaches, and what is released can be used as people use it."""
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from support.study.tiny_models import VOCABULARY, save_tiny_model, tiny_config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from grandrounds.common.errors import ModelError
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
+
+TOKENS = torch.arange(20)[None]
+
+
+def refused(folder, *targets):
+    with pytest.raises(ModelError) as refusal:
+        LanguageModel.load(folder, Lora(target_modules=targets), seed=0)
+    return refusal.value
+
+
+@pytest.fixture(scope="module")
+def of_images_and_text(tmp_path_factory):
+    """As MedGemma is: its part for images has layers q_proj and v_proj, too."""
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "sliding_window": 8,
+    }
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=1,
+        boi_token_index=250,
+        eoi_token_index=251,
+        image_token_index=252,
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("gemma3")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_of_a_model_of_images_and_text_the_part_for_text_is_adapted(of_images_and_text):
+    model = LanguageModel.load(of_images_and_text, Lora(target_modules=("q_proj", "v_proj")), seed=0)
+    assert len(model.layout.shapes) == 4
+    assert not any("vision" in name for name, _ in model.layout.shapes)
+    assert model.vocabulary_size == VOCABULARY
+
+
+def test_a_layer_that_no_text_reaches_is_no_target(of_images_and_text):
+    assert "q_proj" in refused(of_images_and_text, "out_proj").fix
+
+
+def test_its_adapter_loads_merges_and_is_saved_without_a_change(of_images_and_text, tmp_path):
+    model = LanguageModel.load(of_images_and_text, Lora(target_modules=("q_proj", "v_proj")), seed=0)
+    model.set_adapter(np.random.default_rng(0).normal(0, 0.3, model.layout.dimension).astype(np.float32))
+    model.export(tmp_path / "adapter", base_model=str(of_images_and_text))
+    with torch.inference_mode():
+        expected = model.logits(TOKENS)
+        loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
+        torch.testing.assert_close(loaded(input_ids=TOKENS).logits, expected)
+        loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        torch.testing.assert_close(merged(input_ids=TOKENS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    config = tiny_config("llama")
+    config.tie_word_embeddings = True
+    folder = tmp_path_factory.mktemp("tied")
+    model = LlamaForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_layer_whose_weight_is_also_another_s_is_no_target(tied):
+    refusal = refused(tied, "v_proj", "lm_head")
+    assert "lm_head" in refusal.what and "embed_tokens" in refusal.what
+    assert "lm_head" not in refused(tied, "typo").fix
+
+
+def test_without_that_refusal_merging_would_break_the_model(tied, monkeypatch, tmp_path):
+    monkeypatch.setattr("grandrounds.common.model.lora._shared_weights", lambda base: {})
+    model = LanguageModel.load(tied, Lora(target_modules=("lm_head",)), seed=0)
+    model.set_adapter(np.random.default_rng(0).normal(0, 0.3, model.layout.dimension).astype(np.float32))
+    model.export(tmp_path, base_model=str(tied))
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tied), tmp_path)
+    with torch.inference_mode():
+        expected = adapted(input_ids=TOKENS).logits
+        assert not torch.allclose(adapted.merge_and_unload()(input_ids=TOKENS).logits, expected, atol=0.1)
+
+
+def test_an_untied_head_is_a_target(tmp_path):
+    save_tiny_model(tmp_path)
+    LanguageModel.load(tmp_path, Lora(target_modules=("lm_head",)), seed=0)
+
+
+def test_what_peft_refuses_is_told_in_its_words(tmp_path):
+    MambaForCausalLM(
+        MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
+    ).save_pretrained(tmp_path)
+    assert "Mamba" in refused(tmp_path, "out_proj").what
+    assert "dt_proj" in refused(tmp_path, "in_proj", "dt_proj").what
