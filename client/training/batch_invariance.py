@@ -79,7 +79,7 @@ def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng:
 
 def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> Example:
     """``length`` random tokens of the model's vocabulary, padded to ``tokens``."""
-    token_ids = rng.integers(0, model.module.config.vocab_size, tokens).astype(np.int32)
+    token_ids = rng.integers(0, model.vocabulary_size, tokens).astype(np.int32)
     is_padding = np.arange(tokens) >= length
     token_ids[is_padding] = 0
     return Example(token_ids=token_ids, labels=np.where(is_padding, NO_LOSS, token_ids).astype(np.int32))

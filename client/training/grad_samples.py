@@ -9,6 +9,7 @@ from torch import nn
 from ...common.errors import ModelError
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel, token_losses
+from ...common.model.library_errors import library_errors_over_records
 from .supported_models import WHY_ALONE, is_trained, refuse_coupled_records
 
 
@@ -68,7 +69,7 @@ class GradSampler:
     def __init__(self, model: LanguageModel, *, batch_size: int, max_tokens: int) -> None:
         """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError."""
         refuse_coupled_records(model.module)
-        positions = getattr(model.module.config, "max_position_embeddings", None) or max_tokens
+        positions = model.positions or max_tokens
         if max_tokens > positions:
             raise ModelError(
                 f"max_tokens is {max_tokens}, but the model has {positions} positions",
@@ -100,7 +101,10 @@ class GradSampler:
         self._clear()  # an earlier batch may have failed half-way
         with torch.enable_grad():
             losses = sequence_losses(self.model.logits(token_ids), labels)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            with library_errors_over_records(
+                "the model gives no gradient of what it predicts", why=WHY_ALONE, fix="choose another model"
+            ):
+                losses.sum().backward()  # type: ignore[no-untyped-call]
         return self._collect()[: len(examples)]
 
     def _collect(self) -> torch.Tensor:

@@ -6,10 +6,9 @@ from typing import Any
 from torch import nn
 
 from ...common.errors import ModelError
+from ...common.model.reading import choices
 
 WHY_ALONE = "a patient's influence is bounded only if each record's gradient depends on that record alone"
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_EXPERT_CLASSES = ("moe", "router", "experts")
 
 
 def refuse_coupled_records(module: Any) -> None:
@@ -25,14 +24,7 @@ def is_trained(layer: nn.Module) -> bool:
 
 
 def _normalises_over_the_batch(module: Any) -> bool:
-    return any("BatchNorm" in type(layer).__name__ for layer in module.modules())
-
-
-def _routes_to_experts(module: Any) -> bool:
-    configs = [module.config, module.config.get_text_config()]
-    counted = any((getattr(config, name, None) or 0) > 0 for config in configs for name in _EXPERT_COUNTS)
-    named = (type(layer).__name__.lower() for layer in module.modules())
-    return counted or any(word in name for name in named for word in _EXPERT_CLASSES)
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
 
 
 def _is_quantised(module: Any) -> bool:
@@ -62,12 +54,13 @@ def _trains_nothing(module: Any) -> bool:
 
 _DENSE = "choose a dense model"
 _PLAIN = "choose adapter 'ffa' or 'lora' on linear layers"
-_REFUSALS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+_REFUSALS: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("it normalises over the batch", "choose a model with layer normalisation", _normalises_over_the_batch),
-    ("it routes tokens to experts, whose capacity the batch shares", _DENSE, _routes_to_experts),
     ("its weights or activations are quantised, some by the batch's extremes", "dequantise it first", _is_quantised),
     ("DoRA divides by a norm over the whole weight", _PLAIN, _is_dora),
     ("embeddings are trained", _PLAIN, _trains_embeddings),
     ("a trained weight is used under two names", _PLAIN, _ties_trained_weights),
     ("nothing in it is trained", "choose target_modules", _trains_nothing),
+    # Last, since it lets the model read.
+    ("it chooses by a token's content what is computed with it, as one that routes to experts does", _DENSE, choices),
 )

@@ -15,7 +15,8 @@ from grandrounds.client.training import grad_samples
 from grandrounds.client.training.grad_samples import GradSampler, PrivateLinear, sequence_losses
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import Lattice
 
 TOKENS = 24
@@ -167,8 +168,8 @@ def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of, monkeypatc
 @pytest.mark.parametrize("where", ["token_ids", "labels"])
 def test_a_token_that_the_model_does_not_have_is_refused_before_it_is_reached(folders, where, token):
     model = load_tiny(folders["llama"])
-    model.module.register_forward_pre_hook(lambda *_: pytest.fail("on a GPU this would be the end"))
     sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    model.module.register_forward_pre_hook(lambda *_: pytest.fail("on a GPU this would be the end"))
     broken = copy.deepcopy(RECORDS[3])
     getattr(broken, where)[0] = token
     with pytest.raises(ValueError, match="a token that the model does not have"):
@@ -239,3 +240,25 @@ def test_a_record_s_integers_are_the_same_among_all_neighbours_and_in_all_positi
     alone = integers([RECORDS[0]], 0)
     assert alone.any()
     np.testing.assert_array_equal(integers(batch, position), alone)
+
+
+def test_what_a_library_raises_over_records_is_told_by_its_name_alone(folders):
+    model = load_tiny(folders["llama"])
+    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+
+    def quoting(*_):
+        raise RuntimeError("Zebedee has gout")
+
+    model.module.register_forward_pre_hook(quoting)
+    with pytest.raises(ModelError, match=r"cannot read \d+ tokens \(RuntimeError\)") as refusal:
+        sampler.gradients(RECORDS[:2])
+    assert "Zebedee" not in refusal.value.diagnostics()
+    assert refusal.value.__suppress_context__
+
+
+def test_a_model_without_gradients_is_refused(folders):
+    model = load_tiny(folders["llama"])
+    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    model.module.get_output_embeddings().register_forward_hook(lambda _layer, _inputs, output: output.detach())
+    with pytest.raises(ModelError, match="no gradient"):
+        sampler.gradients(RECORDS[:2])

@@ -39,10 +39,23 @@ def test_mixtures_of_experts_are_refused(tmp_path):
     refused(load_tiny(save_tiny_model(tmp_path, "mixtral"), "mixtral").module, "experts")
 
 
-def test_experts_are_found_without_a_word_in_the_configuration(folder):
+def test_routing_is_found_whatever_it_is_called(folder):
+    class Chooser(torch.nn.Module):
+        def forward(self, hidden):
+            return hidden * hidden.topk(1, dim=-1).values
+
     module = load_tiny(folder).module
-    module.base_model.model.model.layers[0].mlp = type("SwitchRouter", (torch.nn.Module,), {})()
+    module.base_model.model.model.layers[0].mlp = Chooser()
     refused(module, "experts")
+
+
+def test_a_dense_model_is_accepted_whatever_it_is_called_and_counts(folder):
+    module = load_tiny(folder).module
+    module.base_model.model.model.layers[0].mlp.__class__ = type(
+        "MoeRouterExperts", (type(module.base_model.model.model.layers[0].mlp),), {}
+    )
+    module.config.num_local_experts = 8
+    refuse_coupled_records(module)
 
 
 def test_a_quantised_model_is_refused(folder):
