@@ -86,7 +86,9 @@ def open_update(
     settings: SiteSettings, manifest: Manifest, site_records: SiteRecords, *, model: LanguageModel
 ) -> SiteUpdate:
     """What the site computes from its records, laid out as the model reads them. Raises DataError and ModelError."""
-    tokenisation = Tokenisation.load(str(settings.model), max_tokens=manifest.study.data.max_tokens)
+    tokenisation = Tokenisation.load(
+        str(settings.model), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
+    )
     return SiteUpdate(
         manifest=manifest,
         name=settings.name,

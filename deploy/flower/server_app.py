@@ -164,7 +164,9 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         model = LanguageModel.load(base, manifest.study.model.lora, seed=0)  # what it draws is replaced
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
-        tokenisation = Tokenisation.load(str(base), max_tokens=manifest.study.data.max_tokens)
+        tokenisation = Tokenisation.load(
+            str(base), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
+        )
         records = read_records(settings.evaluation, similar="different")  # of no patient who is protected
         evaluation = tokenisation.evaluation_set(records, positions=model.positions)
     return StudyRun(

@@ -84,7 +84,7 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     tell(f"model {study.model.name}")
     base = base_model_folder(study.model.name)
     model = LanguageModel.load(base, study.model.lora, seed=0)
-    tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+    tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size)
     patients = [record.patient_id for record in records]
     units = _units(patients, tokenisation.examples(records), study)
     tell(f"gradients of {len(units)} public units")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from grandrounds.common.data.quarantine import Quarantine
@@ -179,19 +179,20 @@ def test_a_template_that_refuses_most_records_is_refused() -> None:
     assert QUOTE not in refusal.value.diagnostics()
 
 
-class Raises:
+class Raises(PreTrainedTokenizerFast):
     """A tokenizer that fails on some texts, and quotes them."""
 
-    chat_template, pad_token_id, eos_token_id = None, 0, None
-
-    def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
-        if text == QUOTE:
+    def __call__(self, text: str, **options: object) -> object:
+        if QUOTE in text:
             raise TypeError(f"cannot encode {text}")
-        return {"input_ids": [1, 2, 3]}
+        return super().__call__(text, **options)
 
 
 def test_a_text_that_the_tokenizer_fails_on_is_a_zero_in_its_place_and_never_quoted() -> None:
-    tokenisation, quarantine = Tokenisation(Raises(), max_tokens=8), Quarantine()
+    tokenisation, quarantine = (
+        Tokenisation(Raises(tokenizer_object=TOKENIZER.backend_tokenizer), max_tokens=8),
+        Quarantine(),
+    )
     made = tokenisation.examples([record(Text(text=text)) for text in ("a", QUOTE, "b")], quarantine)
     assert [bool((one.labels != NO_LOSS).any()) for one in made] == [True, False, True]
     with pytest.raises(DataError, match="line 1: the model's tokenizer refuses it") as refusal:
@@ -207,6 +208,32 @@ def test_what_was_set_aside_before_is_a_zero_in_training_and_no_evaluation_set()
     assert not quarantine.set_aside, "it was noted where it was read"
     with pytest.raises(DataError, match="could not be read"):
         tokenisation.evaluation_set([record(SetAsideContent())], positions=None)
+
+
+@settings(deadline=None)
+@given(
+    content=st.builds(Text, text=st.text("ab \N{SNOWMAN}\n", min_size=2000, max_size=4000)),
+    max_tokens=st.integers(1, 90),
+)
+def test_a_long_text_that_is_not_read_to_its_end_gives_the_tokens_of_the_whole(
+    content: Content, max_tokens: int
+) -> None:
+    made = example(content, max_tokens=max_tokens)
+    assert np.array_equal(made.token_ids, example(content, max_tokens=20_000).token_ids[:max_tokens])
+
+
+def test_of_a_long_text_no_more_is_read_than_can_be_used() -> None:
+    read: list[int] = []
+
+    class Counting(PreTrainedTokenizerFast):
+        def __call__(self, text: str, **options: object) -> object:
+            read.append(len(text))
+            return super().__call__(text, **options)
+
+    tokenisation = Tokenisation(Counting(tokenizer_object=TOKENIZER.backend_tokenizer), max_tokens=16)
+    read.clear()
+    tokenisation.example(record(Text(text="word " * 1_000_000)))
+    assert sum(read) < 10_000
 
 
 def test_examples_keep_the_order_of_their_records() -> None:
@@ -227,4 +254,90 @@ def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path: Path, content: 
         TOKENIZER.save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer"):
+        Tokenisation.load(str(tmp_path), max_tokens=16)
+
+
+def ending_tokenizer(single: str) -> PreTrainedTokenizerFast:
+    """One that puts <end> where ``single`` says, as older Llama and Mistral fine-tunes do by add_eos_token."""
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<end>", tokenizer.eos_token_id)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("single", ["$A <end>", "<end> $A", "<end> $A <end>", "<end> <end> $A <end>"])
+def test_what_a_tokenizer_puts_around_a_text_is_around_prompt_and_completion_together(single: str) -> None:
+    tokenizer = ending_tokenizer(single)
+    opening = "<end>" * (single.index("$") // len("<end> "))
+    made = example(PromptCompletion(prompt="Pain?", completion=" None."), tokenizer=tokenizer)
+    assert (read(made), learnt(made)) == (f"{opening}Pain? None.<end>", " None.<end>")
+    text = example(Text(text="No pain."), tokenizer=tokenizer)
+    assert read(text) == learnt(text) == f"{opening}No pain.<end>"
+
+
+def spacing_tokenizer(scheme: str) -> PreTrainedTokenizerFast:
+    """One that puts a space before a text's first word, as Llama's does."""
+    vocabulary = {
+        symbol: number for number, symbol in enumerate([*"▁abcdefghijklmnopqrstuvwxyz:?.\n", "<end>", "<pad>"])
+    }
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")  # noqa: S106
+
+
+@pytest.mark.parametrize("completion", ["none", " none", "\nnone"])
+def test_no_space_that_nobody_wrote_is_learnt_before_a_completion(completion: str) -> None:
+    tokenizer = spacing_tokenizer("first")
+    made = example(PromptCompletion(prompt="pain?", completion=completion), tokenizer=tokenizer)
+    assert tokenizer.decode(made.token_ids, skip_special_tokens=True) == f"pain?{completion}"
+
+
+def test_a_padding_token_may_be_none_of_the_model_s() -> None:
+    beyond = Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=257)
+    assert TOKENIZER.pad_token_id == 257
+    made = beyond.example(record(Text(text="No pain.")))
+    assert made.token_ids.max() < 257
+    assert learnt(made) == "No pain.<end>"
+
+
+def test_a_record_with_a_token_that_the_model_does_not_have_is_refused_by_its_position() -> None:
+    beyond = Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=257)
+    record_of_it = record(Text(text=f"{QUOTE} <pad>"))
+    for refusing in (beyond.example, lambda one: beyond.evaluation_set([one], positions=None)):
+        with pytest.raises(DataError, match="line 1") as refusal:
+            refusing(record_of_it)
+        assert QUOTE not in refusal.value.diagnostics()
+
+
+@pytest.mark.parametrize("size", [1, 255, 256])
+def test_a_tokenizer_of_another_model_is_refused_at_once(size: int) -> None:
+    with pytest.raises(ModelError, match=f"the model, with {size}, does not have"):
+        Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=size)
+
+
+BROKEN_MARKS = {
+    "the user's turn": MARKING_TEMPLATE.replace("assistant", "user"),
+    "all turns": "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}",
+    "nothing": "{% for m in messages %}{{ m['content'] }}{% generation %}{% endgeneration %}{% endfor %}",
+    "a header": "{% for m in messages %}{% generation %}>{% endgeneration %}{{ m['content'] }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", BROKEN_MARKS.values(), ids=BROKEN_MARKS.keys())
+def test_a_template_that_marks_anything_but_what_the_assistant_says_is_refused(template: str) -> None:
+    with pytest.raises(ModelError, match="not what the assistant says"):
+        Tokenisation(byte_tokenizer(chat_template=template), max_tokens=16)
+
+
+def test_a_template_that_asks_for_another_layout_than_the_trial_s_is_left_to_the_records() -> None:
+    asking = "{{ messages[0]['role'] == 'system' or raise_exception('no system') }}" + MARKING_TEMPLATE
+    Tokenisation(byte_tokenizer(chat_template=asking), max_tokens=16)
+
+
+def test_what_a_library_says_of_a_tokenizer_is_told(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ModelError, match=r"cannot be loaded \(\w+: .+\)"):
         Tokenisation.load(str(tmp_path), max_tokens=16)
