@@ -8,6 +8,7 @@ import numpy as np
 
 from ...common.crypto.csprng import Stream
 from ...common.errors import DataError, PrivacyError
+from ...common.model.example import Example
 from ...common.study.study import PrivacyUnit
 
 T = TypeVar("T")
@@ -84,3 +85,25 @@ def grouped_units(records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit
     for position, (patient_id, record) in enumerate(records):
         units.setdefault(patient_id if privacy_unit == "patient" else position, []).append(record)
     return list(units.values())
+
+
+def all_units(cohort: Cohort[T]) -> list[tuple[T, ...]]:
+    """Every unit with all its records: for the site's own operator, and nobody else."""
+    return cohort.draw(sampling_probability=1.0, records_per_unit=2**31, cap=2**31)
+
+
+def count_learnable(cohort: Cohort[Example]) -> tuple[int, int]:
+    """How many records have a token to learn, and how many there are: for the site's own operator, and nobody else.
+
+    Raises DataError where none has: the site would add noise and nothing else, which looks like training.
+    """
+    records = [record for unit in all_units(cohort) for record in unit]
+    learnable = sum(record.has_target for record in records)
+    if not learnable:
+        raise DataError(
+            f"none of the {len(records)} records has a token left to learn",
+            why="every gradient would be zero, and the site would contribute noise alone",
+            fix="see that completions, or the assistant's turns, begin within the first max_tokens tokens of a record: "
+            "shorten the prompts, or ask the study's author for a larger data.max_tokens",
+        )
+    return learnable, len(records)

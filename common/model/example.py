@@ -25,3 +25,8 @@ class Example:
     def padding(cls, tokens: int) -> "Example":
         """One without tokens to predict: it fills a batch to its shape, and its gradient is zero."""
         return cls(token_ids=np.zeros(tokens, dtype=np.int32), labels=np.full(tokens, NO_LOSS, dtype=np.int32))
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a token is left to learn; the first of all is predicted from nothing."""
+        return bool((self.labels[1:] != NO_LOSS).any())

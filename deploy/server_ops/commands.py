@@ -14,6 +14,7 @@ from typing import Final
 
 from ...client.site.assembly import sampler_of
 from ...common.crypto.identity import make_key
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
 from ...common.model.base_folder import model_folder_sha256
@@ -254,6 +255,8 @@ def _fix_study(folder: ServerFolder) -> Manifest:
     base = settings.model or base_model_folder(complete.model.name)
     # A is public: anyone may know the seed that drew it.
     model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
+    # Tried here as every site will, before anybody is asked to sign.
+    Tokenisation.load(str(base), max_tokens=complete.data.max_tokens, vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:
         instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
         complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})

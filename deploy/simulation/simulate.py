@@ -16,7 +16,7 @@ from ...client.node.app import make_app as make_client_app
 from ...client.site.assembly import admit, cohort_of, sampler_of
 from ...client.site.site_records import SiteRecords
 from ...client.state.site_state import SiteState
-from ...client.training.cohort import Cohort
+from ...client.training.cohort import Cohort, count_learnable
 from ...client.training.grad_samples import GradSampler
 from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
@@ -26,7 +26,7 @@ from ...common.data.identifiers import Similar
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, parse_records, read_records
 from ...common.data.tokenisation import EvaluationSet, Tokenisation
-from ...common.errors import StudyError
+from ...common.errors import DataError, StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import PROCESSORS
@@ -234,7 +234,9 @@ def _prepare(
         model = LanguageModel.load(base, study.model.lora, seed=seed, device=device)
         model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
-        tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens)
+        tokenisation = Tokenisation.load(
+            str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size
+        )
         own = {
             name: SiteRecords.read(partial(_records, name, source, similar), opted_out.get(name))
             for name, source in cohorts.items()
@@ -245,11 +247,11 @@ def _prepare(
         for site in study.sites:
             records = own[site.name]
             bound = known(site.max_units)
-            site_cohorts[site.name] = cohort_of(
-                study, records.records, tokenisation, records.quarantine, max_units=bound
-            )
+            cohort = cohort_of(study, records.records, tokenisation, records.quarantine, max_units=bound)
+            _check_learnable(site.name, cohort)
             for line in records.told():
                 observe(Told(text=f"{site.name}: {line}"))
+            site_cohorts[site.name] = cohort
         evaluation_set = tokenisation.evaluation_set(held_out, positions=model.positions)
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
@@ -329,6 +331,13 @@ def _records(
     if isinstance(source, str | Path):
         return read_records(Path(source), similar=similar, quarantine=quarantine)
     return parse_records(name, source, similar=similar, quarantine=quarantine)
+
+
+def _check_learnable(site: str, cohort: Cohort[Example]) -> None:
+    try:
+        count_learnable(cohort)
+    except DataError as error:
+        raise DataError(f"{site}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def _check_sites(

@@ -10,10 +10,12 @@ from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.site_records import read_site_records
+from ...client.training.cohort import all_units, count_learnable
 from ...client.training.rehearsal import with_most_work
 from ...common.errors import DataError, ModelError, StudyError
 from ...common.model.devices import described, peak_memory_bytes
 from ...common.schema import known
+from ...server.report.claim import count
 
 _ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
 
@@ -35,6 +37,7 @@ def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[st
         site_records.check_opt_outs()
     model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
     update = open_update(settings, manifest, site_records, model=model)
+    learnable, records = count_learnable(update.cohort)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
     update(adapter)
@@ -50,7 +53,7 @@ def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[st
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
     name, unit = settings.name, manifest.study.privacy.unit
-    units = update.cohort.draw(sampling_probability=1.0, records_per_unit=2**31, cap=2**31)
+    units = all_units(update.cohort)
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{sum(map(len, units))} records of {len(units)} {unit}s were read; the study counts on "
@@ -63,7 +66,7 @@ def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[st
         f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
         *site_records.told(),
-        *_warnings(folder, settings, policy),
+        *_warnings(folder, settings, policy, without_target=records - learnable),
     ]
 
 
@@ -89,7 +92,12 @@ def _check_readable(settings: SiteSettings) -> None:
         ) from error
 
 
-def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy) -> Iterator[str]:
+def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy, *, without_target: int) -> Iterator[str]:
+    if without_target:
+        yield (
+            f"warning: {count(without_target, 'record')} of them have no token left to learn within the study's "
+            "max_tokens, and contribute nothing: is what comes before completions too long?"
+        )
     for path in (settings.data, settings.held_out, policy.data.opted_out):
         if path is not None and path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield f"warning: every user of this machine may read {path}; the worker's alone needs to: chmod o-r"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from grandrounds.client.training.cohort import Cohort
+from grandrounds.client.training.cohort import Cohort, count_learnable
 from grandrounds.common.errors import DataError, PrivacyError
+from grandrounds.common.model.example import NO_LOSS, Example
 
 FALSE_ALARM = 1e-7  # of one call of smallest_p_value on honest draws
 UNITS, PROBABILITY, DRAWS = 16, 0.25, 4000
@@ -204,3 +205,19 @@ def test_a_cohort_without_patients_or_with_an_empty_one_is_refused(units: list[l
 def test_a_printed_cohort_does_not_tell_how_many_units_it_has() -> None:
     assert not hasattr(Cohort([[1]]), "__len__")
     assert repr(Cohort([[1]])).startswith("<")
+
+
+def labelled(*labels: int) -> Example:
+    return Example(token_ids=np.zeros(len(labels), dtype=np.int32), labels=np.array(labels, dtype=np.int32))
+
+
+NOTHING = [labelled(NO_LOSS, NO_LOSS), labelled(7, NO_LOSS)]  # the first token is predicted from nothing
+
+
+def test_records_with_a_token_to_learn_are_counted_with_all() -> None:
+    assert count_learnable(Cohort([[*NOTHING, labelled(NO_LOSS, 7)], NOTHING, [labelled(7, 7)]])) == (2, 6)
+
+
+def test_a_cohort_in_which_nothing_can_be_learnt_is_refused() -> None:
+    with pytest.raises(DataError, match="none of the 4 records"):
+        count_learnable(Cohort([NOTHING, NOTHING]))

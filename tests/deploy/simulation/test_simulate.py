@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, GrandRoundsError, StorageError, StudyError
 from grandrounds.common.ledger.replay import VerifiedLedger
-from grandrounds.common.model.language_model import LanguageModel, Lora
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 from grandrounds.common.study.study import Study
@@ -400,3 +401,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_checkpoints_and_nothing_half_
             folder.save_results(result.report, model, base_model=str(base))
         assert [path.name for path in (tmp_path / "study").iterdir()] == ["study.json"]
     folder.save_results(result.report, model, base_model=str(base))
+
+
+def test_a_site_with_nothing_to_learn_is_no_simulation(base: Path) -> None:
+    prompts = [{"patient_id": "p", "prompt": "a whole chart, page after page", "completion": "Home."}] * 3
+    with pytest.raises(DataError, match="east: none of the 3 records"):
+        simulate(study(base), {**COHORTS, "east": prompts}, evaluation=EVALUATION)

@@ -1,6 +1,7 @@
 """What a site finds out about itself before a study: nothing is reserved, kept or sent."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -105,4 +106,19 @@ def another_model(folder):
 def test_what_does_not_fit_is_a_diagnosis(folder, change, error, text):
     change(folder)
     with pytest.raises(error, match=text):
+        check(folder)
+
+
+def test_records_that_leave_nothing_to_learn_are_told_to_the_site_s_operator(folder):
+    def write(*prompts):
+        rows = ({"patient_id": f"p{n}", "prompt": prompt, "completion": "Home."} for n, prompt in enumerate(prompts))
+        (folder.path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    chart = "page after page " * 50
+    write("Ready?", chart, chart)
+    assert any("two records of them have no token left to learn" in line for line in check(folder))
+    write("Ready?", "Ready?")
+    assert not any("left to learn" in line for line in check(folder))
+    write(chart, chart)
+    with pytest.raises(DataError, match="none of the 2 records"):
         check(folder)
