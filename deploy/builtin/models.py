@@ -10,6 +10,8 @@ from typing import Any
 
 from ...common.errors import ModelError
 from ...common.model.base_folder import BUILTIN_MODEL, model_folder
+from ...common.schema import validated
+from ...common.study.study import Study
 from ...common.version import __version__
 from .cache import cached_folder
 
@@ -30,6 +32,18 @@ def base_model_folder(name: str) -> Path:
     if name == TINY_MODEL:
         return tiny_model()
     return model_folder(name)
+
+
+def with_lasting_name(study: Study) -> Study:
+    """The study with a name of its model that means the same wherever it is read: of a folder, its whole path.
+
+    Whoever loads the adapter finds its base model by this name.
+    """
+    name = study.model.name
+    if name in (BUILTIN_MODEL, TINY_MODEL) or not Path(name).is_dir():
+        return study
+    model = {**study.model.model_dump(), "name": str(Path(name).resolve())}
+    return validated(Study, {**study.model_dump(), "model": model})
 
 
 def demo_model() -> Path:

@@ -25,7 +25,7 @@ from ...common.study.study import read_study
 from ...common.system.files import make_private_folder, write_atomically, write_missing
 from ...server.run.server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .. import templates
-from ..builtin.models import base_model_folder
+from ..builtin.models import base_model_folder, with_lasting_name
 from ..enrolment.bundle import Bundle, Flower, SiteCard, shown_key
 from ..enrolment.certificates import (
     CA_CERTIFICATE,
@@ -251,7 +251,7 @@ def _fix_study(folder: ServerFolder) -> Manifest:
             why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
-    complete = complete_study(study)
+    complete = complete_study(with_lasting_name(study))
     base = settings.model or base_model_folder(complete.model.name)
     # A is public: anyone may know the seed that drew it.
     model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))

@@ -41,7 +41,7 @@ from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import Observer, Told, phase
 from ...server.run.study_run import StudyRun
-from ..builtin.models import base_model_folder
+from ..builtin.models import base_model_folder, with_lasting_name
 from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
@@ -128,7 +128,7 @@ def simulate(
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
-        study = complete_study(study)
+        study = complete_study(with_lasting_name(study))
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
     prepared = _prepare(

@@ -407,3 +407,15 @@ def test_a_site_with_nothing_to_learn_is_no_simulation(base: Path) -> None:
     prompts = [{"patient_id": "p", "prompt": "a whole chart, page after page", "completion": "Home."}] * 3
     with pytest.raises(DataError, match="east: none of the 3 records"):
         simulate(study(base), {**COHORTS, "east": prompts}, evaluation=EVALUATION)
+
+
+def test_an_adapter_s_base_model_is_found_from_every_folder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    model = {"name": f"./{base.name}", "target_modules": ["v_proj"]}
+    small = study(base, model=model, training={"rounds": 1})
+    result = simulate(small, COHORTS, evaluation=EVALUATION, output=tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == result.manifest.study.model.name == str(base.resolve())
