@@ -9,9 +9,9 @@ from .library_errors import library_errors
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
-# Tokens that are read at a trial; the last sequences differ from the first from one of ``_SPLITS`` on. Both are prime,
+# Tokens that are read at a trial; the other sequences differ from the first from one of ``_SPLITS`` on. Both are prime,
 # so that a block which is read in both directions has a split inside; the small one is for a prefix that is.
-_TOKENS: Final = 64
+_TOKENS: Final = 37
 _SPLITS: Final = (3, 31)
 # Of what other tokens change at their own places, what they may change before them: rounding, and nothing else.
 _ROUNDING: Final = 1e-5
