@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -32,6 +33,7 @@ from ...server.run.server_folder import ServerFolder
 from ...server.run.study_run import StudyRun, check_ledger_of
 from ..builtin.models import base_model_folder
 from .archive import app_sha256
+from .concurrent_grid import ConcurrentGrid
 from .simulation import simulate_in_flower
 
 app = ServerApp()
@@ -71,7 +73,8 @@ def _carry(folder: ServerFolder, grid: Grid) -> None:
         try:
             run = _study_run(folder, grid)
             _wait(folder, run, grid)
-            carry(run.conversations(), grid, enough_nodes(folder, run))
+            # Of a grid, nothing else is used.
+            carry(run.conversations(), cast(Grid, ConcurrentGrid(grid)), enough_nodes(folder, run))
         except BaseException as error:  # also when Flower stops it
             folder.progress.tell(Stopped.by(error))
             raise

@@ -1,5 +1,6 @@
 """The Flower ServerApp of a study: grid in, grid out. Nothing else."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
@@ -10,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from ...common.protocol.messages import FIELD, RECORD
 
 POLL_INTERVAL_S = 0.2
+_log = logging.getLogger(__name__)
 
 
 class Conversation(Protocol):
@@ -78,17 +80,26 @@ def _exchange(
     pushed = zip(grid.push_messages(outgoing), addressed, strict=False)
     pending = {identifier: site for identifier, site in pushed if identifier}
     while pending:
-        for reply in grid.pull_messages(list(pending)):
-            site = pending.pop(reply.metadata.reply_to_message_id)
-            yield site, _answer(reply)
+        for identifier in tuple(pending):
+            answer = _answer_to(identifier, grid)
+            if answer is not None:
+                yield pending.pop(identifier), answer
         if not pending or time.monotonic() > deadline:
             return
         time.sleep(POLL_INTERVAL_S)
 
 
-def _answer(reply: Message) -> bytes:
-    """The envelope in a reply; empty if the node failed or sent something else."""
-    if not reply.has_content():
+def _answer_to(identifier: str, grid: Grid) -> bytes | None:
+    """The envelope in the reply to one message, empty if its node failed or sent something else; None without a reply.
+
+    Each is asked for alone, and is whatever came: what a reply says that it answers, its sender wrote. Whatever is
+    raised is of that reply too: Flower makes objects of its sender's bytes, and of those it can be anything.
+    """
+    try:
+        for reply in grid.pull_messages([identifier]):
+            answer = reply.content.config_records[RECORD][FIELD] if reply.has_content() else b""
+            return answer if isinstance(answer, bytes) else b""
+    except Exception as error:
+        _log.warning("no answer: what came is %s", type(error).__name__)
         return b""
-    answer = reply.content.config_records.get(RECORD, ConfigRecord()).get(FIELD, b"")
-    return answer if isinstance(answer, bytes) else b""
+    return None

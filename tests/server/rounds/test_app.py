@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.study.federation import Federation, small_study
 
 from grandrounds.client.node.app import make_app as make_client_app
 from grandrounds.common.protocol.messages import FIELD, RECORD
-from grandrounds.deploy.simulation.local_grid import SERVER_NODE, LocalGrid, local_context
+from grandrounds.deploy.simulation.local_grid import SERVER_NODE, App, LocalGrid, local_context
 from grandrounds.server.rounds import app as server_app
-from grandrounds.server.rounds.app import POLL_INTERVAL_S, make_app
+from grandrounds.server.rounds.app import POLL_INTERVAL_S, carry, make_app
 from grandrounds.server.rounds.training import Training
 
 SITES = tuple(f"site-{i}" for i in range(1, 6))
@@ -102,6 +107,110 @@ def test_a_broken_reply_removes_its_site_and_nobody_else(broken: str) -> None:
     training = run(shared, LocalGrid(apps, lambda site, message: False))
     assert training.rounds[0].survivors == WITHOUT_2
     assert training.rounds[0].outcomes[0].dropouts == {"site-2": "advert"}
+
+
+def renamed(reply: Message, *, answers: str) -> Message:
+    """A reply that says it answers another message than it does."""
+    reply.metadata.__dict__["_reply_to_message_id"] = answers
+    return reply
+
+
+def raising(message: Message, context: Context) -> Message:
+    """What Flower does where it cannot make an object of what a node sent."""
+    raise KeyError("a part that is not there")
+
+
+HOSTILE_REPLIES: dict[str, App] = {
+    "an answer to no message": lambda message, context: renamed(BROKEN_REPLIES["silence"](message), answers="none"),
+    "an answer to everybody's first message": lambda message, context: renamed(
+        BROKEN_REPLIES["noise"](message), answers="message-1"
+    ),
+    "another object than a message": lambda message, context: cast(Message, ConfigRecord({FIELD: b""})),
+    "another record than is due": lambda message, context: Message(
+        RecordDict({RECORD: MetricRecord({FIELD: 1})}), reply_to=message
+    ),
+    "what is no object": raising,
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_REPLIES)
+def test_a_reply_that_no_honest_node_sends_removes_its_site_and_nobody_else(hostile: str) -> None:
+    shared = federation()
+    apps: dict[str, App] = {**client_apps(shared), "site-2": HOSTILE_REPLIES[hostile]}
+    training = run(shared, LocalGrid(apps, lambda site, message: False))
+    assert training.rounds[0].survivors == WITHOUT_2
+    assert training.rounds[0].outcomes[0].dropouts == {"site-2": "advert"}
+
+
+def test_a_node_cannot_answer_in_another_s_place() -> None:
+    shared = federation()
+    first, others = [], client_apps(shared)
+
+    def remembering(message: Message, context: Context) -> Message:
+        first.append(message.metadata.message_id)
+        return others["site-1"](message, context)
+
+    def impostor(message: Message, context: Context) -> Message:
+        return renamed(BROKEN_REPLIES["noise"](message), answers=f"message-{int(first[-1].partition('-')[2]) + 2}")
+
+    apps: dict[str, App] = {**others, "site-1": remembering, "site-2": impostor}
+    training = run(shared, LocalGrid(apps, lambda site, message: False))
+    assert training.rounds[0].survivors == WITHOUT_2, "site-3, in whose place it answered, is there"
+
+
+@dataclass
+class Question:
+    """A conversation of one exchange with two sites."""
+
+    answers: dict[str, bytes] = field(default_factory=dict)
+    finished: bool = False
+    deadline_s: float = 60.0
+
+    def messages(self) -> dict[str, bytes]:
+        return {"site-1": b"a question", "site-2": b"a question"}
+
+    def receive(self, site: str, answer: bytes) -> None:
+        assert site not in self.answers
+        self.answers[site] = answer
+
+    def advance(self) -> None:
+        self.finished = True
+
+
+class Inflating(LocalGrid):
+    """A grid that makes replies of the objects that nodes sent, as Flower does; site-1's are ``altered``."""
+
+    def __init__(self, altered: Callable[[str, dict[str, bytes]], str]) -> None:
+        app = make_client_app(lambda context: lambda request: b"an answer of " + str(context.node_config).encode())
+        super().__init__(dict.fromkeys(("site-1", "site-2"), app), lambda site, message: False)
+        self._altered = altered
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for identifier in message_ids:
+            message = self._pending.pop(identifier)
+            reply = self._deliver(message)
+            contents, root = {i: found.deflate() for i, found in get_all_nested_objects(reply).items()}, reply.object_id
+            if self._sites[message.metadata.dst_node_id] == "site-1":
+                root = self._altered(root, contents)
+            yield cast(Message, inflate_object_from_contents(root, contents))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_whatever_a_node_sends_is_its_own_answer_or_none_and_the_other_s_stays_what_it_is(data: st.DataObject) -> None:
+    def altered(root: str, contents: dict[str, bytes]) -> str:
+        objects = sorted(contents)
+        for _ in range(data.draw(st.integers(1, 3))):
+            name = data.draw(st.sampled_from(objects))
+            content, start = contents[name], data.draw(st.integers(0, 120))
+            replaced = data.draw(st.binary(max_size=12))
+            contents[name] = content[:start] + replaced + content[start + data.draw(st.integers(0, 12)) :]
+        return data.draw(st.sampled_from([root, *objects]))
+
+    question, grid = Question(), Inflating(altered)
+    carry([question], grid, lambda grid_: grid.nodes)
+    assert question.answers["site-2"] == b"an answer of {'site': 'site-2'}"
+    assert isinstance(question.answers["site-1"], bytes)
 
 
 @dataclass
