@@ -102,8 +102,5 @@ class ServerPrograms:
                 *("--runtime-api-address", settings.superlink, "--root-certificates", inside / CA_CERTIFICATE),
                 *("--superexec-auth-secret-file", folder.secret),
             ],
-            "gate": [
-                *(sys.executable, "-P", "-m", f"{__package__}.gate"),
-                *(settings.bind, str(settings.port), settings.superlink, folder.certificates, inside),
-            ],
+            "gate": [sys.executable, "-P", "-m", f"{__package__}.gate", folder.path],
         }

@@ -4,21 +4,28 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
 from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from support.network.loopback import Loopback, free_ports, until
+from support.study.federation import small_manifest, small_study
 
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.system.processes import environment
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, make_certificates
-from grandrounds.deploy.enrolment.node_keys import make_node_key
-from grandrounds.deploy.server_ops.gate import make_gate
+from grandrounds.deploy.enrolment.node_keys import make_node_key, node_proof, public_pem
+from grandrounds.deploy.server_ops.gate import largest_object, make_gate
+from grandrounds.server.run.server_folder import EnrolledSite, ServerFolder
 
 PROGRAMS = Path(sys.executable).parent
 # What the SuperLink has beside the nodes' interface, on the same port.
@@ -30,6 +37,12 @@ ELSEWHERE = [
     ("POST", "/v1/fleet/..%2fcontrol%2flist-nodes"),
     ("POST", "/v1/fleet//v1/control/list-nodes"),
     ("POST", "/v1/fleet/"),
+    # Under this a node could name itself, and whom it speaks for was not looked at.
+    ("POST", "/v1/fleet/register-node"),
+    ("POST", "/v1/fleet/push-messages%3Fx"),
+    ("POST", "/v1/fleet/push-messages%23x"),
+    ("POST", "/v1/fleet/push-messages%0a"),
+    ("POST", "/v1/fleet/push-messages/"),
     ("GET", "/health"),
     ("GET", "/docs"),
     ("GET", "/"),
@@ -142,21 +155,121 @@ def superlink_that_says(folder, replies):
         thread.join()
 
 
-def test_a_node_that_asks_for_messages_is_answered_once_there_is_one(tmp_path):
+SMALL = 1 << 18
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """A node's key, and its public half (PEM)."""
+    folder = tmp_path_factory.mktemp("node")
+    make_node_key(folder / "node.key", folder / "node.pub")
+    return folder / "node.key", public_pem((folder / "node.pub").read_text())
+
+
+@pytest.fixture
+def proof(node):
+    """What a call needs to be read."""
+    return node_proof(node[0], now=datetime.now(UTC))[1]
+
+
+def gate_to(superlink, folder, largest_object=lambda key: SMALL):
+    return TestClient(make_gate(superlink, folder / CA_CERTIFICATE, largest_object))
+
+
+def test_a_node_that_asks_for_messages_is_answered_once_there_is_one(tmp_path, proof):
     with superlink_that_says(tmp_path, [b"", b"", b"message", b"later"]) as (superlink, asked):
-        said = TestClient(make_gate(superlink, tmp_path / CA_CERTIFICATE)).post("/v1/fleet/pull-messages", content=b"x")
+        said = gate_to(superlink, tmp_path).post("/v1/fleet/pull-messages", content=b"x", headers=proof)
     assert said.content == b"message"
     assert asked == ["/v1/fleet/pull-messages"] * 3
 
 
-@pytest.mark.parametrize("call", ["push-messages", "send-node-heartbeat"])
-def test_no_other_call_is_asked_twice(tmp_path, call):
+def answer(*, author=7, caller=7, messages=1, trees=1, tree="ab" * 32, answers="cd" * 32, parts=2):
+    """What a node says that brings an answer."""
+    of = Metadata(src_node_id=author, message_id="ab" * 32, reply_to_message_id=answers)
+    children = [ObjectTree(object_id=f"{number:064x}") for number in range(parts)]
+    return PushMessagesRequest(
+        node=Node(node_id=caller),
+        messages_list=[Message(metadata=of)] * messages,
+        message_object_trees=[ObjectTree(object_id=tree, children=children)] * trees,
+    ).SerializeToString()
+
+
+@pytest.mark.parametrize(("call", "said"), [("push-messages", answer()), ("send-node-heartbeat", b"x")])
+def test_no_other_call_is_asked_twice(tmp_path, proof, call, said):
     with superlink_that_says(tmp_path, [b"", b"message"]) as (superlink, asked):
-        said = TestClient(make_gate(superlink, tmp_path / CA_CERTIFICATE)).post(f"/v1/fleet/{call}", content=b"x")
-    assert (said.content, len(asked)) == (b"", 1)
+        got = gate_to(superlink, tmp_path).post(f"/v1/fleet/{call}", content=said, headers=proof)
+    assert (got.content, asked) == (b"", [f"/v1/fleet/{call}"])
 
 
-def test_while_the_superlink_is_away_a_node_is_told_to_try_again(tmp_path):
+FOREIGN = {
+    "in another's name": answer(author=8),
+    "in its own name first": answer(messages=2),
+    "of nothing": answer(messages=0),
+    "to no message": answer(answers=""),
+    "by another object's name": answer(tree="ef" * 32),
+    "of many parts": answer(parts=16),
+    "of two trees": answer(trees=2),
+    "in other words": b"\xff",
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_an_answer_that_is_not_one_node_s_own_is_passed_to_nobody(tmp_path, proof, foreign):
+    with superlink_that_says(tmp_path, [b""]) as (superlink, asked):
+        got = gate_to(superlink, tmp_path).post("/v1/fleet/push-messages", content=FOREIGN[foreign], headers=proof)
+    assert (got.status_code, asked) == (403, [])
+
+
+@pytest.mark.parametrize("path", [path for method, path in ELSEWHERE if method == "POST" and ".." not in path])
+def test_under_no_other_name_is_anything_passed_on(tmp_path, proof, path):
+    with superlink_that_says(tmp_path, [b""]) as (superlink, asked):
+        got = gate_to(superlink, tmp_path).post(path, content=answer(author=8), headers=proof, follow_redirects=False)
+    assert (got.status_code >= 300, asked) == (True, [])
+
+
+LATER = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+UNPROVEN = {
+    "nothing": lambda proof: {},
+    "a key alone": lambda proof: {"flwr-public-key": proof["flwr-public-key"]},
+    "another time": lambda proof: proof | {"flwr-timestamp": LATER},
+    "another signature": lambda proof: proof | {"flwr-signature": proof["flwr-signature"][::-1]},
+    "a long time": lambda proof: proof | {"flwr-timestamp": "2" * 2000},
+}
+
+
+@pytest.mark.parametrize("shown", UNPROVEN)
+def test_who_proves_no_key_is_not_read_and_is_passed_to_nobody(tmp_path, proof, shown):
+    with superlink_that_says(tmp_path, [b""]) as (superlink, asked):
+        headers = UNPROVEN[shown](proof)
+        got = gate_to(superlink, tmp_path).post("/v1/fleet/push-object", content=b"x", headers=headers)
+    assert (got.status_code, got.headers["connection"], asked) == (401, "close", [])
+
+
+def test_of_a_node_no_more_is_read_than_a_study_s_messages_have(tmp_path, node, proof):
+    largest = {node[1]: 2 * SMALL}
+    with superlink_that_says(tmp_path, [b""] * 2) as (superlink, asked):
+        gate = gate_to(superlink, tmp_path, lambda key: largest[key])
+        sizes = {("push-object", 2 * SMALL): 200, ("push-object", 2 * SMALL + 1): 413, ("get-run", SMALL + 1): 413}
+        for (call, size), status in sizes.items():
+            assert gate.post(f"/v1/fleet/{call}", content=bytes(size), headers=proof).status_code == status
+    assert asked == ["/v1/fleet/push-object"]
+
+
+def test_an_update_of_the_study_is_taken_of_who_is_enrolled_and_little_of_who_is_not(tmp_path, node):
+    folder, study = ServerFolder(tmp_path), small_study()
+    key = node[0].with_suffix(".pub").read_text()
+    assert largest_object(folder, node[1]) == SMALL, "before anybody is"
+    folder.save_sites({"site-1": EnrolledSite(public_key="00" * 32, node_key=key)})
+    assert largest_object(folder, node[1]) == SMALL, "before there is a study"
+    keys = {site.name: Identity.generate() for site in study.sites}
+    manifest = small_manifest(study, keys, Identity.generate(), dimension=10**6)
+    folder.study.save_manifest(manifest)
+    assert 4 * 10**6 < largest_object(folder, node[1]) < 4 * 10**6 + (1 << 22)
+    make_node_key(tmp_path / "other.key", tmp_path / "other.pub")
+    assert largest_object(folder, public_pem((tmp_path / "other.pub").read_text())) == SMALL
+
+
+def test_while_the_superlink_is_away_a_node_is_told_to_try_again(tmp_path, proof):
     make_certificates(tmp_path, "localhost")
-    gate = TestClient(make_gate(f"localhost:{free_ports(1)[0]}", tmp_path / CA_CERTIFICATE))
-    assert gate.post("/v1/fleet/pull-messages", content=b"").status_code == 503
+    gate = gate_to(f"localhost:{free_ports(1)[0]}", tmp_path)
+    assert gate.post("/v1/fleet/pull-messages", content=b"", headers=proof).status_code == 503
