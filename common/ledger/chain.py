@@ -1,5 +1,6 @@
 """The ledger: what was released in a study and who signed it, as a chain of entries that only grows."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,13 @@ from ..schema import Section
 LEDGER_LABEL = b"grandrounds/ledger/v1\n"
 EMPTY_LEDGER_HEAD = "00" * 32
 MAX_ENTRY_BYTES = 1 << 26
+# An entry's line begins with its author and ends with its signature and type, whatever lies between.
+_BEGINNING = re.compile(rb'\{"author":"([0-9a-f]{64})","body":\{')
+_END = re.compile(rb'"sequence":(\d{1,13}),("signature":"([0-9a-f]{128})",)"type":"[a-z-]{1,40}"\}\Z')
+_LONGEST_END = 300
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+MAX_DEPTH = 12  # of objects and lists in each other; a manifest's have 7
 
 
 class EntryType(StrEnum):
@@ -60,19 +68,15 @@ class Entry:
         """Read a line. Raises LedgerError unless it is an entry in its one encoding, signed by whom it names."""
         if len(line) > MAX_ENTRY_BYTES:
             raise broken("an entry is too long")
+        _check_before_parsing(line)
         try:
             fields = _Fields.model_validate_json(line)
             type_ = EntryType(fields.type)
             canonical = canonical_json(fields.model_dump())
-            signed = canonical_json(fields.model_dump(exclude={"signature"}))
         except (ValidationError, ValueError, RecursionError) as error:
             raise broken("an entry is not what this version writes") from error
-        if canonical != line:
+        if canonical != line:  # so that what was taken for author and signature is that
             raise broken(f"entry {fields.sequence} is not in canonical form")
-        try:
-            verify_signature(fields.author, bytes.fromhex(fields.signature), LEDGER_LABEL, signed)
-        except EnvelopeError as error:
-            raise broken(f"the signature of entry {fields.sequence} does not verify") from error
         return cls(
             type=type_,
             body=fields.body,
@@ -97,6 +101,27 @@ class Entry:
         }
         signature = identity.sign(LEDGER_LABEL, canonical_json(fields)).hex()
         return cls.parse(canonical_json({**fields, "signature": signature}))
+
+
+def _check_before_parsing(line: bytes) -> None:
+    """Raises LedgerError unless a line is signed by whom it names, and of few levels.
+
+    JSON takes fifty times its size in memory, and whoever has no key could have it taken of anybody who reads a ledger.
+    """
+    beginning, end = _BEGINNING.match(line), _END.search(line, max(len(line) - _LONGEST_END, 0))
+    if beginning is None or end is None:
+        raise broken("an entry is not what this version writes")
+    try:
+        signed = line[: end.start(2)] + line[end.end(2) :]
+        verify_signature(beginning[1].decode(), bytes.fromhex(end[3].decode()), LEDGER_LABEL, signed)
+    except EnvelopeError as error:
+        raise broken(f"the signature of entry {end[1].decode()} does not verify") from error
+    depth = deepest = 0
+    for bracket in _STRING.sub(b"", line).translate(None, _NO_BRACKET):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise broken(f"entry {end[1].decode()} has {deepest} levels, and an honest one at most {MAX_DEPTH}")
 
 
 @dataclass

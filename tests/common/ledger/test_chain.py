@@ -1,6 +1,7 @@
 """The ledger: a chain that only grows; whatever is cut, moved or changed in it shows."""
 
 import json
+import tracemalloc
 from copy import deepcopy
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 
 from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.errors import LedgerError
-from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, LEDGER_LABEL, MAX_ENTRY_BYTES, Entry, EntryType, Ledger
+from grandrounds.common.ledger.chain import (
+    EMPTY_LEDGER_HEAD,
+    LEDGER_LABEL,
+    MAX_DEPTH,
+    MAX_ENTRY_BYTES,
+    Entry,
+    EntryType,
+    Ledger,
+)
 
 SERVER = Identity.generate()
 BODY = {"attempt": 1, "files": {"a": "é"}, "rate": 0.5, "sites": ["x", "y"]}
@@ -131,6 +140,48 @@ def test_a_body_with_what_has_no_canonical_form_is_refused(value):
 def test_a_line_that_is_too_long_is_refused_unread():
     with pytest.raises(LedgerError, match="too long"):
         Entry.parse(b" " * (MAX_ENTRY_BYTES + 1))
+
+
+def signed_as_it_is(body, *, server=SERVER):
+    """A line with this text for a body, whatever it is, signed by the key that it names."""
+    head = b'{"author":"%s","body":%s,"previous":"%s","sequence":0,' % (
+        server.public_key.encode(),
+        body,
+        EMPTY_LEDGER_HEAD.encode(),
+    )
+    signature = server.sign(LEDGER_LABEL, head + b'"type":"study"}').hex().encode()
+    return head + b'"signature":"' + signature + b'","type":"study"}'
+
+
+def test_what_is_signed_in_its_one_encoding_is_read():
+    assert Entry.parse(signed_as_it_is(canonical_json(BODY))).body == BODY
+
+
+@pytest.mark.parametrize("body", [b'{"a":1.0}', b'{"b":1,"a":1}', b'{"a":1,"a":2}', b"{ }", b'{"a":NaN}', b'{"a":1}}'])
+def test_what_its_own_key_signed_in_another_encoding_is_refused(body):
+    with pytest.raises(LedgerError, match=r"canonical form|not what this version writes"):
+        Entry.parse(signed_as_it_is(body))
+
+
+def test_of_many_levels_nothing_is_parsed_whoever_signed_them():
+    deep = [b'{"a":' + b"[" * levels + b"]" * levels + b"}" for levels in (MAX_DEPTH - 2, MAX_DEPTH - 1, 10**6)]
+    assert Entry.parse(signed_as_it_is(deep[0])).type == EntryType.STUDY
+    for body in deep[1:]:
+        with pytest.raises(LedgerError, match=f"levels, and an honest one at most {MAX_DEPTH}"):
+            Entry.parse(signed_as_it_is(body))
+    assert Entry.parse(signed_as_it_is(b'{"a":"' + b"[" * 99 + b'\\""}')).type == EntryType.STUDY
+
+
+def test_who_has_no_key_has_nobody_parse_a_line():
+    """Of a line whose signature is another's, no more is taken in memory than copies of it."""
+    line = signed_as_it_is(b'{"a":[' + b"[]," * 300_000 + b"[]]}").replace(SERVER.public_key.encode(), b"00" * 32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LedgerError, match="the signature of entry 0 does not verify"):
+            Entry.parse(line)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(line)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_signature_of_something_else_is_none():
