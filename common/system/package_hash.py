@@ -10,6 +10,7 @@ This file uses the standard library alone, and nothing else of the package: it i
 
 import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -20,6 +21,8 @@ PACKAGE: Final = "grandrounds"
 # All that a wheel has. A checkout has more beside it, such as the tests.
 _FOLDERS: Final = ("client", "common", "deploy", "server")
 _FILES: Final = ("*.py", "py.typed")
+# Of a wheel, in the one folder that says what it is; no such name leads out of it.
+_METADATA: Final = re.compile(r"grandrounds-[^/]+\.dist-info/(licenses/)?[A-Za-z][\w-]*(\.txt)?")
 _CACHE: Final = "__pycache__"  # Python's own, made from the sources
 _SYMLINK: Final = "symlink"  # where a hash would stand: no wheel has one, whatever it points at
 
@@ -32,10 +35,19 @@ def package_sha256(root: Path) -> str:
 
 
 def wheel_sha256(wheel: Path) -> str:
-    """The ``package_sha256`` of what a wheel installs. Raises OSError and ``zipfile.BadZipFile``."""
+    """The ``package_sha256`` of what a wheel installs, which is all that is in it beside its own metadata.
+
+    Raises OSError, ``zipfile.BadZipFile``, and ValueError where it would install anything else: a ``.pth`` beside the
+    package runs in every program of that Python.
+    """
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.startswith(f"{PACKAGE}/") and not name.endswith("/")]
-        return _sha256({name: hashlib.sha256(archive.read(name)).hexdigest() for name in names})
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        package = [name for name in names if name.startswith(f"{PACKAGE}/")]
+        metadata = {name for name in names if _METADATA.fullmatch(name)}
+        others = sorted({*names} - {*package} - metadata)
+        if others or len({*names}) != len(names) or len({name.partition("/")[0] for name in metadata}) > 1:
+            raise ValueError(f"beside {PACKAGE} and its metadata there is {', '.join(others) or 'some of it twice'}")
+        return _sha256({name: hashlib.sha256(archive.read(name)).hexdigest() for name in package})
 
 
 @cache

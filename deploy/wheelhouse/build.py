@@ -80,7 +80,7 @@ def make_wheelhouse(
         fetched.rename(folder / WHEELS)
     wheels = sorted(map(Wheel.read, (folder / WHEELS).iterdir()), key=lambda each: each.name)
     (program,) = (each for each in wheels if each.name == PACKAGE)
-    files = wheel_sha256(program.path)
+    files = _files_sha256(program.path)
     write_atomically(folder / BILL, bill_of_materials(program, [each for each in wheels if each is not program]))
     text = _INSTALL.format(version=program.version, machine=_machine(python), package_sha256=files)
     write_atomically(folder / INSTALL, text.encode())
@@ -137,7 +137,7 @@ def build_wheel(folder: Path) -> Path:
     # With the setuptools that is here, by its hash: an environment of its own would get one unseen.
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", built, source)
     (wheel,) = built.iterdir()
-    if wheel_sha256(wheel) != package_sha256(_CHECKOUT):
+    if _files_sha256(wheel) != package_sha256(_CHECKOUT):
         raise StudyError(
             "the wheel has other files than the checkout that it was built from",
             why="a site that is installed from it could not take part in a study that is bundled here",
@@ -146,12 +146,25 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def _files_sha256(wheel: Path) -> str:
+    """``wheel_sha256``. Raises StudyError where the wheel would install more than the program."""
+    try:
+        return wheel_sha256(wheel)
+    except Exception as error:  # as ``Wheel.read``
+        raise StudyError(
+            f"{wheel} holds other than the program: {error}",
+            why="what stands beside the program is under no study's hash, and may run before it, as root",
+            fix=f"get the wheel of {PACKAGE} anew from where it is published, or build it from the sources",
+        ) from error
+
+
 def _download(
     own: Path, extras: Sequence[str], python: Path | None, pins: Mapping[str, Pin] | None, folder: Path
 ) -> None:
     """Put the program's wheel and those of all that it needs there, each with a hash of ``pins``."""
     if Wheel.read(own).name != PACKAGE:
         raise StudyError(f"{own} is not a wheel of {PACKAGE}", why="that is what is installed", fix="give its wheel")
+    _files_sha256(own)
     wanted = str(own.absolute()) + (f"[{','.join(extras)}]" if extras else "")
     # Sources would be built where they are installed, with whatever is there.
     download = ("download", "--only-binary", ":all:", "--dest")

@@ -47,7 +47,7 @@ class Wheel:
                 license=_license(metadata),
                 requires=frozenset(map(_normal, metadata.get_all("Requires-Dist", []))),
             )
-        except (OSError, zipfile.BadZipFile, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # zipfile raises what it likes over flags and lengths that nobody writes
             raise StudyError(
                 f"{path} is no wheel ({type(error).__name__})",
                 why="a machine without a network gets every package as one",

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,40 @@ def test_a_wheel_has_the_hash_of_what_it_installs(installed: Path, tmp_path: Pat
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("grandrounds/tests/extra.py", "")
     assert wheel_sha256(wheel) != package_sha256(installed)
+
+
+BESIDE = {
+    "what runs in every program": ["extra.pth"],
+    "another package": ["another/__init__.py"],
+    "a module": ["extra.py"],
+    "scripts": ["grandrounds-1.data/scripts/python"],
+    "other metadata": ["another-1.dist-info/METADATA"],
+    "metadata twice": ["grandrounds-2.dist-info/METADATA"],
+    "by way of its metadata": ["grandrounds-1.dist-info/../extra.pth"],
+    "by way of the package": ["grandrounds/../extra.pth"],
+    "a package of a longer name": ["grandrounds_extra/__init__.py"],
+    "a package of another spelling": ["Grandrounds/__init__.py"],
+    "the first of two files": ["grandrounds/__init__.py"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_a_wheel_installs_beside_the_package_is_never_passed_over(
+    installed: Path, tmp_path: Path, beside: str
+) -> None:
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in installed.rglob("*"):
+            archive.write(path, path.relative_to(installed.parent))
+        for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"):
+            archive.writestr(f"grandrounds-1.dist-info/{name}", "")
+    assert wheel_sha256(wheel) == package_sha256(installed)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for name in BESIDE[beside]:
+            archive.writestr(name, "# __init__.py\n")
+    with suppress(ValueError):  # with which it is refused
+        assert wheel_sha256(wheel) != package_sha256(installed)
 
 
 def test_coreutils_compute_the_same_of_the_program_that_runs(tmp_path: Path) -> None:

@@ -291,6 +291,14 @@ def test_what_is_no_wheel_of_the_program_is_refused(tmp_path: Path) -> None:
         make_wheelhouse(tmp_path / "out", wheel=none)
 
 
+def test_a_wheel_that_would_install_more_than_the_program_is_refused(own: Path, tmp_path: Path) -> None:
+    wheel = shutil.copy(own, tmp_path)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("extra.pth", "import extra\n")
+    with pytest.raises(StudyError, match=r"holds other than the program: .*extra\.pth"):
+        make_wheelhouse(tmp_path / "out", wheel=Path(wheel))
+
+
 def test_a_licence_is_read_whatever_letters_it_has(tmp_path: Path) -> None:
     wheel = a_wheel(tmp_path, "tiny-lib", "1.0", metadata="License: © Zoë, all rights given\n")
     assert Wheel.read(wheel).license == "© Zoë, all rights given"
