@@ -9,7 +9,6 @@ from ...common.data.records import Record
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
-from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import within_memory
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
@@ -74,11 +73,11 @@ def open_model(
     settings: SiteSettings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes
 ) -> LanguageModel:
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
-    lora = manifest.study.model.lora
-    model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device)  # what it draws is replaced
+    lora, sha256 = manifest.study.model.lora, manifest.model_sha256
+    # What the seed draws is replaced.
+    model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device, sha256=sha256)
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
-    model_sha256 = model_folder_sha256(settings.model)
-    admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model_sha256)
+    admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model.folder_sha256)
     return model
 
 

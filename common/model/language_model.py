@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
+from .base_folder import model_folder_sha256
 from .base_model import load_base, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
 from .example import NO_LOSS, Example
@@ -32,8 +33,12 @@ class LanguageModel:
     vector, ``frozen_layout`` that of the tensors which the study fixes (A under ``ffa``, nothing under ``lora``).
     """
 
-    def __init__(self, module: Any) -> None:
-        """Wraps a peft model (``LanguageModel.load`` makes one); every trainable parameter belongs to the adapter."""
+    def __init__(self, module: Any, *, folder_sha256: str = "") -> None:
+        """Wraps a peft model (``LanguageModel.load`` makes one); every trainable parameter belongs to the adapter.
+
+        ``folder_sha256`` is the ``model_folder_sha256`` of what the base was loaded from.
+        """
+        self.folder_sha256 = folder_sha256
         self.module = module.eval()
         named = {_saved_name(name): parameter for name, parameter in module.named_parameters()}
         self.trained = {name: named[name] for name in sorted(named) if named[name].requires_grad}
@@ -50,16 +55,26 @@ class LanguageModel:
         seed: int,
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: str = PROCESSORS,
+        sha256: str | None = None,
     ) -> "LanguageModel":
         """The base model of a folder (``model_folder``) with a fresh adapter: B zero, A drawn from ``seed``.
 
         A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
-        is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError.
+        is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError, and
+        StudyError unless the folder has the hash ``sha256``, where one is given. It is hashed before anything else is
+        made of it: what the libraries do with a folder that nobody pinned, nobody has looked at.
         """
+        found = model_folder_sha256(folder)
+        if sha256 not in (None, found):
+            raise StudyError(
+                f"the model in {folder} is another than the study's: its files are not those that were hashed",
+                why="every site and the server compute with the same model, and none is loaded that nobody pinned",
+                fix="put back its files, or name the right folder",
+            )
         place = open_device(device)
         module = attach(load_base(folder, dtype=dtype), lora, seed=seed)
         with within_memory(place):
-            return cls(module.to(place))
+            return cls(module.to(place), folder_sha256=found)
 
     @property
     def device(self) -> "torch.device":

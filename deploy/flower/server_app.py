@@ -22,7 +22,6 @@ from ...common.data.tokenisation import Tokenisation
 from ...common.errors import GrandRoundsError, StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_from_bytes
-from ...common.model.base_folder import model_folder_sha256
 from ...common.model.language_model import LanguageModel
 from ...common.system.code_pin import check_code
 from ...server.rounds.app import POLL_INTERVAL_S, carry
@@ -158,13 +157,8 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
     check_ledger_of(manifest, verified)
     with phase(observe, "model", manifest.study.model.name):
         base = settings.model or base_model_folder(manifest.study.model.name)
-        if model_folder_sha256(base) != manifest.model_sha256:
-            raise StudyError(
-                f"the model in {base} is another than the study's",
-                why="its perplexities and its adapter would be of a model that no site trains",
-                fix="put back its files, or give the right folder as model in server.toml",
-            )
-        model = LanguageModel.load(base, manifest.study.model.lora, seed=0)  # what it draws is replaced
+        # What the seed draws is replaced.
+        model = LanguageModel.load(base, manifest.study.model.lora, seed=0, sha256=manifest.model_sha256)
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(

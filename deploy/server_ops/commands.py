@@ -17,7 +17,6 @@ from ...common.crypto.identity import make_key
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
-from ...common.model.base_folder import model_folder_sha256
 from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
@@ -265,7 +264,7 @@ def _fix_study(folder: ServerFolder) -> Manifest:
         site_keys={name: site.public_key for name, site in enrolled.items()},
         server_key=folder.identity().public_key,
         model=model,
-        model_sha256=model_folder_sha256(base),
+        model_sha256=model.folder_sha256,
         app_sha256=app_sha256(),
     )
     write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))

@@ -28,7 +28,6 @@ from ...common.data.records import Record, parse_records, read_records
 from ...common.data.tokenisation import EvaluationSet, Tokenisation
 from ...common.errors import DataError, StudyError
 from ...common.ledger.replay import VerifiedLedger
-from ...common.model.base_folder import model_folder_sha256
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
@@ -232,7 +231,6 @@ def _prepare(
         base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
         model = LanguageModel.load(base, study.model.lora, seed=seed, device=device)
-        model_sha256 = model_folder_sha256(base)
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(
             str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size
@@ -258,7 +256,7 @@ def _prepare(
     return _Prepared(
         base=base,
         model=model,
-        model_sha256=model_sha256,
+        model_sha256=model.folder_sha256,
         cohorts=site_cohorts,
         opted_out=opted_out,
         evaluation=evaluation_set,
