@@ -2,7 +2,8 @@
 
 It takes the place of Flower's own executor, which would unpack the server's archive and run what is in it. Here nothing
 of an archive is unpacked, imported or run: its bytes are hashed, and unless they have the hash that the site pinned,
-nothing is asked of the worker. Of Flower's inner modules a site uses those that this file does, and the types of its
+nothing is asked of the worker. The SuperNode itself unpacks the pyproject.toml in it before, which is why services and
+containers bound a node's memory. Of Flower's inner modules a site uses those that this file does, and the types of its
 protocol's messages (``deploy/site_ops/connection``).
 
 Each task is served in a forked child: one that belongs to a run that died may wait for ever. Every task is answered,

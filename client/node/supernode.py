@@ -7,19 +7,26 @@ and refuses it until then.
 """
 
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...common.errors import StorageError
+from ...common.system.files import trim_log
 from ...common.system.processes import Process, environment
 from ...common.system.supervision import WATCH_S, Pauses
 
 _LONGEST_PAUSE_S: Final = 15.0
 _GRACE_S: Final = 10.0
-_STRANGER: Final = b"authentication failed"  # some program of this machine asked for a task, and got none
+# A line of Flower's own loops, after which a SuperNode may live on half dead. What begins with a path is its answer to
+# who asked at its port of loopback, as any program of this machine may, and lines of its HTTP server look otherwise.
+_FATAL: Final = re.compile(rb"(?:\x1b\[\d+m)?ERROR (?:\x1b\[0m)?: +(?! |\[/)")
 _log = logging.getLogger(__name__)
 
 
@@ -53,14 +60,17 @@ class Supernode:
                 time.sleep(WATCH_S)
 
     def _once(self, stopped: Callable[[], bool]) -> None:
-        node_log = self.folder / "supernode.log"
+        node_log, relay_log = self.folder / "supernode.log", self.folder / "relay.log"
         errors = _Errors(node_log)
         env = environment(FLWR_HOME=str(self.folder / "flower"))
         node = Process(self._supernode(), log=node_log, env=env)
-        relay = Process(self._relay(), log=self.folder / "relay.log", env=env)
+        relay = Process(self._relay(), log=relay_log, env=env)
         _log.info("SuperNode %d and relay %d are up", node.pid, relay.pid)
         try:
             while not stopped() and node.running and relay.running and not errors.found():
+                with suppress(OSError, StorageError):
+                    trim_log(node_log)
+                    trim_log(relay_log)
                 time.sleep(WATCH_S)
         finally:
             _log.info("SuperNode %s, relay %s: both end", node.exit_code, relay.exit_code)
@@ -85,7 +95,7 @@ class Supernode:
 
 
 class _Errors:
-    """Whether a log got a line of an error since: after one, a SuperNode may live on half dead."""
+    """Whether a log got a line since that is known to be of an error after which its SuperNode has to end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,8 +103,10 @@ class _Errors:
 
     def found(self) -> bool:
         with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._read:  # what was read was put aside
+                self._read = 0
             file.seek(self._read)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
-        return any(b"ERROR" in line and _STRANGER not in line for line in whole.splitlines())
+        return any(map(_FATAL.match, whole.split(b"\n")))

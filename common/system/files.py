@@ -1,11 +1,15 @@
 """Files that are written whole or not at all, and stay."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Final
 
 from ..errors import StorageError
+
+LARGEST_LOG: Final = 1 << 23  # bytes
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -60,6 +64,23 @@ def write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -
     """Write a file unless there is one. Raises StorageError."""
     if not path.exists():
         write_atomically(path, make(), mode=mode)
+
+
+def trim_log(path: Path) -> None:
+    """Put what a log says aside once it is long, in place of what was put aside before: others decide how much that is.
+
+    It is emptied in place, since who writes it has it open; nothing is done of what is a link, or has another name
+    elsewhere. Raises OSError and StorageError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size > LARGEST_LOG:
+            said = os.pread(descriptor, 2 * LARGEST_LOG, 0)
+            write_atomically(path.with_name(f"{path.name}.1"), said, mode=stat.S_IMODE(found.st_mode))
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 def rename_folder(source: Path, target: Path) -> None:

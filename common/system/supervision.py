@@ -5,8 +5,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from ..errors import StorageError
+from .files import trim_log
 from .privileges import User
 from .processes import Process
 
@@ -58,7 +60,12 @@ class Program:
         return self._process.running
 
     def tend(self) -> None:
-        """Start it again, if it has ended and its pause is over; where it cannot be, it is tried again later."""
+        """Start it again, if it has ended and its pause is over; where it cannot be, it is tried again later.
+
+        Its log is kept from growing without end.
+        """
+        with suppress(OSError, StorageError):
+            trim_log(self.log)
         if self._process.running:
             return
         if self._resume is None:
@@ -101,9 +108,16 @@ def stop_all(running: Collection[Process | Program], *, grace_s: float) -> None:
         each.stop(grace_s)
 
 
-def tend(programs: Sequence[Program], stopped: Callable[[], bool]) -> None:
+class Tended(Protocol):
+    """What is looked after while programs run: a program, or what else has to be seen to now and then."""
+
+    def tend(self) -> None:
+        """See to it; called several times a second."""
+
+
+def tend(all_: Sequence[Tended], stopped: Callable[[], bool]) -> None:
     """Keep all of them running until ``stopped``."""
     while not stopped():
-        for program in programs:
-            program.tend()
+        for each in all_:
+            each.tend()
         time.sleep(WATCH_S)

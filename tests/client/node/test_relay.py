@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import httpx
 import pytest
 from support.network.loopback import Loopback, an_app
 from support.process.resident_process import SITE, ResidentProcess, ones
@@ -105,5 +106,8 @@ def test_who_has_not_the_secret_gets_no_message_and_disturbs_nobody(run, site, t
     assert stranger.returncode == 1
     assert "401 Unauthorized" in stranger.stderr
     assert "authentication failed" in site.log("supernode")
+    asked = f"http://127.0.0.1:{site.supernode.runtime_port}/v1/runtime/acquire-task"
+    httpx.post(asked, content=b"\xff\xff", headers={"content-type": "application/protobuf"}, trust_env=False)
+    assert "Invalid protobuf payload" in site.log("supernode")
     assert Envelope.parse(run.ask(site, b"still there?")).exchange == "refusal"
     assert site.process("flower-supernode") == supernode

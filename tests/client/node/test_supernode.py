@@ -1,5 +1,6 @@
 """A site's unit, of real processes: what ends one of them ends both, and both come back."""
 
+import logging
 import os
 import signal
 import socket
@@ -7,8 +8,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from flwr.supercore.logger import ConsoleHandler
 from support.network.loopback import PATIENCE_S, Loopback, Site, an_app, free_ports, has_ended, until
 
+from grandrounds.client.node.supernode import _Errors
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 
 SUPERNODE, RELAY = "flower-supernode", "grandrounds.client.node.relay"
@@ -74,7 +77,44 @@ def kill_the_relay(site):
 
 def let_the_supernode_log_an_error(site):
     with (site.supernode.folder / "supernode.log").open("a") as log:
-        log.write("ERROR: its main loop ended\n")
+        log.write(as_flower_logs(ConsoleHandler(), "its main loop ended"))
+
+
+def as_flower_logs(handler, said):
+    return handler.format(logging.LogRecord("flwr", logging.ERROR, "", 0, said, None, None)) + "\n"
+
+
+NOT_FATAL = {
+    "what it answered who has not the secret": as_flower_logs(
+        ConsoleHandler(), "[/v1/runtime/acquire-task][ApiError:1] SuperExec authentication failed for it."
+    ),
+    "what it answered two bytes": as_flower_logs(
+        ConsoleHandler(), "[/v1/runtime/acquire-task][ApiError:2] Invalid protobuf payload: DecodeError('ERROR')"
+    ),
+    "its HTTP server": "ERROR:    Exception in ASGI application\n",
+    "a trace": "  raise ERROR\n",
+    "no error": as_flower_logs(ConsoleHandler(), "[/v1").replace("ERROR", "INFO"),
+    "half a line": as_flower_logs(ConsoleHandler(), "its main loop")[:-1],
+}
+
+
+@pytest.mark.parametrize("said", NOT_FATAL)
+def test_what_any_program_of_the_machine_can_have_a_supernode_say_ends_nothing(tmp_path, said):
+    log = tmp_path / "supernode.log"
+    errors = _Errors(log)
+    log.write_text(NOT_FATAL[said])
+    assert not errors.found()
+
+
+@pytest.mark.parametrize("colored", [True, False])
+def test_an_error_of_a_supernode_s_own_loops_is_found_once_also_after_its_log_was_put_aside(tmp_path, colored):
+    log, line = tmp_path / "supernode.log", as_flower_logs(ConsoleHandler(colored=colored), "Failed to receive it")
+    log.write_text("INFO : it begins\n" * 9)
+    errors = _Errors(log)
+    for content in (log.read_text() + line, line):
+        log.write_text(content)
+        assert errors.found()
+        assert not errors.found()
 
 
 @pytest.mark.parametrize("end", [kill_the_supernode, kill_the_relay, let_the_supernode_log_an_error])

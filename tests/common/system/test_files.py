@@ -1,5 +1,6 @@
 """Files are whole: whatever happens while one is written, its reader finds the old content or all of the new."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -9,7 +10,7 @@ import pytest
 
 from grandrounds.common.errors import StorageError
 from grandrounds.common.system import files
-from grandrounds.common.system.files import make_folder, rename_folder, write_atomically
+from grandrounds.common.system.files import LARGEST_LOG, make_folder, rename_folder, trim_log, write_atomically
 
 OLD, NEW = b"old content", b"new content, and longer"
 
@@ -135,6 +136,32 @@ def test_missing_folders_are_made_and_the_file_is_for_whoever_reads_its_folder(t
     write_atomically(path, NEW)
     assert path.read_bytes() == NEW
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_long_log_is_put_aside_while_its_writer_goes_on_writing(tmp_path):
+    log, before = tmp_path / "gate.log", bytes(LARGEST_LOG)
+    with log.open("ab", buffering=0) as writer:
+        writer.write(before)
+        trim_log(log)
+        assert log.read_bytes() == before, "it is not long yet"
+        for said in (b"one", b"another"):
+            writer.write(before[: LARGEST_LOG - log.stat().st_size] + said)
+            trim_log(log)
+            writer.write(b"more")
+            assert log.read_bytes() == b"more"
+            assert (tmp_path / "gate.log.1").read_bytes().endswith(said)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_a_link_leads_to_is_never_emptied(tmp_path, link):
+    other = tmp_path / "other"
+    other.write_bytes(bytes(LARGEST_LOG + 1))
+    link(other, tmp_path / "gate.log")
+    with contextlib.suppress(OSError):
+        trim_log(tmp_path / "gate.log")
+    assert other.stat().st_size == LARGEST_LOG + 1
+    assert not (tmp_path / "gate.log.1").exists()
 
 
 def test_a_full_disk_is_told_with_the_place_and_what_to_do(tmp_path, monkeypatch):

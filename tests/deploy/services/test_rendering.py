@@ -225,6 +225,14 @@ def test_every_container_is_confined(place):
         assert not of["user"].startswith("0")
 
 
+def test_what_others_send_takes_up_no_more_of_a_machine_than_a_part(place):
+    units = {unit: (place / whose / UNITS / unit).read_text() for unit, whose in ((NODE, "site"), (SERVER, "server"))}
+    assert "\nMemoryMax=8G\n" in units[NODE]
+    assert "\nLimitNOFILE=16384\n" in units[SERVER]
+    assert compose(place, "site")["services"]["node"]["mem_limit"] == "8g"
+    assert compose(place, "server")["services"]["server"]["ulimits"]["nofile"] == 16384
+
+
 def test_a_server_s_containers_have_its_folder_and_the_study_its_loopback(place):
     services = compose(place, "server")["services"]
     assert mounted(services["server"]) == mounted(services["study"]) == {place / "server": True}
