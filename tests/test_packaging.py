@@ -15,7 +15,7 @@ from grandrounds.client.node.folder import NodeSettings
 from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.system.package_hash import package_sha256, wheel_sha256
 from grandrounds.common.version import __version__
-from grandrounds.deploy.enrolment.bundle import Bundle, Flower
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256
 from grandrounds.deploy.wheelhouse.build import build_wheel
 
 # Runs commands one after the other in one process, and says after each how it ended and whether the libraries of model
@@ -121,7 +121,8 @@ def joined(wheel: Path, tmp_path: Path) -> Path:
     """A site's folder with a study of the wheel's program, and beside it that study's bundle."""
     identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
     pinned = wheel_sha256(wheel)
-    manifest = small_manifest(small_study(), identities, Identity.generate(), dimension=7, package_sha256=pinned)
+    pins = {"package_sha256": pinned, "connection_sha256": connection_sha256("a:1", b"")}
+    manifest = small_manifest(small_study(), identities, Identity.generate(), dimension=7, **pins)
     folder = tmp_path / "site-1"
     folder.mkdir()
     (folder / "site.toml").write_text('name = "site-1"\ndata = "notes.jsonl"\nmodel = "model"\n')

@@ -29,7 +29,7 @@ class Manifest(Section):
     ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
     ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
     ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
-    app; a simulation has none.
+    app, ``connection_sha256`` of where sites find the server, and of whom they take for it; a simulation has none.
     """
 
     study_id: Hex32
@@ -44,6 +44,7 @@ class Manifest(Section):
     package_version: str
     package_sha256: Hex32
     app_sha256: Hex32 | None = None
+    connection_sha256: Hex32 | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -187,6 +188,7 @@ def new_manifest(
     model: LanguageModel,
     model_sha256: str,
     app_sha256: str | None = None,
+    connection_sha256: str | None = None,
 ) -> Manifest:
     """The manifest of a complete ``study`` on ``model``, from files of that hash, for the program that runs.
 
@@ -205,6 +207,7 @@ def new_manifest(
             "package_version": __version__,
             "package_sha256": running_sha256(),
             "app_sha256": app_sha256,
+            "connection_sha256": connection_sha256,
         },
     )
 

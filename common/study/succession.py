@@ -16,6 +16,7 @@ MAY_CHANGE: Final = frozenset(
         "package_version",
         "package_sha256",
         "app_sha256",
+        "connection_sha256",
         "study.sites",
         "study.secagg.threshold",
         "study.training.answer_after_s",

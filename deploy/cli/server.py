@@ -159,7 +159,10 @@ def _print_status(found: dict[str, Any]) -> None:
 
     from ...server.report.claim import count, up
 
-    lines = [("server", "started" if found["started"] else "not started")]
+    lines = [
+        ("server", "started" if found["started"] else "not started"),
+        ("certificate", found["certificate"]),
+    ]
     if "study" in found:
         (rounds, planned), (attempts, most) = found["rounds"], found["attempts"]
         lines += [

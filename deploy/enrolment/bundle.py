@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from ...common.crypto.identity import Hex32, Name, canonical_json
+from ...common.crypto.identity import Hex32, Name, canonical_json, sha256
 from ...common.errors import StudyError
 from ...common.schema import Section
 from ...common.study.artefacts import MANIFEST
@@ -20,6 +20,7 @@ from .node_keys import check_node_key
 SITE_FORMAT: Final = "grandrounds/site/v1"
 _STUDY, _ADAPTER, _CA, _FLOWER = MANIFEST, "frozen-adapter.bin", "ca.crt", "flower.json"
 _NAMES: Final = (_STUDY, _ADAPTER, _CA, _FLOWER)
+CONNECTION_LABEL: Final = b"grandrounds/connection/v1\n"
 _LARGEST: Final = {_ADAPTER: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 24
 _WHY: Final = "every site runs exactly this study, and speaks to this server alone"
@@ -52,6 +53,12 @@ class Flower(Section):
     """Where a site's node finds the server (host:port)."""
 
     address: str
+
+
+def connection_sha256(address: str, certificates: bytes) -> str:
+    """The hash in the manifest of where a site's node finds the server, and of the authority (PEM) that it trusts."""
+    stated = {"address": address, "certificates": sha256(certificates)}
+    return sha256(CONNECTION_LABEL + canonical_json(stated))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +95,13 @@ class Bundle:
                 raise ValueError("a manifest in another form than the one that is hashed")
             if manifest.app_sha256 is None:
                 raise ValueError("a simulation's manifest, which has no Flower app")
-            return cls(
-                manifest=manifest,
-                frozen_adapter=parts[_ADAPTER],
-                certificates=parts[_CA],
-                flower=Flower.model_validate_json(parts[_FLOWER]),
-            )
-        except (OSError, zipfile.BadZipFile, ValidationError, ValueError, RecursionError) as error:
+            flower = Flower.model_validate_json(parts[_FLOWER])
+            if manifest.connection_sha256 != connection_sha256(flower.address, parts[_CA]):
+                raise ValueError("another address or authority than the one that is hashed")
+            return cls(manifest=manifest, frozen_adapter=parts[_ADAPTER], certificates=parts[_CA], flower=flower)
+        except StudyError:
+            raise
+        except Exception as error:  # zipfile raises what it likes over flags and lengths that nobody writes
             raise StudyError(
                 f"{path} is no study's bundle ({type(error).__name__})",
                 why=_WHY,

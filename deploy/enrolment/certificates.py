@@ -90,15 +90,15 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
 
 
 def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
-    """How long the certificate in ``folder`` holds from ``now``.
+    """How long the certificate in ``folder`` holds from ``now``, with its chain and the authority beside it.
 
     Raises StudyError unless it is one for ``host``, in force, with its own key, and with an authority beside it; and
     StorageError. Whether that authority signed it, whoever connects finds out.
     """
     path = folder / CERTIFICATE
     try:
-        x509.load_pem_x509_certificates((folder / CA_CERTIFICATE).read_bytes())
-        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        trusted = x509.load_pem_x509_certificates((folder / CA_CERTIFICATE).read_bytes())
+        certificate, *chain = x509.load_pem_x509_certificates(path.read_bytes())
         key = serialization.load_pem_private_key((folder / CERTIFICATE_KEY).read_bytes(), password=None)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except OSError as error:
@@ -114,7 +114,11 @@ def check_certificates(folder: Path, host: str, *, now: datetime) -> timedelta:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= now < end:
         raise _no_certificate(folder, f"it is in force from {begin:%d %B %Y %H:%M} to {end:%d %B %Y %H:%M}")
-    return end - now
+    # Of several authorities one is enough.
+    ends = (end, *(each.not_valid_after_utc for each in chain), max(each.not_valid_after_utc for each in trusted))
+    if min(ends) <= now:
+        raise _no_certificate(folder, f"its chain or its authority was in force until {min(ends):%d %B %Y %H:%M}")
+    return min(ends) - now
 
 
 def certificate_in_words(der: bytes) -> str:

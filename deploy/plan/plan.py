@@ -14,6 +14,7 @@ from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of
 from ...common.study.study import Site, Study
+from .spare_site import no_spare_site
 
 if TYPE_CHECKING:  # it loads torch, which a plan without a trial does not need
     from .trial import Trial
@@ -120,7 +121,10 @@ class Plan:
             by_epsilon=tuple(_epsilon_row(complete, target, trial) for target in sorted(epsilons)),
             by_overlap=_by_overlap(complete),
             hours=None if trial is None else _hours(complete, trial),
-            warnings=_warnings(shares.noise_to_signal, epsilon, epochs),
+            warnings=(
+                *_warnings(shares.noise_to_signal, epsilon, epochs),
+                *filter(None, [no_spare_site(sites=shares.sites, threshold=shares.threshold)]),
+            ),
         )
 
 

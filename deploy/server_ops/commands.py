@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -18,10 +18,12 @@ from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
 from ...common.model.language_model import LanguageModel
+from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import read_study
 from ...common.system.files import make_private_folder, write_atomically, write_missing
+from ...common.system.supervision import tend
 from ...server.run.server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .. import templates
 from ..builtin.models import base_model_folder, with_lasting_name
@@ -37,12 +39,13 @@ from ..enrolment.certificates import (
 from ..enrolment.node_keys import make_secret
 from ..flower.archive import app_sha256
 from ..plan.instant import answer_after_s
+from ..plan.spare_site import no_spare_site
+from .certificate_watch import RENEW_WITHIN, CertificateWatch
 from .flwr import FlowerCli
 from .programs import ServerPrograms
 from .services import write_server_units
-from .successor import fix_successor
+from .successor import connection_of, fix_successor
 
-RENEW_WITHIN: Final = timedelta(days=30)
 _SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.
 host = {host}
 bind = "0.0.0.0"
@@ -93,6 +96,7 @@ def init(
         f"  {shown_key(folder.identity().public_key)}",
         f"next: edit {folder.study_toml} and {folder.path / SETTINGS}, and for each site.json that comes:",
         f"  grandrounds server enroll {folder.path} site.json",
+        f"enroll more sites than must answer: {no_spare_site(sites=3, threshold=default_threshold(3))}",
         *write_server_units(folder),
     ]
 
@@ -104,18 +108,20 @@ def enroll(folder: ServerFolder, card: Path) -> list[str]:
         _check_keys(site, folder.sites())
         known = folder.sites().get(site.name)
         if known is None or known.node_key != site.node_key:
-            if known is not None and known.node_id is not None:
-                # The site lost its machine: whoever has that is let in no more.
-                FlowerCli(folder).unregister(known.node_id)
             new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
-            folder.save_sites({**folder.sites(), site.name: new})
+            # A site with another node key may have lost its machine: whoever has that is let in no more.
+            folder.save_sites({**folder.sites(), site.name: new}, withdrawn=folder.withdrawn | _node_of(known))
     if folder.is_serving:
-        register_nodes(folder)
+        admit_nodes(folder)
     return [
         f"{site.name}'s key, to be compared with the site by telephone, not by mail:",
         f"  {shown_key(site.public_key)}",
         f"enrolled: {', '.join(folder.sites())}; next, once all are: grandrounds server bundle {folder.path}",
     ]
+
+
+def _node_of(site: EnrolledSite | None) -> set[int]:
+    return set() if site is None or site.node_id is None else {site.node_id}
 
 
 def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
@@ -136,11 +142,19 @@ def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
             )
 
 
-def register_nodes(folder: ServerFolder) -> None:
-    """Let the nodes of all enrolled sites in, also after the SuperLink's database was lost. Raises StudyError."""
+def admit_nodes(folder: ServerFolder) -> None:
+    """Have Flower let in the nodes of all enrolled sites, and no others. Raises StudyError.
+
+    Who is enrolled, and who is no more, is written before Flower hears of it: whoever is killed in between, or cannot
+    reach it, leaves it to the next start. Flower's database may have been lost, too.
+    """
     flower = FlowerCli(folder)
     with folder.enrolling():
         known = {node.node_id for node in flower.nodes()}
+        for gone in known & folder.withdrawn:
+            flower.unregister(gone)
+        known -= folder.withdrawn
+        folder.save_sites(folder.sites(), withdrawn=())
         for name, site in folder.sites().items():
             if site.node_id in known:
                 continue
@@ -148,6 +162,8 @@ def register_nodes(folder: ServerFolder) -> None:
             if node_id is None:
                 node_id = _unnoted(folder, name, known)
             folder.save_sites({**folder.sites(), name: site.model_copy(update={"node_id": node_id})})
+        for stranger in known - {site.node_id for site in folder.sites().values()}:
+            flower.unregister(stranger)
 
 
 def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
@@ -192,10 +208,10 @@ def dismiss(folder: ServerFolder, name: str) -> list[str]:
                 why="only a site that is can be dismissed",
                 fix=f"name one of {', '.join(sites) or 'those that you enroll'}",
             )
-        node_id = sites.pop(name).node_id
-        if node_id is not None:
-            FlowerCli(folder).unregister(node_id)
-        folder.save_sites(sites)
+        left = sites.pop(name)
+        folder.save_sites(sites, withdrawn=folder.withdrawn | _node_of(left))
+    if folder.is_serving:
+        admit_nodes(folder)
     return [
         f"enrolled: {', '.join(sites) or 'nobody'}",
         f"next: take {name} out of {folder.study_toml}; then `grandrounds server bundle {folder.path}`, or, if the",
@@ -205,18 +221,25 @@ def dismiss(folder: ServerFolder, name: str) -> list[str]:
 
 def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
     """The study as the sites get it is written; what to do with it."""
-    settings = folder.settings()
+    address, authority = folder.settings().address, (folder.certificates / CA_CERTIFICATE).read_bytes()
+    if manifest.connection_sha256 != connection_of(folder):
+        raise StudyError(
+            f"{address} or the authority in {folder.certificates} is another than the study was fixed with",
+            why="the manifest says by its hash where sites connect, and to whom: else whoever mails study.zip decides",
+            fix=f"put them back, or have all sites sign it: grandrounds server amend {folder.path}",
+        )
     Bundle(
         manifest=manifest,
         frozen_adapter=folder.frozen_adapter(),
-        certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
-        flower=Flower(address=settings.address),
+        certificates=authority,
+        flower=Flower(address=address),
     ).write(folder.bundle)
     return [
         f"an update leaves {manifest.study.training.answer_after_s:g} s after it was asked for, whatever was drawn; a "
         "site whose `client check` takes longer needs a larger training.answer_after_s",
         "the study's manifest, for everybody to compare:",
         f"  {manifest.sha256}",
+        *filter(None, [no_spare_site(sites=len(manifest.site_keys), threshold=manifest.threshold)]),
         f"next: send {folder.bundle} to every site, and start the server:",
         f"  grandrounds server start {folder.path}",
     ]
@@ -225,19 +248,14 @@ def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
 def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
     """Run SuperLink, executor and gate until ``stopped``. Raises StudyError and StorageError."""
     settings = folder.settings()
-    left = check_certificates(folder.certificates, settings.host, now=datetime.now(UTC))
-    if left < RENEW_WITHIN:
-        say(
-            f"the certificate in {folder.certificates} ends in {left.days} days, and no site can connect then: "
-            "`grandrounds server init` renews it, if its authority was made here; then start the server again"
-        )
+    check_certificates(folder.certificates, settings.host, now=datetime.now(UTC))
     _prepare_flower(folder)
     programs = ServerPrograms(folder=folder, say=say)
     with folder.serving(), programs.up():
-        register_nodes(folder)
+        admit_nodes(folder)
         say(f"{settings.address} is open for: {', '.join(folder.sites()) or 'nobody yet'}")
         say(f"next: grandrounds server run {folder.path}")
-        programs.watch(stopped)
+        tend([*programs.running, CertificateWatch(folder, say)], stopped)
 
 
 def _fix_study(folder: ServerFolder) -> Manifest:
@@ -266,6 +284,7 @@ def _fix_study(folder: ServerFolder) -> Manifest:
         model=model,
         model_sha256=model.folder_sha256,
         app_sha256=app_sha256(),
+        connection_sha256=connection_of(folder),
     )
     write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
     folder.study.save_manifest(manifest)

@@ -59,7 +59,7 @@ root-certificates = {json.dumps(authority, ensure_ascii=False)}
             raise
 
     def unregister(self, node_id: int) -> None:
-        """Forget a node; its key may be enrolled again. Raises StudyError."""
+        """Let a node in no more, nor any other under its key. Raises StudyError."""
         self._call("supernode", "unregister", str(node_id), _CONNECTION)
 
     def nodes(self) -> Sequence[Node]:

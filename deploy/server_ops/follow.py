@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...common.errors import StorageError, StudyError
@@ -16,7 +17,9 @@ from ...server.rounds.training import ExchangeClosed, accountant_of
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Told
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.bundle import Bundle
+from ..enrolment.certificates import check_certificates
 from ..flower.archive import app_sha256
+from .certificate_watch import RENEW_WITHIN
 from .flwr import FlowerCli
 
 _WATCH_S: Final = 0.2
@@ -103,6 +106,7 @@ def status(folder: ServerFolder) -> dict[str, Any]:
         "signed": sorted(verified.countersigned),
         "closed": verified.closed is not None,
         "closing_signatures": sorted(verified.closing_signatures),
+        "certificate": _certificate(folder),
         "last_error": _last_error(folder),
         "next": next_step(folder, verified),
     }
@@ -123,6 +127,17 @@ def status(folder: ServerFolder) -> dict[str, Any]:
         "epsilon_of_persons": _spent(accountant, manifest),
         "perplexity": None if checkpoint is None else checkpoint.last_evaluated.whole,
     }
+
+
+def _certificate(folder: ServerFolder) -> str:
+    """Until when sites can connect, by what the gate shows them."""
+    now = datetime.now(UTC)
+    try:
+        left = check_certificates(folder.certificates, folder.settings().host, now=now)
+    except (StudyError, StorageError) as error:
+        return error.what
+    near = f", in {left.days} days: `grandrounds server init` renews it" if left < RENEW_WITHIN else ""
+    return f"holds until {now + left:%d %B %Y}{near}"
 
 
 def _spent(accountant: CentralAccountant, manifest: Manifest) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Final
 from ...common.errors import StudyError
 from ...common.system.ports import cannot_listen, listens
 from ...common.system.processes import environment
-from ...common.system.supervision import WATCH_S, Program, tend
+from ...common.system.supervision import WATCH_S, Program
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 
@@ -48,9 +48,10 @@ class ServerPrograms:
             for program in reversed(self._running):
                 program.stop()
 
-    def watch(self, stopped: Callable[[], bool]) -> None:
-        """Start again what ends, until ``stopped``."""
-        tend(self._running, stopped)
+    @property
+    def running(self) -> tuple[Program, ...]:
+        """What is up, to be tended: what ends is then started again."""
+        return tuple(self._running)
 
     def _await(self, program: Program, address: tuple[str, int] | None) -> None:
         """Until it listens. Raises StudyError."""

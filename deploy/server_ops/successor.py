@@ -13,6 +13,8 @@ from ...common.study.succession import check_successor
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
 from ...server.run.server_folder import ServerFolder
+from ..enrolment.bundle import connection_sha256
+from ..enrolment.certificates import CA_CERTIFICATE
 from ..flower.archive import app_sha256
 
 _WHY: Final = "every site signs one manifest of each version, and the ledger has them in their order"
@@ -49,6 +51,11 @@ def fix_successor(folder: ServerFolder) -> Manifest:
     return following
 
 
+def connection_of(folder: ServerFolder) -> str:
+    """The hash that a manifest has of where sites find this server, and of whom they take for it."""
+    return connection_sha256(folder.settings().address, (folder.certificates / CA_CERTIFICATE).read_bytes())
+
+
 def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
     enrolled = {name: site.public_key for name, site in folder.sites().items()}
     study = _overlaid(previous.study, read_toml(folder.study_toml))
@@ -68,6 +75,7 @@ def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
         "package_version": __version__,
         "package_sha256": running_sha256(),
         "app_sha256": app_sha256(),
+        "connection_sha256": connection_of(folder),
     }
     following = validated(Manifest, {**previous.model_dump(), **changed})
     check_successor(previous, following)

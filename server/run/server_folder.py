@@ -1,5 +1,6 @@
 """The aggregation server's folder: keys, certificates, the sites it knows, its settings, and the study."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ class EnrolledSite(Section):
 
 class _Sites(Section):
     sites: dict[Name, EnrolledSite]
+    withdrawn: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,17 @@ class ServerFolder:
 
     def sites(self) -> dict[str, EnrolledSite]:
         """The sites that were enrolled, by name. Raises StorageError."""
+        return self._enrolled().sites
+
+    @property
+    def withdrawn(self) -> frozenset[int]:
+        """Ids of nodes that are to be let in no more, of which Flower may not have heard. Raises StorageError."""
+        return frozenset(self._enrolled().withdrawn)
+
+    def _enrolled(self) -> _Sites:
         path = self.path / SITES
         try:
-            return _Sites.model_validate_json(path.read_bytes()).sites if path.exists() else {}
+            return _Sites.model_validate_json(path.read_bytes()) if path.exists() else _Sites(sites={})
         except (OSError, ValidationError, ValueError) as error:
             raise _damaged(path, fix="put back the file, or remove it and enroll the sites again") from error
 
@@ -195,10 +205,12 @@ class ServerFolder:
         """Change who is enrolled, and Flower's nodes, in turn with whoever else does. Raises StorageError."""
         return in_turn(self.flower / "sites.lock")
 
-    def save_sites(self, sites: dict[str, EnrolledSite]) -> None:
-        """Write who is enrolled. Raises StorageError."""
+    def save_sites(self, sites: dict[str, EnrolledSite], *, withdrawn: Iterable[int] | None = None) -> None:
+        """Write who is enrolled, and unless it is as before, who is no more. Raises StorageError."""
+        gone = self.withdrawn if withdrawn is None else withdrawn
         # A node's id has 64 bits, more than canonical JSON has for an integer.
-        write_atomically(self.path / SITES, _Sites(sites=sites).model_dump_json(indent=2).encode())
+        text = _Sites(sites=sites, withdrawn=tuple(gone)).model_dump_json(indent=2)
+        write_atomically(self.path / SITES, text.encode())
 
     def frozen_adapter(self) -> bytes:
         """The adapter's public tensors, as little-endian float32. Raises StorageError."""

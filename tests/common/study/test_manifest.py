@@ -51,6 +51,7 @@ def manifest_fields(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "package_version": "0.1.0",
         "package_sha256": "98" * 32,
         "app_sha256": "76" * 32,
+        "connection_sha256": "54" * 32,
     }
     return fields | changes
 

@@ -1,24 +1,27 @@
 """A study's bundle: read whole by the program that it is for, and by no other."""
 
 import zipfile
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.study.federation import small_manifest, small_study
 
 from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.errors import StudyError
 from grandrounds.common.system.package_hash import running_sha256
-from grandrounds.deploy.enrolment.bundle import Bundle, Flower, described
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256, described
 
 OTHER = "12" * 32
+ADDRESS = "server.example:9092"
 
 
 def a_bundle(**changes):
     identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
+    changes = {"connection_sha256": connection_sha256(ADDRESS, b"PEM"), **changes}
     manifest = small_manifest(small_study(), identities, Identity.generate(), dimension=7, **changes)
-    return Bundle(
-        manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=Flower(address="server.example:9092")
-    )
+    return Bundle(manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=Flower(address=ADDRESS))
 
 
 def written(bundle, tmp_path, **fields):
@@ -53,10 +56,65 @@ def test_a_bundle_for_another_program_is_refused_as_that(tmp_path, fields):
         Bundle.read(written(a_bundle(), tmp_path, **fields))
 
 
-@pytest.mark.parametrize("fields", [{"app_sha256": None}, {"app_sha256": "ab"}, {"another": 1}])
+@pytest.mark.parametrize(
+    "fields", [{"app_sha256": None}, {"app_sha256": "ab"}, {"another": 1}, {"connection_sha256": None}]
+)
 def test_a_manifest_that_no_site_can_take_part_with_is_no_bundle(tmp_path, fields):
     with pytest.raises(StudyError, match=r"study\.zip is no study's bundle"):
         Bundle.read(written(a_bundle(), tmp_path, **fields))
+
+
+# Where a member's entry in the archive's directory says what it is: version, flags, method, size.
+ODD = {
+    "encrypted": (8, b"\x01\x00"),
+    "patched": (8, b"\x20\x00"),
+    "strongly encrypted": (8, b"\x41\x00"),
+    "of a later version": (6, b"\xff\x00"),
+    "compressed": (10, b"\x08\x00"),
+    "compressed in another way": (10, b"\x63\x00"),
+    "longer than it is": (20, b"\xff\xff\x00\x00\xff\xff\x00\x00"),
+    "elsewhere": (42, b"\xff\xff\xff\x7f"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_bundle_with_an_archive_that_nobody_writes_is_refused_like_any_other(tmp_path, odd):
+    path, (offset, value) = written(a_bundle(), tmp_path), ODD[odd]
+    archive = bytearray(path.read_bytes())
+    start = archive.index(b"PK\x01\x02") + offset
+    archive[start : start + len(value)] = value
+    path.write_bytes(archive)
+    with pytest.raises(StudyError, match=r"study\.zip is no study's bundle"):
+        Bundle.read(path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A bundle, its file, and the file's content."""
+    bundle = a_bundle()
+    path = written(bundle, tmp_path_factory.mktemp("bundle"))
+    return bundle, path, path.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_whatever_lies_in_its_place_is_the_bundle_or_is_refused(whole, data):
+    bundle, path, content = whole
+    changed = bytearray(content)
+    # The directory and what follows it; what is in a member is covered by its checksum.
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(content.index(b"PK\x01\x02"), len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(changed)
+    try:
+        assert Bundle.read(path) == bundle
+    except StudyError as refused:
+        assert "is no study's bundle" in refused.what
+
+
+@pytest.mark.parametrize("other", [{"certificates": b"another"}, {"flower": Flower(address="server.example:9093")}])
+def test_where_sites_connect_and_to_whom_is_under_the_manifest_s_hash(tmp_path, other):
+    with pytest.raises(StudyError, match=r"study\.zip is no study's bundle"):
+        Bundle.read(written(replace(a_bundle(), **other), tmp_path))
 
 
 def test_the_program_is_shown_to_who_decides():

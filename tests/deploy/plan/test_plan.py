@@ -195,6 +195,12 @@ def test_what_makes_a_plan_questionable_is_told(sections: dict[str, Any], told: 
     assert all(part in warning for part, warning in zip(told, warnings, strict=True))
 
 
+def test_a_plan_without_a_spare_site_says_what_losing_one_means_and_how_many_sites_there_should_be() -> None:
+    warnings = Plan.of(study(sites=3), epsilons=()).warnings
+    assert any("All 3 sites must answer" in told and "With 4 sites, of which 3" in told for told in warnings)
+    assert not any("must answer" in told for told in Plan.of(study(sites=4), epsilons=()).warnings)
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

@@ -200,6 +200,10 @@ def test_a_second_bundle_is_the_same(bundled):
     assert bundled.bundle.read_bytes() == before
 
 
+def test_a_bundle_of_sites_that_must_all_answer_says_what_losing_one_means(bundled):
+    assert any("All 3 sites must answer: one that is lost" in line for line in server_operator.bundle(bundled))
+
+
 def test_the_bundle_has_what_sites_need(bundled):
     bundle = Bundle.read(bundled.bundle)
     assert bundle.manifest.server_key == bundled.identity().public_key
@@ -215,12 +219,61 @@ def test_the_nodes_of_all_sites_are_let_in(server):
     assert {site["connection"] for site in server_run.status(folder)["sites"].values()} == {"registered"}
 
 
+def let_in(folder):
+    return {node.node_id for node in FlowerCli(folder).nodes()}
+
+
 def test_a_node_whose_id_was_not_noted_is_found_again(server):
     folder, _ = server
     sites = folder.sites()
     folder.save_sites({**sites, "north": sites["north"].model_copy(update={"node_id": None})})
-    server_operator.register_nodes(folder)
+    server_operator.admit_nodes(folder)
     assert folder.sites() == sites
+
+
+@pytest.fixture
+def unheard(monkeypatch):
+    """Of what is changed Flower hears nothing by itself."""
+    with monkeypatch.context() as stopped:
+        stopped.setattr(ServerFolder, "is_serving", False)
+        yield
+
+
+def test_who_is_enrolled_is_let_in_and_nobody_else_whenever_flower_hears_of_it(server, tmp_path, unheard):
+    folder, _ = server
+    before, east = folder.sites(), card(tmp_path, "east")
+    for one in (east, card(tmp_path, "centre")):
+        server_operator.enroll(folder, one)
+    card(tmp_path, "stranger")
+    FlowerCli(folder).register("stranger", (tmp_path / "stranger.pub").read_text())
+    server_operator.admit_nodes(folder)  # as each start does
+    known = {site.node_id for site in folder.sites().values()}
+    for name in ("east", "centre"):
+        server_operator.dismiss(folder, name)
+    server_operator.enroll(folder, east)
+    assert let_in(folder) == known, "it has not heard of it"
+    # A key that was withdrawn is let in no more, and is not taken for that of the other site that left.
+    with pytest.raises(StudyError, match="Flower knows the node key of east"):
+        server_operator.admit_nodes(folder)
+    assert let_in(folder) == {site.node_id for site in before.values()}
+    server_operator.dismiss(folder, "east")
+    assert folder.sites() == before
+
+
+def test_a_site_is_dismissed_before_flower_hears_of_it(server, tmp_path, monkeypatch):
+    folder, _ = server
+    before = folder.sites()
+    folder.save_sites({**before, "east": before["north"]})
+    monkeypatch.setattr(FlowerCli, "_call", killed)
+    with pytest.raises(KeyboardInterrupt):
+        server_operator.dismiss(folder, "east")
+    monkeypatch.undo()
+    assert (folder.sites(), folder.withdrawn) == (before, {before["north"].node_id})
+    folder.save_sites(before, withdrawn=())
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_a_node_of_a_machine_that_was_lost_is_let_in_no_more(server, tmp_path):
@@ -232,7 +285,8 @@ def test_a_node_of_a_machine_that_was_lost_is_let_in_no_more(server, tmp_path):
     new = folder.sites()["east"].node_id
     assert {node.node_id for node in FlowerCli(folder).nodes()} == {*(site.node_id for site in sites.values()), new}
     assert new != lost
-    folder.save_sites(sites)
+    server_operator.dismiss(folder, "east")
+    assert folder.sites() == sites
 
 
 def test_a_server_is_started_once(server):

@@ -2,20 +2,21 @@
 
 import json
 import secrets
+import shutil
 
 from grandrounds.client.site.folder import KEY, POLICY, SiteFolder
 from grandrounds.common.model.adapter import vector_bytes
-from grandrounds.common.model.base_folder import model_folder_sha256
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
 from grandrounds.common.system.files import write_atomically
-from grandrounds.deploy.enrolment.bundle import Bundle, Flower
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.site_ops import commands as site_operator
 from support.process.resident_process import SITE, ones
 from support.study.federation import Federation, small_study
 
+ADDRESS = "localhost:9"
 MODEL = {"name": "tiny", "target_modules": ["q_proj"], "rank": 2, "alpha": 4.0}
 POLICY_TOML = """
 [study]
@@ -39,7 +40,9 @@ class SiteStudy:
         self.base = base
         lora = validated(Study, small_study().model_dump() | {"model": MODEL}).model.lora
         self.model = LanguageModel.load(base, lora, seed=7)
-        self._model_sha256 = model_folder_sha256(base)
+        self._tls = base.with_name(f"{base.name}-tls")
+        if not self._tls.exists():
+            make_certificates(self._tls, "localhost")
 
     def federation(self, **training):
         """The study anew, with an id and keys of its own."""
@@ -49,20 +52,20 @@ class SiteStudy:
         federation = Federation(study=validated(Study, fields), dimension=self.model.layout.dimension, release=ones)
         federation.pin(
             study_id=secrets.token_hex(32),
-            model_sha256=self._model_sha256,
+            model_sha256=self.model.folder_sha256,
             frozen_adapter_sha256=self.model.frozen_adapter_sha256,
+            connection_sha256=connection_sha256(ADDRESS, (self._tls / CA_CERTIFICATE).read_bytes()),
         )
         return federation
 
     def bundle(self, federation, certificates):
-        """The study as its operator sends it; ``certificates`` is a folder to make them in."""
-        if not certificates.exists():
-            make_certificates(certificates, "localhost")
+        """The study as its operator sends it; ``certificates`` is a folder to put the server's in."""
+        shutil.copytree(self._tls, certificates, dirs_exist_ok=True)
         return Bundle(
             manifest=federation.manifest,
             frozen_adapter=vector_bytes(self.model.get_frozen_adapter()),
             certificates=(certificates / CA_CERTIFICATE).read_bytes(),
-            flower=Flower(address="localhost:9"),
+            flower=Flower(address=ADDRESS),
         )
 
     def initialised(self, path, federation, **options):
