@@ -1,5 +1,7 @@
 """One root for every error a user can meet; each says what was wrong, why it matters and what to do."""
 
+from .printable import printable
+
 
 class GrandRoundsError(Exception):
     """A refusal or failure with a diagnosis; the command line prints it and exits with 1.
@@ -14,12 +16,12 @@ class GrandRoundsError(Exception):
         self.fix = fix
 
     def diagnostics(self) -> str:
-        """The diagnosis as one paragraph.
+        """The diagnosis as one paragraph, without what could steer a terminal: it names files, fields and values.
 
         >>> print(StudyError("threshold is 9", why="only 5 sites exist", fix="choose 4").diagnostics())
         threshold is 9. Why it matters: only 5 sites exist. What to do: choose 4.
         """
-        return f"{self.what}. Why it matters: {self.why}. What to do: {self.fix}."
+        return printable(f"{self.what}. Why it matters: {self.why}. What to do: {self.fix}.")
 
 
 class StudyError(GrandRoundsError):

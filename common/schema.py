@@ -22,8 +22,17 @@ _MAX_TOML_BYTES = 1 << 18
 
 _MAX_DOTS = 200
 
-# A line of text, without control characters and without those that turn its direction.
-Words = Annotated[str, Field(pattern=r"^\P{C}+$", max_length=200)]
+# One line of words that can be seen, a single space between them: nothing in it ends the line, moves the cursor, turns
+# the direction of text, or pushes what follows out of sight.
+_WORD = r"[\p{L}\p{M}\p{N}\p{P}\p{S}]+"
+Line = Annotated[str, Field(pattern=f"^{_WORD}( {_WORD})*$")]
+Words = Annotated[Line, Field(max_length=200)]
+
+# As PEP 440 spells a version.
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!_-]{1,64}$")]
+
+# host:port, an IPv6 host in brackets.
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]_-]{1,262}$")]
 
 
 class Section(BaseModel):

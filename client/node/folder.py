@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from ...common.crypto.identity import Hex32, canonical_json
 from ...common.errors import StudyError
-from ...common.schema import Section
+from ...common.schema import Address, Section, Version
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
 from .supernode import Supernode
@@ -23,12 +23,12 @@ class NodeSettings(Section):
     is how long the worker may take for an answer.
     """
 
-    address: str
+    address: Address
     app_sha256: Hex32
     socket: Path = Field(strict=False)
     runtime_port: int = Field(ge=1, le=65535)
     timeout_s: float = Field(gt=0)
-    package_version: str
+    package_version: Version
     package_sha256: Hex32
 
 

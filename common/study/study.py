@@ -9,9 +9,11 @@ from ..crypto.identity import Hex32, Name
 from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
 from ..privacy.trust import Trust
-from ..schema import Help, Option, Section, Words, read_toml, validated
+from ..schema import Help, Line, Option, Section, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 
+# A layer by the last part of its name, or by more of it: an attribute of a model's modules.
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
@@ -31,7 +33,7 @@ class ModelSection(Section):
 
     panel: ClassVar[str] = MODEL
     name: Annotated[
-        str,
+        Line,
         Option("Folder or hub name of a causal language model; builtin is SmolLM2-135M-Instruct", name="model"),
         Field(min_length=1, max_length=512),
     ] = "builtin"
@@ -39,7 +41,7 @@ class ModelSection(Section):
         Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
     ] = "ffa"
     target_modules: Annotated[
-        tuple[str, ...],
+        tuple[LayerName, ...],
         Option("Layers that get an adapter, by the last part of their name", metavar="NAME,NAME"),
         Field(min_length=1, max_length=64, strict=False),
     ] = ("v_proj",)

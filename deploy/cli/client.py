@@ -45,8 +45,7 @@ def join(
     from ..site_ops import commands as site_operator
 
     study = Bundle.read(bundle)
-    for field, text in described(study.manifest).items():
-        typer.echo(f"{field:10}{text}")
+    say(f"{field:10}{text}" for field, text in described(study.manifest).items())
     say(
         site_operator.join_study(
             _site(folder), study, agreed=lambda agreement: yes or confirmed("Does this site agree?")
@@ -155,12 +154,11 @@ def budget(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what the site's patients may be asked to bear, what studies have set aside of it, and what is left."""
-    from rich.console import Console
-
     from ...client.budget.reservations import Reservations
     from ...client.state.database import SiteDatabase
     from ...common.system.files import write_atomically
     from ..views.budget import budget_figures, print_budget, render_budget
+    from ..views.console import plain_console
 
     database = SiteDatabase.open_existing(state)
     try:
@@ -172,7 +170,7 @@ def budget(
     if as_json:
         typer.echo(json.dumps({"assets": budget_figures(statements)}))
         return
-    print_budget(Console(highlight=False), statements)
+    print_budget(plain_console(highlight=False), statements)
 
 
 def _site(path: Path) -> "SiteFolder":

@@ -33,15 +33,16 @@ def epsilon(
         typer.echo(json.dumps(figures))
         return
 
-    from rich.console import Console
     from rich.table import Table
+
+    from ..views.console import plain_console
 
     table = Table()
     table.add_column("analysis")
     table.add_column("epsilon", justify="right")
     table.add_row("privacy loss distributions", f"{result.epsilon:.4f}")
     table.add_row("Renyi", "none known" if result.epsilon_rdp is None else f"{result.epsilon_rdp:.4f}")
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     console.print(f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
     console.print(table)
     console.print(result.accountant)

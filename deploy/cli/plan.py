@@ -53,12 +53,11 @@ def plan(
 
     Reads no record that has to be protected. What is not given is proposed.
     """
-    from rich.console import Console
-
     from ...common.study.study import DEFAULT_TARGET_EPSILON
     from ...common.system.files import write_atomically
     from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation.config import read_simulation, read_tables
+    from ..views.console import plain_console
     from ..views.plan import print_plan, study_file
 
     tables = read_tables(config, context.obj)
@@ -68,7 +67,7 @@ def plan(
         _require_free(output)
     study, simulation = read_simulation(tables)
     given = set(tables.get("privacy", {}))
-    with Console(stderr=True).status("accountant") as status:
+    with plain_console(stderr=True).status("accountant") as status:
         trial = None
         if not no_benchmark:
             from ..plan.trial import run_trial
@@ -86,7 +85,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps({**asdict(planned), "study": planned.study.model_dump(mode="json")}))
     else:
-        print_plan(Console(highlight=False), planned, output)
+        print_plan(plain_console(highlight=False), planned, output)
 
 
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:

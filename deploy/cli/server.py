@@ -134,9 +134,8 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 @server.command()
 def report(folder: Folder, as_json: AsJson = False) -> None:
     """Show what came of the study."""
-    from rich.console import Console
-
     from ..server_ops import follow as server_run
+    from ..views.console import plain_console
     from ..views.summary import print_summary
 
     place = _folder(folder)
@@ -144,7 +143,7 @@ def report(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        print_summary(Console(), found, place.study.path, {})
+        print_summary(plain_console(), found, place.study.path, {})
 
 
 def _folder(path: Path) -> "ServerFolder":
@@ -154,10 +153,10 @@ def _folder(path: Path) -> "ServerFolder":
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ...server.report.claim import count, up
+    from ..views.console import plain_console
 
     lines = [
         ("server", "started" if found["started"] else "not started"),
@@ -190,8 +189,8 @@ def _print_status(found: dict[str, Any]) -> None:
         )
         since = f"since {site['since']}" if site["since"] else ""
         sites.add_row(f"  {name}", site["connection"], since, signed, site["last_error"] or "")
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     for field, text in lines:
-        console.print(f"{field:<12}{text}", markup=False)
+        console.print(f"{field:<12}{text}")
     console.print(sites)
-    console.print(f"{'next':<12}{found['next']}", markup=False)
+    console.print(f"{'next':<12}{found['next']}")

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 
 import typer
 
+from ...common.printable import printable
+
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines at once, also into a log."""
+    """Print lines at once, also into a log; nothing in them steers a terminal."""
     for line in lines:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def until_stopped() -> Callable[[], bool]:

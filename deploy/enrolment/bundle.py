@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ...common.crypto.identity import Hex32, Name, canonical_json, sha256
 from ...common.errors import StudyError
-from ...common.schema import Section
+from ...common.schema import Address, Section
 from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
@@ -52,7 +52,7 @@ class SiteCard(Section):
 class Flower(Section):
     """Where a site's node finds the server (host:port)."""
 
-    address: str
+    address: Address
 
 
 def connection_sha256(address: str, certificates: bytes) -> str:

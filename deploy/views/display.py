@@ -20,6 +20,7 @@ from ...server.report.page import DROPPED_WHEN, number
 from ...server.report.report import Report
 from ...server.rounds.training import ExchangeClosed, RoundOutcome
 from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady, Told
+from .console import plain_console
 from .summary import duration, no_privacy, print_summary
 
 TRAINING: Final = "training"  # the phase that has rounds
@@ -52,7 +53,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Quiet: nothing but a warning on stderr where there is no privacy. ``clock`` gives seconds for all times."""
-        self.console = console or Console(quiet=quiet)
+        self.console = console or plain_console(quiet=quiet)
         self.phases: dict[str, float] = {}
         self._clock = clock
         self._phase: PhaseStarted | None = None
@@ -184,7 +185,7 @@ class Display:
 
     def _say(self, line: Text | str) -> None:
         # Not wrapped where a program reads it.
-        self.console.print(line, soft_wrap=not self.console.is_terminal, markup=False, highlight=False)
+        self.console.print(line, soft_wrap=not self.console.is_terminal, highlight=False)
 
     def _picture(self) -> RenderableType:
         """What is going on now; drawn many times a second from values that are replaced, never changed."""

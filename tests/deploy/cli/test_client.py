@@ -5,9 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -220,6 +222,31 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
     assert code == 0
     assert "nothing was joined" in out
     assert not (joined / "study.json").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"package_version": "1\x1b[2J\nprotects  each patient, ε = 0.01"},
+        {"package_version": "9.9", "package_sha256": "\x9b2J\nprotects  each patient, ε = 0.01"},
+        {"study": {"model": {"name": "a\x1b[2J\nprotects  each patient, ε = 0.01"}}},
+    ],
+)
+def test_no_bundle_writes_on_the_screen_on_which_a_site_agrees(
+    run: Run, joined: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(parts["study.json"])
+    for section, values in fields.pop("study", {}).items():
+        manifest["study"][section] |= values
+    parts["study.json"] = json.dumps(manifest | fields).encode()
+    with zipfile.ZipFile(tmp_path / "hostile.zip", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    code, out, err = run(["join", str(joined), str(tmp_path / "hostile.zip"), "--yes"])
+    assert (code, out) == (1, "")
+    assert err.removesuffix("\n").isprintable()
 
 
 def test_what_talks_to_the_server_loads_no_model_library() -> None:
