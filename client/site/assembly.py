@@ -139,6 +139,10 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")
     _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")
     _require(
+        manifest.adapter_layout_sha256 == model.adapter_layout_sha256,
+        "the adapter's tensors have other names or shapes than the study's",
+    )
+    _require(
         manifest.frozen_adapter_sha256 == model.frozen_adapter_sha256, "the frozen adapter is another than the study's"
     )
 

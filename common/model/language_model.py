@@ -1,7 +1,6 @@
 """The language model: a frozen base with a LoRA adapter, whose trained part is read and set as one flat vector."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
+from .adapter_config import adapter_config
 from .base_folder import model_folder_sha256
 from .base_model import load_base, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
@@ -119,6 +119,11 @@ class LanguageModel:
         copy_tensors(self.frozen_layout.unflatten(frozen), self._frozen)
 
     @property
+    def adapter_layout_sha256(self) -> str:
+        """The hash of the names and shapes of all the adapter's tensors, as its manifest states it."""
+        return AdapterLayout(tuple(sorted((*self.layout.shapes, *self.frozen_layout.shapes)))).sha256
+
+    @property
     def frozen_adapter_sha256(self) -> str:
         """The hash of the tensors that the study fixes, as its manifest states it."""
         return vector_sha256(self.get_frozen_adapter())
@@ -217,15 +222,22 @@ class LanguageModel:
         # A model that does not know the request gives all of them.
         return self._forward(token_ids, logits_to_keep=count)[:, -count:]
 
-    def export(self, folder: Path, *, base_model: str) -> None:
-        """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it."""
-        config = self.module.peft_config["default"]
-        self.module.peft_config["default"] = replace(config, base_model_name_or_path=base_model, exclude_modules=None)
-        try:
-            # The base model's embeddings are no part of the adapter; "auto" would ask the hub about them.
-            self.module.save_pretrained(folder, save_embedding_layers=False)
-        finally:
-            self.module.peft_config["default"] = config
+    def export(self, folder: Path, *, lora: Lora, base_model: str) -> None:
+        """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it.
+
+        ``lora`` is what the model was loaded with: peft keeps another list of many layers. What is written of it is
+        what anybody can render from the manifest, whichever peft ran.
+        """
+        from safetensors.numpy import save_file
+
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in {**self.trained, **self._frozen}.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_bytes(
+            adapter_config(
+                lora, base_model=base_model, fan_in_fan_out=self.module.peft_config["default"].fan_in_fan_out
+            )
+        )
 
 
 def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":

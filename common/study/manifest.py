@@ -11,7 +11,7 @@ from ..crypto.identity import Hex32, Identity, Name, canonical_json, sha256, ver
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
 from ..privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
-from ..schema import Section, known, validated
+from ..schema import Section, Version, known, validated
 from ..secagg.encoding import FixedPoint
 from ..secagg.parameters import RosterEntry, SecaggParameters
 from ..system.package_hash import running_sha256
@@ -28,6 +28,7 @@ class Manifest(Section):
 
     ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
     ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
+    ``adapter_layout_sha256`` is that of all its tensors' names and shapes, trained or not (``AdapterLayout``).
     ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
     app, ``connection_sha256`` of where sites find the server, and of whom they take for it; a simulation has none.
     """
@@ -41,7 +42,8 @@ class Manifest(Section):
     dimension: int = Field(ge=1, le=2**32)
     model_sha256: Hex32
     frozen_adapter_sha256: Hex32
-    package_version: str
+    adapter_layout_sha256: Hex32
+    package_version: Version
     package_sha256: Hex32
     app_sha256: Hex32 | None = None
     connection_sha256: Hex32 | None = None
@@ -204,6 +206,7 @@ def new_manifest(
             "dimension": model.layout.dimension,
             "model_sha256": model_sha256,
             "frozen_adapter_sha256": model.frozen_adapter_sha256,
+            "adapter_layout_sha256": model.adapter_layout_sha256,
             "package_version": __version__,
             "package_sha256": running_sha256(),
             "app_sha256": app_sha256,

@@ -174,6 +174,5 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         base=base,
         evaluation=evaluation,
         evaluation_source=settings.evaluation_source,
-        setting="federation",
         observe=observe,
     )

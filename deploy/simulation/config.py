@@ -15,7 +15,7 @@ from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
 from .settings import DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
-from .sites import check_evaluation_kind
+from .sites import check_evaluation
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
@@ -64,7 +64,7 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     if not simulation.evaluation and isinstance(fields.get("data", {}), dict):
         fields["data"] = {"evaluation": "synthetic", **fields.get("data", {})}  # of the built-in patients
     study = validated(Study, fields)
-    check_evaluation_kind(study)
+    check_evaluation(study, UNDESCRIBED)
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
     if study.privacy.delta is None and not simulation.data:

@@ -45,7 +45,7 @@ from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
-from .sites import check_evaluation_kind, check_held_out, check_newest, simulated_policy
+from .sites import check_evaluation, check_held_out, check_newest, simulated_policy
 
 # A file, or rows as such a file holds them.
 RecordSource = str | Path | Sequence[Mapping[str, object]]
@@ -123,7 +123,7 @@ def simulate(
     >>> result.report["rounds"], round(result.report["epsilon"], 1), result.adapter.dtype.name
     (1, 4.0, 'float32')
     """
-    check_evaluation_kind(study)
+    check_evaluation(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
@@ -299,7 +299,6 @@ def _run(
             base=prepared.base,
             evaluation=prepared.evaluation,
             evaluation_source=evaluation_source,
-            setting="simulation",
             observe=observe,
         )
         network(run.conversations(), workers, Outages.since(ledger.verified, dropouts))

@@ -7,6 +7,7 @@ from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolic
 from ...client.state.site_state import SiteState
 from ...common.data.records import Record
 from ...common.errors import DataError, StudyError
+from ...common.schema import Section, Words, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import Site, Study
 from ...server.rounds.ledger_writer import LedgerWriter
@@ -26,8 +27,13 @@ def check_newest(ledger: LedgerWriter, manifest: Manifest, states: Mapping[str, 
             raise put_back(f"the ledger lacks what {site} has of it")
 
 
-def check_evaluation_kind(study: Study) -> None:
-    """Raises StudyError where the study does not say what its evaluation records are."""
+class _Said(Section):
+    evaluation_source: Words
+
+
+def check_evaluation(study: Study, source: str) -> None:
+    """Raises StudyError where the study does not say what its evaluation records are, or ``source`` is no line."""
+    validated(_Said, {"evaluation_source": source})
     if study.data.evaluation is None:
         raise StudyError(
             "evaluation records are given, but not whether they are public or synthetic",

@@ -1,33 +1,18 @@
 """That a folder's adapter is the one the study trained: its numbers, and how peft is told to use them."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+import json
+from typing import Final
 
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import AdapterLayout, Vector, vector_sha256
+from ...common.model.adapter_config import adapter_config
+from ...common.model.base_folder import published_name
 from ...common.study.artefacts import CONFIG, WEIGHTS
-from ...common.study.study import ModelSection
-from .case import Case, Claim, DisagreesError, OpenError, parse_json
+from .case import Case, Claim, DisagreesError, OpenError, differences, parse_json
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-# Fields of adapter_config.json that change nothing about what the adapter computes on the base model, whose name is
-# compared with the report's.
-_BASE: Final = "base_model_name_or_path"
-_WITHOUT_EFFECT: Final = frozenset(
-    {
-        _BASE,
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "task_type",
-    }
-)
+_B: Final = ".lora_B.weight"
 
 
 def _trained(case: Case) -> str:
@@ -44,34 +29,23 @@ def _frozen(case: Case) -> str:
 
 
 def _configured(case: Case) -> str:
-    config, model = parse_json(CONFIG, case.result(CONFIG)), case.verified.manifest.study.model
-    if not isinstance(config, dict):
-        raise DisagreesError(f"{CONFIG} is no object")
-    targets = config.get("target_modules")
-    given = {**config, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
-    expected: dict[str, Any] = {
-        "peft_type": "LORA",
-        "r": model.rank,
-        "lora_alpha": model.alpha,
-        "target_modules": sorted(model.target_modules),
-        "bias": "none",
-    }
-    wrong = [name for name, value in expected.items() if given.get(name) != value]
-    # Whatever else peft knows is off: it would make something else of the same numbers.
-    wrong += [name for name, value in given.items() if value and name not in _WITHOUT_EFFECT and name not in expected]
-    if wrong:
-        raise DisagreesError(f"{CONFIG} has another {', '.join(wrong[:10])}")
-    if given.get(_BASE) != case.sound_report["base_model"]:
-        raise DisagreesError(f"{CONFIG} has another {_BASE} than the report")
-    return f"rank {model.rank}, alpha {model.alpha:g}, on {', '.join(model.target_modules)}"
+    found, model = case.result(CONFIG), case.verified.manifest.study.model
+    base = published_name(model.name)
+    expected = [adapter_config(model.lora, base_model=base, fan_in_fan_out=each) for each in (False, True)]
+    if found not in expected:
+        other = [*differences(parse_json(CONFIG, found), json.loads(expected[0]))]
+        raise DisagreesError(f"{CONFIG} has another {', '.join(other[:10]) or 'form'} than follows from the manifest")
+    return f"byte for byte: rank {model.rank}, alpha {model.alpha:g}, on {', '.join(model.target_modules)} of {base}"
 
 
 def adapter_vector(case: Case, *, trained: bool) -> Vector:
     """The adapter's trained numbers, or the others, as one vector (``common/model/adapter``). Raises DisagreesError."""
-    tensors, model = _tensors(case.result(WEIGHTS)), case.verified.manifest.study.model
-    _check_tensors(tensors, model)
-    suffixes = (_B,) if model.adapter == "ffa" else (_A, _B)
-    chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(suffixes) == trained}
+    tensors, manifest = _tensors(case.result(WEIGHTS)), case.verified.manifest
+    layout = AdapterLayout.of({name: tensor.shape for name, tensor in tensors.items()})
+    if layout.sha256 != manifest.adapter_layout_sha256:
+        raise DisagreesError(f"{WEIGHTS} has tensors of other names or shapes than the study's adapter")
+    suffix = _B if manifest.study.model.adapter == "ffa" else ""
+    chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(suffix) == trained}
     return AdapterLayout.of({name: tensor.shape for name, tensor in chosen.items()}).flatten(chosen)
 
 
@@ -86,19 +60,6 @@ def _tensors(data: bytes) -> dict[str, Vector]:
     if any(tensor.dtype != "float32" for tensor in tensors.values()):
         raise DisagreesError(f"{WEIGHTS} has numbers that are not float32")
     return tensors
-
-
-def _check_tensors(tensors: Mapping[str, Vector], model: ModelSection) -> None:
-    """An A and a B of the study's rank for each layer, on layers that the study names; nothing else."""
-    layers = {name.removesuffix(_A).removesuffix(_B) for name in tensors}
-    if set(tensors) != {layer + part for layer in layers for part in (_A, _B)} or not layers:
-        raise DisagreesError(f"{WEIGHTS} does not hold an A and a B for each layer, and those alone")
-    for layer in sorted(layers):
-        a, b = tensors[layer + _A].shape, tensors[layer + _B].shape
-        if len(a) < 2 or len(b) < 2 or (a[0], b[1]) != (model.rank, model.rank):
-            raise DisagreesError(f"the adapter of {layer} is not of rank {model.rank}")
-        if not layer.endswith(tuple(f".{target}" for target in model.target_modules)):
-            raise DisagreesError(f"there is an adapter for {layer}, which the study does not name")
 
 
 def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
@@ -130,7 +91,7 @@ ADAPTER_CLAIMS: Final = (
     ),
     Claim(
         claim="The adapter is used as it was trained",
-        recomputed_from=f"{CONFIG}, the report's base model and the manifest",
+        recomputed_from=f"{CONFIG} and the manifest",
         check=_configured,
     ),
 )

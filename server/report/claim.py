@@ -195,8 +195,8 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
         ),
         Limit(
             title="What those who ran the study declare",
-            text="The perplexities, the description of the evaluation set and the name of the base model are the "
-            "server’s word. What a site’s records are, and where they are kept, is that site’s word.",
+            text="The perplexities and the description of the evaluation set are the server’s word. What a site’s "
+            "records are, and where they are kept, is that site’s word.",
         ),
         Limit(
             title="A correct result",

@@ -1,7 +1,9 @@
 """The report as people read it: one self-contained HTML page, and the model card of the adapter."""
 
 import functools
+import html
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -33,6 +35,9 @@ _LARGEST_IN_DIGITS: Final = 6  # powers of ten
 # A chart's own coordinates, which the page scales to its width, and the margins around what is drawn.
 _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 22, 40
+
+# What Markdown, and the hubs that show it, make something of within a line: links, images, code, tables.
+_MARKDOWN: Final = re.compile(r"([\\`*_\[\]|~!$:@./#])")
 
 
 def render_html(report: Report) -> str:
@@ -203,6 +208,15 @@ def percent(share: float) -> str:
     return f"{math.ceil(round(share * 1000, 6)) / 10:g} %"
 
 
+def markdown(text: str) -> str:
+    """One line of anybody's words, as Markdown that shows them and no more.
+
+    >>> print(markdown("**ε = 0.01** ![ok](http://a.b)"))
+    \\*\\*ε = 0\\.01\\*\\* \\!\\[ok\\](http\\:\\/\\/a\\.b)
+    """
+    return html.escape(_MARKDOWN.sub(r"\\\1", text), quote=False)
+
+
 def odds_factor(epsilon: float) -> str:
     """e^ε, rounded up.
 
@@ -240,7 +254,7 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for filter_ in (number, percent, odds_factor, probability):
+    for filter_ in (markdown, number, percent, odds_factor, probability):
         environment.filters[filter_.__name__] = filter_
     environment.filters["up"] = bound
     return environment

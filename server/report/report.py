@@ -5,15 +5,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, ValidationError
 
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
 from ...common.ledger.replay import AttemptRecord, VerifiedLedger
+from ...common.model.base_folder import published_name
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
-from ...common.schema import Section
+from ...common.schema import Section, Words
 from ...common.study.manifest import Manifest
 from . import claim, utility
 from .figures import privacy_figures
@@ -30,7 +31,6 @@ class Declared(Section):
         perplexity_before: of the base model on the evaluation set; None, as in all perplexities, if it is not finite.
         perplexities: after each round that was evaluated; for one that was begun and not closed, what it left.
         by_position: of the base model and of the adapter, by where in its record a token stands.
-        base_model: the name or folder that the adapter is loaded onto.
         evaluation: what the evaluation set is, in words.
         evaluation_max_tokens: at which its records are cut; else they are whole, however little is trained on.
         evaluation_cut: how many of them were longer.
@@ -39,11 +39,9 @@ class Declared(Section):
     perplexity_before: Perplexity | None
     perplexities: dict[int, Perplexity | None]
     by_position: tuple[AtPosition, ...]
-    base_model: str
-    evaluation: str
+    evaluation: Words
     evaluation_max_tokens: Annotated[int, Field(ge=1)]
     evaluation_cut: Annotated[int, Field(ge=0)]
-    setting: Literal["simulation", "federation"]
 
     @classmethod
     def of(cls, report: Any) -> Self:
@@ -54,11 +52,9 @@ class Declared(Section):
                 perplexity_before=report["perplexity_before"],
                 perplexities={row["round"]: row["perplexity"] for row in utility["rounds"] if row["evaluated"]},
                 by_position=tuple(AtPosition.of(row) for row in utility["by_position"]),
-                base_model=report["base_model"],
                 evaluation=utility["evaluation"],
                 evaluation_max_tokens=utility["max_tokens"],
                 evaluation_cut=utility["cut"],
-                setting=report["setting"],
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise broken("the report is not one that this version writes") from error
@@ -86,8 +82,9 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
         "manifest_version": manifest.version,
         "package_version": manifest.package_version,
         "package_sha256": manifest.package_sha256,
-        "setting": declared.setting,
-        "base_model": declared.base_model,
+        # Only a federation has an archive for Flower to carry.
+        "setting": "simulation" if manifest.app_sha256 is None else "federation",
+        "base_model": published_name(study.model.name),
         **figures,
         "privacy_unit": study.privacy.unit,
         "neighboring_relation": "add_or_remove_one",

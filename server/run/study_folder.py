@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
+from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import ADAPTER, LEDGER, MANIFEST, PAGE, REPORT
 from ...common.study.manifest import Manifest
+from ...common.study.study import ModelSection
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
 from ..report.report import render_json
@@ -139,12 +141,13 @@ class StudyFolder:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""
         return Checkpoint.newest(self.path / "checkpoints", manifest.study_id)
 
-    def save_results(self, report: dict[str, Any], model: LanguageModel, *, base_model: str) -> list[str]:
+    def save_results(self, report: dict[str, Any], model: LanguageModel, *, described: ModelSection) -> list[str]:
         """Write the report and the adapter that ``model`` holds, with a card that carries the claim.
 
-        Returns the path of every file that a study leaves. May be called again after a crash.
+        ``described`` is what the study says of the model. Returns the path of every file that a study leaves. May be
+        called again after a crash.
         """
-        self._save_adapter(model, base_model, render_model_card(report))
+        self._save_adapter(model, described, render_model_card(report))
         write_atomically(self.path / PAGE, render_html(report).encode())
         write_atomically(self.path / REPORT, render_json(report))
         files = [self.path / name for name in (MANIFEST, REPORT, PAGE)]
@@ -168,14 +171,14 @@ class StudyFolder:
         except OSError as error:
             raise damaged(self.path) from error
 
-    def _save_adapter(self, model: LanguageModel, base_model: str, card: str) -> None:
+    def _save_adapter(self, model: LanguageModel, described: ModelSection, card: str) -> None:
         adapter = self.path / ADAPTER
         try:
             if adapter.exists():
                 shutil.rmtree(adapter)
             with tempfile.TemporaryDirectory(dir=self.path, prefix=".adapter-") as folder:
                 whole = Path(folder) / ADAPTER
-                model.export(whole, base_model=base_model)
+                model.export(whole, lora=described.lora, base_model=published_name(described.name))
                 write_atomically(whole / "README.md", card.encode())
                 rename_folder(whole, adapter)
         except (OSError, SafetensorError) as error:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
-from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
@@ -45,7 +44,6 @@ class StudyRun:
     base: Path
     evaluation: EvaluationSet
     evaluation_source: str
-    setting: Literal["simulation", "federation"]
     observe: Observer
     training: Training = field(init=False)
     report: Report = field(init=False)
@@ -113,7 +111,7 @@ class StudyRun:
             return {REPORT: render_json(self.report)}
         self.model.set_adapter(self.training.adapter)
         return self.folder.contents(
-            self.folder.save_results(self.report, self.model, base_model=self.report["base_model"])
+            self.folder.save_results(self.report, self.model, described=self.manifest.study.model)
         )
 
     def _report(self) -> dict[str, Any]:
@@ -128,11 +126,9 @@ class StudyRun:
                 if closed.perplexity is not None
             },
             by_position=AtPosition.all_of(before, checkpoint.last_evaluated),
-            base_model=published_name(self.manifest.study.model.name),
             evaluation=self.evaluation_source,
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
-            setting=self.setting,
         )
         return build_report(self.ledger.verified, declared)
 

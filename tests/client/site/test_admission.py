@@ -42,6 +42,7 @@ def fitting(folder, model):
         "dimension": model.layout.dimension,
         "model_sha256": model_folder_sha256(folder),
         "frozen_adapter_sha256": model.frozen_adapter_sha256,
+        "adapter_layout_sha256": model.adapter_layout_sha256,
     }
 
 
@@ -78,6 +79,7 @@ def test_a_manifest_that_fits_is_admitted(folder, model, fitting):
         ({"package_sha256": "11" * 32}, f"with files of SHA-256 {'11' * 32}, and installed here is"),
         ({"model_sha256": "11" * 32}, "base model's files"),
         ({"frozen_adapter_sha256": "11" * 32}, "frozen adapter"),
+        ({"adapter_layout_sha256": "11" * 32}, "names or shapes"),
         ({"dimension": 97}, "size"),
     ],
 )
@@ -126,7 +128,11 @@ def test_many_layers_may_be_named_each_by_itself(tmp_path):
     model = LanguageModel.load(tmp_path, validated(ModelSection, adapter).lora, seed=3)
     assert len(model.module.peft_config["default"].target_modules) < 20
     frozen = {"dimension": model.layout.dimension, "frozen_adapter_sha256": model.frozen_adapter_sha256}
-    fields = {**frozen, "model_sha256": model_folder_sha256(tmp_path)}
+    fields = {
+        **frozen,
+        "model_sha256": model_folder_sha256(tmp_path),
+        "adapter_layout_sha256": model.adapter_layout_sha256,
+    }
     admitted(tmp_path, model, fields, adapter=adapter)
 
 

@@ -16,8 +16,8 @@ from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS
 from grandrounds.client.site.site_records import read_site_records
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.training.cohort import all_units
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.rehearsal import all_units
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
@@ -93,7 +93,7 @@ def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn
         assert SITE in finish(federation, federation.attempt(), resident.answer).survivors
     finally:
         resident.close()
-    units = all_units(updated(folder, study.model))
+    units = all_units(updated(folder, study.model).cohort)
     assert [len(unit) for unit in units] == [1, 2, 1], "each whose patient is known keeps its place, and its unit"
     assert [[bool((one.labels != NO_LOSS).any()) for one in unit] for unit in units] == [[True], [True, False], [False]]
     assert [number for number in range(1, 8) if f"notes.jsonl, line {number}" in caplog.text] == [4, 5, 6]
@@ -103,7 +103,7 @@ def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn
 def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder, study):
     break_records(folder, BROKEN[:1])
     update = updated(folder, study.model)
-    whole, halved = DpSgd.unit_gradients(update._dp_sgd, all_units(update))
+    whole, halved = DpSgd.unit_gradients(update._dp_sgd, all_units(update.cohort))
     np.testing.assert_allclose(halved, whole / 2)
 
 

@@ -34,11 +34,26 @@ def _examples():
 def test_an_exported_adapter_loads_exactly(architecture, folder, kind, tmp_path):
     model = load_tiny(folder, architecture, kind=kind)
     token_ids, _ = model.stack(_examples())
-    model.export(tmp_path, base_model="some/base")
+    lora = Lora(target_modules=TARGETS[architecture], kind=kind, rank=2, alpha=4.0)
+    model.export(tmp_path, lora=lora, base_model="some/base")
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
     with torch.inference_mode():
         assert torch.equal(loaded(input_ids=token_ids).logits, model.logits(token_ids))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+
+
+@pytest.mark.parametrize("field", [{"init_lora_weights": "pissa"}, {"layers_to_transform": 0}, {"use_rslora": True}])
+def test_an_adapter_whose_configuration_was_changed_computes_something_else(field, tmp_path):
+    folder = save_tiny_model(tmp_path / "base", "llama")
+    model = load_tiny(folder)
+    token_ids, _ = model.stack(_examples())
+    lora = Lora(target_modules=TARGETS["llama"], rank=2, alpha=4.0)
+    model.export(tmp_path / "adapter", lora=lora, base_model="some/base")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | field))
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter")
+    with torch.inference_mode():
+        assert not torch.allclose(loaded(input_ids=token_ids).logits, model.logits(token_ids), atol=1e-3)
 
 
 def test_the_adapter_is_read_as_it_was_set_and_changes_the_model(architecture, folder):

@@ -78,9 +78,10 @@ def test_a_layer_that_no_text_reaches_is_no_target(of_images_and_text):
 
 
 def test_its_adapter_loads_merges_and_is_saved_without_a_change(of_images_and_text, tmp_path):
-    model = LanguageModel.load(of_images_and_text, Lora(target_modules=("q_proj", "v_proj")), seed=0)
+    lora = Lora(target_modules=("q_proj", "v_proj"))
+    model = LanguageModel.load(of_images_and_text, lora, seed=0)
     model.set_adapter(np.random.default_rng(0).normal(0, 0.3, model.layout.dimension).astype(np.float32))
-    model.export(tmp_path / "adapter", base_model=str(of_images_and_text))
+    model.export(tmp_path / "adapter", lora=lora, base_model=str(of_images_and_text))
     with torch.inference_mode():
         expected = model.logits(TOKENS)
         loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
@@ -111,7 +112,7 @@ def test_without_that_refusal_merging_would_break_the_model(tied, monkeypatch, t
     monkeypatch.setattr("grandrounds.common.model.lora._shared_weights", lambda base: {})
     model = LanguageModel.load(tied, Lora(target_modules=("lm_head",)), seed=0)
     model.set_adapter(np.random.default_rng(0).normal(0, 0.3, model.layout.dimension).astype(np.float32))
-    model.export(tmp_path, base_model=str(tied))
+    model.export(tmp_path, lora=Lora(target_modules=("lm_head",)), base_model=str(tied))
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tied), tmp_path)
     with torch.inference_mode():
         expected = adapted(input_ids=TOKENS).logits

@@ -131,7 +131,7 @@ def a_study_run(folder):
     ledger = LedgerWriter(identity=Identity.generate(), store=lambda line: None)
     nothing: dict[str, Any]
     nothing = dict.fromkeys(("folder", "model", "base", "evaluation", "evaluation_source", "observe"))
-    return StudyRun(manifest=folder.study.manifest(), ledger=ledger, setting="federation", **nothing)
+    return StudyRun(manifest=folder.study.manifest(), ledger=ledger, **nothing)
 
 
 def in_training(study):

@@ -398,9 +398,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_checkpoints_and_nothing_half_
     (folder.path / "study.json").write_bytes(b"{}")
     for size_bytes in (0, 200, 1000):
         with disk_of(size_bytes), pytest.raises(StorageError, match="cannot be written"):
-            folder.save_results(result.report, model, base_model=str(base))
+            folder.save_results(result.report, model, described=result.manifest.study.model)
         assert [path.name for path in (tmp_path / "study").iterdir()] == ["study.json"]
-    folder.save_results(result.report, model, base_model=str(base))
+    folder.save_results(result.report, model, described=result.manifest.study.model)
 
 
 def test_a_site_with_nothing_to_learn_is_no_simulation(base: Path) -> None:

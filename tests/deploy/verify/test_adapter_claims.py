@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.study.verification import FILES, FROZEN, TRAINED, USED, reclosed, refused
+from support.study.verification import FILES, FROZEN, TRAINED, USED, found, reclosed, refused
 from support.study.verified_study import SmallStudy
 
 from grandrounds.common.study.artefacts import CONFIG, WEIGHTS
+from grandrounds.deploy.verify.claims import Status
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 
@@ -32,6 +33,9 @@ def negated(tensors: Tensors, part: str) -> Tensors:
         # The same numbers, cut or named otherwise, are another adapter.
         (lambda tensors: {name: tensor.reshape(2, -1) for name, tensor in tensors.items()}, [TRAINED, FROZEN]),
         (lambda tensors: {name.replace("v_proj", "q_proj"): t for name, t in tensors.items()}, [TRAINED, FROZEN]),
+        # peft passes over names that it does not look for.
+        (lambda tensors: {name.replace("layers.1", "layers.9"): t for name, t in tensors.items()}, [TRAINED, FROZEN]),
+        (lambda tensors: {name.removeprefix("base_model."): t for name, t in tensors.items()}, [TRAINED, FROZEN]),
     ],
 )
 def test_another_adapter_is_refused_whoever_signs_it(
@@ -51,6 +55,11 @@ def test_another_adapter_is_refused_whoever_signs_it(
         {"r": 8},
         {"rank_pattern": {"v_proj": 8}},
         {"base_model_name_or_path": "another/model"},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": 0},
+        {"revision": "another"},
+        {"target_modules": "v_proj"},
+        {"auto_mapping": {}},
     ],
 )
 def test_a_configuration_that_makes_something_else_of_the_adapter_is_refused(
@@ -59,6 +68,22 @@ def test_a_configuration_that_makes_something_else_of_the_adapter_is_refused(
     (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_bytes()) | change), encoding="utf-8")
     reclosed(study, folder)
     assert next(iter(change)) in refused(folder, USED)
+
+
+def test_a_configuration_of_the_same_fields_in_another_form_is_refused(study: SmallStudy, folder: Path) -> None:
+    text = (folder / CONFIG).read_text("utf-8")
+    # A field that stands twice is the last of the two for one reader and the first for another.
+    for other in (text.replace("{", '{"r": 64,', 1), text.rstrip(), json.dumps(json.loads(text))):
+        (folder / CONFIG).write_text(other, encoding="utf-8")
+        reclosed(study, folder)
+        assert "another form" in refused(folder, USED)
+
+
+def test_the_configuration_of_a_layer_that_is_kept_transposed_is_confirmed(study: SmallStudy, folder: Path) -> None:
+    text = (folder / CONFIG).read_text("utf-8").replace('"fan_in_fan_out": false', '"fan_in_fan_out": true')
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    reclosed(study, folder)
+    assert found(folder, USED).status is Status.AGREES
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"r": NaN}'])

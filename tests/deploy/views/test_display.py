@@ -81,11 +81,9 @@ class Study:
             "perplexity_before": 54.2,
             "perplexities": {each.round: each.perplexity for each in closed if each.perplexity is not None},
             "by_position": BETTER,
-            "base_model": "an/example",
             "evaluation": "synthetic notes",
             "evaluation_max_tokens": 8192,
             "evaluation_cut": 0,
-            "setting": "simulation",
         }
         return build_report(self.federation.ledger.verified, Declared(**(fields | declared)))
 

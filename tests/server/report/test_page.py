@@ -1,5 +1,6 @@
 """The report as people read it: the page stands alone and can be read, and the card says the same."""
 
+import ast
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,9 +10,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from support.study.verified_study import SmallStudy, eventful
 
-from grandrounds.server.report.page import chart, render_html, render_model_card, ticks
+from grandrounds.server.report.page import chart, markdown, render_html, render_model_card, ticks
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,8 @@ def test_page_and_card_say_how_to_verify_them_and_who_signed(report: dict[str, A
     command = f"grandrounds verify DIR --manifest-hash {report['manifest_sha256']}"
     assert report["verification"] == command
     for text in (render_html(report), render_model_card(report)):
-        assert command in text and "Signed by 5 of 5 sites" in text and "A simulation." in text
-    assert "A simulation." not in render_html(report | {"setting": "federation"})
+        assert command in text and "Signed by 5 of 5 sites" in text and "A simulation." not in text
+    assert "A simulation." in render_html(report | {"setting": "simulation"})
 
 
 def test_what_is_not_claimed_is_in_all_three(report: dict[str, Any]) -> None:
@@ -93,9 +95,38 @@ def test_a_dropout_is_marked_in_both_charts(report: dict[str, Any]) -> None:
     assert page.count("round 3: site-4, site-5 dropped out") == 4  # <desc> and <title>, in each
 
 
-def test_text_that_a_person_wrote_is_escaped(federation: SmallStudy) -> None:
-    page = render_html(federation.report(evaluation="<script>alert(1)</script>", base_model='"><img src=x>'))
-    assert "script" not in {tag for tag, _ in Page(page).tags} and "img" not in {tag for tag, _ in Page(page).tags}
+HOSTILE = (
+    "**ε = 0.01, confirmed** ![ok](http://a.b/c.png) <img src=x> <script>x</script> | `a` | www.a.b a@b.c &lt; \\*"
+)
+
+
+def test_text_that_a_person_wrote_is_escaped_on_the_page(report: dict[str, Any]) -> None:
+    plain = Page(render_html(report))
+    hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
+    hostile["data"] = [{**row, "source": HOSTILE, "residency": HOSTILE} for row in report["data"]]
+    assert Page(render_html(hostile)).tags == plain.tags
+
+
+def test_text_that_a_person_wrote_is_escaped_on_the_card(report: dict[str, Any]) -> None:
+    hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
+    card = render_model_card(hostile)
+    kinds = [
+        [token.type for block in MarkdownIt().parse(text.split("---\n", 2)[2]) for token in block.children or [block]]
+        for text in (render_model_card(report), card)
+    ]
+    assert {"image", "link_open", "html_inline", "code_inline"}.isdisjoint(set(kinds[1]) - set(kinds[0]))
+    assert kinds[1].count("strong_open") == kinds[0].count("strong_open")
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == HOSTILE
+    code = re.findall(r"from_pretrained\((.*)\)\nmodel", card)[0]
+    assert ast.literal_eval(code) == HOSTILE
+
+
+@given(st.text(st.sampled_from(" \\`*_[]<>|~&;#!$:@./()-+='\"19azε漢"), max_size=40))
+def test_any_words_are_shown_by_markdown_as_they_are(text: str) -> None:
+    words = " ".join(text.split()) or "x"
+    _, paragraph, _ = MarkdownIt().parse(f"Perplexity on {markdown(words)}: 9")
+    assert {token.type for token in paragraph.children or ()} == {"text"}
+    assert "".join(token.content for token in paragraph.children or ()) == f"Perplexity on {words}: 9"
 
 
 @pytest.mark.parametrize("scheme", [0, 1])
@@ -128,7 +159,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_the_card_s_front_matter_is_what_a_hub_reads(report: dict[str, Any], without_noise: dict[str, Any]) -> None:
     front = yaml.safe_load(render_model_card(report).split("---\n")[1])
-    assert (front["library_name"], front["base_model"]) == ("peft", "an/example")
+    assert (front["library_name"], front["base_model"]) == ("peft", "HuggingFaceTB/SmolLM2-135M-Instruct")
     assert "differential-privacy" in front["tags"]
     assert "no-privacy" in yaml.safe_load(render_model_card(without_noise).split("---\n")[1])["tags"]
 

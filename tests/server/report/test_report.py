@@ -182,7 +182,7 @@ def test_a_round_that_the_study_does_not_evaluate_has_no_perplexity_whatever_is_
         lambda report: [],
         lambda report: {},
         lambda report: "report",
-        lambda report: report | {"setting": "a hospital"},
+        lambda report: report | {"utility": report["utility"] | {"evaluation": "ε = 0.01\nconfirmed"}},
         lambda report: report | {"perplexity_before": 0.0},
         lambda report: report | {"perplexity_before": "9.1"},
         lambda report: report | {"utility": report["utility"] | {"by_position": [{"begin": 0}]}},

@@ -28,7 +28,6 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
-from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.data.tokenisation import EvaluationSet
 from grandrounds.common.errors import ProtocolError
 from grandrounds.common.ledger.chain import Entry
@@ -45,7 +44,7 @@ from grandrounds.server.run.study_folder import StudyFolder
 from grandrounds.server.run.study_run import StudyRun, check_ledger_of
 from support.ledger.left_on_disk import Left
 from support.study import allowed_study
-from support.study.verified_study import FROZEN, TRAINED, A, adapter_config
+from support.study.verified_study import FROZEN, TRAINED, WHOLE, A, config_of
 
 SITES = tuple(allowed_study.IDENTITIES)
 SERVER = "server"
@@ -71,6 +70,7 @@ def study_of(max_attempts: int) -> Manifest:
         training={"rounds": ROUNDS, "max_attempts": max_attempts},
         dimension=TRAINED.dimension,
         frozen_adapter_sha256=vector_sha256(FROZEN.flatten(A)),
+        adapter_layout_sha256=WHOLE.sha256,
     )
 
 
@@ -183,10 +183,9 @@ class SmallModel:
         whole = 50.0 / (1.0 + float(np.abs(adapter).mean()))
         return Perplexity(whole=whole, by_position=(whole, whole + 1, math.nan, math.nan))
 
-    def export(self, folder: Path, *, base_model: str) -> None:
+    def export(self, folder: Path, **config: Any) -> None:
         folder.mkdir()
-        config = {**adapter_config(self._study), "base_model_name_or_path": base_model}
-        (folder / Path(CONFIG).name).write_bytes(canonical_json(config))
+        (folder / Path(CONFIG).name).write_bytes(config_of(self._study))
         self._reach("half results")
         save_file({**A, **TRAINED.unflatten(self._adapter)}, folder / Path(WEIGHTS).name)
 
@@ -205,7 +204,6 @@ def serve(manifest: Manifest, path: Path, sites: Connection, reach: Reach) -> No
         base=path,
         evaluation=EvaluationSet(examples=(), max_tokens=16, cut=0),
         evaluation_source="nothing",
-        setting="federation",
         observe=lambda event: None,
     )
     for conversation in run.conversations():

@@ -94,6 +94,7 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
         "server_key": server.public_key,
         "model_sha256": "22" * 32,
         "frozen_adapter_sha256": "33" * 32,
+        "adapter_layout_sha256": "34" * 32,
         "package_version": __version__,
         "package_sha256": running_sha256(),
         "app_sha256": "44" * 32,

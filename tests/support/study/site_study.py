@@ -55,6 +55,7 @@ class SiteStudy:
             model_sha256=self.model.folder_sha256,
             frozen_adapter_sha256=self.model.frozen_adapter_sha256,
             connection_sha256=connection_sha256(ADDRESS, (self._tls / CA_CERTIFICATE).read_bytes()),
+            adapter_layout_sha256=self.model.adapter_layout_sha256,
         )
         return federation
 

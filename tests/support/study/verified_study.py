@@ -8,7 +8,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.entries import SignedStatement
 from grandrounds.common.model.adapter import AdapterLayout, vector_sha256
+from grandrounds.common.model.adapter_config import adapter_config
+from grandrounds.common.model.base_folder import published_name
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study.artefacts import CARD, CONFIG, LEDGER, PAGE, REPORT, RESULTS, WEIGHTS
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
@@ -36,6 +38,7 @@ RANK, INPUTS, OUTPUTS = 4, 3, 5
 A = {f"{layer}.lora_A.weight": np.full((RANK, INPUTS), 0.5, np.float32) for layer in LAYERS}
 FROZEN = AdapterLayout.of({name: tensor.shape for name, tensor in A.items()})
 TRAINED = AdapterLayout.of({f"{layer}.lora_B.weight": (OUTPUTS, RANK) for layer in LAYERS})
+WHOLE = AdapterLayout.of({name: shape for layout in (FROZEN, TRAINED) for name, shape in layout.shapes})
 # By position, what an adapter does that is better everywhere, and one that harms what it was not trained on.
 BETTER = tuple(
     AtPosition(begin=begin, end=end, before=50.0 + begin, after=10.0 + begin)
@@ -56,12 +59,19 @@ class SmallStudy(Federation):
 
     dimension: int = TRAINED.dimension
     release: Any = steps
+    manifest_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         frozen = vector_sha256(FROZEN.flatten(A))
         self.manifest = small_manifest(
-            self.study, self.identities, self.server, dimension=self.dimension, frozen_adapter_sha256=frozen
+            self.study,
+            self.identities,
+            self.server,
+            dimension=self.dimension,
+            frozen_adapter_sha256=frozen,
+            adapter_layout_sha256=WHOLE.sha256,
+            **self.manifest_fields,
         )
         self.lines.clear()
         self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
@@ -75,11 +85,9 @@ class SmallStudy(Federation):
             "perplexity_before": 50.0,
             "perplexities": {round_: 40.0 / round_ for round_ in rounds},
             "by_position": BETTER,
-            "base_model": "an/example",
             "evaluation": "synthetic notes",
             "evaluation_max_tokens": 8192,
             "evaluation_cut": 0,
-            "setting": "simulation",
         }
         return build_report(self.ledger.verified, Declared(**(fields | declared)))
 
@@ -99,7 +107,7 @@ class SmallStudy(Federation):
         (folder / REPORT).write_bytes(render_json(report))
         (folder / PAGE).write_text(render_html(report), encoding="utf-8")
         (folder / CARD).write_text(render_model_card(report), encoding="utf-8")
-        (folder / CONFIG).write_bytes(canonical_json(adapter_config(self.study)))
+        (folder / CONFIG).write_bytes(config_of(self.study))
         save_file({**A, **TRAINED.unflatten(self.adapters[-1])}, folder / WEIGHTS)
         self.write_manifest(folder)
 
@@ -125,22 +133,10 @@ class SmallStudy(Federation):
         self.ledger.append(entries.ClosingSignature(closed=SignedStatement.of(signed.statement)))
 
 
-def adapter_config(study: Study) -> dict[str, Any]:
-    """What peft would write of the adapter."""
-    return {
-        "base_model_name_or_path": "an/example",
-        "bias": "none",
-        "inference_mode": True,
-        "lora_alpha": study.model.alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": study.model.rank,
-        "rank_pattern": {},
-        "target_modules": list(study.model.target_modules),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-    }
+def config_of(study: Study) -> bytes:
+    """What tells peft of the adapter."""
+    base = published_name(study.model.name)
+    return adapter_config(study.model.lora, base_model=base, fan_in_fan_out=False)
 
 
 def write_ledger(folder: Path, lines: Sequence[bytes]) -> None:
