@@ -33,6 +33,9 @@ _CUT: Final = 1e-4  # of delta: on tails that are cut
 _WRAPPED: Final = 1e-4  # of delta: on losses above the window
 _LAP: Final = 1e-4  # of the tilted mass: on what one lap brings back to epsilon
 _ULP: Final = 2.0**-52
+_FAR: Final = 0.9  # of the epsilon for which a grid was chosen: below it, another is chosen
+_FINER: Final = 1e-3  # of the tolerance, for a lower bound, which cells of a width make less tight than an upper one
+_STEEPER: Final = (1.1, 1.3, 1.6, 2.0, 3.0, 5.0)  # tilts that bound a tilted tail, over the tilt
 _LOG_TILTS: Final = (-7.0, 14.0)
 _NODES: Final = 200
 _MOST_POINTS: Final = 1 << 22
@@ -43,10 +46,10 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
     """The epsilon at ``delta`` of all the releases of ``schedules`` together, for one person added or removed.
 
     The schedules are fixed beforehand, and ``delta`` is 1e-12 or more, with what they spend of it on cut draws. The
-    result is infinite where nothing could be
-    certified. Time grows with the number of *distinct* releases, under a millisecond each. Where there are more
-    than 5,000, noise multipliers are rounded down by up to one part in 2,000. That is sound: adding the rest of the
-    noise to a release with less of it gives the other. A Gaussian's epsilon thereby grows by up to one part in 1,000.
+    result is infinite where nothing could be certified. Time grows with the number of *distinct* releases, under a
+    millisecond each. Where there are more than 5,000, noise multipliers are rounded down by up to one part in 2,000.
+    That is sound: adding the rest of the noise to a release with less of it gives the other. A Gaussian's epsilon
+    thereby grows by up to one part in 1,000.
 
     Discretisation adds about ``tolerance`` times epsilon at most: in a cell of width h, replacing losses by the cell's
     ends multiplies E exp(t L) by 1 + t (t + 1) h^2 / 8 at most, to second order, so that n releases add at most
@@ -61,23 +64,52 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
         return math.inf
     releases = sum(counts.values())
     deviations = -float(ndtri(_CUT * delta / releases))
-    circles, interval = _choose_grid(counts, deviations, delta, tolerance)
-    sums = [_LossSum(circle, interval) for circle in circles]
-    for pair, count in counts.items():
-        for total, loss in zip(sums, pair.discretised(interval, deviations), strict=True):
-            total.add(loss, count)
     # The relative error of a probability: a thousand roundings a release, and one a point in the final sums.
     inner_delta = delta * (1 - 1e-9 - 1000 * _ULP * releases)
-    return max(0.0, *(total.epsilon(inner_delta) + _misplaced(counts, interval) for total in sums))
+    bound, found = math.inf, -math.inf
+    while True:
+        circles, interval, expected = _choose_grid(counts, deviations, delta, tolerance, bound)
+        sums = [_LossSum(circle, interval) for circle in circles]
+        for pair, count in counts.items():
+            for total, loss in zip(sums, pair.discretised(interval, deviations), strict=True):
+                total.add(loss, count)
+        found = max(0.0, *(total.epsilon(inner_delta) + _misplaced(counts, interval) for total in sums))
+        if not found < _FAR * expected:
+            return min(bound, found)
+        bound = found
 
 
 def recomputed_epsilon(schedule: Schedule, *, delta: float) -> float:
     """The epsilon of ``schedule`` at ``delta``, as ``accountant.epsilon`` has it, without that function or its library.
 
-    For whoever checks a claim: the two share the events and no more. The result
-    is infinite where nothing could be certified.
+    For whoever checks a claim: the two share the events and no more. The result is infinite where nothing could be
+    certified.
     """
     return composed_epsilon([schedule], delta=delta)
+
+
+def least_epsilon(schedule: Schedule, *, delta: float) -> float:
+    """At most the epsilon of ``schedule`` at ``delta``: who states less than this states something false.
+
+    Guarantee: a lower bound. The pair of one release dominates and is itself that of two data sets; outcomes are told
+    only by their cell (which reveals less), losses are rounded down, tails are cut, and whatever wraps around or was
+    rounded is taken off. What is spent of ``delta`` on cut draws comes off first, as in a claim. A person removed alone counts. Where nothing can be certified it is 0.
+    """
+    upper = composed_epsilon([schedule], delta=delta)
+    delta -= schedule.cut_delta
+    if delta <= 0:
+        return upper
+    counts = _pairs([schedule])
+    releases = sum(counts.values())
+    deviations = -float(ndtri(_CUT * delta / releases))
+    (circle, _), interval, _ = _choose_grid(counts, deviations, delta, TOLERANCE * _FINER, upper)
+    total, offset = _LossSum(circle, interval), -_misplaced(counts, interval)
+    for pair, count in counts.items():
+        loss, shift = pair.discretised_below(interval, deviations, circle.tilt)
+        total.add(loss, count)
+        total.note_tail(loss, count)
+        offset += count * shift
+    return max(0.0, total.least_epsilon(delta * (1 + 1e-9 + 1000 * _ULP * releases)) + offset)
 
 
 def _pairs(schedules: Iterable[Schedule]) -> Mapping[DominatingPair, int]:
@@ -123,6 +155,7 @@ class _LossSum:
         self._size = 1 << max(1, math.ceil(math.log2(circle.length / interval)))
         self._transform = np.ones(self._size // 2 + 1, dtype=np.complex128)
         self._log_moment = 0.0
+        self._steeper_log_moments = np.zeros(len(_STEEPER))
         self._infinite = 0.0
         self._count = 0
 
@@ -138,6 +171,13 @@ class _LossSum:
         self._infinite += count * loss.infinite
         self._count += count
 
+    def note_tail(self, loss: DiscreteLoss, count: int) -> None:
+        """For ``least_epsilon``, of each loss that is added: what bounds how much of the sum wraps around."""
+        losses = self._interval * (loss.first + np.flatnonzero(loss.pmf))
+        log_pmf = np.log(loss.pmf[loss.pmf > 0])
+        for number, factor in enumerate(_STEEPER):
+            self._steeper_log_moments[number] += count * float(logsumexp(log_pmf + factor * self._tilt * losses))
+
     def epsilon(self, delta: float) -> float:
         """An upper bound on the least epsilon whose hockey-stick divergence is at most ``delta``.
 
@@ -145,27 +185,63 @@ class _LossSum:
         their probability is added to the divergence. Those below the circle have wrapped as higher ones, which only
         adds to it.
         """
-        h, tilt = self._interval, self._tilt
-        top = math.ceil((self._log_moment / tilt + self._reach) / h)
-        indices = np.arange(top - math.floor(2 * self._reach / h), top)
-        if not len(indices):  # one cell is wider than the window
+        losses, divergences, untilt = self._window()
+        above = self._probability_above(self._interval * self._top)
+        bounds = divergences + untilt * self._rounding_error() + above + self._infinite
+        if not len(bounds) or bounds[-1] > delta:
             return math.inf
+        return self._crossing(losses, bounds, int(np.argmax(bounds <= delta)), delta)
+
+    def least_epsilon(self, delta: float) -> float:
+        """A lower bound on it: losses from the window's end on are left out, and what has wrapped into it taken off."""
+        losses, divergences, untilt = self._window()
+        if not len(losses):
+            return -math.inf
+        bounds = divergences - untilt * (self._rounding_error() + self._wrapped(losses[0]) / (self._tilt + 1))
+        exceeding = np.flatnonzero(bounds > delta)  # not all before the last: what is taken off grows to the left
+        if not len(exceeding):
+            return -math.inf
+        last = int(exceeding[-1])
+        return self._crossing(losses, bounds, last + 1, delta) if last + 1 < len(losses) else float(losses[last])
+
+    @property
+    def _top(self) -> int:
+        """The end of the window, in intervals."""
+        return math.ceil((self._log_moment / self._tilt + self._reach) / self._interval)
+
+    def _window(self) -> tuple[Array, Array, Array]:
+        """Losses, their divergences as far as they follow from the window, and exp(log M - tilt * loss)."""
+        h = self._interval
+        indices = np.arange(self._top - math.floor(2 * self._reach / h), self._top)
         losses = h * indices
         tilted = np.maximum(np.fft.irfft(self._transform, self._size)[indices % self._size], 0.0)
-        untilt = np.exp(self._log_moment - tilt * losses)
+        untilt = np.exp(self._log_moment - self._tilt * losses)
         at_least = np.cumsum((tilted * untilt)[::-1])
         # delta(l) = (1 - exp(-h)) P(L >= l + h) + exp(-h) delta(l + h), from delta = 0 at the last loss of the window
         divergences = np.zeros(len(losses))
         divergences[-2::-1] = lfilter([-math.expm1(-h)], [1.0, -math.exp(-h)], at_least[:-1])
-        bounds = divergences + untilt * self._rounding_error() + self._probability_above(h * top) + self._infinite
-        if bounds[-1] > delta:
-            return math.inf
-        at = int(np.argmax(bounds <= delta))
+        return losses, divergences, untilt
+
+    def _crossing(self, losses: Array, bounds: Array, at: int, delta: float) -> float:
+        """Where the bounds reach delta, between ``at`` - 1 and ``at``.
+
+        Between two multiples of h the divergence is linear in exp(epsilon). What is added to it is below its chord, and
+        what is taken off too: on the chord an upper bound stays one, and a lower bound.
+        """
         if at == 0:
             return float(losses[0])
-        # Between two multiples of h the divergence is linear in exp(epsilon), and the rest is below its chord.
         part = (bounds[at - 1] - delta) / (bounds[at - 1] - bounds[at])
-        return float(losses[at - 1]) + math.log1p(part * math.expm1(h))
+        return float(losses[at - 1]) + math.log1p(part * math.expm1(self._interval))
+
+    def _wrapped(self, start: float) -> float:
+        """At least the tilted mass outside one lap from ``start`` (Chernoff). At s past epsilon it adds as the above.
+
+        A mass at s above epsilon counts as exp(-tilt s) (1 - exp(-s)), at most 1 / (tilt + 1).
+        """
+        steeper = (np.array(_STEEPER) - 1) * self._tilt
+        above = self._steeper_log_moments - self._log_moment - steeper * (start + self._size * self._interval)
+        below = self._tilt * start - self._log_moment
+        return math.exp(min(0.0, float(above.min()))) + math.exp(min(0.0, below))
 
     def _probability_above(self, loss: float) -> float:
         """At least the probability of a sum of ``loss`` or more (Chernoff)."""
@@ -196,9 +272,13 @@ def _misplaced(counts: Mapping[DominatingPair, int], interval: float) -> float:
 
 
 def _choose_grid(
-    counts: Mapping[DominatingPair, int], deviations: float, delta: float, tolerance: float
-) -> tuple[list[_Circle], float]:
-    """A circle for a person removed and one for a person added, and the interval. Soundness rests on no part of it."""
+    counts: Mapping[DominatingPair, int], deviations: float, delta: float, tolerance: float, bound: float
+) -> tuple[list[_Circle], float, float]:
+    """A circle for a person removed and one for a person added, the interval, and the epsilon that they are made for.
+
+    That is the Renyi bound, or ``bound``, an earlier result, which is far below it where a rare release costs much:
+    the tilted losses near epsilon are then a small part of all. Soundness rests on no part of it.
+    """
     times = np.fromiter(counts.values(), dtype=np.float64)
     losses, log_removed, log_added = np.empty((3, len(counts), _NODES))
     for row, pair in enumerate(counts):
@@ -206,17 +286,24 @@ def _choose_grid(
         losses[row] = pair.loss(x)
         log_added[row] = -((x / pair.noise_multiplier) ** 2) / 2
     log_removed[:] = log_added + losses
-    circles, intervals = [], []
+    chosen = []
     for log_density, signed in ((log_removed, losses), (log_added, -losses)):
         log_density -= logsumexp(log_density, axis=1, keepdims=True)
         log_moment = functools.partial(_log_moment, log_density, signed, times)
-        tilt, epsilon = _best_tilt(log_moment, delta)
+        chosen.append((log_moment, *_best_tilt(log_moment, delta, bound)))
+    expected = max(epsilon for _, _, epsilon in chosen)
+    circles, intervals = [], []
+    for log_moment, best, epsilon in chosen:
+        # Where losses are bounded the best tilt may be infinite; at this one log(1 / delta) over it is a thousandth of
+        # epsilon.
+        tilt = min(best, -1000 * math.log(delta) / expected)
         reach = -math.log(_WRAPPED * delta) / tilt
-        circles.append(_Circle(tilt, reach, max(2 * reach, _length(log_moment, tilt))))
+        near_epsilon = min(0.0, math.log(delta) + tilt * epsilon - log_moment(tilt))  # of the tilted mass, as a log
+        circles.append(_Circle(tilt, reach, max(2 * reach, _length(log_moment, tilt, math.log(_LAP) + near_epsilon))))
         squared = 8 * tolerance * epsilon / (times.sum() * (tilt + 1))
         intervals.append(min(math.sqrt(squared), 0.1 / tilt))
     finest = max(circle.length for circle in circles) / _MOST_POINTS
-    return circles, max(finest, min(intervals))
+    return circles, max(finest, min(intervals)), expected
 
 
 def _log_moment(log_density: Array, losses: Array, times: Array, tilt: float) -> float:
@@ -224,30 +311,35 @@ def _log_moment(log_density: Array, losses: Array, times: Array, tilt: float) ->
     return float(times @ logsumexp(log_density + tilt * losses, axis=1))
 
 
-def _best_tilt(log_moment: Callable[[float], float], delta: float) -> tuple[float, float]:
-    """A tilt near the saddle point, and about the epsilon.
+def _best_tilt(log_moment: Callable[[float], float], delta: float, bound: float) -> tuple[float, float]:
+    """A tilt near the saddle point, and about the epsilon, at most ``bound``.
 
     They are the best order, less one, and the value of the Renyi bound of Canonne, Kamath and Steinke 2020,
-    Proposition 12. Where losses are bounded the best order may be infinite; one is high enough where log(1 / delta)
-    over it is a thousandth of epsilon.
+    Proposition 12; or the tilt at which that bounds delta best at an epsilon of ``bound``.
     """
 
-    def renyi(log_tilt: float) -> float:
+    def log_delta(log_tilt: float, epsilon: float) -> float:
         tilt = math.exp(log_tilt)
-        return (log_moment(tilt) - math.log(delta * (tilt + 1))) / tilt + math.log(tilt / (tilt + 1))
+        return log_moment(tilt) - tilt * epsilon - math.log(tilt + 1) + tilt * math.log(tilt / (tilt + 1))
 
-    best = minimize_scalar(renyi, bounds=_LOG_TILTS, method="bounded", options={"xatol": 0.02})
+    def renyi(log_tilt: float) -> float:
+        return (log_delta(log_tilt, 0.0) - math.log(delta)) / math.exp(log_tilt)
+
+    search = functools.partial(minimize_scalar, bounds=_LOG_TILTS, method="bounded", options={"xatol": 0.02})
+    best = search(renyi)
     epsilon = max(float(best.fun), _LEAST_EPSILON)
-    return min(math.exp(best.x), -1000 * math.log(delta) / epsilon), epsilon
+    if bound < epsilon:
+        epsilon = max(bound, _LEAST_EPSILON)
+        best = search(functools.partial(log_delta, epsilon=epsilon))
+    return math.exp(best.x), epsilon
 
 
-def _length(log_moment: Callable[[float], float], tilt: float) -> float:
-    """From below epsilon to where tilted losses become negligible: one lap brings little of them back to epsilon.
+def _length(log_moment: Callable[[float], float], tilt: float, log_lap: float) -> float:
+    """From below epsilon to where tilted losses become negligible: one lap brings exp(``log_lap``) of them back.
 
     log M(t) / t is below the tilted mean, near which epsilon is. The tilted tail is bounded like any tail by moments of
     a higher tilt (Chernoff).
     """
     here = log_moment(tilt)
-    factors = (1.1, 1.3, 1.6, 2.0, 3.0, 5.0)
-    ends = [(log_moment(factor * tilt) - here - math.log(_LAP)) / ((factor - 1) * tilt) for factor in factors]
+    ends = [(log_moment(factor * tilt) - here - log_lap) / ((factor - 1) * tilt) for factor in _STEEPER]
     return min(ends) - here / tilt

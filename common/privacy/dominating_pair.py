@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 
 _UNLIKELY: Final = 1e-26  # a probability far below every delta, a hundred times over
 _LARGEST_EXPONENT: Final = 700.0
+_SLIGHT: Final = 1e-9  # of an interval: above the rounding errors of a loss in intervals
+_ROUNDINGS: Final = 40 * 2.0**-52  # of a probability of a tail, in what it is computed from
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,50 @@ class DominatingPair:
         last = max(math.ceil(high), first + 1)
         losses = interval * np.arange(first, last + 1)
         x = self._inverse_loss(losses)
-        without = _gaussian_masses(x / self.noise_multiplier)
-        present = self.none * without
-        for count, weight in zip(self.counts, self.weights, strict=True):
-            present += weight * _gaussian_masses((x - count) / self.noise_multiplier)
+        without, present = self._masses(x)
         removed = _connected(present, without, losses, interval)
         added = _connected(without[::-1], present[::-1], -losses[::-1], interval)
         return (
             DiscreteLoss(first, removed, float(present[-1]) + self.beyond),
             DiscreteLoss(-last, added, float(without[0])),
         )
+
+    def discretised_below(self, interval: float, deviations: float, tilt: float) -> tuple[DiscreteLoss, float]:
+        """The loss of a person removed on multiples of ``interval`` plus an offset, so that the pair dominates it.
+
+        Told only in which cell an outcome is, nobody can tell P from Q better, and a cell's loss log(p/q) is between
+        those at its ends. Cells have a multiple of the interval in their middle; each loss is rounded down to a
+        multiple plus the offset at which least is lost, weighted by exp(``tilt`` L). Counts that are left out are so
+        in P alone, which lowers its loss.
+        """
+        low, high = self.loss(np.array(self.span(deviations))) / interval
+        indices = np.arange(math.floor(low), max(math.ceil(high), math.floor(low) + 1) + 1)
+        x = self._inverse_loss(interval * (indices[1:] - 0.5))
+        without, present = self._masses(x)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            doubt = _ROUNDINGS * (_nearer_tail(present) / present + _nearer_tail(without) / without)
+            exact = np.log(present / without) - doubt
+        ends = np.append(self._log_none, interval * (indices[1:] - 0.5))
+        loss = np.maximum(np.nan_to_num(exact, nan=-np.inf, posinf=-np.inf), ends)
+        loss[-1] = ends[-1]
+        there = (present > 0) & np.isfinite(loss)
+        present, loss, indices = present[there], loss[there], indices[there]
+        places = loss / interval - indices
+        weights = present * np.exp(tilt * (loss - loss.max()))
+        likely = np.argsort(places)
+        likely = likely[np.searchsorted(np.cumsum(weights[likely]) / weights.sum(), np.linspace(0.0, 1.0, 17)[:-1])]
+        offset = min(places[[*likely, np.argmax(weights)]], key=lambda place: float(weights @ ((places - place) % 1.0)))
+        rounded = np.floor(loss / interval - offset + _SLIGHT).astype(np.int64)
+        first = int(rounded.min())
+        return DiscreteLoss(first, np.bincount(rounded - first, present), 0.0), interval * (float(offset) - 2 * _SLIGHT)
+
+    def _masses(self, x: Array) -> tuple[Array, Array]:
+        """Q and P of the cells [n + 1] between the rising ``x`` [n]."""
+        without = _gaussian_masses(x / self.noise_multiplier)
+        present = self.none * without
+        for count, weight in zip(self.counts, self.weights, strict=True):
+            present += weight * _gaussian_masses((x - count) / self.noise_multiplier)
+        return without, present
 
     @property
     def _log_none(self) -> float:
@@ -160,6 +196,11 @@ def _gaussian_masses(u: Array) -> Array:
     masses: Array = np.diff(tails, prepend=0.0, append=0.0)
     masses[np.searchsorted(u, 0.0)] += 1.0  # of this cell the two ends count from opposite sides
     return np.maximum(masses, 0.0, out=masses)
+
+
+def _nearer_tail(masses: Array) -> Array:
+    """At least the mass from each cell on to the nearer end."""
+    return np.minimum(np.cumsum(masses), np.cumsum(masses[::-1])[::-1])
 
 
 def _connected(observed: Array, other: Array, losses: Array, interval: float) -> Array:

@@ -18,8 +18,8 @@ from support.places import VECTORS
 from support.study.closed_form import gaussian_epsilon
 
 from grandrounds.common.privacy import composition, dominating_pair
-from grandrounds.common.privacy.accountant import epsilon
-from grandrounds.common.privacy.composition import composed_epsilon, recomputed_epsilon
+from grandrounds.common.privacy.accountant import calibrate_noise_multiplier, epsilon
+from grandrounds.common.privacy.composition import composed_epsilon, least_epsilon, recomputed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.trust import Trust
 
@@ -125,6 +125,81 @@ def test_a_recomputed_epsilon_agrees_with_the_claimed_one(
     assert recomputed_epsilon(schedule, delta=delta) == pytest.approx(claimed, rel=1e-3)
 
 
+# Patients, drawn a step, steps, target: few are drawn of many, and what one release costs is rare and large.
+RARE = [(1e6, 24, 24, 0.5), (1e6, 24, 4, 0.1), (1e5, 24, 24, 4.0), (1e4, 24, 24, 0.5)]
+
+
+@pytest.mark.parametrize("patients, drawn, steps, target", RARE)
+def test_rare_and_large_losses_cost_no_more_than_dp_accounting_says(
+    patients: float, drawn: int, steps: int, target: float
+) -> None:
+    q, delta = drawn / patients, 0.1 / patients
+    z = calibrate_noise_multiplier(
+        target_epsilon=target, delta=delta, sampling_probability=q, steps=steps, trust="distributed"
+    )
+    schedule = _schedule(q, z, steps, "distributed")
+    below, above = _library_bounds(q, z, steps, delta, interval=2e-5 * max(1.0, target))
+    ours = recomputed_epsilon(schedule, delta=delta)
+    assert below <= ours <= above * (1 + 2e-4), "in both directions"
+    assert above * (1 - 2e-3) <= least_epsilon(schedule, delta=delta) <= above
+
+
+def _library_bounds(q: float, z: float, steps: int, delta: float, *, interval: float) -> tuple[float, float]:
+    """dp_accounting's optimistic and pessimistic epsilon of sampled Gaussians."""
+    plds = (
+        from_gaussian_mechanism(
+            z,
+            sampling_prob=q,
+            value_discretization_interval=interval,
+            pessimistic_estimate=pessimistic,
+            use_connect_dots=pessimistic,
+        )
+        for pessimistic in (False, True)
+    )
+    below, above = (float(pld.self_compose(steps).get_epsilon_for_delta(delta)) for pld in plds)
+    return below, above
+
+
+@given(st.floats(0.5, 50), st.integers(1, 300), st.floats(-12, -2).map(lambda exponent: 10**exponent))
+@settings(deadline=None, max_examples=30)
+def test_a_certified_lower_bound_is_below_the_closed_form_and_hardly(z: float, count: int, delta: float) -> None:
+    truth = _analytic_gaussian_epsilon([z] * count, delta)
+    assert truth * (1 - 2e-3) - 1e-4 <= least_epsilon(_schedule(1.0, z, count), delta=delta) <= truth * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("q, z, steps, delta, trust, m, expected", CASES)
+def test_a_certified_lower_bound_is_below_the_published_libraries_and_hardly(
+    q: float, z: float, steps: int, delta: float, trust: Trust, m: int, expected: float
+) -> None:
+    found = least_epsilon(_schedule(q, z, steps, trust, m), delta=delta)
+    assert expected * (1 - 5e-3) <= found <= expected * (1 + 1e-4)
+
+
+def test_losses_of_cells_rounded_up_would_certify_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, truth = _schedule(1.0, 10.0, 50), _analytic_gaussian_epsilon([10.0] * 50, 1e-5)
+    assert least_epsilon(schedule, delta=1e-5) <= truth
+    below = dominating_pair.DominatingPair.discretised_below
+
+    def rounded_up(self: Any, interval: float, *args: float) -> tuple[Any, float]:
+        loss, offset = below(self, interval, *args)
+        return loss, offset + interval
+
+    monkeypatch.setattr(dominating_pair.DominatingPair, "discretised_below", rounded_up)
+    assert least_epsilon(schedule, delta=1e-5) > truth
+
+
+def test_what_wraps_into_the_window_and_is_not_taken_off_would_certify_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule, truth = _schedule(1.0, 10.0, 50), _analytic_gaussian_epsilon([10.0] * 50, 1e-5)
+    length = composition._length
+    monkeypatch.setattr(composition, "_length", lambda *args: length(*args) / 4)
+    monkeypatch.setattr(composition, "_WRAPPED", 0.99)
+    assert least_epsilon(schedule, delta=1e-5) <= truth
+    monkeypatch.setattr(composition._LossSum, "_wrapped", lambda self, start: 0.0)
+    assert least_epsilon(schedule, delta=1e-5) > truth
+
+
 def _sampled(seed: int, number: int) -> list[Schedule]:
     generator = np.random.default_rng(seed)
     q, z = generator.uniform(0.005, 0.1, number), generator.uniform(0.8, 4.0, number)
@@ -159,8 +234,10 @@ def test_a_tilt_far_from_the_best_costs_tightness_and_never_soundness(
     monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     chosen = composition._best_tilt
-    monkeypatch.setattr(composition, "_best_tilt", lambda *args: (factor * chosen(*args)[0], chosen(*args)[1]))
     truth = _analytic_gaussian_epsilon(NOISE_MULTIPLIERS, 1e-9)
+    few, known = _schedule(1.0, 10.0, 4), _analytic_gaussian_epsilon([10.0] * 4, 1e-9)
+    monkeypatch.setattr(composition, "_best_tilt", lambda *args: (factor * chosen(*args)[0], chosen(*args)[1]))
+    assert least_epsilon(few, delta=1e-9) <= known
     assert truth <= composed_epsilon(GAUSSIANS, delta=1e-9) <= truth * 3
 
 
