@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from .deploy.plan.epsilon import epsilon
     from .deploy.simulation.outages import Dropout
     from .deploy.simulation.simulate import Result, simulate
-    from .deploy.verify.claims import Finding, Status, Verdict, verify
+    from .deploy.verify.claims import verify
+    from .deploy.verify.verdict import Finding, Outcome, Status, Verdict
 
 __all__ = [
     "Dropout",
     "Epsilon",
     "Finding",
     "GrandRoundsError",
+    "Outcome",
     "Result",
     "Status",
     "Study",
@@ -41,7 +43,8 @@ _PLACES: Final = {
     ".deploy.plan.epsilon": ("epsilon",),
     ".deploy.simulation.outages": ("Dropout",),
     ".deploy.simulation.simulate": ("Result", "simulate"),
-    ".deploy.verify.claims": ("Finding", "Status", "Verdict", "verify"),
+    ".deploy.verify.claims": ("verify",),
+    ".deploy.verify.verdict": ("Finding", "Outcome", "Status", "Verdict"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -55,6 +56,11 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
     return names
+
+
+def test_every_command_prints_by_the_one_console_that_takes_words_as_they_are() -> None:
+    made = [path for path in shipped() if re.search(r"\bConsole\(", path.read_text(encoding="utf-8"))]
+    assert made == [ROOT / "deploy" / "views" / "console.py"]
 
 
 def test_dependencies_point_down() -> None:

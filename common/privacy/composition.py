@@ -93,7 +93,8 @@ def least_epsilon(schedule: Schedule, *, delta: float) -> float:
 
     Guarantee: a lower bound. The pair of one release dominates and is itself that of two data sets; outcomes are told
     only by their cell (which reveals less), losses are rounded down, tails are cut, and whatever wraps around or was
-    rounded is taken off. What is spent of ``delta`` on cut draws comes off first, as in a claim. A person removed alone counts. Where nothing can be certified it is 0.
+    rounded is taken off. What is spent of ``delta`` on cut draws comes off first, as in a claim. A person removed alone
+    counts. Where nothing can be certified it is 0.
     """
     upper = composed_epsilon([schedule], delta=delta)
     delta -= schedule.cut_delta

@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..verify.verdict import Outcome
+
 if TYPE_CHECKING:
-    from ..verify.claims import Verdict
+    from ..verify.verdict import Verdict
 
 
 def verify(
@@ -17,41 +18,72 @@ def verify(
     manifest_hash: Annotated[
         str | None, typer.Option(help="The manifest's SHA-256, as somebody you trust tells it.")
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLAIM",
+            help="A claim that must be established, instead of all of them; may be repeated. No other may be false. "
+            "--json has the names of all.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Recompute every claim of a finished or running study: offline, from DIR alone. Exit code 1 if one is wrong."""
-    from ..verify.claims import verify
+    """Recompute every claim of a study, finished or running: offline, from DIR alone. Exit codes:"""
+    from ..verify.claims import CLAIMS, verify
 
+    names = [claim.name for claim in CLAIMS]
+    if unknown := set(require or ()) - set(names):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the claims are {', '.join(names)}")
     verdict = verify(folder, manifest_hash=manifest_hash)
+    outcome = verdict.outcome_of(require or names)
     if as_json:
-        typer.echo(json.dumps({"holds": verdict.holds, "findings": [asdict(finding) for finding in verdict.findings]}))
+        findings = [
+            {
+                "name": finding.name,
+                "claim": finding.claim,
+                "recomputed_from": finding.recomputed_from,
+                "status": finding.status,
+                "detail": finding.detail,
+            }
+            for finding in verdict.findings
+        ]
+        typer.echo(json.dumps({"outcome": outcome.name.lower(), "holds": verdict.holds, "findings": findings}))
     else:
-        _print(verdict)
-    if not verdict.holds:
-        raise typer.Exit(1)
+        _print(verdict, outcome)
+    raise typer.Exit(outcome)
 
 
-def _print(verdict: "Verdict") -> None:
+verify.__doc__ = "\n\n".join(
+    [f"{verify.__doc__}", *(f"{outcome.value}: {outcome.said}." for outcome in Outcome), "2: the command is wrong."]
+)
+
+
+def _print(verdict: "Verdict", outcome: Outcome) -> None:
     """Two lines for each claim, which no width breaks: they hold what people copy."""
-    from rich.console import Console
     from rich.text import Text
 
-    from ..verify.claims import Status
+    from ..verify.verdict import Status
+    from ..views.console import plain_console
 
     looks = {
         Status.AGREES: ("✓ agrees", "green"),
         Status.DISAGREES: ("✗ DOES NOT AGREE", "bold red"),
         Status.OPEN: ("– cannot be established", "yellow"),
+        Status.NOTHING: ("✗ NOTHING IS CLAIMED", "bold red"),
     }
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console(highlight=False, soft_wrap=True)
     for finding in verdict.findings:
         mark, style = looks[finding.status]
         console.print(Text(f"{mark}: ", style=style).append(finding.claim, style="bold"))
         console.print(Text(f"  from {finding.recomputed_from}: ", style="dim").append(finding.detail, style="not dim"))
     counts = Counter(finding.status for finding in verdict.findings)
+    nothing = ", and one is not claimed at all" if counts[Status.NOTHING] else ""
     console.print()
     console.print(
         f"Of {len(verdict.findings)} claims {counts[Status.AGREES]} agree, {counts[Status.DISAGREES]} do not, and "
-        f"{counts[Status.OPEN]} cannot be established.",
-        style="bold" if verdict.holds else "bold red",
+        f"{counts[Status.OPEN]} cannot be established{nothing}.",
+    )
+    sentence = outcome.said[0].upper() + outcome.said[1:]
+    console.print(
+        f"{sentence} (exit code {outcome.value}).", style="bold" if outcome is Outcome.ESTABLISHED else "bold red"
     )

@@ -20,8 +20,9 @@ from ...server.report.claim import count
 from ...server.report.utility import AtPosition, verdict
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case, replay
-from ..verify.claims import Status, Verdict, verdict_on
+from ..verify.claims import verdict_on
 from ..verify.evidence import Evidence, read_evidence
+from ..verify.verdict import Status, Verdict
 
 
 def fetch(folder: SiteFolder, *, output: Path | None) -> Iterator[str]:
@@ -80,6 +81,8 @@ def _said(verdict: Verdict) -> Iterator[str]:
     agree = sum(finding.status is Status.AGREES for finding in verdict.findings)
     yield f"{agree} of {len(verdict.findings)} claims were recomputed from what this site holds, and agree"
     for finding in verdict.findings:
+        if finding.status is Status.NOTHING:
+            yield f"{finding.claim}: {finding.detail}"
         if finding.status is Status.OPEN:
             yield f"cannot be established here: {finding.claim}: {finding.detail}"
             yield "the server's operator can send its folder of the study, which has every signature, to be verified"

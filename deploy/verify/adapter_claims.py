@@ -80,16 +80,19 @@ def _require_hash(vector: Vector, expected: str) -> None:
 
 ADAPTER_CLAIMS: Final = (
     Claim(
+        name="trained",
         claim="The adapter's trained numbers are those that the last round left",
         recomputed_from=f"{WEIGHTS} and the ledger",
         check=_trained,
     ),
     Claim(
+        name="frozen",
         claim="Its other numbers are the public ones that all sites began with",
         recomputed_from=f"{WEIGHTS} and the manifest",
         check=_frozen,
     ),
     Claim(
+        name="configuration",
         claim="The adapter is used as it was trained",
         recomputed_from=f"{CONFIG} and the manifest",
         check=_configured,

@@ -13,6 +13,7 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.study.artefacts import LEDGER, REPORT
 from ...server.report.report import Declared, Report, build_report
 from .evidence import Evidence
+from .verdict import Outcome
 
 # Of figures: the accountant's last digits are those of the machine's libraries.
 TOLERANCE: Final = 1e-6
@@ -24,7 +25,15 @@ class DisagreesError(Exception):
 
 
 class OpenError(Exception):
-    """A claim cannot be established from what is there."""
+    """A claim cannot be established from what is there, which makes ``outcome`` of the whole."""
+
+    def __init__(self, detail: str, outcome: Outcome = Outcome.UNKNOWN) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+
+
+class NothingClaimedError(Exception):
+    """There is no such claim: the study promises nothing of the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ class Case:
         if self.verified.closed is None:
             if there:
                 raise DisagreesError(f"{path} is there, and the ledger says nothing of the study's end")
-            raise OpenError(self.still_open)
+            raise self.unfinished(self.still_open)
         return self.read(path)
 
     def read(self, path: str) -> bytes:
@@ -58,6 +67,10 @@ class Case:
         if path not in self.evidence.files:
             raise DisagreesError(f"{path} is missing")
         return self.evidence.files[path]
+
+    def unfinished(self, detail: str) -> OpenError:
+        """What cannot be established yet; where the study is closed, not ever."""
+        return OpenError(detail, Outcome.UNFINISHED if self.verified.closed is None else Outcome.UNKNOWN)
 
     @property
     def still_open(self) -> str:
@@ -151,6 +164,7 @@ def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
 class Claim:
     """Something that is claimed, and how it is checked: ``check`` says in words what it found, or raises."""
 
+    name: str
     claim: str
     recomputed_from: str
     check: Callable[[Case], str]

@@ -1,13 +1,12 @@
 """Recomputes every claim of a study from its folder alone: no network, no model, nothing that is taken on trust.
 
 What is found holds provided that honest sites ran the pinned code (ARCHITECTURE.md, "What is not claimed"). A claim
-that can neither be confirmed nor refuted is said to be open, and does not make the rest less true.
+that can neither be confirmed nor refuted is said to be open: it makes the rest no less true, and the whole no more.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +14,8 @@ from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import GrandRoundsError
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
-from ...common.privacy.composition import recomputed_epsilon
+from ...common.printable import printable
+from ...common.privacy.composition import least_epsilon, recomputed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import known
 from ...common.study.artefacts import CARD, LEDGER, MANIFEST, PAGE, REPORT, RESULTS
@@ -25,41 +25,13 @@ from ...server.report.claim import NO_PRIVACY, count, up
 from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
 from .adapter_claims import ADAPTER_CLAIMS
-from .case import INCOMPLETE, Case, Claim, DisagreesError, OpenError, replay
+from .case import INCOMPLETE, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
+from .verdict import Finding, Outcome, Status, Verdict
 
-EPSILON_TOLERANCE: Final = 1e-3  # within which two ways of computing epsilon agree
+EPSILON_TOLERANCE: Final = 1e-3  # of epsilon, within which two ways of computing it agree
+_SMALL: Final = 1e-2  # below it the tolerance is one of this
 _LONGEST: Final = 10_000  # characters of a detail: the keys of a hundred sites
-
-
-class Status(StrEnum):
-    """What became of a claim."""
-
-    AGREES = "agrees"
-    DISAGREES = "does not agree"
-    OPEN = "cannot be established"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One claim, from what it was recomputed, and what came of it."""
-
-    claim: str
-    recomputed_from: str
-    status: Status
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What was found of every claim."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing disagrees; what cannot be established may be among it."""
-        return all(finding.status is not Status.DISAGREES for finding in self.findings)
 
 
 def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
@@ -71,7 +43,7 @@ def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
             open.
 
     Returns:
-        A finding for every claim, whatever the folder holds; the study ``holds`` where none disagrees.
+        A finding for every claim, whatever the folder holds; ``outcome`` says what became of the whole claim.
 
     Raises:
         StorageError: it is no folder that can be read.
@@ -87,8 +59,8 @@ def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     result = simulate(study, cohorts, evaluation=held_out, output=folder)
     ...     verdict = verify(folder, result.manifest.sha256)
-    >>> verdict.holds, {finding.status.value for finding in verdict.findings}
-    (True, {'agrees'})
+    >>> verdict.outcome.name, {finding.status.value for finding in verdict.findings}
+    ('ESTABLISHED', {'agrees'})
     """
     return verdict_on(Case(evidence=read_evidence(Path(folder)), manifest_hash=manifest_hash))
 
@@ -99,23 +71,32 @@ def verdict_on(case: Case) -> Verdict:
 
 
 def _judge(claim: Claim, case: Case) -> Finding:
+    outcome = Outcome.FALSE
     try:
-        status, detail = Status.AGREES, claim.check(case)
+        status, outcome, detail = Status.AGREES, Outcome.ESTABLISHED, claim.check(case)
     except OpenError as error:
-        status, detail = Status.OPEN, str(error)
+        status, outcome, detail = Status.OPEN, error.outcome, str(error)
+    except NothingClaimedError as error:
+        status, outcome, detail = Status.NOTHING, Outcome.NO_PRIVACY, str(error)
     except DisagreesError as error:
         status, detail = Status.DISAGREES, str(error)
     except GrandRoundsError as error:
         status, detail = Status.DISAGREES, error.what
     except Exception as error:  # a folder that this program cannot digest is not confirmed by it
         status, detail = Status.DISAGREES, f"it could not be checked: {type(error).__name__}"
-    return Finding(claim=claim.claim, recomputed_from=claim.recomputed_from, status=status, detail=_printable(detail))
+    return Finding(
+        name=claim.name,
+        claim=claim.claim,
+        recomputed_from=claim.recomputed_from,
+        status=status,
+        outcome=outcome,
+        detail=_shown(detail),
+    )
 
 
-def _printable(text: str) -> str:
-    """Without what could steer a terminal: names of files and fields may be anything."""
-    shown = "".join(character if character.isprintable() else "�" for character in text[: _LONGEST + 1])
-    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+def _shown(text: str) -> str:
+    """What a terminal can be shown: names of files and fields may be anything, of any length."""
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 def _ledger(case: Case) -> str:
@@ -151,14 +132,16 @@ def _authorship(case: Case) -> str:
         keys = "; ".join(f"{site} {key}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items())
         raise OpenError(
             f"authorship is not established: ask a site for the hash of its manifest. This one is {manifest.sha256}; "
-            f"the keys are {keys}"
+            f"the keys are {keys}",
+            Outcome.UNVOUCHED,
         )
     given = case.manifest_hash.strip().lower()
     if given not in manifests:
         raise DisagreesError(f"this study's manifest is {manifest.sha256}")
     if given != manifest.sha256 and not case.verified.agreed:
         raise OpenError(
-            f"it is version {manifests[given]}, and the sites have not agreed to version {manifest.version}"
+            f"it is version {manifests[given]}, and the sites have not agreed to version {manifest.version}",
+            Outcome.UNFINISHED,
         )
     if given != manifest.sha256:
         return f"it is version {manifests[given]}; every later one was signed by enough sites of the one before"
@@ -170,7 +153,8 @@ def _countersigned(case: Case) -> str:
     signed, everyone = len(verified.countersigned), len(verified.manifest.study.sites)
     if not verified.agreed:
         raise OpenError(
-            f"not yet agreed to: {signed} of {everyone} sites have signed version {verified.manifest.version}"
+            f"not yet agreed to: {signed} of {everyone} sites have signed version {verified.manifest.version}",
+            Outcome.UNFINISHED,
         )
     later = len(verified.manifests) - 1
     return f"{signed} of {everyone} sites" + (f"; so were {count(later, 'manifest')} before it" if later else "")
@@ -188,14 +172,14 @@ def _views(case: Case) -> str:
     ended = [entries.AttemptEnded.of(entry) for entry in case.verified.ledger if entry.type is EntryType.ATTEMPT_ENDED]
     views = [len(attempt.consistencies) for attempt in ended if attempt.unmasked]
     if not views:
-        raise OpenError("no attempt was unmasked")
+        raise case.unfinished("no attempt was unmasked")
     return f"{count(len(views), 'attempt')}, each with at least {count(min(views), 'signature')}"
 
 
 def _charges(case: Case) -> str:
     charges = case.verified.charges
     if not charges:
-        raise OpenError("no site has told its counter")
+        raise case.unfinished("no site has told its counter")
     return ", ".join(f"{site} {charged}" for site, charged in charges.items())
 
 
@@ -205,17 +189,17 @@ def _epsilon(case: Case) -> str:
     if schedule is None:
         if case.verified.closed is not None and any(epsilon is not None for _, epsilon in _stated(case, sites=1)):
             raise DisagreesError("a study without noise claims privacy")
-        return NO_PRIVACY
-    epsilon = _recomputed(schedule, delta)
-    if epsilon > known(manifest.study.privacy.target_epsilon) * (1 + EPSILON_TOLERANCE):
-        raise DisagreesError(f"ε = {up(epsilon, 4)}, above the target that the sites signed")
-    found = f"ε = {up(epsilon, 4)} at δ = {delta:g}"
+        raise NothingClaimedError(NO_PRIVACY)
+    target = known(manifest.study.privacy.target_epsilon)
+    _require_borne_out(target, schedule, delta, what="the target that the sites signed")
+    found = f"ε = {up(_recomputed(schedule, delta), 4)} at δ = {delta:g}"
     if case.verified.closed is None:
         return f"{found} for the whole schedule; no report claims it yet"
     for sites, stated in _stated(case, sites=schedule.event.sites_per_patient):
         shared = replace(schedule, event=replace(schedule.event, sites_per_patient=sites))
         if stated is not None:
-            _require_near(stated, _recomputed(shared, delta), sites=sites)
+            what = f"what is stated for someone at {count(sites, 'site')}"
+            _require_borne_out(stated, shared, delta, what=what)
     return f"{found}, by another path than the report’s; so is every overlap that the report states"
 
 
@@ -238,11 +222,20 @@ def _recomputed(schedule: Schedule, delta: float) -> float:
     return recomputed_epsilon(schedule, delta=delta)
 
 
-def _require_near(stated: float, epsilon: float, *, sites: int) -> None:
-    if not abs(stated - epsilon) <= EPSILON_TOLERANCE * max(1.0, epsilon):
-        raise DisagreesError(
-            f"ε is stated as {stated:.6g} and recomputed as {epsilon:.6g}, for someone at {count(sites, 'site')}"
-        )
+@functools.cache
+def _least(schedule: Schedule, delta: float) -> float:
+    return least_epsilon(schedule, delta=delta)
+
+
+def _require_borne_out(stated: float, schedule: Schedule, delta: float, *, what: str) -> None:
+    """An upper bound that this program finds itself bears the claim out; nothing but a lower bound refutes it."""
+    epsilon = _recomputed(schedule, delta)
+    if stated >= epsilon - EPSILON_TOLERANCE * max(_SMALL, epsilon):
+        return
+    least = _least(schedule, delta)
+    if stated < least:
+        raise DisagreesError(f"ε = {stated:.6g} is {what}, and it is certainly above {least:.6g}")
+    raise OpenError(f"ε = {stated:.6g} is {what}; recomputed, it is between {least:.6g} and {epsilon:.6g}")
 
 
 def _report(case: Case) -> str:
@@ -250,7 +243,7 @@ def _report(case: Case) -> str:
     if found:
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         raise DisagreesError(f"it differs in {', '.join(found[:10])}{more}")
-    return "every field; what it declares of itself are all perplexities, base model, evaluation set and setting"
+    return "every field; what it declares of itself are all perplexities and the evaluation set"
 
 
 def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], str]:
@@ -268,7 +261,7 @@ def _files(case: Case) -> str:
         raise DisagreesError(f"adapter/ holds what does not belong there: {', '.join(case.evidence.strangers)}")
     closed = case.verified.closed
     if closed is None:
-        raise OpenError(case.still_open)
+        raise case.unfinished(case.still_open)
     found = {path: sha256(case.read(path)) for path in RESULTS}
     wrong = sorted(path for path in found.keys() | closed.files.keys() if found.get(path) != closed.files.get(path))
     if wrong:
@@ -279,42 +272,93 @@ def _files(case: Case) -> str:
 def _closing(case: Case) -> str:
     verified = case.verified
     if verified.closed is None:
-        raise OpenError(case.still_open)
+        raise case.unfinished(case.still_open)
     signed, threshold = len(verified.closing_signatures), verified.manifest.threshold
     if signed < threshold:
         raise OpenError(
             f"the server closed the study, and {signed} sites signed that, of at least {threshold}: "
-            f"open since attempt {len(verified.attempts)}"
+            f"open since attempt {len(verified.attempts)}",
+            Outcome.UNFINISHED,
         )
     return f"{signed} of {len(verified.manifest.study.sites)} sites; {threshold} are enough"
 
 
 CLAIMS: Final = (
-    Claim(claim="The ledger is whole: every entry chained and signed", recomputed_from=LEDGER, check=_ledger),
-    Claim(claim="This program is the one that ran the study", recomputed_from="the manifest", check=_software),
-    Claim(claim="The manifest is the one in the ledger", recomputed_from=f"{MANIFEST} and the ledger", check=_manifest),
-    Claim(claim="It is the manifest that you know", recomputed_from="--manifest-hash", check=_authorship),
-    Claim(claim="Every site agreed to it", recomputed_from="countersignatures", check=_countersigned),
-    Claim(claim="Every attempt is counted, within the schedule", recomputed_from="the ledger", check=_attempts),
     Claim(
+        name="ledger",
+        claim="The ledger is whole: every entry chained and signed",
+        recomputed_from=LEDGER,
+        check=_ledger,
+    ),
+    Claim(
+        name="program",
+        claim="This program is the one that ran the study",
+        recomputed_from="the manifest",
+        check=_software,
+    ),
+    Claim(
+        name="manifest",
+        claim="The manifest is the one in the ledger",
+        recomputed_from=f"{MANIFEST} and the ledger",
+        check=_manifest,
+    ),
+    Claim(
+        name="authorship",
+        claim="It is the manifest that you know",
+        recomputed_from="--manifest-hash",
+        check=_authorship,
+    ),
+    Claim(name="agreement", claim="Every site agreed to it", recomputed_from="countersignatures", check=_countersigned),
+    Claim(
+        name="attempts",
+        claim="Every attempt is counted, within the schedule",
+        recomputed_from="the ledger",
+        check=_attempts,
+    ),
+    Claim(
+        name="views",
         claim="Enough sites saw the same of every sum that was unmasked",
         recomputed_from="their signed views",
         check=_views,
     ),
     Claim(
+        name="charges",
         claim="No site's counter of charges fell or is behind what it signed",
         recomputed_from="adverts and masked inputs",
         check=_charges,
     ),
-    Claim(claim="The privacy that is claimed", recomputed_from="the manifest's schedule", check=_epsilon),
-    Claim(claim="The report is what follows from the ledger", recomputed_from=f"{REPORT}, the ledger", check=_report),
-    Claim(claim="The page says what the report says", recomputed_from=REPORT, check=_rendered(PAGE, render_html)),
     Claim(
+        name="privacy", claim="The privacy that is claimed", recomputed_from="the manifest's schedule", check=_epsilon
+    ),
+    Claim(
+        name="report",
+        claim="The report is what follows from the ledger",
+        recomputed_from=f"{REPORT}, the ledger",
+        check=_report,
+    ),
+    Claim(
+        name="page",
+        claim="The page says what the report says",
+        recomputed_from=REPORT,
+        check=_rendered(PAGE, render_html),
+    ),
+    Claim(
+        name="card",
         claim="The model card says what the report says",
         recomputed_from=REPORT,
         check=_rendered(CARD, render_model_card),
     ),
-    Claim(claim="The files are those with which the study was closed", recomputed_from="SHA-256", check=_files),
+    Claim(
+        name="files",
+        claim="The files are those with which the study was closed",
+        recomputed_from="SHA-256",
+        check=_files,
+    ),
     *ADAPTER_CLAIMS,
-    Claim(claim="Enough sites signed the end of the ledger", recomputed_from="closing signatures", check=_closing),
+    Claim(
+        name="end",
+        claim="Enough sites signed the end of the ledger",
+        recomputed_from="closing signatures",
+        check=_closing,
+    ),
 )

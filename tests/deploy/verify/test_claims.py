@@ -35,7 +35,9 @@ from grandrounds.common.schema import validated
 from grandrounds.common.study.artefacts import CARD, LEDGER, PAGE, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.manifest import Countersignature, Manifest
-from grandrounds.deploy.verify.claims import CLAIMS, Status, verify
+from grandrounds.deploy.verify import claims
+from grandrounds.deploy.verify.claims import CLAIMS, verify
+from grandrounds.deploy.verify.verdict import Outcome, Status
 from grandrounds.server.report.report import render_json
 
 
@@ -141,6 +143,7 @@ def test_a_study_without_noise_is_confirmed_as_what_it_is(tmp_path: Path) -> Non
     study = ran(noise_multiplier=None)
     study.close(tmp_path)
     assert verify(tmp_path).holds and "NO PRIVACY" in found(tmp_path, PRIVACY).detail
+    assert found(tmp_path, PRIVACY).status is Status.NOTHING
     (tmp_path / REPORT).write_bytes(render_json(study.report() | {"epsilon": 1.0}))
     reclosed(study, tmp_path)
     assert "without noise claims privacy" in refused(tmp_path, PRIVACY, FOLLOWS)
@@ -176,14 +179,39 @@ def test_a_smaller_epsilon_is_refused_whoever_signs_it(study: SmallStudy, folder
     rewritten(folder, report | {"epsilon": report["epsilon"] * 0.99})
     assert "differs in epsilon" in refused(folder, FOLLOWS, PRIVACY, FILES)
     reclosed(study, folder)
-    assert "is stated as" in refused(folder, PRIVACY, FOLLOWS)
+    assert "is certainly above" in refused(folder, PRIVACY, FOLLOWS)
 
 
 def test_noise_that_does_not_reach_the_target_is_refused(tmp_path: Path) -> None:
     study = SmallStudy(study=small_study(noise_multiplier=1.5, privacy={"target_epsilon": 0.5}))
     study.write_manifest(tmp_path)
     study.write_ledger(tmp_path)
-    assert "above the target that the sites signed" in refused(tmp_path, PRIVACY)
+    assert "the target that the sites signed, and it is certainly above" in refused(tmp_path, PRIVACY)
+
+
+def test_a_claim_between_what_is_certain_and_what_can_be_shown_is_open(
+    study: SmallStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed = claims.recomputed_epsilon
+    claims._recomputed.cache_clear()
+    monkeypatch.setattr(claims, "recomputed_epsilon", lambda *args, **named: 1.02 * recomputed(*args, **named))
+    finding = found(folder, PRIVACY, manifest_hash=study.manifest.sha256)
+    claims._recomputed.cache_clear()
+    assert (finding.status, finding.outcome) == (Status.OPEN, Outcome.UNKNOWN)
+
+
+def test_many_patients_of_whom_few_are_drawn_are_no_false_no(tmp_path: Path) -> None:
+    study = SmallStudy(
+        study=small_study(
+            (200_000,) * 5,
+            noise_multiplier=0.4371,
+            privacy={"sampling_probability": 24e-6, "delta": 1e-7, "target_epsilon": 0.5},
+            training={"rounds": 20, "max_attempts": 24},
+        )
+    )
+    study.write_manifest(tmp_path)
+    study.write_ledger(tmp_path)
+    assert found(tmp_path, PRIVACY).status is Status.AGREES
 
 
 @pytest.mark.parametrize("row", [0, 1])
@@ -193,7 +221,7 @@ def test_a_smaller_epsilon_of_any_overlap_is_refused(study: SmallStudy, folder: 
     rewritten(folder, report)
     reclosed(study, folder)
     assert f"overlap.{row}.epsilon" in found(folder, FOLLOWS).detail
-    assert "is stated as" in refused(folder, PRIVACY, FOLLOWS)
+    assert "is certainly above" in refused(folder, PRIVACY, FOLLOWS)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +236,7 @@ def test_a_smaller_epsilon_of_any_overlap_is_refused(study: SmallStudy, folder: 
         ({"epsilon": "1"}, "epsilon"),
         ({"epsilon": 10**400}, "epsilon"),
         ({"overlap": [{}]}, "overlap"),
+        ({"base_model": "another/model"}, "base_model"),
     ],
 )
 def test_a_field_that_does_not_follow_from_the_ledger_is_named(
@@ -219,6 +248,30 @@ def test_a_field_that_does_not_follow_from_the_ledger_is_named(
     assert finding.status is Status.DISAGREES and named in finding.detail
     assert {found(folder, claim).status for claim in (PAGE_SAYS, CARD_SAYS)} == {Status.OPEN}
     assert not any("could not be checked" in finding.detail for finding in verify(folder).findings)
+
+
+@pytest.mark.parametrize(("archive", "told"), [(None, "federation"), ("44" * 32, "simulation")])
+def test_a_simulation_cannot_be_called_a_federation_nor_the_reverse(
+    archive: str | None, told: str, tmp_path: Path
+) -> None:
+    study = SmallStudy(study=small_study(noise_multiplier=1.5), manifest_fields={"app_sha256": archive})
+    study.run(lambda site, envelope: False)
+    study.close(tmp_path)
+    assert verify(tmp_path).holds
+    rewritten(tmp_path, study.report() | {"setting": told})
+    reclosed(study, tmp_path)
+    assert refused(tmp_path, FOLLOWS) == "it differs in setting"
+
+
+@pytest.mark.parametrize("evaluation", ["a\nb", "a\x1b[2Jb", "a\u2028b", "a\u202eb", "a  b", "a" * 201, ""])
+def test_what_is_declared_in_more_than_a_line_of_words_is_no_report(
+    study: SmallStudy, folder: Path, evaluation: str
+) -> None:
+    report = study.report()
+    report["utility"]["evaluation"] = evaluation
+    (folder / REPORT).write_bytes(render_json(report))
+    reclosed(study, folder)
+    assert "not one that this version writes" in found(folder, FOLLOWS).detail
 
 
 def test_a_position_that_got_worse_cannot_be_called_better(study: SmallStudy, folder: Path) -> None:
