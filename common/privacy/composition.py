@@ -74,7 +74,7 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
             for total, loss in zip(sums, pair.discretised(interval, deviations), strict=True):
                 total.add(loss, count)
         found = max(0.0, *(total.epsilon(inner_delta) + _misplaced(counts, interval) for total in sums))
-        if not found < _FAR * expected:
+        if expected <= _LEAST_EPSILON or not found < _FAR * expected:
             return min(bound, found)
         bound = found
 
@@ -214,12 +214,12 @@ class _LossSum:
         """Losses, their divergences as far as they follow from the window, and exp(log M - tilt * loss)."""
         h = self._interval
         indices = np.arange(self._top - math.floor(2 * self._reach / h), self._top)
-        losses = h * indices
+        losses: Array = h * indices.astype(np.float64)
         tilted = np.maximum(np.fft.irfft(self._transform, self._size)[indices % self._size], 0.0)
         untilt = np.exp(self._log_moment - self._tilt * losses)
         at_least = np.cumsum((tilted * untilt)[::-1])
         # delta(l) = (1 - exp(-h)) P(L >= l + h) + exp(-h) delta(l + h), from delta = 0 at the last loss of the window
-        divergences = np.zeros(len(losses))
+        divergences: Array = np.zeros(len(losses))
         divergences[-2::-1] = lfilter([-math.expm1(-h)], [1.0, -math.exp(-h)], at_least[:-1])
         return losses, divergences, untilt
 

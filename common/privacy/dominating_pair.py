@@ -137,7 +137,8 @@ class DominatingPair:
         offset = min(places[[*likely, np.argmax(weights)]], key=lambda place: float(weights @ ((places - place) % 1.0)))
         rounded = np.floor(loss / interval - offset + _SLIGHT).astype(np.int64)
         first = int(rounded.min())
-        return DiscreteLoss(first, np.bincount(rounded - first, present), 0.0), interval * (float(offset) - 2 * _SLIGHT)
+        pmf: Array = np.bincount(rounded - first, present).astype(np.float64)
+        return DiscreteLoss(first, pmf, 0.0), interval * (float(offset) - 2 * _SLIGHT)
 
     def _masses(self, x: Array) -> tuple[Array, Array]:
         """Q and P of the cells [n + 1] between the rising ``x`` [n]."""

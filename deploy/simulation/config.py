@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...client.site.site_records import SiteRecords
 from ...common.data.identifiers import Similar
+from ...common.data.records import read_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
@@ -58,9 +61,11 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     """The study and the simulation that the tables describe. Raises StudyError or DataError."""
     simulation = validated(Simulation, tables.get(_SIMULATION, {}))
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
-    _check_stated_units(simulation, sites_given="sites" in fields)
+    privacy = fields.get("privacy", {})
+    claims_nothing = isinstance(privacy, dict) and privacy.get("noise") is False
+    _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=claims_nothing)
     if "sites" not in fields:
-        fields["sites"] = _nominal_sites(simulation)
+        fields["sites"] = _nominal_sites(simulation, unit=privacy.get("unit", "patient"))
     if not simulation.evaluation and isinstance(fields.get("data", {}), dict):
         fields["data"] = {"evaluation": "synthetic", **fields.get("data", {})}  # of the built-in patients
     study = validated(Study, fields)
@@ -92,9 +97,9 @@ def _sampling_probability(units_per_step: int | None, total: int) -> float:
     return units_per_step / total
 
 
-def _check_stated_units(simulation: Simulation, *, sites_given: bool) -> None:
+def _check_stated_units(simulation: Simulation, *, sites_given: bool, claims_nothing: bool) -> None:
     stated, sites = set(simulation.nominal_units), set(simulation.data)
-    if sites_given and not stated:
+    if not stated and (sites_given or claims_nothing):
         return
     if sites_given:
         raise StudyError(
@@ -115,12 +120,22 @@ def _check_stated_units(simulation: Simulation, *, sites_given: bool) -> None:
         )
 
 
-def _nominal_sites(simulation: Simulation) -> list[dict[str, Any]]:
-    """Each site's nominal units, built in or stated."""
+def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:
+    """Each site's nominal units: built in, stated or, where nothing is claimed of anybody, counted."""
     if not simulation.data:
         numbers = range(1, simulation.builtin_sites + 1)
         return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS, **BUILTIN_SOURCE} for number in numbers]
-    return [{"name": name, "nominal_units": simulation.nominal_units[name]} for name in simulation.data]
+    if simulation.nominal_units:
+        return [{"name": name, "nominal_units": simulation.nominal_units[name]} for name in simulation.data]
+    counted = {name: _count_units(simulation, name, unit) for name in simulation.data}
+    return [{"name": name, "nominal_units": count, "max_units": count} for name, count in counted.items()]
+
+
+def _count_units(simulation: Simulation, name: str, unit: str) -> int:
+    """Of those who did not opt out."""
+    read = partial(read_records, simulation.data[name], similar=simulation.similar_identifiers)
+    records = SiteRecords.read(lambda quarantine: read(quarantine=quarantine), simulation.opted_out.get(name)).records
+    return len(records) if unit == "record" else len({record.patient_id for record in records})
 
 
 @dataclass(frozen=True, kw_only=True)

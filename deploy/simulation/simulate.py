@@ -93,7 +93,8 @@ def simulate(
         study: what is to be run; what it leaves open is filled in.
         cohorts: each site's records: rows, or the file that has them.
         evaluation: records on which perplexity is measured. They must be public or synthetic, as the study says, since
-            these figures are released without noise; none may share a patient or a text with the cohorts.
+            these figures are released without noise; where a study claims anything, none may share a patient or a text
+            with the cohorts.
         evaluation_source: where these come from, in words for the report.
         opted_out: a site's file of patients who are left out.
         similar_identifiers: whether identifiers that differ in spelling alone are one patient's; None: refuse them.
@@ -240,7 +241,8 @@ def _prepare(
             for name, source in cohorts.items()
         }
         held_out = _records("evaluation", evaluation, "different")
-        check_held_out(held_out, {name: records.records for name, records in own.items()})
+        if study.privacy.noise:
+            check_held_out(held_out, [record for records in own.values() for record in records.records])
         site_cohorts = {}
         for site in study.sites:
             records = own[site.name]

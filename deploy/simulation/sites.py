@@ -1,10 +1,11 @@
 """What a simulated site decides for itself: its policy, and that it follows no older ledger than its own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
 from ...client.state.site_state import SiteState
+from ...common.data.identifiers import canonical
 from ...common.data.records import Record
 from ...common.errors import DataError, StudyError
 from ...common.schema import Section, Words, validated
@@ -42,15 +43,16 @@ def check_evaluation(study: Study, source: str) -> None:
         )
 
 
-def check_held_out(evaluation: Iterable[Record], cohorts: Mapping[str, Iterable[Record]]) -> None:
-    """Raises DataError where an evaluation record has a patient or a text of a cohort.
+def check_held_out(evaluation: Iterable[Record], trained: Collection[Record]) -> None:
+    """Raises DataError where an evaluation record has a patient or a text of those that are ``trained`` on.
 
     Perplexities are released without noise: what was trained on shows in them, and so does who.
     """
-    trained = [record for records in cohorts.values() for record in records]
-    patients, texts = ({record.patient_id for record in trained}, {record.content for record in trained})
+    patients, texts = ({canonical(record.patient_id) for record in trained}, {record.content for record in trained})
     for record in evaluation:
-        shared = "a patient" if record.patient_id in patients else "a text" if record.content in texts else None
+        shared = (
+            "a patient" if canonical(record.patient_id) in patients else "a text" if record.content in texts else None
+        )
         if shared:
             raise DataError(
                 f"{record.position}: it has {shared} of the sites' records",

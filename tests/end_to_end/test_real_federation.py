@@ -16,7 +16,8 @@ from support.process.operations_page import largest_messages
 from grandrounds.client.worker_socket import HEAD, Kind
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 
 SITE, STRUCK = "north", "south"
 

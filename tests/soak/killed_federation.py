@@ -25,7 +25,8 @@ from grandrounds.client.budget.agreement import cost_of
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import MaskedInput, Refusal
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 
 # A kill costs an attempt at most: GENEROUS attempts are enough for two, and TIGHT ones may be used up.
 GENEROUS, TIGHT = ROUNDS + 2, ROUNDS

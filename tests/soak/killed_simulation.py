@@ -28,7 +28,8 @@ from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import Result, resume, simulate
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 
 torch.set_num_threads(1)  # a child has none of its parent's threads, and would wait for them
 

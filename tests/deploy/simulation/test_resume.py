@@ -29,7 +29,8 @@ from grandrounds.common.study.artefacts import LEDGER, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import resume
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 from grandrounds.server.report.report import render_json
 from grandrounds.server.rounds.closing import Closing
 from grandrounds.server.run.study_folder import StudyFolder

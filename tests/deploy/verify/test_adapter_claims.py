@@ -12,7 +12,7 @@ from support.study.verification import FILES, FROZEN, TRAINED, USED, found, recl
 from support.study.verified_study import SmallStudy
 
 from grandrounds.common.study.artefacts import CONFIG, WEIGHTS
-from grandrounds.deploy.verify.claims import Status
+from grandrounds.deploy.verify.verdict import Status
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 

@@ -31,6 +31,7 @@ from support.study.verified_study import HARMFUL, SmallStudy, ran, random_flips,
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
+from grandrounds.common.privacy.composition import recomputed_epsilon
 from grandrounds.common.schema import validated
 from grandrounds.common.study.artefacts import CARD, LEDGER, PAGE, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
@@ -192,7 +193,7 @@ def test_noise_that_does_not_reach_the_target_is_refused(tmp_path: Path) -> None
 def test_a_claim_between_what_is_certain_and_what_can_be_shown_is_open(
     study: SmallStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recomputed = claims.recomputed_epsilon
+    recomputed = recomputed_epsilon
     claims._recomputed.cache_clear()
     monkeypatch.setattr(claims, "recomputed_epsilon", lambda *args, **named: 1.02 * recomputed(*args, **named))
     finding = found(folder, PRIVACY, manifest_hash=study.manifest.sha256)

@@ -9,7 +9,8 @@ from support.study.verification import FILES, WHOLE, refused
 
 from grandrounds.common.errors import StorageError
 from grandrounds.common.study.artefacts import LEDGER, REPORT, RESULTS
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 
 
 def as_link(path: Path) -> None:

@@ -16,7 +16,8 @@ from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Close, Closed, unpack
 from grandrounds.common.secagg.transcript import open_message
 from grandrounds.common.study.artefacts import REPORT, RESULTS
-from grandrounds.deploy.verify.claims import Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Status
 from grandrounds.server.report.report import render_json
 from grandrounds.server.rounds.closing import Closing
 

@@ -6,7 +6,8 @@ from typing import Any
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.study.artefacts import CARD, PAGE, REPORT, RESULTS
-from grandrounds.deploy.verify.claims import Finding, Status, verify
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Finding, Status
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import render_json
 from support.study.verified_study import SmallStudy, write_ledger
