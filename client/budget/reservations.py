@@ -101,18 +101,24 @@ class Reservations:
     def sign(self, manifest: str, *, study: str, version: int) -> None:
         """Note that the site signs a ``manifest`` (its hash), on disk before it returns; again the same does nothing.
 
-        Raises PrivacyError if it signed another of the study's version: a ledger that branches there could get the
-        signatures of all sites on both branches. Raises StorageError.
+        Raises PrivacyError if it signed another of the study's version, or a later version: a ledger that branches
+        there could get the signatures of all sites on both branches. Raises StorageError.
         """
         with self._database.write(CrashPoint.BEFORE_SIGNATURE, CrashPoint.AFTER_SIGNATURE):
             self._database.change("INSERT OR IGNORE INTO signed VALUES (?, ?, ?)", study, version, manifest)
-            query = "SELECT manifest FROM signed WHERE study = ? AND version = ?"
-            ((signed,),) = self._database.rows(query, study, version)
+            query = "SELECT version, manifest FROM signed WHERE study = ? AND version >= ? ORDER BY version"
+            (_, signed), *later = self._database.rows(query, study, version)
             if signed != manifest:
                 raise PrivacyError(
                     f"version {version} of study {study[:12]} was signed before, as {signed[:16]}…",
                     why="two manifests of one version would be two studies that share one budget",
                     fix="compare the manifest's hash with the other sites'; a change needs a version of its own",
+                )
+            if later:
+                raise PrivacyError(
+                    f"version {later[-1][0]} of study {study[:12]} was signed, and this is version {version}",
+                    why="attempts of the older one could be hidden from those who joined with the later one",
+                    fix="go on with the later version, or wait until all its sites have signed it",
                 )
 
     def cancel(self, study: str) -> None:

@@ -7,7 +7,7 @@ from ...common.errors import LedgerError
 from ...common.ledger.chain import EntryType, broken
 from ...common.ledger.replay import VerifiedLedger, begin_of
 from ...common.privacy.accountant import epsilon
-from ...common.protocol.messages import Begin, Close, Closed
+from ...common.protocol.messages import Begin, Close, Closed, Invitation
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from .site_state import SiteState
@@ -30,6 +30,22 @@ class SiteLedger:
         self._manifest = manifest
         self._name = name
         self.verified = VerifiedLedger.of(state.ledger(manifest.study_id))
+
+    def agree(self, lines: list[bytes], invitation: Invitation) -> None:
+        """Take the ledger that the manifest is to continue: what the site then signs. On disk before it returns.
+
+        Raises LedgerError unless it continues what the site holds, has all that the site paid, ends where the
+        ``invitation`` says, and may be continued by the manifest; SetBackError if the site's own record is older than
+        it; StudyError and StorageError.
+        """
+        verified = self.verified.continued(lines)
+        if (len(verified.ledger), verified.ledger.head) != (invitation.ledger_length, invitation.ledger_head):
+            raise broken("it does not end where the manifest is to be signed")
+        verified.check_next(self._manifest)
+        self._check_charges(self._charges_of(verified))
+        if new := self._new_lines(verified):
+            self._state.append(self._manifest.study_id, new)
+        self.verified = verified
 
     def begun(self, lines: list[bytes], begin: Begin, *, attempt: int) -> VerifiedLedger:
         """The ledger with ``lines``, which end with the attempt that ``begin`` opens; nothing is stored yet.
@@ -67,7 +83,7 @@ class SiteLedger:
         closing = verified.closing
         if verified.closed is None or closing != Closed(**close.model_dump()):
             raise broken("it does not end with the study's closing")
-        self._check_charges(range(verified.charges.get(self._name, 0), verified.most_charges(self._name) + 1))
+        self._check_charges(self._charges_of(verified))
         if self.verified.closing is not None and not contents:
             return verified, {}
         files = dict(zip(sorted(verified.closed.files), contents, strict=False))
@@ -90,6 +106,10 @@ class SiteLedger:
         if verified.manifest != self._manifest:
             raise broken("its manifest is another than the one that this site signed")
         return verified
+
+    def _charges_of(self, verified: VerifiedLedger) -> range:
+        """What this site can have paid, by a ledger whose last attempt is over or was cut off."""
+        return range(verified.charges.get(self._name, 0), verified.most_charges(self._name) + 1)
 
     def _check_charges(self, possible: range) -> None:
         paid = self._state.charges(self._manifest.study_id)

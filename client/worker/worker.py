@@ -171,12 +171,20 @@ class Worker:
         return self._attempt.advertise()
 
     def _agree(self, envelope: Envelope) -> bytes:
-        """Sign the manifest, which this site checked and paid for before its worker started."""
+        """Sign the manifest, which this site checked and paid for before its worker started, after this ledger alone.
+
+        A successor is signed after a ledger with all that this site took part in: no signature of it lets a server
+        enter one before.
+        """
         if envelope.manifest != self._parameters.manifest:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
         verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
-        Invitation.of(envelope)
-        signed = Countersignature.of(self._identity, site=self.name, manifest=self._parameters.manifest)
+        invitation = Invitation.of(envelope)
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            self._ledger.agree(unpack(envelope.payload), invitation)
+        signed = Countersignature.of(
+            self._identity, site=self.name, manifest=self._parameters.manifest, **invitation.model_dump()
+        )
         return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
 
     def _close(self, envelope: Envelope) -> bytes:

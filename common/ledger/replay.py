@@ -17,7 +17,7 @@ from ..secagg.transcript import check_group, transcript_hash, verify_sender
 from ..study.manifest import Manifest
 from ..study.succession import check_successor, check_units
 from . import entries
-from .chain import Entry, EntryType, Ledger, broken
+from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, broken
 from .entries import SignedStatement
 
 M = TypeVar("M", bound=Message)
@@ -71,6 +71,7 @@ class VerifiedLedger:
 
     Attributes:
         manifests: the first, and its successors.
+        place: length and head of the ledger that the last of them continues, which its countersignatures name.
         countersigned: the sites that agreed to the last.
         attempts: in the order of their serials, which are 1, 2, 3, …
         rounds: those that were closed.
@@ -79,6 +80,7 @@ class VerifiedLedger:
 
     ledger: Ledger = field(default_factory=Ledger)
     manifests: list[Manifest] = field(default_factory=list)
+    place: tuple[int, str] = (0, EMPTY_LEDGER_HEAD)
     countersigned: dict[str, str] = field(default_factory=dict)
     endorsed: set[str] = field(default_factory=set)
     attempts: list[AttemptRecord] = field(default_factory=list)
@@ -158,8 +160,8 @@ class VerifiedLedger:
             raise broken(f"entry {entry.sequence} ({entry.type}) cannot be: {error.what}") from error
         self.ledger.add([entry])
 
-    def _take_study(self, entry: Entry) -> None:
-        manifest = entries.StudyEntry.of(entry).manifest
+    def check_next(self, manifest: Manifest) -> None:
+        """Raises LedgerError or StudyError unless ``manifest`` may be entered here."""
         if self.manifests:
             self._require(self.agreed, "the manifest before it was never agreed to")
             check_successor(self.manifest, manifest)
@@ -167,7 +169,12 @@ class VerifiedLedger:
                 check_units(earlier, manifest)
         elif (manifest.version, manifest.previous) != (1, "00" * 32):
             raise broken("it is a successor, and what it succeeds is missing")
+
+    def _take_study(self, entry: Entry) -> None:
+        manifest = entries.StudyEntry.of(entry).manifest
+        self.check_next(manifest)
         self.manifests.append(manifest)
+        self.place = (entry.sequence, entry.previous)
         self._secagg = manifest.secagg_parameters
         self.countersigned, self.endorsed = {}, set()
 
@@ -175,6 +182,8 @@ class VerifiedLedger:
         signed = entries.CountersignatureEntry.of(entry).countersignature
         self._require(not self._attempts_of_manifest, "attempts of this manifest have begun")
         self._require(signed.manifest == self._parameters.manifest, f"{signed.site} signed another manifest")
+        place = (signed.ledger_length, signed.ledger_head)
+        self._require(place == self.place, f"{signed.site} signed the manifest after another ledger")
         signed.verify()
         is_site = self.manifest.site_keys.get(signed.site) == signed.key
         was_site = len(self.manifests) > 1 and self.manifests[-2].site_keys.get(signed.site) == signed.key

@@ -154,13 +154,19 @@ class Refusal(Message):
 
 
 class Invitation(Message):
-    """The server asks for a site's signature on the manifest that this envelope names."""
+    """The server asks for a site's signature on the manifest that this envelope names, after the ledger named here.
+
+    Payload, packed: that ledger's entries, none of them before a study's first manifest.
+    """
 
     exchange = "invitation"
+    has_payload = True
+    ledger_length: int = Field(ge=0, le=2**40)
+    ledger_head: Hex32
 
 
 class Agreed(Message):
-    """A site agrees to the manifest: its countersignature."""
+    """A site agrees to the manifest in that place: its countersignature."""
 
     exchange = "agreed"
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")

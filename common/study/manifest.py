@@ -216,24 +216,38 @@ def new_manifest(
 
 
 class Countersignature(Section):
-    """A site agrees to a manifest, given by its hash, under the key that it is known by."""
+    """A site agrees to a manifest, given by its hash, in one place, under the key that it is known by.
+
+    The place is the ledger that the manifest's entry continues, by length and head: a signature that stood for any
+    place would let a server enter a successor before attempts that it wants to hide.
+    """
 
     site: Name
     manifest: Hex32
+    ledger_length: int = Field(ge=0, le=2**40)
+    ledger_head: Hex32
     key: Hex32
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
     @classmethod
-    def of(cls, identity: Identity, *, site: str, manifest: str) -> Self:
-        """Sign a manifest, which the site has checked before."""
-        signature = identity.sign(COUNTERSIGNATURE_LABEL, _signed(site, manifest)).hex()
-        return cls(site=site, manifest=manifest, key=identity.public_key, signature=signature)
+    def of(cls, identity: Identity, *, site: str, manifest: str, ledger_length: int, ledger_head: str) -> Self:
+        """Sign a manifest after a ledger, both of which the site has checked before."""
+        signature = identity.sign(COUNTERSIGNATURE_LABEL, _signed(site, manifest, ledger_length, ledger_head)).hex()
+        return cls(
+            site=site,
+            manifest=manifest,
+            ledger_length=ledger_length,
+            ledger_head=ledger_head,
+            key=identity.public_key,
+            signature=signature,
+        )
 
     def verify(self) -> None:
         """Raises EnvelopeError unless the owner of ``key`` signed this; whose key it is, the manifest says."""
         signature = bytes.fromhex(self.signature)
-        verify_signature(self.key, signature, COUNTERSIGNATURE_LABEL, _signed(self.site, self.manifest))
+        signed = _signed(self.site, self.manifest, self.ledger_length, self.ledger_head)
+        verify_signature(self.key, signature, COUNTERSIGNATURE_LABEL, signed)
 
 
-def _signed(site: str, manifest: str) -> bytes:
-    return f"{manifest} {site}".encode()
+def _signed(site: str, manifest: str, ledger_length: int, ledger_head: str) -> bytes:
+    return f"{manifest} {site} {ledger_length} {ledger_head}".encode()

@@ -3,7 +3,7 @@
 from ...common.errors import EnvelopeError, ProtocolError
 from ...common.ledger import entries
 from ...common.protocol.envelope import Envelope
-from ...common.protocol.messages import SERVER, Agreed, Invitation, Refusal
+from ...common.protocol.messages import SERVER, Agreed, Invitation, Refusal, pack
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
 from .ledger_writer import LedgerWriter
@@ -37,9 +37,17 @@ class Signing:
         return self._manifest.study.training.deadline_s
 
     def messages(self) -> dict[str, bytes]:
-        """Invitation, to every site that has not signed."""
-        invitation = seal_message(self._parameters, self._ledger.identity, Invitation(), attempt=BEFORE, sender=SERVER)
-        return {site: invitation.to_bytes() for site in self._parameters.names if site not in self._entered}
+        """Invitation, with the ledger that the manifest continues, to every site that has not signed."""
+        length, head = self._place
+        invitation = seal_message(
+            self._parameters,
+            self._ledger.identity,
+            Invitation(ledger_length=length, ledger_head=head),
+            attempt=BEFORE,
+            sender=SERVER,
+            payload=pack([*self._ledger.lines()][:length]),
+        ).to_bytes()
+        return {site: invitation for site in self._parameters.names if site not in self._entered}
 
     def receive(self, site: str, answer: bytes) -> None:
         """A site's signature; ``reasons`` says why there is none, by site."""
@@ -49,9 +57,12 @@ class Signing:
             if envelope.exchange == Refusal.exchange:
                 self.reasons[site] = f"it refused: {Refusal.of(envelope).code}"
                 return
+            length, head = self._place
             signature = Countersignature(
                 site=site,
                 manifest=self._manifest.sha256,
+                ledger_length=length,
+                ledger_head=head,
                 key=self._manifest.site_keys[site],
                 signature=Agreed.of(envelope).signature,
             )
@@ -80,6 +91,15 @@ class Signing:
     @property
     def _entered(self) -> frozenset[str]:
         """Whose signatures the ledger has."""
+        return frozenset(self._ledger.verified.countersigned) if self._is_in_ledger else frozenset()
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        """Length and head of the ledger that the manifest continues."""
         verified = self._ledger.verified
-        known = bool(verified.manifests) and verified.manifest == self._manifest
-        return frozenset(verified.countersigned) if known else frozenset()
+        return verified.place if self._is_in_ledger else (len(verified.ledger), verified.ledger.head)
+
+    @property
+    def _is_in_ledger(self) -> bool:
+        verified = self._ledger.verified
+        return bool(verified.manifests) and verified.manifest == self._manifest

@@ -47,6 +47,19 @@ def test_a_site_signs_one_manifest_of_a_version_of_a_study(reservations):
     reservations.sign("bb" * 32, study=OTHER, version=1)
 
 
+def test_a_site_never_returns_to_a_version_below_the_highest_that_it_signed(reservations):
+    for version, manifest in ((1, "aa" * 32), (2, "bb" * 32), (3, "cc" * 32)):
+        reservations.sign(manifest, study=STUDY, version=version)
+    for version, manifest in ((1, "aa" * 32), (2, "bb" * 32)):
+        with pytest.raises(PrivacyError, match=f"version 3 .* was signed, and this is version {version}"):
+            reservations.sign(manifest, study=STUDY, version=version)
+    reservations.sign("cc" * 32, study=STUDY, version=3)
+    with pytest.raises(PrivacyError, match="version 4"):
+        reservations.sign("ff" * 32, study=STUDY, version=4)
+        reservations.sign("cc" * 32, study=STUDY, version=3)
+    reservations.sign("dd" * 32, study=OTHER, version=1)
+
+
 @given(
     costs=st.lists(st.tuples(st.floats(1e-6, 3), st.floats(1e-9, 9e-6)), min_size=1, max_size=12),
     limit=st.tuples(st.floats(0.01, 8), st.floats(1e-8, 1e-4)),

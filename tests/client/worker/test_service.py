@@ -83,7 +83,9 @@ def test_a_site_that_is_paused_between_attempts_says_nothing_more_of_the_one_it_
     assert resident.answer(due) == b"", "the silence of a site that has paid"
 
 
-@pytest.mark.parametrize("message", [Close(ledger_length=1, ledger_head="11" * 32), Invitation()])
+@pytest.mark.parametrize(
+    "message", [Close(ledger_length=1, ledger_head="11" * 32), Invitation(ledger_length=0, ledger_head="00" * 32)]
+)
 def test_a_site_that_is_paused_signs_neither_study_nor_ledger_whatever_it_paid_for(federation, message):
     paused = Paused()
     resident = resident_of(federation, is_paused=paused)

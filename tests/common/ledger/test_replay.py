@@ -20,6 +20,7 @@ from support.ledger.ledger_forger import (
     next_begun,
     resealed,
     resigned,
+    signed_there,
     story,
     succeeded_story,
     upto,
@@ -329,6 +330,7 @@ def an_attempt_that_ends_under_a_later_manifest(history, found):
     nobody = {"adverts": [], "masked_inputs": [], "consistencies": [], "unmasked": False}
     found.append({**found[at], "body": {**found[at]["body"], **nobody, "dropouts": dict.fromkeys(SITES, "advert")}})
     del found[at : at + 2]
+    signed_there(history, found)
 
 
 @pytest.mark.parametrize("name", lie)

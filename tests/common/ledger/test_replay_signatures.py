@@ -20,6 +20,7 @@ from support.ledger.ledger_forger import (
 from support.ledger.ledger_history import History
 
 from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD
 from grandrounds.common.study.manifest import Countersignature
 
 SITES = tuple(f"site-{i}" for i in range(1, 6))
@@ -108,7 +109,8 @@ def a_study_that_closes_twice(history, found):
 
 def signature(history: History, site: str, by: Identity, **changes: str) -> Draft:
     fields = {"site": site, "manifest": history.manifest.sha256} | changes
-    return {"countersignature": Countersignature.of(by, **fields).model_dump()}
+    signed = Countersignature.of(by, **fields, ledger_length=0, ledger_head=EMPTY_LEDGER_HEAD)
+    return {"countersignature": signed.model_dump()}
 
 
 def countersigning(found: list[Draft], body: Draft) -> Draft:
@@ -153,7 +155,7 @@ def a_successor_at_work_that_a_site_did_not_sign(history, found):
     found.append(next_begun(found))
 
 
-@lie("was never agreed to", of=succeeded_story, until=None)
+@lie("was never agreed to", "was never agreed to", "after another ledger", of=succeeded_story, until=None)
 def a_successor_of_a_manifest_that_was_not_agreed_to(history, found):
     del found[1]
     found[:] = [d for d in found if d["type"] in ("study", "countersignature")]
@@ -164,6 +166,18 @@ def a_successor_that_does_not_follow(history, found):
     at = [i for i, d in enumerate(found) if d["type"] == "study"][1]
     found[at]["body"]["manifest"]["version"] = 3
     del found[at + 1 :]
+
+
+@lie("signed the manifest after another ledger", of=succeeded_story)
+def a_successor_that_stands_before_attempts_which_it_hides(history, found):
+    found[:] = [d for d in found if d["type"] in ("study", "countersignature")]
+
+
+@lie("signed the manifest after another ledger", of=succeeded_story)
+def a_successor_after_another_end_of_the_attempt_before_it(history, found):
+    # The server's word for who was lost at the last exchange is all that differs.
+    (ended,) = (d["body"] for d in found if d["type"] == ENDED)
+    ended["dropouts"]["site-1"] = "unmask"
 
 
 @lie("not signed by the study's server", of=story, until=(BEGUN, 1))

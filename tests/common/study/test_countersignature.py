@@ -1,4 +1,4 @@
-"""A countersignature: one site, under one key, agrees to one manifest."""
+"""A countersignature: one site, under one key, agrees to one manifest in one place."""
 
 import pytest
 from pydantic import ValidationError
@@ -12,8 +12,12 @@ from grandrounds.common.study.manifest import COUNTERSIGNATURE_LABEL, Countersig
 KEY, MANIFEST = Identity.generate(), "ab" * 32
 
 
+def made_by(key, site="site-1"):
+    return Countersignature.of(key, site=site, manifest=MANIFEST, ledger_length=3, ledger_head="0d" * 32)
+
+
 def signed(**changes):
-    made = Countersignature.of(KEY, site="site-1", manifest=MANIFEST)
+    made = made_by(KEY)
     return Countersignature(**(made.model_dump() | changes))
 
 
@@ -28,11 +32,13 @@ def test_a_countersignature_is_its_keys():
     [
         {"site": "site-2"},
         {"manifest": "cd" * 32},
+        {"ledger_length": 2},
+        {"ledger_head": "0e" * 32},
         {"key": Identity.generate().public_key},
         {"key": "00" * 32},
         {"signature": "00" * 64},
-        {"signature": Countersignature.of(KEY, site="site-2", manifest=MANIFEST).signature},
-        {"signature": Countersignature.of(Identity.generate(), site="site-1", manifest=MANIFEST).signature},
+        {"signature": made_by(KEY, site="site-2").signature},
+        {"signature": made_by(Identity.generate()).signature},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -44,7 +50,7 @@ def test_a_countersignature_stands_for_nothing_else(changes):
 @pytest.mark.parametrize("label", [b"", ENVELOPE_LABEL, LEDGER_LABEL])
 def test_what_the_key_signed_elsewhere_is_no_countersignature(label):
     assert label != COUNTERSIGNATURE_LABEL
-    signature = KEY.sign(label, f"{MANIFEST} site-1".encode()).hex()
+    signature = KEY.sign(label, f"{MANIFEST} site-1 3 {'0d' * 32}".encode()).hex()
     with pytest.raises(EnvelopeError):
         signed(signature=signature).verify()
 

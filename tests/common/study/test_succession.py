@@ -130,9 +130,10 @@ def signed_by(history, manifest, identities, leave_out=frozenset(), server=None)
     history.servers[server.public_key] = server
     found = deepcopy(drafts(history.lines))
     closed = found[-1]["body"]
+    place = (len(found), history.verified.ledger.head)
     entry = {"author": server.public_key}
     found.append(entry | {"type": "study", "body": {"manifest": manifest.model_dump(mode="json")}})
-    for signature in countersignatures(manifest, identities, first().identities):
+    for signature in countersignatures(manifest, identities, first().identities, place=place):
         if (signature.site, signature.key) not in leave_out:
             found.append(
                 entry | {"type": "countersignature", "body": {"countersignature": signature.model_dump(mode="json")}}

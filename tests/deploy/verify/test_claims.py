@@ -156,11 +156,14 @@ def test_the_hash_of_an_earlier_manifest_is_enough(tmp_path: Path) -> None:
     fields = first.model_dump() | {"version": 2, "previous": first.sha256}
     fields["study"]["training"]["deadline_s"] = 60.0
     study.manifest = validated(Manifest, fields)
+    length, head = len(study.ledger.verified.ledger), study.ledger.verified.ledger.head
     study.ledger.append(entries.StudyEntry(manifest=study.manifest))
     study.write_ledger(tmp_path)
     assert found(tmp_path, KNOWN, manifest_hash=first.sha256).status is Status.OPEN, "nobody signed its successor"
     for site, identity in study.identities.items():
-        signature = Countersignature.of(identity, site=site, manifest=study.manifest.sha256)
+        signature = Countersignature.of(
+            identity, site=site, manifest=study.manifest.sha256, ledger_length=length, ledger_head=head
+        )
         study.ledger.append(entries.CountersignatureEntry(countersignature=signature))
     study.close(tmp_path)
     assert verify(tmp_path, manifest_hash=first.sha256).holds

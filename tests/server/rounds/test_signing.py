@@ -5,6 +5,7 @@ import pytest
 from support.study.federation import Federation, small_study
 
 from grandrounds.common.errors import LedgerError, ProtocolError
+from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.messages import Agreed, Refusal, RefusalCode
 from grandrounds.common.secagg.transcript import seal_message
@@ -96,8 +97,10 @@ def test_a_ledger_of_another_study_is_not_signed_over(federation):
     )
     signing = signing_of(federation, new_ledger(federation, VerifiedLedger.of(other.lines)))
     ask(signing, federation)
-    with pytest.raises(LedgerError, match="manifest cannot follow the one before it"):
+    with pytest.raises(ProtocolError, match=r"site-1 \(it refused: ledger\)"):
         signing.advance()
+    with pytest.raises(LedgerError, match="manifest cannot follow the one before it"):
+        signing._ledger.append(entries.StudyEntry(manifest=federation.manifest))
 
 
 def test_a_site_signs_no_other_manifest_than_its_own(federation):

@@ -17,7 +17,7 @@ from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, Entry, EntryType
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.study.manifest import Countersignature
-from support.ledger.ledger_history import History
+from support.ledger.ledger_history import History, countersignatures
 
 Draft = dict[str, Any]
 # Changes the entries of a history in place.
@@ -103,6 +103,17 @@ def resigned(
         body={**envelope.body, **body},
     )
     return entries.SignedStatement.of(made.statement).model_dump()
+
+
+def signed_there(history: History, found: list[Draft]) -> None:
+    """The manifest entered last is signed where it now stands, under the keys that its sites have now."""
+    at = max(index for index, draft in enumerate(found) if draft["type"] == "study")
+    place = (at, Entry.parse(resealed(history, found[:at])[-1]).hash)
+    rest = [draft for draft in found[at:] if draft["type"] != "countersignature"]
+    signatures = countersignatures(history.manifest, history.identities, place=place)
+    body = {"type": "countersignature", "author": history.server.public_key}
+    rest[1:1] = [{**body, "body": {"countersignature": signed.model_dump(mode="json")}} for signed in signatures]
+    found[at:] = rest
 
 
 def upto(history: History, entry_type: str, attempt: int) -> list[Draft]:

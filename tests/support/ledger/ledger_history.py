@@ -258,8 +258,9 @@ class History:
     def _agree(self, manifest: Manifest, *signers: Mapping[str, Identity]) -> None:
         self.servers[self.server.public_key] = self.server
         writer = self.writer()
+        place = (len(writer.verified.ledger), writer.verified.ledger.head)
         writer.append(entries.StudyEntry(manifest=manifest))
-        for signature in countersignatures(manifest, *signers):
+        for signature in countersignatures(manifest, *signers, place=place):
             writer.append(entries.CountersignatureEntry(countersignature=signature))
         for site in manifest.site_keys:
             if site not in self.budgets:
@@ -274,10 +275,15 @@ def copied(budget: SiteState) -> SiteState:
     return SiteState(copied)
 
 
-def countersignatures(manifest: Manifest, *signers: Mapping[str, Identity]) -> list[Countersignature]:
-    """Each site's, once under each of its keys."""
+def countersignatures(
+    manifest: Manifest, *signers: Mapping[str, Identity], place: tuple[int, str]
+) -> list[Countersignature]:
+    """Each site's, once under each of its keys, after a ledger of that length and head."""
     signatures: dict[str, Countersignature] = {}
     for site, identity in (pair for identities in signers for pair in identities.items()):
-        made = Countersignature.of(identity, site=site, manifest=manifest.sha256)
+        length, head = place
+        made = Countersignature.of(
+            identity, site=site, manifest=manifest.sha256, ledger_length=length, ledger_head=head
+        )
         signatures.setdefault(made.signature, made)
     return list(signatures.values())

@@ -24,7 +24,7 @@ from grandrounds.client.training.update import SiteUpdate
 from grandrounds.client.worker.worker import ComputeUpdate, Worker
 from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.ledger import entries
-from grandrounds.common.ledger.chain import Entry
+from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.example import Example
@@ -121,7 +121,13 @@ def agreed_ledger(
     ledger = LedgerWriter(identity=server, store=store)
     ledger.append(entries.StudyEntry(manifest=manifest))
     for site in manifest.secagg_parameters.names:
-        signature = Countersignature.of(identities[site], site=site, manifest=manifest.sha256)
+        signature = Countersignature.of(
+            identities[site],
+            site=site,
+            manifest=manifest.sha256,
+            ledger_length=0,
+            ledger_head=EMPTY_LEDGER_HEAD,
+        )
         ledger.append(entries.CountersignatureEntry(countersignature=signature))
     return ledger
 
