@@ -12,7 +12,7 @@ from ...common.system.files import make_folder
 
 DATABASE: Final = "budget.sqlite"
 _BUSY_S: Final = 30.0  # how long a write waits for another process's: theirs take milliseconds
-_VERSION: Final = 1
+_VERSION: Final = 2
 # Amounts of budget are whole trillionths, rounded against the spender.
 _SCHEMA: Final = (
     """CREATE TABLE assets (
@@ -30,6 +30,8 @@ _SCHEMA: Final = (
         study TEXT NOT NULL, site TEXT NOT NULL, charges INTEGER NOT NULL, PRIMARY KEY (study, site)) STRICT""",
     """CREATE TABLE ledger (
         study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
+    """CREATE TABLE adapters (
+        study TEXT PRIMARY KEY, round INTEGER NOT NULL, adapter BLOB NOT NULL, optimizer BLOB NOT NULL) STRICT""",
     f"PRAGMA user_version = {_VERSION}",
 )
 

@@ -61,12 +61,14 @@ class SiteLedger:
         self._check_charges(verified.possible_charges(self._name))
         return verified
 
-    def begin(self, verified: VerifiedLedger) -> int:
+    def begin(self, verified: VerifiedLedger, *, adapter: tuple[int, bytes, bytes] | None = None) -> int:
         """Take the attempt's serial and the ledger up to it, on disk before it returns; the charges paid before it.
 
-        Raises StorageError, and PrivacyError where the study was not joined.
+        With them the ``adapter`` to hold from now on, if it is another. Raises StorageError, and PrivacyError where
+        the study was not joined.
         """
-        self._state.begin(self._manifest.study_id, len(verified.attempts), self._new_lines(verified))
+        study, serial = self._manifest.study_id, len(verified.attempts)
+        self._state.begin(study, serial, self._new_lines(verified), adapter=adapter)
         self.verified = verified
         return self._state.charges(self._manifest.study_id)
 

@@ -69,8 +69,22 @@ class SiteState:
         rows = self.database.rows("SELECT entry FROM ledger WHERE study = ? ORDER BY sequence", study)
         return [entry for (entry,) in rows]
 
-    def begin(self, study: str, attempt: int, entries: Sequence[bytes] = ()) -> None:
-        """Take the serial ``attempt`` and append ledger ``entries``, both on disk before it returns, or neither.
+    def adapter(self, study: str) -> tuple[int, bytes, bytes] | None:
+        """The round after which this site holds the adapter, the adapter, and its optimiser; None where it has none."""
+        rows = self.database.rows("SELECT round, adapter, optimizer FROM adapters WHERE study = ?", study)
+        return rows[0] if rows else None
+
+    def begin(
+        self,
+        study: str,
+        attempt: int,
+        entries: Sequence[bytes] = (),
+        *,
+        adapter: tuple[int, bytes, bytes] | None = None,
+    ) -> None:
+        """Take the serial ``attempt``, append ledger ``entries``, and hold another ``adapter`` if one is given.
+
+        All of it is on disk before it returns, or nothing.
 
         Raises PrivacyError unless the study was reserved, ProtocolError unless the serial is above every one taken
         before, and StorageError.
@@ -86,6 +100,8 @@ class SiteState:
                 raise _taken(attempt)
             self.database.change("INSERT INTO attempts (study, attempt) VALUES (?, ?)", study, attempt)
             self._append(study, entries)
+            if adapter is not None:
+                self.database.change("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)", study, *adapter)
 
     def append(self, study: str, entries: Sequence[bytes]) -> None:
         """Append ledger ``entries``, on disk before it returns. Raises StorageError."""

@@ -10,6 +10,7 @@ from ...common.ledger.chain import MAX_ENTRY_BYTES
 from ...common.protocol.envelope import MAX_HEADER_BYTES, Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
 from ...common.study.manifest import Manifest
+from ...common.study.step import largest_missing_bytes
 from .worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _parsed(message: bytes) -> Envelope | None:
 
 
 def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
-    """The size that no message of the study's honest server exceeds: the adapter, and the whole ledger of its schedule.
+    """The size that no message of the study's honest server exceeds: all of the adapter and of its schedule's ledger.
 
     ``frozen_bytes`` is the size of the adapter's public tensors, which come with the finished one.
     Generous, and there only so that memory cannot be filled: the worker checks what a message says.
@@ -96,4 +97,5 @@ def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
     statement = 2048 + 2 * names  # the longest, a view of the attempt, names two groups of sites
     attempt = 4096 + 4 * names + 3 * sites * statement
     others = MAX_ENTRY_BYTES  # manifests with their countersignatures; of what the study leaves, all but its numbers
-    return MAX_HEADER_BYTES + 4 * manifest.dimension + frozen_bytes + manifest.max_attempts * attempt + others
+    trained = largest_missing_bytes(manifest.dimension) + 4 * manifest.dimension  # at the end with the finished one
+    return MAX_HEADER_BYTES + trained + frozen_bytes + manifest.max_attempts * attempt + others

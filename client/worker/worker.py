@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import Identity, sha256
+from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
-from ...common.model.adapter import Vector, vector_from_bytes
+from ...common.model.adapter import Vector
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import (
     SERVER,
@@ -25,9 +25,12 @@ from ...common.protocol.messages import (
     RefusalCode,
     Survivors,
     unpack,
+    unpack_at_least,
 )
 from ...common.secagg.transcript import seal_message, verify_sender
+from ...common.study.artefacts import WEIGHTS
 from ...common.study.manifest import Countersignature, Manifest
+from ..state.adapter_copy import AdapterCopy
 from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
@@ -89,6 +92,7 @@ class Worker:
         self._pace = pace
         self._study = manifest.study_id
         self._ledger = SiteLedger(state, manifest, name=name)
+        self._adapters = AdapterCopy(state, manifest)
         self._last_attempt = state.last_attempt(self._study)
         # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
         self._charged = state.is_charged(self._study, self._last_attempt)
@@ -144,19 +148,19 @@ class Worker:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
         with self._refusing(RefusalCode.BEGIN, envelope):
             begin = check_begin(self._parameters, self.name, envelope)
-            adapter, *lines = unpack(envelope.payload) or [b""]
+            missing, *lines = unpack_at_least(1, envelope.payload)
         if envelope.attempt <= self._last_attempt:
             raise _RefusedError(RefusalCode.SERIAL, envelope)
         if envelope.attempt > self.manifest.max_attempts:
             raise _RefusedError(RefusalCode.SCHEDULE, envelope)
-        with self._refusing(RefusalCode.ADAPTER, envelope):
-            vector = vector_from_bytes(adapter, dimension=self.manifest.dimension)
-        if sha256(adapter) != begin.adapter_sha256:
-            raise _RefusedError(RefusalCode.ADAPTER, envelope)
         with self._refusing(RefusalCode.LEDGER, envelope):
             verified = self._ledger.begun(lines, begin, attempt=envelope.attempt)
-            charges = self._ledger.begin(verified)
-        self._last_attempt, self._charged, self._adapter = envelope.attempt, False, vector
+        with self._refusing(RefusalCode.ADAPTER, envelope):
+            held = self._adapters.after_rounds(verified, missing)
+        with self._refusing(RefusalCode.LEDGER, envelope):
+            charges = self._ledger.begin(verified, adapter=self._adapters.to_write(held))
+        self._adapters.keep(held)
+        self._last_attempt, self._charged, self._adapter = envelope.attempt, False, held.trained.adapter
         peers = self._state.peer_charges(self._study)
         self._attempt = ClientAttempt(
             parameters=self._parameters,
@@ -188,13 +192,20 @@ class Worker:
         return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
 
     def _close(self, envelope: Envelope) -> bytes:
-        """Sign the ledger of a study that is over, if it is whole, and keep what it leaves; no attempt can follow."""
+        """Sign the ledger of a study that is over, if it is whole and leaves this site's own adapter; then keep it.
+
+        No attempt can follow.
+        """
         verify_sender(self._parameters, envelope, attempt=envelope.attempt, senders=(SERVER,))
         close = Close.of(envelope)
         self._attempt, self._charged = None, False
         with self._refusing(RefusalCode.LEDGER, envelope):
-            lines, *contents = unpack(envelope.payload) or [b""]
+            lines, missing, *contents = unpack_at_least(2, envelope.payload)
             verified, files = self._ledger.closed(unpack(lines), close, contents)
+        with self._refusing(RefusalCode.ADAPTER, envelope):
+            if files:
+                self._adapters.check_closing(verified, missing, files.get(WEIGHTS))
+        with self._refusing(RefusalCode.LEDGER, envelope):
             self._keep(files)
             closed = self._ledger.close(verified)
         return self._seal(closed, attempt=envelope.attempt)

@@ -93,12 +93,14 @@ class AttemptEnded(Body):
 
 
 class RoundClosed(Body):
-    """The adapter took a step: its hash after it."""
+    """The adapter took a step: the hash of the sum that it took, and of adapter and optimiser after it."""
 
     type = EntryType.ROUND_CLOSED
     attempt: int = Field(ge=1, le=2**31)
     round: int = Field(ge=1, le=2**31)
+    sum_sha256: Hex32
     adapter_sha256: Hex32
+    optimizer_sha256: Hex32
 
 
 class StudyClosed(Body):

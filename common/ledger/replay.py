@@ -54,7 +54,9 @@ class RoundRecord:
     round: int
     attempt: int
     survivors: tuple[str, ...]
+    sum_sha256: str
     adapter_sha256: str
+    optimizer_sha256: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ class VerifiedLedger:
     # The manifest's, which would otherwise be hashed again for every statement.
     _secagg: SecaggParameters | None = None
     _counters: dict[str, _Counter] = field(default_factory=dict)
-    _adapter: str | None = None
     closing: Closed | None = None
 
     @classmethod
@@ -204,7 +205,7 @@ class VerifiedLedger:
         self._require(begun.attempt <= self.manifest.max_attempts, "the schedule has no attempt left")
         self._require(begun.round == len(self.rounds) + 1, f"round {begun.round} follows round {len(self.rounds)}")
         self._require(begun.round <= self.manifest.study.training.rounds, "all rounds are closed")
-        adapter = self._adapter or begun.adapter_sha256
+        adapter = self.rounds[-1].adapter_sha256 if self.rounds else self.manifest.adapter_sha256
         self._require(begun.adapter_sha256 == adapter, "it starts from another adapter than the last round left")
         check_group(self._parameters, begun.invited, what="the invitation", within=self._parameters.names)
         begin = begin_of(entry)
@@ -218,7 +219,6 @@ class VerifiedLedger:
                 invited=begun.invited,
             )
         )
-        self._adapter = adapter
 
     def _take_attempt_ended(self, entry: Entry) -> None:
         ended = entries.AttemptEnded.of(entry)
@@ -295,10 +295,10 @@ class VerifiedLedger:
         self._require(this and last.unmasked, f"round {closed.round} has no attempt that was unmasked")
         self.rounds.append(
             RoundRecord(
-                round=closed.round, attempt=last.attempt, survivors=last.survivors, adapter_sha256=closed.adapter_sha256
+                survivors=last.survivors,
+                **closed.model_dump(),
             )
         )
-        self._adapter = closed.adapter_sha256
 
     def _take_study_closed(self, entry: Entry) -> None:
         closed = entries.StudyClosed.of(entry)

@@ -96,13 +96,18 @@ def vector_from_bytes(payload: bytes, *, dimension: int) -> Vector:
             fix="the two ends run different studies or versions; compare their manifest hashes",
         )
     vector = np.frombuffer(payload, dtype="<f4").astype(np.float32)
+    check_finite(vector)
+    return vector
+
+
+def check_finite(vector: Vector) -> None:
+    """Raises EnvelopeError where a number of an adapter is not finite."""
     if not np.isfinite(vector).all():
         raise EnvelopeError(
             "an adapter with numbers that are not finite",
             why="no record has a gradient there, so the attempt would spend privacy on nothing",
             fix="the learning rate is too large, or the sender faulty; resume from an earlier checkpoint",
         )
-    return vector
 
 
 def vector_sha256(vector: Vector) -> str:

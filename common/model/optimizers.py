@@ -1,12 +1,15 @@
-"""Optimisers in NumPy: post-processing of released numbers, so that they cost no privacy."""
+"""Optimisers in NumPy: post-processing of released numbers, so that they cost no privacy.
+
+They compute in the type of the numbers that they are given, by +, −, ×, ÷ and √ alone: the same bits on every machine.
+"""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+Vector = NDArray[Any]  # of float32 or of float64
 OptimizerName = Literal["sgd", "momentum", "adam"]
 ADAM_EPSILON = 1e-8
 
@@ -57,25 +60,25 @@ class Sgd:
 
 @dataclass
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction."""
+    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction by running products of ``beta1`` and of ``beta2``."""
 
     learning_rate: float
     beta1: float
     beta2: float
-    _steps: int = 0
+    _powers: tuple[float, float] = (1.0, 1.0)
     _mean: Vector | None = None
     _square: Vector | None = None
 
     @property
     def state(self) -> dict[str, Vector]:
-        """``mean`` and ``square`` [d] and ``steps`` [1], once there are some."""
+        """``mean`` and ``square`` [d] and ``powers`` [2] of the betas, once there are some."""
         if self._mean is None or self._square is None:
             return {}
-        return {"mean": self._mean.copy(), "square": self._square.copy(), "steps": np.array([float(self._steps)])}
+        return {"mean": self._mean.copy(), "square": self._square.copy(), "powers": np.array(self._powers)}
 
     def restore(self, state: dict[str, Vector]) -> None:
         """Continue from a ``state``."""
-        self._steps = int(state["steps"][0]) if state else 0
+        self._powers = (float(state["powers"][0]), float(state["powers"][1])) if state else (1.0, 1.0)
         self._mean = state["mean"].copy() if state else None
         self._square = state["square"].copy() if state else None
 
@@ -83,11 +86,11 @@ class Adam:
         """One step; the first moves every coordinate by about the learning rate."""
         mean = np.zeros_like(gradient) if self._mean is None else self._mean
         square = np.zeros_like(gradient) if self._square is None else self._square
-        self._steps += 1
+        power1, power2 = self._powers = (self._powers[0] * self.beta1, self._powers[1] * self.beta2)
         self._mean = self.beta1 * mean + (1 - self.beta1) * gradient
-        self._square = self.beta2 * square + (1 - self.beta2) * gradient**2
-        unbiased_mean = self._mean / (1 - self.beta1**self._steps)
-        unbiased_square = self._square / (1 - self.beta2**self._steps)
+        self._square = self.beta2 * square + (1 - self.beta2) * (gradient * gradient)
+        unbiased_mean = self._mean / (1 - power1)
+        unbiased_square = self._square / (1 - power2)
         return parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
 
 

@@ -45,7 +45,9 @@ class Message(Section):
 
 
 class Begin(Message):
-    """The server opens an attempt. Payload, packed: the adapter, float32 [d]; then ledger entries that the site lacks.
+    """The server opens an attempt. Payload, packed: what the site lacks of the adapter; then of the ledger's entries.
+
+    Of the adapter it is packed: adapter and optimiser before the last round, and that round's sum (``study/step``).
 
     The ledger ends with the entry that records this attempt: its length and head include it.
     """
@@ -173,7 +175,7 @@ class Agreed(Message):
 
 
 class Close(Message):
-    """The server closes the study. Payload, packed: the ledger entries that the site lacks, packed; then files.
+    """The server closes the study. Payload, packed: what the site lacks of ledger and adapter, packed; then files.
 
     They are what the study leaves, all of it, in the order of the names under which its closing entry has their hashes;
     none to a site that has signed, which gets the signatures of the others.
@@ -224,6 +226,14 @@ def unpack(payload: bytes | memoryview) -> list[bytes]:
     for length in lengths:
         parts.append(bytes(payload[start : start + length]))
         start += length
+    return parts
+
+
+def unpack_at_least(count: int, payload: bytes | memoryview) -> list[bytes]:
+    """As ``unpack``; raises EnvelopeError where there are fewer."""
+    parts = unpack(payload)
+    if len(parts) < count:
+        raise _unexpected(f"{len(parts)} packed parts where {count} or more were due")
     return parts
 
 

@@ -10,5 +10,15 @@ ADAPTER: Final = "adapter"
 WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
 CONFIG: Final = f"{ADAPTER}/adapter_config.json"
 CARD: Final = f"{ADAPTER}/README.md"
+# The first adapter, and the sum of each round, by which anybody can take every step again.
+SUMS: Final = "sums"
+FIRST_ADAPTER: Final = f"{SUMS}/first-adapter"
+
+
+def sum_path(round_: int) -> str:
+    """Where the sum of a round lies."""
+    return f"{SUMS}/round-{round_:06d}"
+
+
 # What a finished study leaves beside its ledger: the last but one kind of entry names them, and no others.
 RESULTS: Final = (MANIFEST, REPORT, PAGE, WEIGHTS, CONFIG, CARD)

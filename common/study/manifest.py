@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, Identity, Name, canonical_json, sha256, verify_signature
+from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
 from ..privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
@@ -29,6 +30,7 @@ class Manifest(Section):
     ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
     ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
     ``adapter_layout_sha256`` is that of all its tensors' names and shapes, trained or not (``AdapterLayout``).
+    ``adapter_sha256`` is that of the trained tensors as they are before the first round (``common/model/adapter``).
     ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
     app, ``connection_sha256`` of where sites find the server, and of whom they take for it; a simulation has none.
     """
@@ -43,6 +45,7 @@ class Manifest(Section):
     model_sha256: Hex32
     frozen_adapter_sha256: Hex32
     adapter_layout_sha256: Hex32
+    adapter_sha256: Hex32
     package_version: Version
     package_sha256: Hex32
     app_sha256: Hex32 | None = None
@@ -207,6 +210,7 @@ def new_manifest(
             "model_sha256": model_sha256,
             "frozen_adapter_sha256": model.frozen_adapter_sha256,
             "adapter_layout_sha256": model.adapter_layout_sha256,
+            "adapter_sha256": vector_sha256(model.get_adapter()),
             "package_version": __version__,
             "package_sha256": running_sha256(),
             "app_sha256": app_sha256,

@@ -4,7 +4,6 @@ Each returns lines for its caller, the last of which say what comes next.
 """
 
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -270,8 +269,8 @@ def _fix_study(folder: ServerFolder) -> Manifest:
         )
     complete = complete_study(with_lasting_name(study))
     base = settings.model or base_model_folder(complete.model.name)
-    # A is public: anyone may know the seed that drew it.
-    model = LanguageModel.load(base, complete.model.lora, seed=secrets.randbits(63))
+    # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
+    model = LanguageModel.load(base, complete.model.lora, seed=0)
     # Tried here as every site will, before anybody is asked to sign.
     Tokenisation.load(str(base), max_tokens=complete.data.max_tokens, vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:

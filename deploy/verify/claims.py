@@ -27,6 +27,7 @@ from ...server.report.report import Report
 from .adapter_claims import ADAPTER_CLAIMS
 from .case import INCOMPLETE, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
+from .step_claim import STEP_CLAIM
 from .verdict import Finding, Outcome, Status, Verdict
 
 EPSILON_TOLERANCE: Final = 1e-3  # of epsilon, within which two ways of computing it agree
@@ -355,6 +356,7 @@ CLAIMS: Final = (
         check=_files,
     ),
     *ADAPTER_CLAIMS,
+    STEP_CLAIM,
     Claim(
         name="end",
         claim="Enough sites signed the end of the ledger",

@@ -4,16 +4,17 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
-from ...common.study.artefacts import ADAPTER, LEDGER, RESULTS, WEIGHTS
+from ...common.study.artefacts import ADAPTER, LEDGER, RESULTS, SUMS, WEIGHTS
 
 _LARGEST: Final = {LEDGER: 1 << 30, WEIGHTS: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 26
+_LARGEST_SUM: Final = 1 << 34
 _STRANGERS: Final = 10  # that are named
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -28,6 +29,26 @@ class Evidence:
     files: Mapping[str, bytes]
     faults: Mapping[str, str]
     strangers: tuple[str, ...]
+    folder: Path | None = field(default=None, compare=False)
+
+    def sum_file(self, path: str) -> bytes | None:
+        """A file of ``sums/``, read when it is asked for: all of them together may be large. None without one.
+
+        Raises StorageError where it is there and is refused.
+        """
+        if self.folder is None:
+            return None
+        try:
+            with _opened(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root:
+                return _read(root, path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(
+                f"{path}: {error.strerror or 'it cannot be read'}",
+                why="a round's step cannot be taken again without its sum",
+                fix="put back the file as the study's server wrote it, or remove the folder sums/",
+            ) from error
 
 
 def read_evidence(folder: Path) -> Evidence:
@@ -51,14 +72,14 @@ def read_evidence(folder: Path) -> Evidence:
             why="all that can be verified is in the study's folder",
             fix="name the folder that holds report.json and ledger/",
         ) from error
-    return Evidence(files=files, faults=faults, strangers=strangers)
+    return Evidence(files=files, faults=faults, strangers=strangers, folder=folder)
 
 
 def _read(root: int, path: str) -> bytes:
     """A regular file below ``root``, all of it. Raises OSError, with a reason in words where the file is refused."""
     folder, _, name = path.rpartition("/")
     with _opened(folder or ".", _FLAGS | os.O_DIRECTORY, root) as parent:
-        return _contents(parent, name, _LARGEST.get(path, _LARGEST_OTHER))
+        return _contents(parent, name, _LARGEST_SUM if folder == SUMS else _LARGEST.get(path, _LARGEST_OTHER))
 
 
 def _contents(folder: int, name: str, largest: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Checkpoints: the adapter and the optimiser's state after a round, written whole or not at all."""
+"""Checkpoints: what a round left, and what it came of, written whole or not at all."""
 
 import hashlib
 import io
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ...common.errors import StorageError
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
+from ...common.study.step import LastStep, Trained
 from ...common.system.files import write_atomically
 
 # The newest, and one before it in case the newest is found damaged.
 KEPT = 2
-_OPTIMIZER = "optimizer."
 _NAME = re.compile(r"^round-(\d{6})\.npz$")
 
 
@@ -26,7 +26,8 @@ _NAME = re.compile(r"^round-(\d{6})\.npz$")
 class Checkpoint:
     """State after a committed round, or before the first.
 
-    ``study`` is its id; ``adapter`` is float32 [d]; ``perplexities`` [round + 1, 1 + bands] are those before the first
+    ``study`` is its id; ``last_step`` has the adapter and its optimiser, and what a site is sent that lacks them;
+    ``perplexities`` [round + 1, 1 + bands] are those before the first
     round and after each, whole and by position, NaN where none was measured; ``ledger_head`` is the head of the ledger
     of ``ledger_length`` entries with which it was saved.
     """
@@ -34,8 +35,7 @@ class Checkpoint:
     study: str
     round: int
     attempts: int
-    adapter: NDArray[np.float32]
-    optimizer: dict[str, NDArray[np.float64]]
+    last_step: LastStep
     perplexities: NDArray[np.float64]
     ledger_length: int
     ledger_head: str
@@ -47,12 +47,16 @@ class Checkpoint:
             study=study,
             round=0,
             attempts=0,
-            adapter=adapter,
-            optimizer={},
+            last_step=LastStep(after=Trained(adapter=adapter)),
             perplexities=perplexity.values[None],
             ledger_length=0,
             ledger_head=EMPTY_LEDGER_HEAD,
         )
+
+    @property
+    def adapter(self) -> NDArray[np.float32]:
+        """The adapter, float32 [d]."""
+        return self.last_step.after.adapter
 
     @property
     def last_evaluated(self) -> Perplexity:
@@ -64,9 +68,9 @@ class Checkpoint:
         """Write into ``folder`` and drop older ones; raises StorageError."""
         buffer = io.BytesIO()
         counters = np.array([self.round, self.attempts, self.ledger_length])
-        arrays = {"adapter": self.adapter, "counters": counters, "study": np.array(self.study)}
+        arrays: dict[str, NDArray[Any]] = {"counters": counters, "study": np.array(self.study)}
         arrays |= {"ledger_head": np.array(self.ledger_head), "perplexities": self.perplexities}
-        arrays |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
+        arrays |= _arrays(self.last_step)
         np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
         write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
         try:
@@ -97,7 +101,7 @@ class Checkpoint:
                 raise ValueError("not what was saved")
             round_, attempts, ledger_length = (int(counter) for counter in stored.pop("counters"))
             owner, ledger_head = str(stored.pop("study")), str(stored.pop("ledger_head"))
-            adapter, perplexities = stored.pop("adapter"), stored.pop("perplexities")
+            perplexities, last_step = stored.pop("perplexities"), _last_step(stored)
             if perplexities.shape != (round_ + 1, len(NOT_EVALUATED)):
                 raise ValueError("not the perplexities of so many rounds")
         except Exception as error:  # a damaged archive raises errors of every layer that reads it
@@ -112,17 +116,31 @@ class Checkpoint:
                 why="the schedule and its claim are another study's",
                 fix="choose the folder of this study",
             )
-        optimizer = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items()}
         return cls(
             study=owner,
             round=round_,
             attempts=attempts,
-            adapter=adapter,
-            optimizer=optimizer,
+            last_step=last_step,
             perplexities=perplexities,
             ledger_length=ledger_length,
             ledger_head=ledger_head,
         )
+
+
+def _arrays(last_step: LastStep) -> dict[str, NDArray[Any]]:
+    states = {"after": last_step.after} | ({} if last_step.before is None else {"before": last_step.before})
+    arrays: dict[str, NDArray[Any]] = {"total": np.frombuffer(last_step.total, np.uint8)}
+    for name, state in states.items():
+        arrays |= {f"{name}.adapter": state.adapter, f"{name}.optimizer": np.frombuffer(state.optimizer, np.uint8)}
+    return arrays
+
+
+def _last_step(stored: dict[str, NDArray[Any]]) -> LastStep:
+    def state(name: str) -> Trained:
+        return Trained(adapter=stored[f"{name}.adapter"], optimizer=stored[f"{name}.optimizer"].tobytes())
+
+    before = state("before") if "before.adapter" in stored else None
+    return LastStep(after=state("after"), before=before, total=stored["total"].tobytes())
 
 
 def _digest(arrays: dict[str, NDArray[Any]]) -> str:

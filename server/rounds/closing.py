@@ -9,6 +9,7 @@ from ...common.ledger.entries import SignedStatement
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import SERVER, Close, pack
 from ...common.secagg.transcript import seal_message
+from ...common.study.step import LastStep, Missing
 from .ledger_writer import LedgerWriter
 
 
@@ -25,14 +26,17 @@ class Closing:
         *,
         ledger: LedgerWriter,
         files: Mapping[str, bytes],
+        last_step: LastStep,
         held: Mapping[str, int] | None = None,
     ) -> None:
         """``files`` are the contents of every file that the study leaves, report.json among them, by its path.
 
-        Closes the study unless it is closed. ``held`` is how many entries a site is known to have. Raises StorageError.
+        ``last_step`` led to the adapter among them, and ``held`` is how many entries a site is known to have. Closes
+        the study unless it is closed. Raises StorageError.
         """
         self.reasons: dict[str, str] = {}
         self._ledger = ledger
+        self._last_step = last_step
         self._contents = [files[name] for name in sorted(files)]
         self._held = dict(held or {})
         if ledger.verified.closed is None:
@@ -70,7 +74,7 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(verified.attempts),
                 sender=SERVER,
-                payload=pack([pack([*self._ledger.lines(start)]), *contents]),
+                payload=pack([pack([*self._ledger.lines(start)]), self._missing(start).to_bytes(), *contents]),
             ).to_bytes()
             for start in set(starts.values())
         }
@@ -91,6 +95,10 @@ class Closing:
         """All answers are in, or the deadline passed."""
         self._untold = self._untold and not self._asked
         self._asked = True
+
+    def _missing(self, start: int) -> Missing:
+        """What a site lacks of the adapter that is to sign, and holds so many entries."""
+        return Missing() if self._asked else self._last_step.missing(behind=self._ledger.rounds_since(start))
 
     @property
     def _unsigned(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...common.crypto.identity import Identity
-from ...common.ledger.chain import Entry
+from ...common.ledger.chain import Entry, EntryType
 from ...common.ledger.entries import Body
 from ...common.ledger.replay import VerifiedLedger
 
@@ -30,6 +30,12 @@ class LedgerWriter:
         self.store(entry.line)
         self.verified = verified
         return entry
+
+    def rounds_since(self, start: int) -> int | None:
+        """How many rounds were closed in the entries from ``start`` on; None where there are none before it."""
+        if start == 0:
+            return None
+        return sum(entry.type is EntryType.ROUND_CLOSED for entry in list(self.verified.ledger)[start:])
 
     def lines(self, start: int = 0) -> Sequence[bytes]:
         """The entries from ``start`` on."""

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import sha256
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement, Statements
 from ...common.ledger.replay import AttemptRecord, begin_of
-from ...common.model.adapter import vector_bytes
 from ...common.protocol.messages import Advert, Consistency, MaskedInput, pack
 from ...common.study.manifest import Manifest
+from ...common.study.step import LastStep
 from .accountant import CentralAccountant
 from .attempt import ServerAttempt
 from .ledger_writer import LedgerWriter
@@ -53,14 +52,14 @@ class Round:
 
     Each attempt is checked against the schedule before it begins, and counted and on the ledger as it begins, unmasked
     or not: once a site has answered, noise and draw are spent. Of ``held``, how many of the ledger's entries each site
-    is known to have, what is out of date is brought up to date. A site whose charge counter fell is left out, since
-    its peers would refuse the attempt.
+    is known to have, what is out of date is brought up to date, and the adapter with it. A site whose charge counter
+    fell is left out, since its peers would refuse the attempt.
     """
 
     number: int
     accountant: CentralAccountant
     ledger: LedgerWriter
-    adapter: NDArray[np.float32]
+    last_step: LastStep
     held: dict[str, int] = field(default_factory=dict)
     outcomes: list[AttemptOutcome] = field(default_factory=list)
     _attempt: ServerAttempt | None = None
@@ -73,18 +72,17 @@ class Round:
     def open_attempt(self) -> None:
         """Begin the next attempt; raises ScheduleExhaustedError where the schedule holds no further one."""
         self.accountant.check()
-        adapter = vector_bytes(self.adapter)
         entry = self.ledger.append(
             entries.AttemptBegun(
                 attempt=self.accountant.attempts_committed + 1,
                 round=self.number,
                 invited=tuple(site.name for site in self.manifest.study.sites),
-                adapter_sha256=sha256(adapter),
+                adapter_sha256=self.last_step.after.adapter_sha256,
             )
         )
         self.accountant.commit()
         begin = begin_of(entry)
-        lacking = {start: pack([adapter, *self.ledger.lines(start)]) for start in {0, *self.held.values()}}
+        lacking = {start: self._lacking(start) for start in {0, *self.held.values()}}
         self._attempt = ServerAttempt(
             parameters=self.manifest.secagg_parameters,
             identity=self.ledger.identity,
@@ -93,6 +91,10 @@ class Round:
             payloads={site: lacking[self.held.get(site, 0)] for site in begin.invited},
             possible_charges={site: self.ledger.verified.possible_charges(site) for site in begin.invited},
         )
+
+    def _lacking(self, start: int) -> bytes:
+        missing = self.last_step.missing(behind=self.ledger.rounds_since(start))
+        return pack([missing.to_bytes(), *self.ledger.lines(start)])
 
     def messages(self) -> dict[str, bytes]:
         """What each site is to be sent in the current exchange."""

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import sha256
-from ...common.errors import ScheduleExhaustedError, StorageError
+from ...common.errors import LedgerError, ScheduleExhaustedError, StorageError
 from ...common.ledger import entries
 from ...common.ledger.replay import AttemptRecord, RoundRecord
-from ...common.model.adapter import vector_bytes
-from ...common.model.optimizers import Optimizer, make_optimizer
+from ...common.ledger.steps import check_state
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest
+from ...common.study.step import LastStep, step, sum_bytes
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
 from .ledger_writer import LedgerWriter
@@ -78,11 +78,6 @@ class Training:
     held: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        training = self.manifest.study.training
-        self._optimizer: Optimizer = make_optimizer(
-            training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
-        )
-        self._optimizer.restore(self.checkpoint.optimizer)
         self.accountant = accountant_of(self.manifest, self.ledger.verified.attempts)
         self._resume()
         if not self.finished:
@@ -149,17 +144,17 @@ class Training:
             self.observe(self.exhausted)
 
     def _commit(self, closing: Round) -> None:
-        gradient = mean_gradient(self.manifest, closing.aggregate, closing.survivors)
-        adapter = self._optimizer.step(self.adapter.astype(np.float64), gradient).astype(np.float32)
+        before = self.checkpoint.last_step.after
+        after = step(self.manifest, before, closing.aggregate, closing.survivors)
+        last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, closing.aggregate))
         ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
-        perplexity = self.evaluate(adapter).values if evaluated else NOT_EVALUATED
+        perplexity = self.evaluate(after.adapter).values if evaluated else NOT_EVALUATED
         self.checkpoint = Checkpoint(
             study=self.manifest.study_id,
             round=closing.number,
             attempts=self.accountant.attempts_committed,
-            adapter=adapter,
-            optimizer=self._optimizer.state,
+            last_step=last_step,
             perplexities=np.vstack([self.checkpoint.perplexities, perplexity]),
             ledger_length=len(ledger),
             ledger_head=ledger.head,
@@ -184,11 +179,14 @@ class Training:
 
     def _close_round(self) -> None:
         """Enter the checkpoint's round in the ledger: after it was saved, so that no round of the ledger is lost."""
+        last_step = self.checkpoint.last_step
         self.ledger.append(
             entries.RoundClosed(
                 attempt=self.checkpoint.attempts,
                 round=self.checkpoint.round,
-                adapter_sha256=sha256(vector_bytes(self.adapter)),
+                sum_sha256=sha256(last_step.total),
+                adapter_sha256=last_step.after.adapter_sha256,
+                optimizer_sha256=last_step.after.optimizer_sha256,
             )
         )
         self.rounds.append(self._closed(self.ledger.verified.rounds[-1]))
@@ -204,8 +202,10 @@ class Training:
             self._close_round()
         if checkpoint.round != len(self.ledger.verified.rounds):
             raise _foreign(f"is of round {checkpoint.round}, and the ledger has {len(verified.rounds)}")
-        if verified.rounds and self.ledger.verified.rounds[-1].adapter_sha256 != sha256(vector_bytes(self.adapter)):
-            raise _foreign("has another adapter than the ledger")
+        try:
+            check_state(self.ledger.verified, checkpoint.round, checkpoint.last_step.after)
+        except LedgerError as error:
+            raise _foreign("has another adapter than the ledger") from error
 
     def _closed(self, closed: RoundRecord) -> RoundOutcome:
         return RoundOutcome(
@@ -225,7 +225,7 @@ class Training:
             number=number,
             accountant=self.accountant,
             ledger=self.ledger,
-            adapter=self.adapter,
+            last_step=self.checkpoint.last_step,
             held=self.held,
             outcomes=list(self._outcomes(number)),
         )
@@ -251,15 +251,3 @@ def _foreign(what: str) -> StorageError:
         why="training would go on from an adapter that the ledger does not have",
         fix="put back ledger and checkpoints as they were; an older ledger must never replace a newer one",
     )
-
-
-def mean_gradient(manifest: Manifest, aggregate: NDArray[np.int64], survivors: tuple[str, ...]) -> NDArray[np.float64]:
-    """The gradient [d] that the optimiser is given, from the aggregate [d] over the survivors.
-
-    Divided by a public denominator, never by a true count. Distributed trust: q × the survivors' nominal units. Local
-    trust: the survivors' share of all nominal units; the sites' mean change, negated, stands for a gradient.
-    """
-    units = sum(manifest.nominal_units(site) for site in survivors)
-    if manifest.study.privacy.trust == "distributed":
-        return manifest.lattice.decode(aggregate) / (manifest.study.privacy.sampling_probability * units)
-    return -manifest.fixed_point.decode(aggregate) / (units / manifest.study.total_nominal_units)

@@ -13,20 +13,25 @@ from safetensors import SafetensorError
 
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
+from ...common.model.adapter import vector_bytes
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
-from ...common.study.artefacts import ADAPTER, LEDGER, MANIFEST, PAGE, REPORT
+from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, REPORT, SUMS, sum_path
 from ...common.study.manifest import Manifest
+from ...common.study.step import LastStep, sum_size
 from ...common.study.study import ModelSection
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
 from ..report.report import render_json
 from ..rounds.checkpoint import Checkpoint
 
+# A study's sums are kept where they are no larger together.
+LARGEST_SUMS_BYTES: Final = 1 << 30
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
     *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER)),
     "checkpoints/.round-*",
+    f"{SUMS}/.*",
     "server/.private.json-*",
 )
 
@@ -35,8 +40,8 @@ _UNFINISHED: Final = (
 class StudyFolder:
     """What a study leaves below ``path``.
 
-    For everybody: ``study.json``, ``ledger/``, ``report.json``, ``report.html``, ``adapter/``. To go on with:
-    ``checkpoints/``, and ``server/`` and ``sites/``, which hold secrets and are nobody else's.
+    For everybody: ``study.json``, ``ledger/``, ``sums/``, ``report.json``, ``report.html``, ``adapter/``. To go on
+    with: ``checkpoints/``, and ``server/`` and ``sites/``, which hold secrets and are nobody else's.
     """
 
     path: Path
@@ -136,6 +141,15 @@ class StudyFolder:
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the state after a round."""
         checkpoint.save(self.path / "checkpoints")
+
+    def save_sum(self, manifest: Manifest, round_: int, last_step: LastStep) -> None:
+        """Write the sum of a round, or the adapter before the first, where all of a study's have room together."""
+        if manifest.study.training.rounds * sum_size(manifest) > LARGEST_SUMS_BYTES:
+            return
+        if round_ == 0:
+            write_atomically(self.path / FIRST_ADAPTER, vector_bytes(last_step.after.adapter))
+        else:
+            write_atomically(self.path / sum_path(round_), last_step.total)
 
     def checkpoint(self, manifest: Manifest) -> Checkpoint | None:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
+from ...common.model.adapter import vector_sha256
 from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
@@ -76,6 +77,7 @@ class StudyRun:
             yield Closing(
                 ledger=self.ledger,
                 files=files,
+                last_step=self.training.checkpoint.last_step,
                 held=self.training.held,
             )
 
@@ -85,6 +87,12 @@ class StudyRun:
         if saved is not None:
             return saved
         adapter = self.model.get_adapter()
+        if vector_sha256(adapter) != self.manifest.adapter_sha256:
+            raise StorageError(
+                "the adapter that this program begins with is not the study's",
+                why="every site begins with the one that its manifest names, and follows no other",
+                fix="run the version of the program that made the study, or fix the study anew",
+            )
         with phase(self.observe, "evaluation", "the base model on held-out records"):
             perplexity = self._perplexity(adapter)
         first = Checkpoint.initial(study=self.manifest.study_id, adapter=adapter, perplexity=perplexity)
@@ -96,6 +104,7 @@ class StudyRun:
 
     def _save(self, checkpoint: Checkpoint) -> None:
         if self.folder is not None:
+            self.folder.save_sum(self.manifest, checkpoint.round, checkpoint.last_step)
             self.folder.save_checkpoint(checkpoint)
 
     def _results(self) -> dict[str, bytes]:

@@ -53,7 +53,7 @@ def left():
     answer(SITE, begin)  # again, which it refuses
     report = b'{"manifest_sha256": "%s", "epsilon": null}' % federation.manifest.sha256.encode()
     files = {"report.json": report}
-    carry(Closing(ledger=federation.ledger, files=files))
+    carry(Closing(ledger=federation.ledger, files=files, last_step=training.checkpoint.last_step))
     assert SITE in federation.ledger.verified.closing_signatures
     return sizes
 

@@ -41,6 +41,7 @@ from grandrounds.common.protocol.envelope import ENVELOPE_LABEL, Envelope
 from grandrounds.common.protocol.messages import SERVER, Message, pack, unpack
 from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import Manifest
+from grandrounds.common.study.step import LastStep, Trained
 from grandrounds.common.study.study import read_study
 from grandrounds.server.rounds.checkpoint import Checkpoint
 
@@ -320,8 +321,10 @@ def parquet_files() -> list[bytes]:
 def checkpoints() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=EVEN)
+        after = Trained(adapter=np.zeros(3, np.float32), optimizer=bytes(12))
+        last_step = LastStep(after=after, before=first.last_step.after, total=bytes(12))
         rows = np.vstack([first.perplexities, first.perplexities])
-        later = replace(first, round=1, attempts=2, perplexities=rows, optimizer={"momentum": np.ones(3)})
+        later = replace(first, round=1, attempts=2, perplexities=rows, last_step=last_step)
         later.save(Path(folder))
         return [path.read_bytes() for path in Path(folder).iterdir()]
 

@@ -340,7 +340,7 @@ def ended_with(history, files):
 
 
 def test_a_site_keeps_what_the_study_leaves_before_it_signs(history):
-    files = {"report.json": history.report(), ADAPTER: b"numbers", "study.json": b"{}"}
+    files = {"report.json": history.report(), ADAPTER: history.weights, "study.json": b"{}"}
     kept, worker = [], history.workers[SITE]
     worker._keep = lambda files: kept.append((files, held(history)))
     before, lines = held(history), ended_with(history, files)
@@ -362,7 +362,7 @@ def test_a_site_keeps_what_the_study_leaves_before_it_signs(history):
     ids=["one missing", "one more", "exchanged", "altered", "none"],
 )
 def test_a_site_keeps_and_signs_nothing_where_a_file_is_not_as_it_is_named(history, lie):
-    files, worker = {"report.json": history.report(), ADAPTER: b"numbers"}, history.workers[SITE]
+    files, worker = {"report.json": history.report(), ADAPTER: history.weights}, history.workers[SITE]
     kept: list[dict[str, bytes]] = []
     worker._keep = kept.append
     before, contents = held(history), [files[name] for name in sorted(files)]

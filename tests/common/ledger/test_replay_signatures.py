@@ -32,7 +32,8 @@ lie = Lies()
 
 
 def closing(attempt: int, round_: int) -> Draft:
-    return {"attempt": attempt, "round": round_, "adapter_sha256": "ab" * 32}
+    hashes = dict.fromkeys(("sum_sha256", "adapter_sha256", "optimizer_sha256"), "ab" * 32)
+    return {"attempt": attempt, "round": round_, **hashes}
 
 
 @lie("has no attempt that was unmasked", of=story, until=(ENDED, 3))

@@ -11,10 +11,10 @@ from support.secagg.lacking import IgnoresBegin, KeepsItsSecrets, TakesAnyAdvert
 from support.secagg.opponent import Opponent, surrounded
 from support.study.federation import Federation, small_study
 
-from grandrounds.client.worker import worker as client_worker
+from grandrounds.client.state import adapter_copy
 from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.client.worker.worker import ComputeUpdate
-from grandrounds.common.crypto.identity import Identity, sha256
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import EnvelopeError, ProtocolError
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.protocol.envelope import Envelope
@@ -61,7 +61,7 @@ def test_sites_on_different_begins_are_never_in_one_sum() -> None:
 
 
 def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin names the adapter by hash; at the adapter of zeros these sites have nothing to add."""
+    """The manifest names the first adapter by hash; at the adapter of zeros these sites have nothing to add."""
 
     def release(manifest: object, site: str) -> ComputeUpdate:
         return lambda adapter: (adapter * int(site[-1])).astype("<u4")
@@ -74,7 +74,7 @@ def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) ->
         begin, (_, *ledger) = Begin.of(honest), unpack(honest.payload)
         for site in federation.workers:
             adapter = np.ones(7, dtype=np.float32) if site == VICTIM else federation.adapter
-            lie = federation.server_says(begin, pack([vector_bytes(adapter), *ledger]))
+            lie = federation.server_says(begin, pack([pack([vector_bytes(adapter), b"", b""]), *ledger]))
             attempt.receive(site, federation.workers[site].handle(lie))
         if attempt.dropouts:
             assert attempt.reasons == {VICTIM: "it refused: adapter"}
@@ -85,7 +85,7 @@ def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) ->
         return attempt.aggregate.tolist()
 
     assert sum_of_lies() is None
-    monkeypatch.setattr(client_worker, "sha256", lambda payload: sha256(vector_bytes(federation.adapter)))
+    monkeypatch.setattr(adapter_copy, "check_state", lambda *state: None)
     federation = replace(federation)
     assert sum_of_lies() == [2] * 7
 

@@ -49,6 +49,7 @@ def manifest_fields(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "model_sha256": "cd" * 32,
         "frozen_adapter_sha256": "ef" * 32,
         "adapter_layout_sha256": "fe" * 32,
+        "adapter_sha256": "fd" * 32,
         "package_version": "0.1.0",
         "package_sha256": "98" * 32,
         "app_sha256": "76" * 32,

@@ -78,6 +78,7 @@ def test_a_study_on_own_records_leaves_what_the_readme_promises(
         "server",
         "sites",
         "study.json",
+        "sums",
     }
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["epsilon"] <= 1
@@ -351,4 +352,4 @@ def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_p
     assert "Traceback" not in message
     assert f"grandrounds simulate --resume --output {tmp_path / 'study'}" in message
     names = {path.name for path in (tmp_path / "study").iterdir()}
-    assert names == {"study.json", "checkpoints", "ledger", "server", "sites"}
+    assert names == {"study.json", "checkpoints", "ledger", "server", "sites", "sums"}

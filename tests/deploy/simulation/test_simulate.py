@@ -115,6 +115,7 @@ def test_the_folder_holds_the_results_and_nothing_half_written(finished: tuple[R
         "server",
         "sites",
         "study.json",
+        "sums",
     }
     assert json.loads((folder / "report.json").read_bytes()) == result.report
     newest = sorted((folder / "checkpoints").iterdir())[-1]
@@ -345,7 +346,14 @@ def test_whoever_stops_it_finds_whole_what_was_written(base: Path, tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         simulate(study(base), COHORTS, evaluation=EVALUATION, output=tmp_path, observe=stop_in_round_two)
-    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "checkpoints", "ledger", "server", "sites"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "study.json",
+        "checkpoints",
+        "ledger",
+        "server",
+        "sites",
+        "sums",
+    }
     manifest = validated(Manifest, json.loads((tmp_path / "study.json").read_bytes()))
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     assert Checkpoint.load(newest, manifest.study_id).round == 1

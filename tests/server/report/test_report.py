@@ -98,7 +98,10 @@ def test_the_attempts_of_a_round_that_was_never_finished_are_dropouts_and_spendi
 
 def test_an_attempt_that_never_ended_is_listed_and_counts(federation: SmallStudy) -> None:
     begun = entries.AttemptBegun(
-        attempt=1, round=1, invited=tuple(federation.manifest.site_keys), adapter_sha256="44" * 32
+        attempt=1,
+        round=1,
+        invited=tuple(federation.manifest.site_keys),
+        adapter_sha256=federation.manifest.adapter_sha256,
     )
     cut_off = federation.lines[: 1 + len(federation.manifest.site_keys)]
     cut_off.append(federation.forged(begun, after=cut_off[-1]))

@@ -34,7 +34,9 @@ def study() -> SmallStudy:
 def closing(study: SmallStudy, report: bytes | None = None, **options: Any) -> Closing:
     """The end with this report, or with the study's own."""
     report = render_json(study.report()) if report is None else report
-    return Closing(**{"ledger": study.ledger, "files": {REPORT: report}, **options})
+    return Closing(
+        **{"ledger": study.ledger, "files": {REPORT: report}, "last_step": study.checkpoints[-1].last_step, **options}
+    )
 
 
 def drive(study: SmallStudy, machine: Closing, *, away: tuple[str, ...] = ()) -> Closing:

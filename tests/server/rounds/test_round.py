@@ -13,6 +13,7 @@ from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.common.errors import ScheduleExhaustedError
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import Advert, Begin, MaskedInput
+from grandrounds.common.study.step import LastStep, Trained
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.round import AttemptOutcome, Round
 
@@ -173,7 +174,7 @@ def open_round(run, *, max_attempts=1):
         number=1,
         accountant=CentralAccountant(schedule=None, max_attempts=max_attempts, delta=1e-3),
         ledger=run.ledger,
-        adapter=run.adapter,
+        last_step=LastStep(after=Trained(adapter=run.adapter)),
     )
 
 

@@ -14,11 +14,12 @@ from grandrounds.client.training import update as client_update
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
+from grandrounds.common.errors import StorageError
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import NoNoise
-from grandrounds.common.protocol.messages import Advert, Begin
+from grandrounds.common.protocol.messages import Begin
 from grandrounds.common.secagg.encoding import residues
 from grandrounds.common.secagg.masks import add_masks
 from grandrounds.common.study import manifest as common_manifest
@@ -286,12 +287,20 @@ def test_the_attempts_of_a_round_that_the_schedule_left_unfinished_are_kept_and_
 
 
 def test_an_adapter_that_is_not_finite_ends_the_training_and_no_site_spends_on_it():
-    run = plain_federation(training={"rounds": 2, "max_attempts": 2})
-    run.adapter = np.full(7, np.inf, dtype=np.float32)
-    run.run()
+    plain = plain_federation(training={"rounds": 2, "max_attempts": 2})
+    run = replace(plain, adapter=np.full(7, np.inf, dtype=np.float32)).run()
     assert run.training.exhausted
     assert {worker.charges for worker in run.workers.values()} == {0}
-    assert all(answer.exchange != Advert.exchange for _, answer in run.answers())
+    assert [answer.body.get("code") for _, answer in run.answers()] == ["adapter"] * 2 * len(run.workers)
+
+
+def test_a_training_that_begins_with_another_adapter_than_its_manifest_s_begins_no_attempt():
+    run = plain_federation(training={"rounds": 2, "max_attempts": 2})
+    run.adapter = np.full(7, np.inf, dtype=np.float32)
+    before = list(run.lines)
+    with pytest.raises(StorageError, match="has another adapter than the ledger"):
+        run.open_training()
+    assert run.lines == before
 
 
 @pytest.mark.parametrize(("evaluations", "evaluated"), [(1, [5]), (2, [3, 5]), (4, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
@@ -327,4 +336,7 @@ def test_a_checkpoint_after_every_round_holds_what_the_next_one_starts_from():
     for checkpoint, adapter in zip(run.checkpoints, run.adapters, strict=True):
         assert checkpoint.study == run.manifest.study_id
         np.testing.assert_array_equal(checkpoint.adapter, adapter)
-    assert [checkpoint.optimizer["steps"].tolist() for checkpoint in run.checkpoints] == [[1.0], [2.0], [3.0]]
+    steps = [checkpoint.last_step for checkpoint in run.checkpoints]
+    assert [later.before for later in steps[1:]] == [earlier.after for earlier in steps[:-1]]
+    powers = [np.frombuffer(each.after.optimizer[-16:]).tolist() for each in steps]
+    assert powers == [[0.9, 0.99], [0.9 * 0.9, 0.99 * 0.99], [0.9 * 0.9 * 0.9, 0.99 * 0.99 * 0.99]]

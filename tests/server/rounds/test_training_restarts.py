@@ -113,7 +113,15 @@ def test_where_the_schedule_was_used_up_a_restarted_training_is_over_and_begins_
 
 
 def of_another_adapter(checkpoint):
-    return replace(checkpoint, adapter=checkpoint.adapter + 1)
+    after = replace(checkpoint.last_step.after, adapter=checkpoint.adapter + 1)
+    return replace(checkpoint, last_step=replace(checkpoint.last_step, after=after))
+
+
+def of_another_optimizer(checkpoint):
+    state = bytearray(checkpoint.last_step.after.optimizer)
+    state[0] ^= 1
+    after = replace(checkpoint.last_step.after, optimizer=bytes(state))
+    return replace(checkpoint, last_step=replace(checkpoint.last_step, after=after))
 
 
 FOREIGN = {
@@ -125,6 +133,7 @@ FOREIGN = {
     "a longer ledger's": (lambda checkpoint: replace(checkpoint, ledger_length=99), "was not saved with this ledger"),
     "of a round further on": (lambda checkpoint: replace(checkpoint, round=4), "is of round 4, and the ledger has 2"),
     "with another adapter": (of_another_adapter, "has another adapter than the ledger"),
+    "with another optimiser": (of_another_optimizer, "has another adapter than the ledger"),
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
@@ -14,7 +15,6 @@ from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import VerifiedLedger, begin_of
-from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import (
     SERVER,
@@ -30,6 +30,7 @@ from grandrounds.common.protocol.messages import (
 from grandrounds.common.schema import validated
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study.manifest import Countersignature, Manifest
+from grandrounds.common.study.step import LastStep, Trained, step, sum_bytes
 from grandrounds.common.study.study import Study
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
@@ -63,7 +64,9 @@ class History:
     lines: list[bytes] = field(default_factory=list)
     budgets: dict[str, SiteState] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
-    adapter: np.ndarray = field(default_factory=lambda: np.zeros(DIMENSION, np.float32))
+    last_step: LastStep = field(
+        default_factory=lambda: LastStep(after=Trained(adapter=np.zeros(DIMENSION, np.float32)))
+    )
     told: dict[str, int] = field(default_factory=dict)
     answers: dict[str, bytes] = field(default_factory=dict)
 
@@ -105,7 +108,7 @@ class History:
             number=len(writer.verified.rounds) + 1,
             accountant=accountant,
             ledger=writer,
-            adapter=self.adapter,
+            last_step=self.last_step,
             held=self.told,
         )
 
@@ -139,20 +142,25 @@ class History:
         return round_
 
     def close_round(self, round_: Round) -> None:
-        """The adapter takes a step."""
-        self.adapter = self.adapter + np.float32(1)
-        serial, adapter = round_.outcomes[-1].attempt, sha256(vector_bytes(self.adapter))
-        round_.ledger.append(entries.RoundClosed(attempt=serial, round=round_.number, adapter_sha256=adapter))
+        """The adapter takes the step of the round's sum."""
+        before = self.last_step.after
+        after = step(self.manifest, before, round_.aggregate, round_.survivors)
+        self.last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, round_.aggregate))
+        round_.ledger.append(round_closed(round_.outcomes[-1].attempt, round_.number, self.last_step))
 
     def begin_with(self, lines: Sequence[bytes], *, shown: Sequence[bytes] | None = None) -> bytes:
         """The Begin of the attempt that ends ``lines``, whatever they are; ``shown`` is what is sent with it."""
         last = Entry.parse(lines[-1])
-        adapter = vector_bytes(self.adapter)
         return self.server_says(
             begin_of(last),
-            pack([adapter, *(lines if shown is None else shown)]),
+            pack([self.missing, *(lines if shown is None else shown)]),
             attempt=last.body["attempt"],
         )
+
+    @property
+    def missing(self) -> bytes:
+        """What a site is sent of the adapter that holds nothing of it."""
+        return self.last_step.missing(behind=None).to_bytes()
 
     def server_says(self, message: Message, payload: bytes = b"", *, attempt: int) -> bytes:
         """Any message, signed by the server."""
@@ -230,6 +238,11 @@ class History:
                 writer.append(entries.ClosingSignature(closed=signed))
         return answers
 
+    @property
+    def weights(self) -> bytes:
+        """The adapter that the study leaves, as its file has it."""
+        return save({"model.layer.lora_B.weight": self.last_step.after.adapter[None]})
+
     def report(self, epsilon: float | None = None) -> bytes:
         """A report as far as a site reads it."""
         return canonical_json({"epsilon": epsilon, "manifest_sha256": self.manifest.sha256})
@@ -238,7 +251,7 @@ class History:
         """The Close of the study that ``lines`` end, whatever they are, with these files."""
         last, attempts = Entry.parse(lines[-1]), sum(b'"type":"attempt-begun"' in line for line in lines)
         close = Close(ledger_length=last.sequence + 1, ledger_head=last.hash)
-        return self.server_says(close, pack([pack(list(lines)), *contents]), attempt=attempts)
+        return self.server_says(close, pack([pack(list(lines)), self.missing, *contents]), attempt=attempts)
 
     def fork(self) -> "History":
         """The same study at the same point, to go on by itself."""
@@ -252,6 +265,8 @@ class History:
             twin.workers[site]._state = twin.budgets[site]
             twin.workers[site]._ledger = copy.copy(worker._ledger)
             twin.workers[site]._ledger._state = twin.budgets[site]
+            twin.workers[site]._adapters = copy.copy(worker._adapters)
+            twin.workers[site]._adapters._state = twin.budgets[site]
             twin.workers[site]._attempt = None
         return twin
 
@@ -266,6 +281,17 @@ class History:
             if site not in self.budgets:
                 self.budgets[site] = reserved(SiteState.in_memory(), manifest)
             self.restart(site)
+
+
+def round_closed(attempt: int, round_: int, last_step: LastStep) -> entries.RoundClosed:
+    """The entry of a round whose sum led to ``last_step``."""
+    return entries.RoundClosed(
+        attempt=attempt,
+        round=round_,
+        sum_sha256=sha256(last_step.total),
+        adapter_sha256=last_step.after.adapter_sha256,
+        optimizer_sha256=last_step.after.optimizer_sha256,
+    )
 
 
 def copied(budget: SiteState) -> SiteState:

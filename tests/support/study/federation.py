@@ -22,11 +22,11 @@ from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.grad_samples import GradSampler
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.client.worker.worker import ComputeUpdate, Worker
-from grandrounds.common.crypto.identity import Identity, sha256
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, Entry
 from grandrounds.common.ledger.replay import begin_of
-from grandrounds.common.model.adapter import vector_bytes
+from grandrounds.common.model.adapter import vector_bytes, vector_sha256
 from grandrounds.common.model.example import Example
 from grandrounds.common.model.perplexity import BANDS, Perplexity
 from grandrounds.common.protocol.envelope import Envelope
@@ -95,6 +95,7 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
         "model_sha256": "22" * 32,
         "frozen_adapter_sha256": "33" * 32,
         "adapter_layout_sha256": "34" * 32,
+        "adapter_sha256": vector_sha256(np.zeros(changes["dimension"], np.float32)),
         "package_version": __version__,
         "package_sha256": running_sha256(),
         "app_sha256": "44" * 32,
@@ -189,11 +190,17 @@ class Federation:
     def __post_init__(self) -> None:
         names = [site.name for site in self.study.sites]
         self.identities = self.identities or {name: Identity.generate() for name in names}
-        self.manifest = small_manifest(self.study, self.identities, self.server, dimension=self.dimension)
-        self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
-        self.workers = {name: self.worker(name) for name in names}
         if not self.adapter.size:
             self.adapter = np.zeros(self.dimension, dtype=np.float32)
+        self.manifest = small_manifest(
+            self.study,
+            self.identities,
+            self.server,
+            dimension=self.dimension,
+            adapter_sha256=vector_sha256(self.adapter),
+        )
+        self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
+        self.workers = {name: self.worker(name) for name in names}
 
     def pin(self, **changes: str) -> None:
         """Other fields of the manifest, such as a model's hash: a study that nobody has begun."""
@@ -247,15 +254,19 @@ class Federation:
     def attempt(self, serial: int = 1, *, payload: bytes | None = None, **begin: Any) -> ServerAttempt:
         """One attempt, to be driven by hand with ``exchange``; ``begin`` changes what its Begin says.
 
-        The ledger shown with it has the attempts up to it as begun, and of none that it ended.
+        ``payload`` is sent as the adapter instead of the study's own. The ledger shown with it has the attempts up to
+        it as begun, and of none that it ended.
         """
-        adapter = vector_bytes(self.adapter) if payload is None else payload
+        missing = pack([vector_bytes(self.adapter) if payload is None else payload, b"", b""])
         lines = self.lines[: 1 + len(self.workers)]
         for attempt in range(1, serial + 1):
             lines.append(
                 self.forged(
                     entries.AttemptBegun(
-                        attempt=attempt, round=1, invited=tuple(self.workers), adapter_sha256=sha256(adapter)
+                        attempt=attempt,
+                        round=1,
+                        invited=tuple(self.workers),
+                        adapter_sha256=vector_sha256(self.adapter),
                     ),
                     after=lines[-1],
                 )
@@ -266,7 +277,7 @@ class Federation:
             identity=self.server,
             begin=message,
             attempt=serial,
-            payloads=dict.fromkeys({*self.workers, *message.invited}, pack([adapter, *lines])),
+            payloads=dict.fromkeys({*self.workers, *message.invited}, pack([missing, *lines])),
         )
 
     def forged(self, body: entries.Body, *, after: bytes) -> bytes:

@@ -16,6 +16,7 @@ from support.study.verified_study import SmallStudy, write_ledger
 WHOLE, MANIFEST, KNOWN = "chained", "in the ledger", "you know"
 PRIVACY, FOLLOWS, PAGE_SAYS, CARD_SAYS = "The privacy", "follows from", "The page", "model card"
 FILES, TRAINED, FROZEN, USED, END = "The files", "trained numbers", "other numbers", "is used", "the end"
+STEPS = "what its sum made"
 
 
 def found(folder: Path, claim: str, **options: Any) -> Finding:

@@ -19,6 +19,7 @@ from grandrounds.client.worker.worker import ComputeUpdate
 from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.ledger import entries
 from grandrounds.common.ledger.entries import SignedStatement
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.model.adapter import AdapterLayout, vector_sha256
 from grandrounds.common.model.adapter_config import adapter_config
 from grandrounds.common.model.base_folder import published_name
@@ -31,6 +32,7 @@ from grandrounds.deploy.verify.claims import verify
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, Report, build_report, render_json
 from grandrounds.server.report.utility import AtPosition
+from grandrounds.server.rounds.ledger_writer import LedgerWriter
 from support.study.federation import Federation, agreed_ledger, small_manifest, small_study
 
 LAYERS = [f"base_model.model.layers.{number}.v_proj" for number in range(2)]
@@ -118,6 +120,14 @@ class SmallStudy(Federation):
     def write_ledger(self, folder: Path) -> None:
         """Write the ledger as it is now."""
         write_ledger(folder, self.lines)
+
+    def rewrite_last(self, body: entries.Body) -> None:
+        """Another entry in place of the ledger's last."""
+        line = self.forged(body, after=self.lines[-2])
+        self.lines[-1] = line
+        self.ledger = LedgerWriter(
+            identity=self.server, store=self.lines.append, verified=VerifiedLedger.of(self.lines)
+        )
 
     def sign_end(self, site: str) -> None:
         """The site signs the ledger up to the study's end."""
