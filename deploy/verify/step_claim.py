@@ -10,6 +10,7 @@ from ...common.study.artefacts import FIRST_ADAPTER, SUMS, sum_path
 from ...common.study.step import Trained
 from ...server.report.claim import count
 from .case import Case, Claim, OpenError
+from .verdict import Outcome
 
 
 def _stepped(case: Case) -> str:
@@ -26,7 +27,8 @@ def _stepped(case: Case) -> str:
     if signed < threshold:
         raise OpenError(
             f"{SUMS}/ does not have every round's sum, and {signed} sites of at least {threshold} have signed what "
-            f"came of round {last}"
+            f"came of round {last}",
+            Outcome.UNFINISHED,
         )
     return (
         f"{SUMS}/ does not have every round's sum: that rests on signatures of at least {threshold} sites, each of "
