@@ -46,6 +46,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from ...common.protocol.messages import FIELD, RECORD
+from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import die_with
 from ..worker_socket import connect
 
@@ -172,6 +173,7 @@ def _pulled(runtime: RuntimeHttpClient, context: Context) -> Message:
 
 def main(runtime: str, secret: str, socket: str, app_sha256: str, timeout_s: str) -> None:
     """``python -m grandrounds.client.node.relay RUNTIME SECRET-FILE SOCKET APP-SHA256 TIMEOUT-S``."""
+    keep_memory_private()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     Relay(

@@ -1,8 +1,9 @@
-"""What a process may do: as which user it runs, and by which networks it could reach another machine."""
+"""What a process may do, and what others may with it: its user, its networks, who may read its memory."""
 
 import ctypes
 import os
 import pwd
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from ..errors import StudyError
 
 LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
 _CLONE_NEWNET: Final = 0x40000000
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _IPV4, _IPV6 = Path("/proc/self/net/route"), Path("/proc/self/net/ipv6_route")
 
@@ -45,6 +47,16 @@ def become(user: User) -> None:
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # else a setuid program would give more again
+
+
+def keep_memory_private() -> None:
+    """From here on no dump of this process's memory is written, and its own user's other processes cannot read it.
+
+    Each program that holds keys or records begins with this, since how it was started may have said nothing of dumps.
+    What it starts writes no dump either, and may say for itself who reads it (prctl(2), PR_SET_DUMPABLE).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def leave_networks() -> None:

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ...common.errors import GrandRoundsError
+from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import QUIET_FLOWER
 from .bench import bench
 from .client import client
@@ -52,6 +53,7 @@ def flower_app() -> None:
 
 def main() -> None:
     """Run a command; a refusal or failure is printed as its diagnosis, with exit code 1."""
+    keep_memory_private()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):

@@ -24,6 +24,7 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.language_model import LanguageModel
 from ...common.system.code_pin import check_code
+from ...common.system.privileges import keep_memory_private
 from ...server.rounds.app import POLL_INTERVAL_S, carry
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import phase
@@ -44,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
 
     A refusal is printed, for ``flwr log`` to show, and ends the run.
     """
+    keep_memory_private()
     try:
         if isinstance(grid, InMemoryGrid):
             _simulate(grid, context)

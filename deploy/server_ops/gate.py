@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...common.system.privileges import keep_memory_private
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 from ..enrolment.node_keys import proven_key, public_pem
@@ -154,6 +155,7 @@ def largest_object(folder: ServerFolder, key: bytes) -> int:
 
 def main(path: str) -> None:
     """``python -m grandrounds.deploy.server_ops.gate DIR``, a server's folder."""
+    keep_memory_private()
     folder = ServerFolder(Path(path))
     settings = folder.settings()
     gate = make_gate(settings.superlink, folder.inside / CA_CERTIFICATE, partial(largest_object, folder))

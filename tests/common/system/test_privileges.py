@@ -1,7 +1,9 @@
-"""What a process may do: another user for good, and no network."""
+"""What a process may do: another user for good, no network, and memory that nobody reads."""
 
 import os
 import pwd
+import subprocess
+import sys
 
 import pytest
 from support.process.other_users import AS_ROOT, done_as, user
@@ -49,3 +51,26 @@ def test_networks_are_those_that_a_route_names(tmp_path, monkeypatch):
     ipv6.write_text("00 00 00 lo\nfe 40 00 eth1\n")
     ipv4.write_text("Iface\tDestination\tGateway\neth0\t00000000\t010200C0\n")
     assert networks() == ["eth0", "eth1"]
+
+
+# Each begins, fails for want of what it needs, and then says what it let others do.
+BEGIN = """
+import contextlib, ctypes, resource, sys
+from types import SimpleNamespace
+with contextlib.suppress(BaseException):
+    {begin}
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE))
+"""
+PROGRAMS = {
+    "the command line": "sys.argv = ['grandrounds']; from grandrounds.deploy.cli.main import main; main()",
+    "a site's relay": "from grandrounds.client.node.relay import main; main('', '/nowhere', '', '', '1')",
+    "the gate": "from grandrounds.deploy.server_ops.gate import main; main('', '0', '', '/nowhere', '/nowhere')",
+    "a study's process": "from grandrounds.deploy.flower.server_app import main; "
+    "main(None, SimpleNamespace(run_config={}))",
+}
+
+
+@pytest.mark.parametrize("begin", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_no_program_that_holds_keys_or_records_can_be_dumped_however_it_was_started(begin):
+    done = subprocess.run([sys.executable, "-c", BEGIN.format(begin=begin)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["0 0 0"], done.stderr
