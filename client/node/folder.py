@@ -34,7 +34,7 @@ class NodeSettings(Section):
 
 @dataclass(frozen=True)
 class NodeFolder:
-    """The folder ``path``, below a site's."""
+    """The folder ``path``, below a site's: what the node reads, and in ``written`` what it writes."""
 
     path: Path
 
@@ -57,6 +57,11 @@ class NodeFolder:
     def certificates(self) -> Path:
         """The authority of the server's certificate, from the study's bundle."""
         return self.path / "ca.crt"
+
+    @property
+    def written(self) -> Path:
+        """What SuperNode and relay write: their logs, and what Flower keeps."""
+        return self.path / "var"
 
     def save(self, settings: NodeSettings, *, certificates: bytes) -> None:
         """Write what a study's bundle says. Raises StorageError."""
@@ -99,6 +104,6 @@ class NodeFolder:
             socket=settings.socket,
             app_sha256=settings.app_sha256,
             runtime_port=settings.runtime_port,
-            folder=self.path,
+            folder=self.written,
             timeout_s=settings.timeout_s,
         )

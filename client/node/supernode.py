@@ -60,6 +60,7 @@ class Supernode:
                 time.sleep(WATCH_S)
 
     def _once(self, stopped: Callable[[], bool]) -> None:
+        self.folder.mkdir(exist_ok=True)
         node_log, relay_log = self.folder / "supernode.log", self.folder / "relay.log"
         errors = _Errors(node_log)
         env = environment(FLWR_HOME=str(self.folder / "flower"))

@@ -1,6 +1,7 @@
 """``grandrounds client``: a site's side of its studies."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,23 +158,32 @@ def budget(
     from ...client.budget.reservations import Reservations
     from ...client.state.database import SiteDatabase
     from ...common.system.files import write_atomically
+    from ..site_ops.owner import done_as, owner_of
     from ..views.budget import budget_figures, print_budget, render_budget
     from ..views.console import plain_console
 
-    database = SiteDatabase.open_existing(state)
-    try:
-        statements = Reservations(database).statements()
-    finally:
-        database.close()
+    def read() -> str:
+        """The page, if it is asked for; what is printed goes to standard output from here."""
+        database = SiteDatabase.open_existing(state)
+        try:
+            statements = Reservations(database).statements()
+        finally:
+            database.close()
+        if as_json:
+            typer.echo(json.dumps({"assets": budget_figures(statements)}))
+        else:
+            print_budget(plain_console(highlight=False), statements)
+        sys.stdout.flush()
+        return render_budget(statements) if html is not None else ""
+
+    page = done_as(owner_of(state), read)
     if html is not None:
-        write_atomically(html, render_budget(statements).encode())
-    if as_json:
-        typer.echo(json.dumps({"assets": budget_figures(statements)}))
-        return
-    print_budget(plain_console(highlight=False), statements)
+        write_atomically(html, page.encode())
 
 
 def _site(path: Path) -> "SiteFolder":
     from ...client.site.folder import SiteFolder
+    from ..site_ops.owner import act_as_owner
 
+    act_as_owner(path)
     return SiteFolder(path)

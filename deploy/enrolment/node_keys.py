@@ -32,6 +32,11 @@ def make_node_key(private: Path, public: Path) -> None:
     write_atomically(public, key.public_key().public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH) + b"\n")
 
 
+def node_public_key(private: Path) -> str:
+    """The public half of a node's key, as Flower reads it. Raises StorageError."""
+    return _read(private).public_key().public_bytes(_OPENSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
 def check_node_key(text: str) -> None:
     """Raises StudyError unless ``text`` is the public key of a node."""
     _public(text)
@@ -56,6 +61,15 @@ def node_proof(private: Path, *, now: datetime) -> tuple[bytes, dict[str, str]]:
 
     Raises StorageError.
     """
+    key = _read(private)
+    public = _pem(key.public_key())
+    time = now.isoformat()
+    signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
+    headers = {_KEY: b64encode(public), _SIGNATURE: b64encode(signature)}
+    return public, {_TIME: time} | {name: value.decode() for name, value in headers.items()}
+
+
+def _read(private: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -66,11 +80,7 @@ def node_proof(private: Path, *, now: datetime) -> tuple[bytes, dict[str, str]]:
             why="Flower knows the site's node by it",
             fix="run this as the node's user; if the file is damaged, put it back",
         ) from error
-    public = _pem(key.public_key())
-    time = now.isoformat()
-    signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
-    headers = {_KEY: b64encode(public), _SIGNATURE: b64encode(signature)}
-    return public, {_TIME: time} | {name: value.decode() for name, value in headers.items()}
+    return key
 
 
 def proven_key(headers: Mapping[str, str], *, now: datetime) -> bytes | None:

@@ -21,7 +21,8 @@ from ...common.system.files import make_private_folder, write_atomically, write_
 from .. import templates
 from ..builtin.models import base_model_folder
 from ..enrolment.bundle import Bundle, SiteCard
-from ..enrolment.node_keys import make_node_key, make_secret
+from ..enrolment.node_keys import make_node_key, make_secret, node_public_key
+from .owner import done_as
 from .services import write_site_units
 from .users import SiteUsers, hand_over, operators_users
 
@@ -60,12 +61,6 @@ def init(
     SiteUsers.named(worker_user, node_user)
     path, node = folder.path, folder.node
     make_private_folder(path)
-    make_private_folder(node.path)
-    make_key(path / KEY)
-    if not node.key.exists():
-        make_node_key(node.key, node.public_key)
-    if not node.secret.exists():
-        make_secret(node.secret)
     if not (path / SETTINGS).exists():
         base = base_model_folder(model)
         fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
@@ -87,10 +82,17 @@ def init(
         )
     template = resources.files(templates).joinpath("policy.basic.toml")
     write_missing(path / POLICY, template.read_bytes)
+    _settle(folder)  # before anything is read that somebody else could have written
+    make_private_folder(node.path)
+    make_key(path / KEY)
+    if not node.key.exists():
+        make_node_key(node.key, node.public_key)
+    if not node.secret.exists():
+        make_secret(node.secret)
     card = SiteCard(
         name=settings.name,
         public_key=folder.identity().public_key,
-        node_key=node.public_key.read_text("ascii").strip(),
+        node_key=node_public_key(node.key),
     )
     write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
     units = write_site_units(folder)
@@ -123,7 +125,7 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
     Nothing is reserved or written before that. Raises StudyError, PrivacyError and StorageError.
     """
     path, manifest, policy, settings = folder.path, bundle.manifest, folder.policy(), folder.settings()
-    operators_users(settings)
+    users = operators_users(settings)
     if (path / MANIFEST).exists() and folder.manifest().study_id != manifest.study_id:
         raise StudyError(
             "this folder has joined another study",
@@ -137,11 +139,15 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
         trial.close()
     if not agreed(agreement):
         return ["nothing was joined"]
-    database = SiteDatabase.open(folder.state)
-    try:
-        join(manifest, policy, name=settings.name, reservations=Reservations(database))
-    finally:
-        database.close()
+
+    def reserve() -> None:
+        database = SiteDatabase.open(folder.state)
+        try:
+            join(manifest, policy, name=settings.name, reservations=Reservations(database))
+        finally:
+            database.close()
+
+    done_as(users.worker if users else None, reserve)
     write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
     socket = settings.socket
     node = NodeSettings(
@@ -167,26 +173,18 @@ def leave(folder: SiteFolder) -> list[str]:
 
     Raises StudyError where no study was joined or the site's worker runs, and StorageError.
     """
-    operators_users(folder.settings())
+    users = operators_users(folder.settings())
     manifest = folder.manifest()
     study = manifest.study_id
     try:
-        budget = SiteState.open(folder.state)
+        begun = done_as(users.worker if users else None, lambda: _cancelled(folder, study))
     except StorageError as error:
         raise StudyError(
             f"the study cannot be left: {error.what}",
             why="a worker that runs goes on answering for the site",
             fix=f"end `grandrounds client start {folder.path}` first",
         ) from error
-    try:
-        begun = budget.last_attempt(study)
-        reservations = Reservations(budget.database)
-        held = {reservation.study for each in reservations.statements() for reservation in each.reservations}
-        if not begun and study in held:  # it is not where this was begun before, and broken off
-            reservations.cancel(study)
-        left = folder.forget(study)
-    finally:
-        budget.close()
+    left = folder.forget(study)
     _settle(folder)
     results = folder.results(study)
     spent = (
@@ -203,3 +201,17 @@ def leave(folder: SiteFolder) -> list[str]:
         *([f"what the finished study left stays in {results}"] if results.is_dir() else []),
         f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
     ]
+
+
+def _cancelled(folder: SiteFolder, study: str) -> bool:
+    """Give back what was reserved, unless an attempt was begun; whether one was. Raises StorageError."""
+    budget = SiteState.open(folder.state)
+    try:
+        begun = budget.last_attempt(study) > 0
+        reservations = Reservations(budget.database)
+        held = {reservation.study for each in reservations.statements() for reservation in each.reservations}
+        if not begun and study in held:  # it is not where this was begun before, and broken off
+            reservations.cancel(study)
+        return begun
+    finally:
+        budget.close()

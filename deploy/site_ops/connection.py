@@ -23,6 +23,8 @@ from ...common.system.ports import cannot_listen
 from ...common.system.processes import environment
 from ..enrolment.node_keys import node_proof
 from .connection_faults import clock_fault, connection_fault, gate_fault, proxy_fault, unusable_proxy
+from .owner import done_as
+from .users import SiteUsers
 
 _CALL: Final = "/v1/fleet/activate-node"
 _PATIENCE_S: Final = 30.0
@@ -158,7 +160,8 @@ def _machine(folder: SiteFolder, settings: NodeSettings) -> Iterator[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield f"the worker has {len(os.sched_getaffinity(0))} cores and {memory / 2**30:.0f} GiB of memory"
     yield f"the model computes on {described(folder.settings().device)}"
-    yield from _disk(folder.state)
+    users = SiteUsers.of(folder.settings())
+    yield done_as(users.worker if users and os.geteuid() == 0 else None, lambda: _disk(folder.state))
 
 
 def _port(port: int) -> str:
@@ -169,7 +172,7 @@ def _port(port: int) -> str:
     return "free for the node"
 
 
-def _disk(state: Path) -> Iterator[str]:
+def _disk(state: Path) -> str:
     started = monotonic()
     probe = state / "connection-check"
     write_atomically(probe, bytes(4096), mode=0o600)
@@ -181,4 +184,4 @@ def _disk(state: Path) -> Iterator[str]:
             why="what cannot be written is not begun, and the site would be missing",
             fix=f"free {_LEAST_FREE_BYTES / 2**30:.0f} GiB or more there",
         )
-    yield f"{state} has {free / 2**30:.0f} GiB free, and a write there is on the disk within {1000 * took:.0f} ms"
+    return f"{state} has {free / 2**30:.0f} GiB free, and a write there is on the disk within {1000 * took:.0f} ms"

@@ -12,7 +12,8 @@ from ...common.errors import StudyError
 from ...common.system.privileges import User, leave_networks, networks
 from ...common.system.processes import PROGRAM, environment
 from ...common.system.supervision import Program, stop_all, tend
-from .users import WARNING, SiteUsers, act_as, act_as_worker, hand_over, operators_users
+from .owner import act_as
+from .users import WARNING, SiteUsers, act_as_worker, hand_over, operators_users
 
 _GRACE_S: Final = 60.0  # the worker finishes the answer in hand
 _log = logging.getLogger(__name__)

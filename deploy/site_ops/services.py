@@ -31,6 +31,7 @@ def write_site_units(folder: SiteFolder) -> list[str]:
         "site": settings.name,
         "folder": path,
         "node": path / folder.node.path.name,
+        "node_written": folder.node.written.absolute(),
         "run": run,
         "data": data,
         "model": model,

@@ -1,11 +1,13 @@
 """The two users of a site's machine, and what of the site's folder belongs to whom.
 
 Root alone can start both, and it trusts neither: the folder itself and its settings, which say who runs as whom, stay
-root's. The worker's user has the key, the state and the log, and reads the study; the node's user has ``node/``, and
-reaches the worker's socket.
+root's. The worker's user has the key, the state and the log, and reads the study; the node's user reads ``node/``, has
+``node/var/``, and reaches the worker's socket. In what is theirs root opens nothing (``owner``).
 """
 
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +15,8 @@ from typing import Final
 from ...client.site.folder import KEY, RESULTS, SiteFolder, SiteSettings
 from ...common.errors import StorageError, StudyError
 from ...common.system.files import make_folder
-from ...common.system.privileges import User, become
+from ...common.system.privileges import User
+from .owner import act_as
 
 WARNING: Final = (
     "warning: root runs both parts of this site. Whoever took over the part that talks to the server could read the "
@@ -66,19 +69,6 @@ def operators_users(settings: SiteSettings) -> SiteUsers | None:
     return users
 
 
-def act_as(user: User) -> None:
-    """Go on as ``user`` for good. Raises StudyError unless this is root, or that user already."""
-    if os.geteuid() == 0:
-        become(user)
-        os.environ["HOME"] = user.home
-    elif os.geteuid() != user.uid:
-        raise StudyError(
-            f"this is for the user with the id {user.uid}, and is run by {os.geteuid()}",
-            why="each part of the site runs as the user that site.toml names for it",
-            fix="run this as that user, or as root",
-        )
-
-
 def act_as_worker(folder: SiteFolder) -> None:
     """Go on as the user who reads the records, if site.toml names one. Raises StudyError."""
     users = SiteUsers.of(folder.settings())
@@ -100,18 +90,15 @@ def hand_over(folder: SiteFolder, users: SiteUsers) -> None:
 
 def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
     _set(folder.path, 0, 0, 0o711)
-    for path in folder.path.iterdir():  # such as policy.toml, or a list of patients: for root and the worker alone
-        if path.is_file() and not path.is_symlink() and path.stat().st_uid == 0:
-            _set(path, 0, worker.gid, 0o640)
+    # Such as policy.toml, or a list of patients: for root and the worker alone.
+    _set_files(folder.path, worker.gid)
     folder.log.touch()
     _set(folder.log, worker.uid, worker.gid, 0o640)
-    _set(folder.path / KEY, worker.uid, worker.gid, 0o600)
-    for path, owner in ((folder.state, worker), (folder.path / RESULTS, worker), (folder.node.path, node)):
-        make_folder(path)
-        _set(path, owner.uid, owner.gid, 0o700)
-        for _, folders, files, at in os.fwalk(path):
-            for name in (*folders, *files):
-                os.chown(name, owner.uid, owner.gid, dir_fd=at, follow_symlinks=False)
+    if (folder.path / KEY).exists():
+        _set(folder.path / KEY, worker.uid, worker.gid, 0o600)
+    _keep(folder.node.path, node.gid)
+    for path, owner in ((folder.state, worker), (folder.path / RESULTS, worker), (folder.node.written, node)):
+        _give(path, owner)
     run = folder.settings().socket.parent
     if run.is_relative_to(folder.path):
         make_folder(run)
@@ -119,11 +106,63 @@ def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
         _set(run, worker.uid, node.gid, 0o2750)
 
 
-def _set(path: Path, uid: int, gid: int, mode: int) -> None:
-    """Links are refused: whoever had the folder before may have put one there."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+def _keep(path: Path, gid: int) -> None:
+    """A folder of root's, which a group may read."""
+    make_folder(path)
+    if path.lstat().st_uid != 0:
+        raise PermissionError(errno.EPERM, "it is another user's, who may have put anything there", str(path))
+    _set(path, 0, gid, 0o750)
+    _set_files(path, gid)
+
+
+def _set_files(path: Path, gid: int) -> None:
+    """The files of root's in a folder of root's are for a group to read."""
+    for file in path.iterdir():
+        if file.is_file() and not file.is_symlink() and file.stat().st_uid == 0:
+            _set(file, 0, gid, 0o640)
+
+
+def _give(path: Path, owner: User) -> None:
+    """A folder of a user's, with all that is in it. Nothing is touched in one that is its own already."""
+    make_folder(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        if os.fstat(descriptor).st_uid != owner.uid:
+            _give_open(descriptor, owner)
+    finally:
+        os.close(descriptor)
+
+
+def _give_open(at: int, owner: User) -> None:
+    os.fchown(at, 0, 0)  # first, so that nobody exchanges what is looked at
+    os.fchmod(at, 0o700)
+    for name in os.listdir(at):
+        status = os.lstat(name, dir_fd=at)
+        if stat.S_ISDIR(status.st_mode):
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            try:
+                _give_open(below, owner)
+            finally:
+                os.close(below)
+            continue
+        _check_single(status, name)
+        os.chown(name, owner.uid, owner.gid, dir_fd=at, follow_symlinks=False)
+    os.fchown(at, owner.uid, owner.gid)
+
+
+def _set(path: Path, uid: int, gid: int, mode: int) -> None:
+    """Links are refused, and second names: whoever had the folder before may have put one there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISDIR(status.st_mode):
+            _check_single(status, str(path))
         os.fchown(descriptor, uid, gid)
         os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
+
+
+def _check_single(status: os.stat_result, name: str) -> None:
+    if status.st_nlink > 1:
+        raise PermissionError(errno.EMLINK, "the file has a second name, elsewhere", name)

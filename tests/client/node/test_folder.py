@@ -35,9 +35,8 @@ def test_what_was_saved_is_what_the_node_runs_with_until_it_is_forgotten(folder)
     )
     assert supernode.socket == folder.path.parent / "run" / "worker.sock"
     assert folder.certificates.read_bytes() == b"authority"
-    assert {supernode.folder, supernode.node_key.parent, supernode.secret.parent, supernode.certificates.parent} == {
-        folder.path
-    }
+    assert {supernode.node_key.parent, supernode.secret.parent, supernode.certificates.parent} == {folder.path}
+    assert supernode.folder == folder.written, "what it writes is kept apart from what it reads"
     for _ in range(2):
         folder.forget()
         with pytest.raises(StudyError, match=r"there is no .*node\.json"):

@@ -142,9 +142,11 @@ def test_the_worker_has_no_network_and_writes_into_its_own_folder_alone(place):
 def test_the_node_has_its_own_part_of_the_folder_and_no_records(place):
     read = as_systemd_reads(place, NODE)
     assert read["TemporaryFileSystem"] == f"{place}/site:ro"
-    assert read["BindPaths"] == f"{place}/site/node:{place}/site/node:rbind"
-    assert read["BindReadOnlyPaths"] == f"{place}/site/run:{place}/site/run:rbind"
-    assert read["ReadWritePaths"] == f"{place}/site/node"
+    node, run = f"{place}/site/node", f"{place}/site/run"
+    assert read["BindPaths"] == f"{node}/var:{node}/var:rbind"
+    said, _ = systemd(place, "verify", NODE, level="debug")
+    assert [f"BindReadOnlyPaths: {each}:{each}:rbind\n" in said for each in (node, run)] == [True, True]
+    assert read["ReadWritePaths"] == f"{node}/var"
     assert read["InaccessiblePaths"] == f"-{place}/notes.jsonl"
     assert read["User"] == "grandrounds-node"
 
@@ -176,7 +178,7 @@ def test_a_site_s_containers_have_records_or_a_network_and_never_both(place):
         **dict.fromkeys((site / name for name in WRITTEN), True),
     }
     assert "network_mode" not in node
-    assert mounted(node) == {site / "node": True, site / "run": False}
+    assert mounted(node) == {site / "node": False, site / "node" / "var": True, site / "run": False}
     assert worker["user"] == "10001:10001"
     assert node["user"] == "10002:10002"
 

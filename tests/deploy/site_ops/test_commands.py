@@ -5,7 +5,7 @@ import os
 import stat
 
 import pytest
-from support.process.other_users import AS_ROOT, done_as, user
+from support.process.other_users import AS_ROOT, done_as, open_folder, user
 from support.process.resident_process import SITE
 from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
@@ -17,7 +17,8 @@ from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.deploy.site_ops import commands as site_operator
-from grandrounds.deploy.site_ops.users import SiteUsers, act_as, operators_users
+from grandrounds.deploy.site_ops.owner import act_as
+from grandrounds.deploy.site_ops.users import SiteUsers, operators_users
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,12 @@ def study(tmp_path_factory):
 @pytest.fixture
 def federation(study):
     return study.federation()
+
+
+@pytest.fixture
+def root():
+    with open_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -176,19 +183,19 @@ def test_users_that_differ_from_the_folder_s_are_refused(folder, study):
 
 
 @AS_ROOT
-def test_each_user_gets_its_part_again_after_every_step_of_root(tmp_path, study, federation):
-    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
-    bundle = study.bundle(federation, tmp_path / "tls")
+def test_each_user_gets_its_part_again_after_every_step_of_root(root, study, federation):
+    folder = study.initialised(root / "site", federation, worker_user="65533", node_user="65532")
+    bundle = study.bundle(federation, root / "tls")
     site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
     site_operator.leave(folder)
     site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
     owners = {
-        str(path.relative_to(tmp_path)): (
+        str(path.relative_to(root)): (
             path.stat().st_uid,
             path.stat().st_gid,
             oct(stat.S_IMODE(path.stat().st_mode)),
         )
-        for path in (tmp_path, *tmp_path.rglob("*"))
+        for path in (root, *root.rglob("*"))
     }
     expected = {
         "site": (0, 0, "0o711"),
@@ -197,8 +204,9 @@ def test_each_user_gets_its_part_again_after_every_step_of_root(tmp_path, study,
         "site/results": (65533, 65533, "0o700"),
         "site/worker.log": (65533, 65533, "0o640"),
         "site/run": (65533, 65532, "0o2750"),
-        "site/node": (65532, 65532, "0o700"),
-        "site/node/node.key": (65532, 65532, "0o600"),
+        "site/node": (0, 65532, "0o750"),
+        "site/node/node.key": (0, 65532, "0o640"),
+        "site/node/var": (65532, 65532, "0o700"),
         **{f"site/{name}": (0, 65533, "0o640") for name in ("site.toml", "policy.toml", "study.json", "notes.jsonl")},
     }
     assert {name: owners[name] for name in expected} == expected
@@ -207,28 +215,16 @@ def test_each_user_gets_its_part_again_after_every_step_of_root(tmp_path, study,
 
 
 @AS_ROOT
-def test_a_link_in_a_user_s_folder_gives_it_nothing_of_root_s(tmp_path, study, federation):
-    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
-    (tmp_path / "root-s").mkdir()
-    (tmp_path / "root-s" / "file").touch()
-    (folder.node.path / "file").symlink_to(tmp_path / "root-s" / "file")
-    (folder.node.path / "folder").symlink_to(tmp_path / "root-s")
-    site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base))
-    assert {path.stat().st_uid for path in (tmp_path / "root-s", tmp_path / "root-s" / "file")} == {0}
-    assert (folder.node.path / "file").lstat().st_uid == 65532
-
-
-@AS_ROOT
 @pytest.mark.parametrize("name", ["key", "state", "worker.log"])
-def test_a_link_in_place_of_what_a_user_gets_is_refused(tmp_path, study, federation, name):
-    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
-    (folder.path / name).rename(tmp_path / name)
-    (tmp_path / name).chmod(0o600)
-    os.chown(tmp_path / name, 0, 0)
-    (folder.path / name).symlink_to(tmp_path / name)
+def test_a_link_in_place_of_what_a_user_gets_is_refused(root, study, federation, name):
+    folder = study.initialised(root / "site", federation, worker_user="65533", node_user="65532")
+    (folder.path / name).rename(root / name)
+    (root / name).chmod(0o600)
+    os.chown(root / name, 0, 0)
+    (folder.path / name).symlink_to(root / name)
     with pytest.raises(StorageError, match="cannot be given to its user"):
         site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base))
-    assert (tmp_path / name).stat().st_uid == 0
+    assert (root / name).stat().st_uid == 0
 
 
 @AS_ROOT
@@ -249,8 +245,8 @@ def test_users_that_keep_nothing_apart_are_refused(folder, users, text):
 
 
 @AS_ROOT
-def test_who_is_not_root_cannot_take_a_step_of_a_site_with_two_users(tmp_path, study, federation):
-    folder = study.initialised(tmp_path / "site", federation, worker_user="65533", node_user="65532")
+def test_who_is_not_root_cannot_take_a_step_of_a_site_with_two_users(root, study, federation):
+    folder = study.initialised(root / "site", federation, worker_user="65533", node_user="65532")
     settings = folder.settings()
     users = SiteUsers.of(settings)
     assert users is not None
