@@ -1,6 +1,7 @@
 """A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
 
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -228,6 +229,7 @@ def _prepare(
     device: str,
     observe: Observer,
 ) -> _Prepared:
+    _tell_of_budget(study, cohorts)
     with phase(observe, "model", study.model.name):
         base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
@@ -337,6 +339,19 @@ def _check_learnable(site: str, cohort: Cohort[Example]) -> None:
         count_learnable(cohort)
     except DataError as error:
         raise DataError(f"{site}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def _tell_of_budget(study: Study, cohorts: Mapping[str, RecordSource]) -> None:
+    """Each time, on standard error: two runs on the same patients cost the sum of both, and nothing here adds it up."""
+    declared = {site.name for site in study.sites if site.sensitivity == "synthetic"}
+    real = [name for name, source in cohorts.items() if isinstance(source, str | Path) and name not in declared]
+    if real:
+        print(
+            f"grandrounds: this simulation keeps no budget. The records of {', '.join(real)} are not declared "
+            "synthetic, and no site's budget hears of what this run releases of their patients: each run on the same "
+            'patients adds its whole ε. Declare them (sensitivity = "synthetic") if they are of nobody.',
+            file=sys.stderr,
+        )
 
 
 def _check_sites(

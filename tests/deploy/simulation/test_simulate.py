@@ -427,3 +427,20 @@ def test_an_adapter_s_base_model_is_found_from_every_folder(
     monkeypatch.chdir(tmp_path)
     config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == result.manifest.study.model.name == str(base.resolve())
+
+
+def test_files_that_are_not_declared_synthetic_are_said_to_have_no_budget_each_time(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(cohorts: Any) -> str:
+        with pytest.raises(DataError):
+            simulate(study(base, sites=sites), cohorts, evaluation=tmp_path / "none.jsonl")
+        return capsys.readouterr().err
+
+    kinds = {"north": "synthetic", "south": "identifiable", "west": "deidentified"}
+    sites = [{"name": name, "nominal_units": 20, "sensitivity": kind} for name, kind in kinds.items()]
+    for _ in range(2):
+        assert "keeps no budget. The records of south, west are not declared" in told(
+            dict.fromkeys(kinds, tmp_path / "none.jsonl")
+        )
+    assert told({site: COHORTS[site] for site in kinds}) == "", "of rows there is no file that a hospital could have"
