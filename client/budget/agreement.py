@@ -32,16 +32,17 @@ class Agreement:
 def join(manifest: Manifest, policy: Policy, *, name: str, reservations: Reservations) -> Agreement:
     """Check the study against the policy, register the policy's data asset, and reserve the whole schedule there.
 
-    No record is read. Joining again changes nothing, and a successor of the study reserves nothing more. Raises
-    StudyError where the policy does not allow it, PrivacyError where the budget does not or another manifest of this
-    version was signed, and StorageError.
+    All of it or nothing, alone among those who join. No record is read. Joining again changes nothing, and a successor
+    of the study reserves nothing more. Raises StudyError where the policy does not allow it, PrivacyError where the
+    budget does not or another manifest of this version was signed, and StorageError.
     """
     check_policy(policy, manifest, name=name)
     asset = policy.data.data_asset()
     cost = cost_of(manifest, asset)
-    reservations.register(asset)
-    reservations.reserve(asset.name, manifest.study_id, cost, schedule=schedule_sha256(manifest))
-    reservations.sign(manifest.sha256, study=manifest.study_id, version=manifest.version)
+    with reservations.together():
+        reservations.register(asset)
+        reservations.reserve(asset.name, manifest.study_id, cost, schedule=schedule_sha256(manifest))
+        reservations.sign(manifest.sha256, study=manifest.study_id, version=manifest.version)
     return Agreement(
         site=name,
         study_id=manifest.study_id,

@@ -1,12 +1,17 @@
 """What each study has set aside of a data asset's budget: in full, before it reads a record."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
 from ...common.errors import PrivacyError
 from ...common.system.crash_points import CrashPoint
 from ..state.database import SiteDatabase
 from .amounts import Amounts, shown_down, shown_up
 from .asset import COUNTED, Asset
+
+# In place of a study's id: what nobody remembers any more.
+RECOVERED: Final = "0" * 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,21 @@ class Reservations:
 
     def __init__(self, database: SiteDatabase) -> None:
         self._database = database
+
+    def together(self) -> AbstractContextManager[None]:
+        """One transaction for all that is changed inside."""
+        return self._database.together()
+
+    def spend(self, asset: str) -> None:
+        """Reserve all that is left of an asset's budget, for nothing. Raises PrivacyError and StorageError."""
+        statement = self.statement(asset)
+        left = {amount: max(0, statement.left(amount)) for amount in COUNTED[statement.asset.filter]}
+        with self._database.write(CrashPoint.BEFORE_RESERVATION, CrashPoint.AFTER_RESERVATION):
+            cost = Amounts(**left)
+            self._database.change(
+                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?)",
+                *(RECOVERED, asset, cost.epsilon, cost.delta, cost.rdp, ""),
+            )
 
     def register(self, asset: Asset) -> None:
         """Fix an asset's budget, on disk before it returns; again the same changes nothing.

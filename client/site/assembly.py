@@ -17,6 +17,7 @@ from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from ...common.system.code_pin import check_code
 from ..budget.agreement import join
+from ..budget.patients import Patients
 from ..budget.reservations import Reservations
 from ..state.site_state import SiteState
 from ..training.batch_invariance import independent_batch_size
@@ -42,12 +43,14 @@ def open_site(folder: SiteFolder) -> WorkerService:
     also where another worker holds the state; StudyError, ModelError, PrivacyError, DataError and LedgerError.
     """
     settings, identity, manifest, policy = folder.settings(), folder.identity(), folder.manifest(), folder.policy()
-    state = SiteState.open(folder.state)
+    state = SiteState.open_existing(folder.state)
     try:
         frozen_adapter = folder.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
         site_records = read_site_records(settings, policy)
+        patients = Patients(state.database, folder.fingerprint_key())
+        patients.claim(policy.data.asset, (record.patient_id for record in site_records.records))
         update = open_update(settings, manifest, site_records, model=model)
         for line in site_records.told():  # once, before the first message: what is logged later tells of no record
             _log.warning(line)

@@ -15,10 +15,12 @@ from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, write_atomically
+from ..budget.patients import FingerprintKey
 from ..budget.policy import Policy, read_policy
 from ..node.folder import NodeFolder
 
 KEY: Final = "key"
+FINGERPRINT_KEY: Final = "fingerprint.key"
 POLICY: Final = "policy.toml"
 SETTINGS: Final = "site.toml"
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
@@ -92,6 +94,18 @@ class SiteFolder:
             ) from error
         except (OSError, ValueError) as error:
             raise _damaged(path) from error
+
+    def fingerprint_key(self) -> FingerprintKey:
+        """The secret under which the site's state knows patients. Raises StorageError."""
+        return FingerprintKey.read(self.path / FINGERPRINT_KEY)
+
+    @property
+    def has_lived(self) -> bool:
+        """Whether something here shows that there was a state: a key, a study, results or what was left."""
+        results = self.path / RESULTS
+        return any((self.path / name).exists() for name in (KEY, MANIFEST, _LEFT)) or (
+            results.is_dir() and any(results.iterdir())
+        )
 
     def manifest(self) -> Manifest:
         """The manifest of the study that the site joined. Raises StudyError if there is none, and StorageError."""

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ _SCHEMA: Final = (
         study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
     """CREATE TABLE adapters (
         study TEXT PRIMARY KEY, round INTEGER NOT NULL, adapter BLOB NOT NULL, optimizer BLOB NOT NULL) STRICT""",
+    """CREATE TABLE patients (fingerprint BLOB PRIMARY KEY, asset TEXT NOT NULL) STRICT, WITHOUT ROWID""",
     f"PRAGMA user_version = {_VERSION}",
 )
 
@@ -41,7 +42,7 @@ class SiteDatabase:
 
     A write has reached the disk when ``write`` is left: ``synchronous=EXTRA``, since in rollback mode FULL leaves a
     commit's last step, the removal of the journal, to the operating system. A crash during a write leaves it undone
-    or done, never half. Nothing here is a secret, and nothing depends on records.
+    or done, never half. Of records there are fingerprints of their patients, which say nothing without a key.
     """
 
     def __init__(self, connection: sqlite3.Connection, *, reach: Reach = carry_on) -> None:
@@ -84,15 +85,26 @@ class SiteDatabase:
         return database
 
     @classmethod
-    def open_existing(cls, folder: Path) -> "SiteDatabase":
+    def open_existing(cls, folder: Path, *, reach: Reach = carry_on) -> "SiteDatabase":
         """The database that ``folder`` holds already. Raises StorageError."""
-        if not (folder / DATABASE).is_file():
+        if not cls.is_in(folder):
             raise StorageError(
                 f"{folder} holds no site's state",
-                why="budgets, reservations and charges are kept there",
-                fix=f"name the folder in which the worker keeps {DATABASE}",
+                why="budgets, reservations and charges are kept there, and a new one would forget what was spent",
+                fix="mount or name the right folder; if the state is lost, say so, and start again with everything "
+                "spent: grandrounds client recover",
             )
-        return cls.open(folder)
+        return cls.open(folder, reach=reach)
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether ``folder`` has a database in which something was written. Raises StorageError if it is damaged."""
+        path = folder / DATABASE
+        if not path.is_file():
+            return False
+        with _storage_errors(), closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
+            ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+            return bool(version)  # none in a file that was cut to nothing
 
     @classmethod
     def in_memory(cls) -> "SiteDatabase":
@@ -127,9 +139,18 @@ class SiteDatabase:
     def write(self, before: CrashPoint, after: CrashPoint) -> Iterator[None]:
         """A transaction between two crash points, alone among all processes: whatever is raised inside undoes it."""
         self._reach(before)
-        with self._transaction():
+        with self.together():
             yield
         self._reach(after)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction for all that is written inside, or the one that this is in."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with self._transaction():
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

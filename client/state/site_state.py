@@ -27,8 +27,19 @@ class SiteState:
 
     @classmethod
     def open(cls, folder: Path, *, reach: Reach = carry_on) -> "SiteState":
-        """The state in ``folder``, for this worker alone until it closes or dies. Raises StorageError."""
-        database = SiteDatabase.open(folder, reach=reach)
+        """The state in ``folder``, made where it is missing, for this worker alone until it closes or dies.
+
+        Raises StorageError.
+        """
+        return cls._held_in(folder, SiteDatabase.open(folder, reach=reach))
+
+    @classmethod
+    def open_existing(cls, folder: Path) -> "SiteState":
+        """The state that ``folder`` holds already, for this worker alone. Raises StorageError."""
+        return cls._held_in(folder, SiteDatabase.open_existing(folder))
+
+    @classmethod
+    def _held_in(cls, folder: Path, database: SiteDatabase) -> "SiteState":
         try:
             held = ExitStack()
             held.enter_context(alone(folder / LOCK, taken=_held_by_another(folder)))

@@ -18,6 +18,8 @@ class CrashPoint(StrEnum):
     AFTER_RESERVATION = auto()
     BEFORE_SIGNATURE = auto()
     AFTER_SIGNATURE = auto()
+    BEFORE_PATIENTS = auto()
+    AFTER_PATIENTS = auto()
     BEFORE_CANCELLATION = auto()
     AFTER_CANCELLATION = auto()
     BEFORE_SERIAL = auto()

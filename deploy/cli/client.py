@@ -36,6 +36,19 @@ def init(
 
 
 @client.command()
+def recover(
+    folder: Folder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without being asked.")] = False,
+) -> None:
+    """Start again after the site's state was lost, with everything spent."""
+    from ..site_ops import commands as site_operator
+
+    site = _site(folder)
+    if yes or confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
+        say(site_operator.recover(site))
+
+
+@client.command()
 def join(
     folder: Folder,
     bundle: Annotated[Path, typer.Argument(metavar="STUDY.zip", help="The study, as the server's operator sent it.")],

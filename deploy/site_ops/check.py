@@ -2,16 +2,19 @@
 
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+from ...client.budget.patients import Patients
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.site_records import read_site_records
+from ...client.state.database import SiteDatabase
 from ...client.training.cohort import all_units, count_learnable
 from ...client.training.rehearsal import with_most_work
+from ...common.data.records import Record
 from ...common.errors import DataError, ModelError, StudyError
 from ...common.model.devices import described, peak_memory_bytes
 from ...common.schema import known
@@ -36,6 +39,7 @@ def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[st
     if not opt_outs_match_nobody:
         site_records.check_opt_outs()
     model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
+    _check_patients(folder, policy, site_records.records)
     update = open_update(settings, manifest, site_records, model=model)
     learnable, records = count_learnable(update.cohort)
     adapter, most = model.get_adapter(), with_most_work(update)
@@ -68,6 +72,16 @@ def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[st
         *site_records.told(),
         *_warnings(folder, settings, policy, without_target=records - learnable),
     ]
+
+
+def _check_patients(folder: SiteFolder, policy: Policy, records: Sequence[Record]) -> None:
+    """Raises PrivacyError where they have another budget already, and StorageError."""
+    database = SiteDatabase.open_existing(folder.state)
+    try:
+        patients = Patients(database, folder.fingerprint_key())
+        patients.check(policy.data.asset, (record.patient_id for record in records))
+    finally:
+        database.close()
 
 
 def _check_readable(settings: SiteSettings) -> None:

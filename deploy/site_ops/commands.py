@@ -1,23 +1,27 @@
 """The site operator's road into a study, and out of it. Each step may be repeated, and says what comes next."""
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from ...client.budget.agreement import Agreement, join
+from ...client.budget.patients import FingerprintKey, Patients
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
-from ...client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
-from ...client.state.database import SiteDatabase
+from ...client.site.folder import FINGERPRINT_KEY, FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
+from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key
+from ...common.data.records import read_records
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS
 from ...common.schema import known, validated
 from ...common.study.artefacts import MANIFEST
-from ...common.system.files import make_private_folder, write_atomically, write_missing
+from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
+from ...common.system.privileges import User
 from .. import templates
 from ..builtin.models import base_model_folder
 from ..enrolment.bundle import Bundle, SiteCard
@@ -27,6 +31,7 @@ from .services import write_site_units
 from .users import SiteUsers, hand_over, operators_users
 
 CARD: Final = "site.json"
+_UNFINISHED: Final = "recovering"
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
 data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
@@ -84,6 +89,8 @@ def init(
     write_missing(path / POLICY, template.read_bytes)
     _settle(folder)  # before anything is read that somebody else could have written
     make_private_folder(node.path)
+    _make_state(folder)  # before the key, which shows that there was one
+    FingerprintKey.make(path / FINGERPRINT_KEY)
     make_key(path / KEY)
     if not node.key.exists():
         make_node_key(node.key, node.public_key)
@@ -105,6 +112,68 @@ def init(
         f"edit {path / POLICY}: what this site allows a study to be",
         f"then, with the study that the server's operator sends: grandrounds client join {path} study.zip",
         *units,
+    ]
+
+
+def _make_state(folder: SiteFolder) -> None:
+    """Make the site's state, unless it is there. Raises StorageError where there was one, and is none."""
+    lived = folder.has_lived
+
+    def make() -> None:
+        if not SiteDatabase.is_in(folder.state):
+            if lived:
+                SiteDatabase.open_existing(folder.state)
+            SiteDatabase.open(folder.state).close()
+
+    done_as(_worker(folder), make)
+
+
+def _worker(folder: SiteFolder) -> User | None:
+    """Whom the state belongs to, where it is not whoever runs this. Raises StudyError."""
+    users = operators_users(folder.settings())
+    return users.worker if users else None
+
+
+def recover(folder: SiteFolder) -> list[str]:
+    """Start again after the state was lost, with everything spent; what that means.
+
+    The policy's data asset is registered with nothing left for the patients of the records at hand, and a study that
+    was joined is left. Raises StudyError where a state is there, StorageError, DataError and PrivacyError.
+    """
+    settings, policy, key = folder.settings(), folder.policy(), folder.path / FINGERPRINT_KEY
+
+    def spent() -> None:
+        if SiteDatabase.is_in(folder.state):
+            raise StudyError(
+                f"{folder.state} holds the site's state",
+                why="what its patients have left stands there, and would be lost",
+                fix="go on with it; if it is damaged, move the folder away first, and keep it",
+            )
+        unfinished = folder.state / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        database = SiteDatabase.open(unfinished)
+        try:
+            reservations, asset = Reservations(database), policy.data.data_asset()
+            reservations.register(asset)
+            reservations.spend(asset.name)
+            patients = (record.patient_id for record in read_records(settings.data))
+            Patients(database, FingerprintKey.read(key)).claim(asset.name, patients)
+        finally:
+            database.close()
+        (unfinished / DATABASE).rename(folder.state / DATABASE)  # not before all of it is spent
+        fsync(folder.state)
+        unfinished.rmdir()
+
+    _settle(folder)
+    FingerprintKey.make(key)
+    _settle(folder)
+    done_as(_worker(folder), spent)
+    left = [folder.forget(folder.manifest().study_id)] if (folder.path / MANIFEST).exists() else []
+    _settle(folder)
+    return [
+        f"nothing is left of the budget of {policy.data.asset}, for the patients in {settings.data}",
+        "what was spent of others is forgotten: never give a patient whom a study has read an asset of another name",
+        *(f"this site has left its study, whose manifest is now in {each}" for each in left),
     ]
 
 
@@ -141,7 +210,7 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
         return ["nothing was joined"]
 
     def reserve() -> None:
-        database = SiteDatabase.open(folder.state)
+        database = SiteDatabase.open_existing(folder.state)
         try:
             join(manifest, policy, name=settings.name, reservations=Reservations(database))
         finally:
@@ -205,7 +274,7 @@ def leave(folder: SiteFolder) -> list[str]:
 
 def _cancelled(folder: SiteFolder, study: str) -> bool:
     """Give back what was reserved, unless an attempt was begun; whether one was. Raises StorageError."""
-    budget = SiteState.open(folder.state)
+    budget = SiteState.open_existing(folder.state)
     try:
         begun = budget.last_attempt(study) > 0
         reservations = Reservations(budget.database)

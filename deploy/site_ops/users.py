@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...client.site.folder import KEY, RESULTS, SiteFolder, SiteSettings
+from ...client.site.folder import FINGERPRINT_KEY, KEY, RESULTS, SiteFolder, SiteSettings
 from ...common.errors import StorageError, StudyError
 from ...common.system.files import make_folder
 from ...common.system.privileges import User
@@ -94,8 +94,9 @@ def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
     _set_files(folder.path, worker.gid)
     folder.log.touch()
     _set(folder.log, worker.uid, worker.gid, 0o640)
-    if (folder.path / KEY).exists():
-        _set(folder.path / KEY, worker.uid, worker.gid, 0o600)
+    for name in (KEY, FINGERPRINT_KEY):
+        if (folder.path / name).exists():
+            _set(folder.path / name, worker.uid, worker.gid, 0o600)
     _keep(folder.node.path, node.gid)
     for path, owner in ((folder.state, worker), (folder.path / RESULTS, worker), (folder.node.written, node)):
         _give(path, owner)

@@ -41,6 +41,7 @@ OF_AN_ATTEMPT = ("advert", "shares", "masked-input", "consistency", "unmask")
 ROWS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "worker": {
         "joining: around each write": ("*_state", "*_asset", "*_reservation", "*_signature", "*_cancellation"),
+        "the patients' fingerprints: around their write": ("*_patients",),
         "an attempt's serial: around its write": ("*_serial",),
         "its charge: around its write": ("*_charge",),
         "the end of the ledger: around its write": ("*_ledger",),

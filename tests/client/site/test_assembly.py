@@ -14,7 +14,7 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.assembly import open_site, open_update
 from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder
 from grandrounds.client.site.site_records import read_site_records
-from grandrounds.client.state.database import SiteDatabase
+from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.training.cohort import all_units
 from grandrounds.client.training.dp_sgd import DpSgd
@@ -24,7 +24,9 @@ from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError,
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import RefusalCode
 from grandrounds.common.study.artefacts import MANIFEST
+from grandrounds.common.system.crash_points import CrashPoint
 from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops.check import check
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +178,77 @@ def test_two_workers_never_hold_one_site(opened, folder):
 
 
 def test_a_budget_that_is_used_up_is_refused_before_a_record_is_read(folder):
-    shutil.rmtree(folder.state)  # of a site that has not joined
-    text = (folder.path / POLICY).read_text()
-    (folder.path / POLICY).write_text(text.replace("epsilon = 99.0", "epsilon = 2.0"))
+    statement = Reservations(database := SiteDatabase.open_existing(folder.state)).statements()[0]
+    with database.write(CrashPoint.BEFORE_CANCELLATION, CrashPoint.AFTER_CANCELLATION):
+        database.change("UPDATE reservations SET study = ?", "cd" * 32)  # as if another had reserved it
+        database.change("UPDATE reservations SET epsilon = ?", statement.asset.limit.epsilon)
+    database.close()
     (folder.path / "notes.jsonl").unlink()
     with pytest.raises(PrivacyError, match="asks for ε = 50"):
         open_site(folder)
+
+
+def rename_asset(folder: SiteFolder, name: str) -> None:
+    text = (folder.path / POLICY).read_text()
+    (folder.path / POLICY).write_text(text.replace("[data]", f'[data]\nasset = "{name}"'))
+
+
+def test_patients_under_another_name_have_no_second_budget(folder, study, federation, tmp_path):
+    open_site(folder).close()
+    site_operator.leave(folder)
+    rename_asset(folder, "renamed")
+    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
+    for refused in (open_site, check):
+        with pytest.raises(PrivacyError, match="data asset renamed has patients of data asset 1, patients") as error:
+            refused(folder)
+        assert "patient-" not in error.value.diagnostics()
+
+
+def test_other_patients_may_have_an_asset_of_their_own(folder, study, federation, tmp_path):
+    open_site(folder).close()
+    site_operator.leave(folder)
+    rename_asset(folder, "others")
+    (folder.path / "notes.jsonl").write_text('{"patient_id": "patient-9", "text": "no complaints"}')
+    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
+    open_site(folder).close()
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, lambda state: (state / DATABASE).write_bytes(b"")])
+def test_a_state_that_is_lost_is_never_made_anew_in_silence(folder, study, federation, tmp_path, lose):
+    lose(folder.state)
+    bundle = study.bundle(federation, tmp_path / "tls")
+    for refused in (
+        open_site,
+        check,
+        site_operator.leave,
+        lambda folder: site_operator.join_study(folder, bundle, agreed=lambda agreement: True),
+        lambda folder: site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base)),
+    ):
+        with pytest.raises(GrandRoundsError, match="holds no site's state") as error:
+            refused(folder)
+    assert "grandrounds client recover" in error.value.fix
+
+
+def test_a_site_that_lost_its_state_starts_with_everything_spent(folder, study, federation, tmp_path):
+    with pytest.raises(StudyError, match="holds the site's state"):
+        site_operator.recover(folder)
+    shutil.rmtree(folder.state)
+    site_operator.recover(folder)
+    bundle = study.bundle(federation, tmp_path / "tls")
+    with pytest.raises(PrivacyError, match="and 0 is left"):
+        site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+    rename_asset(folder, "renamed")
+    site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+    with pytest.raises(PrivacyError, match="has patients of data asset 1, patients"):
+        open_site(folder)
+
+
+def test_a_recovery_that_was_broken_off_has_made_no_state(folder):
+    shutil.rmtree(folder.state)
+    (folder.path / "notes.jsonl").rename(folder.path / "away")
+    with pytest.raises(DataError):
+        site_operator.recover(folder)
+    assert not SiteDatabase.is_in(folder.state)
+    (folder.path / "away").rename(folder.path / "notes.jsonl")
+    site_operator.recover(folder)
+    assert [path.name for path in folder.state.iterdir()] == [DATABASE]

@@ -13,6 +13,7 @@ from support.study.federation import Federation, small_study
 
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
+from grandrounds.client.budget.patients import FingerprintKey, Patients
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import PrivacyError, ProtocolError, StorageError
@@ -184,6 +185,7 @@ def test_every_write_of_a_site_lies_between_two_named_points_and_every_point_is_
     writes.budget.append(OTHER, [b"entry"])
     reservations = Reservations(joined(writes.budget, OTHER).database)
     reservations.sign("12" * 32, study=OTHER, version=1)
+    Patients(writes.budget.database, FingerprintKey(b"secret")).claim("records", ["patient"])
     reservations.cancel(OTHER)
     assert not writes.outside
     assert set(writes.points) == set(CrashPoint)

@@ -126,8 +126,14 @@ def budget(folder, bundle):
     commands.budget(state=folder.state, html=folder.path / "budget.html", as_json=True)
 
 
+def recover(folder, bundle):
+    (folder.state / DATABASE).unlink(missing_ok=True)  # as its owner can
+    site_operator.recover(folder)
+
+
 COMMANDS = {
     "init": init,
+    "recover": recover,
     "join": join,
     "leave": lambda folder, bundle: site_operator.leave(folder),
     "start": lambda folder, bundle: site_programs.start(folder, stopped=lambda: True, say=lambda line: None),

@@ -24,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from grandrounds.client.budget.agreement import join
+from grandrounds.client.budget.patients import FingerprintKey, Patients
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.service import WorkerService
@@ -112,6 +113,8 @@ def work(manifest: Manifest, name: str, state: Path, requests: Connection, reach
     if not budget.last_attempt(manifest.study_id):
         reservations.cancel(manifest.study_id)
         agree()
+    patients = [f"{name}-{number}" for number in range(3)]
+    Patients(budget.database, FingerprintKey(name.encode())).claim(allowed_study.policy().data.asset, patients)
     worker = WorkerService(
         Worker(
             name=name,

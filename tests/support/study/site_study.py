@@ -9,7 +9,6 @@ from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
-from grandrounds.common.system.files import write_atomically
 from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -72,8 +71,10 @@ class SiteStudy:
     def initialised(self, path, federation, **options):
         """The site's folder after ``client init``, with its key of this study, a policy that allows it, and records."""
         folder, records = SiteFolder(path), path / "notes.jsonl"
-        write_atomically(path / KEY, federation.identities[SITE].secret.hex().encode(), mode=0o600)
-        site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
+        for key in (None, federation.identities[SITE].secret.hex()):  # which no operator has beforehand
+            if key is not None:
+                (path / KEY).write_text(key)
+            site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
         write_policy(folder, federation.manifest)
         rows = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
         records.write_text("\n".join(map(json.dumps, rows)))
