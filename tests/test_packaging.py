@@ -126,11 +126,12 @@ def joined(wheel: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "site-1"
     folder.mkdir()
     (folder / "site.toml").write_text('name = "site-1"\ndata = "notes.jsonl"\nmodel = "model"\n')
-    (folder / "study.json").write_bytes(canonical_json(manifest.model_dump(mode="json")))
+    study = folder / "studies" / manifest.study_id[:12]
+    (study / "node").mkdir(parents=True)
+    (study / "study.json").write_bytes(canonical_json(manifest.model_dump(mode="json")))
     Bundle(manifest=manifest, frozen_adapter=b"", certificates=b"", flower=Flower(address="a:1")).write(
         tmp_path / "study.zip"
     )
-    (folder / "node").mkdir()
     node = NodeSettings(
         address="a:1",
         app_sha256=str(manifest.app_sha256),
@@ -140,7 +141,7 @@ def joined(wheel: Path, tmp_path: Path) -> Path:
         runtime_port=9094,
         timeout_s=1,
     )
-    (folder / "node" / "node.json").write_bytes(canonical_json(node.model_dump(mode="json")))
+    (study / "node" / "node.json").write_bytes(canonical_json(node.model_dump(mode="json")))
     return folder
 
 

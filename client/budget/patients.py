@@ -59,7 +59,8 @@ class Patients:
     """Whose budget is which, in a site's database: a patient belongs to one asset for good.
 
     *Formal guarantee.* Studies that read records of one patient spend one budget, however the site's policy names its
-    data, as long as the patient's identifier stays what it is but for its spelling, and state and key are the site's own.
+    data, as long as the patient's identifier stays what it is but for its spelling, and state and key are the site's
+    own.
     """
 
     def __init__(self, database: SiteDatabase, key: FingerprintKey) -> None:

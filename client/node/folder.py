@@ -19,8 +19,8 @@ _SETTINGS: Final = "node.json"
 class NodeSettings(Section):
     """What a node has to know of the study: where the server is (host:port), and which app archive it answers for.
 
-    The package is the program that the study pinned. A relative ``socket`` starts from the site's folder; ``timeout_s``
-    is how long the worker may take for an answer.
+    The package is the program that the study pinned. A relative ``socket`` starts from the study's folder, and
+    ``timeout_s`` is how long the worker may take for an answer.
     """
 
     address: Address
@@ -34,7 +34,7 @@ class NodeSettings(Section):
 
 @dataclass(frozen=True)
 class NodeFolder:
-    """The folder ``path``, below a site's: what the node reads, and in ``written`` what it writes."""
+    """The folder ``path``, below a study's of a site: what the node reads, and in ``written`` what it writes."""
 
     path: Path
 
@@ -42,11 +42,6 @@ class NodeFolder:
     def key(self) -> Path:
         """The node's key, by which Flower knows it."""
         return self.path / "node.key"
-
-    @property
-    def public_key(self) -> Path:
-        """The key's public half, for the server's operator."""
-        return self.path / "node.pub"
 
     @property
     def secret(self) -> Path:
@@ -68,9 +63,13 @@ class NodeFolder:
         write_atomically(self.certificates, certificates)
         write_atomically(self.path / _SETTINGS, canonical_json(settings.model_dump(mode="json")))
 
-    def forget(self) -> None:
-        """Know no study any more."""
-        (self.path / _SETTINGS).unlink(missing_ok=True)
+    @property
+    def runtime_port(self) -> int | None:
+        """The port that the node was given, if it was."""
+        try:
+            return NodeSettings.model_validate_json((self.path / _SETTINGS).read_bytes()).runtime_port
+        except (OSError, ValidationError, RecursionError):
+            return None
 
     def settings(self) -> NodeSettings:
         """What the study's bundle said. Raises StudyError, also where another program runs than the study pinned."""

@@ -1,4 +1,4 @@
-"""How a site's resident worker comes out of its folder."""
+"""How a site's resident worker comes out of its folder and a study's."""
 
 import logging
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
 from ..worker.worker import Worker
 from .folder import SiteFolder, SiteSettings
+from .joined_study import JoinedStudy
 from .results import keep_results
 from .site_records import SiteRecords, read_site_records
 
@@ -36,16 +37,16 @@ _log = logging.getLogger(__name__)
 _WHY_ADMITTED = "the study's claim holds only at sites that run exactly what its manifest says"
 
 
-def open_site(folder: SiteFolder) -> WorkerService:
-    """The resident worker of a site's folder: everything is loaded and judged here, before the first message.
+def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
+    """The resident worker of a site in one study: everything is loaded and judged here, before the first message.
 
     Joins the study again, which changes nothing where it was joined, before a record is read. Raises StorageError,
     also where another worker holds the state; StudyError, ModelError, PrivacyError, DataError and LedgerError.
     """
-    settings, identity, manifest, policy = folder.settings(), folder.identity(), folder.manifest(), folder.policy()
-    state = SiteState.open_existing(folder.state)
+    settings, identity, manifest, policy = folder.settings(), folder.identity(), study.manifest(), folder.policy()
+    state = SiteState.open_existing(folder.state, lock=study.lock)
     try:
-        frozen_adapter = folder.frozen_adapter()
+        frozen_adapter = study.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
         site_records = read_site_records(settings, policy)
@@ -61,7 +62,7 @@ def open_site(folder: SiteFolder) -> WorkerService:
                 manifest=manifest,
                 release=update,
                 state=state,
-                keep=lambda files: keep_results(folder.results(manifest.study_id), files),
+                keep=lambda files: keep_results(study.results, files),
                 pace=AnswerInstant(known(manifest.study.training.answer_after_s)),
             ),
             frozen_bytes=len(frozen_adapter),

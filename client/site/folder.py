@@ -1,4 +1,4 @@
-"""A site's folder: its key, policy and settings, and the study that it joined."""
+"""A site's folder: its key, policy, settings and state, and the studies that it joined."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,17 @@ from ...common.errors import StorageError, StudyError
 from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
 from ...common.schema import Section, read_settings
 from ...common.study.artefacts import MANIFEST
-from ...common.study.manifest import Manifest
-from ...common.system.code_pin import check_code_of
-from ...common.system.files import fsync, write_atomically
+from ...common.system.files import write_atomically
 from ..budget.patients import FingerprintKey
 from ..budget.policy import Policy, read_policy
-from ..node.folder import NodeFolder
+from .joined_study import LEFT, JoinedStudy, damaged, not_joined
 
 KEY: Final = "key"
 FINGERPRINT_KEY: Final = "fingerprint.key"
 POLICY: Final = "policy.toml"
 SETTINGS: Final = "site.toml"
-FROZEN_ADAPTER: Final = "frozen-adapter.bin"
 _PAUSED: Final = "paused"
-RESULTS: Final = "results"
-_LEFT: Final = "left"
+_NAME_DIGITS: Final = 12  # of a study's id
 
 
 class SiteSettings(Section):
@@ -34,7 +30,8 @@ class SiteSettings(Section):
 
     ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``similar_identifiers``
     says whether those that differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are
-    ids of those who may ask the worker beside these; ``runtime_port`` is the SuperNode's, on loopback.
+    ids of those who may ask the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
+    ``runtime_port`` is the first study's SuperNode's, on loopback, and the others' are above it.
     """
 
     name: Name
@@ -52,7 +49,7 @@ class SiteSettings(Section):
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """What a site keeps below ``path``, and nobody else's: its key, policy and settings; the study that it joined."""
+    """What a site keeps below ``path``, and nobody else's: key, policy, settings, one state, its studies' folders."""
 
     path: Path
 
@@ -62,19 +59,19 @@ class SiteFolder:
         return self.path / "state"
 
     @property
-    def node(self) -> NodeFolder:
-        """What Flower's side needs, and all that it reaches."""
-        return NodeFolder(self.path / "node")
+    def studies(self) -> Path:
+        """Where each study that was joined has its folder."""
+        return self.path / "studies"
 
     @property
-    def log(self) -> Path:
-        """The file that the worker's log goes to."""
-        return self.path / "worker.log"
+    def node_key(self) -> Path:
+        """The key by which Flower knows the site's nodes; each study's has a copy."""
+        return self.path / "node" / "node.key"
 
     def settings(self) -> SiteSettings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
         settings = read_settings(SiteSettings, self.path / SETTINGS, made_by="grandrounds client init")
-        given = {name: getattr(settings, name) for name in ("data", "held_out", "model", "socket")}
+        given = {name: getattr(settings, name) for name in ("data", "held_out", "model")}
         return settings.model_copy(update={name: self.path / place for name, place in given.items() if place})
 
     def policy(self) -> Policy:
@@ -93,7 +90,7 @@ class SiteFolder:
                 fix="put it back; `grandrounds client init` makes a new key, which is another site's to all others",
             ) from error
         except (OSError, ValueError) as error:
-            raise _damaged(path) from error
+            raise damaged(path) from error
 
     def fingerprint_key(self) -> FingerprintKey:
         """The secret under which the site's state knows patients. Raises StorageError."""
@@ -102,57 +99,32 @@ class SiteFolder:
     @property
     def has_lived(self) -> bool:
         """Whether something here shows that there was a state: a key, a study, results or what was left."""
-        results = self.path / RESULTS
-        return any((self.path / name).exists() for name in (KEY, MANIFEST, _LEFT)) or (
-            results.is_dir() and any(results.iterdir())
-        )
+        return any((self.path / name).exists() for name in (KEY, LEFT)) or any(self.studies.glob("*/*"))
 
-    def manifest(self) -> Manifest:
-        """The manifest of the study that the site joined. Raises StudyError if there is none, and StorageError."""
-        path = self.path / MANIFEST
-        try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
+    def joined(self) -> list[JoinedStudy]:
+        """The studies that the site takes part in, by name."""
+        return [JoinedStudy(path.parent) for path in sorted(self.studies.glob(f"*/{MANIFEST}"))]
+
+    def study(self, name: str = "") -> JoinedStudy:
+        """The one study whose name begins so. Raises StudyError where there is none, or more than one."""
+        whole = JoinedStudy(self.studies / name)
+        if name.isalnum() and whole.path.is_dir():  # which needs no right to see the others
+            return whole
+        found = [study for study in self.joined() if study.name.startswith(name)]
+        if not found and not name:
+            raise not_joined(self.path)
+        if len(found) != 1:
+            names = ", ".join(study.name for study in self.joined()) or "none"
             raise StudyError(
-                f"{self.path} takes part in no study",
-                why="a site's worker answers for the one that its operator agreed to",
-                fix="join one: grandrounds client join DIR study.zip",
-            ) from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(path) from error
+                f"{len(found)} studies of {self.path} have a name that begins with {name!r}",
+                why="each has a worker of its own, and this is for one",
+                fix=f"name one of those that were joined: {names}",
+            )
+        return found[0]
 
-    def check_code(self) -> None:
-        """Raises StudyError unless the program that runs is the one that the study pinned, if it joined one."""
-        path = self.path / MANIFEST
-        try:
-            check_code_of(path.read_bytes())
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _damaged(path) from error
-
-    def frozen_adapter(self) -> bytes:
-        """The adapter's public tensors, as little-endian float32, from the study's bundle. Raises StorageError."""
-        path = self.path / FROZEN_ADAPTER
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise _damaged(path) from error
-
-    def forget(self, study_id: str) -> Path:
-        """Take part in no study any more; the folder in which what there was of it lies. Raises StorageError."""
-        left = self.path / _LEFT / study_id[:12]
-        self.node.forget()
-        for name in (FROZEN_ADAPTER, MANIFEST):  # the manifest last: while it is there, this can be repeated
-            if (self.path / name).exists():
-                write_atomically(left / name, (self.path / name).read_bytes())
-                (self.path / name).unlink()
-        fsync(self.path)
-        return left
-
-    def results(self, study_id: str) -> Path:
-        """Where what a finished study left is kept."""
-        return self.path / RESULTS / study_id[:12]
+    def of(self, study_id: str) -> JoinedStudy:
+        """The study of an id, joined or not."""
+        return JoinedStudy(self.studies / study_id[:_NAME_DIGITS])
 
     @property
     def is_paused(self) -> bool:
@@ -166,11 +138,3 @@ class SiteFolder:
     def go_on(self) -> None:
         """Take part again."""
         (self.path / _PAUSED).unlink(missing_ok=True)
-
-
-def _damaged(path: Path) -> StorageError:
-    return StorageError(
-        f"{path} is damaged or cannot be read",
-        why="the worker speaks for the site with it",
-        fix="put back the file; what the site spent is in its state, which must never be put back from a copy",
-    )

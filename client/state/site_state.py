@@ -31,18 +31,21 @@ class SiteState:
 
         Raises StorageError.
         """
-        return cls._held_in(folder, SiteDatabase.open(folder, reach=reach))
+        return cls._held_in(folder, folder / LOCK, SiteDatabase.open(folder, reach=reach))
 
     @classmethod
-    def open_existing(cls, folder: Path) -> "SiteState":
-        """The state that ``folder`` holds already, for this worker alone. Raises StorageError."""
-        return cls._held_in(folder, SiteDatabase.open_existing(folder))
+    def open_existing(cls, folder: Path, *, lock: Path) -> "SiteState":
+        """The state that ``folder`` holds already, beside the workers of other studies; ``lock`` is this one's.
+
+        Raises StorageError.
+        """
+        return cls._held_in(folder, lock, SiteDatabase.open_existing(folder))
 
     @classmethod
-    def _held_in(cls, folder: Path, database: SiteDatabase) -> "SiteState":
+    def _held_in(cls, folder: Path, lock: Path, database: SiteDatabase) -> "SiteState":
         try:
             held = ExitStack()
-            held.enter_context(alone(folder / LOCK, taken=_held_by_another(folder)))
+            held.enter_context(alone(lock, taken=_held_by_another(lock.parent)))
             return cls(database, held=held)
         except BaseException:
             database.close()

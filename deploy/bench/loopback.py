@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ...client.site.folder import SiteFolder
+from ...client.site.joined_study import JoinedStudy
 from ...common.crypto.identity import canonical_json
 from ...common.system.processes import PROGRAM, Process, environment
 from ...common.system.supervision import stop_all
@@ -53,16 +54,27 @@ delta = 0.01
 class LoopbackFederation:
     """A server and its sites below ``path``, whose study is agreed; nothing runs before ``start``.
 
+    With another federation ``beside``, the study is one more of that one's sites, and the server is its own.
+
     The model is ``tiny``, and every site has 20 patients of one record each: what is left to see is the machinery.
     ``processes`` are those that run, by the name of their site, the server's as ``server``.
     """
 
     def __init__(
-        self, path: Path, *, sites: Sequence[str], rounds: int, max_attempts: int, deadline_s: float = 60.0
+        self,
+        path: Path,
+        *,
+        sites: Sequence[str],
+        rounds: int,
+        max_attempts: int,
+        deadline_s: float = 60.0,
+        beside: "LoopbackFederation | None" = None,
     ) -> None:
         """Make the folders of all in ``path``. Raises StudyError, PrivacyError and StorageError."""
         self.path = path
+        self.home: Path = path if beside is None else beside.home
         self.sites = tuple(sites)
+        self._peers: list[str] = [] if beside is None else beside._peers
         self.folder = ServerFolder(path / "server")
         self.processes: dict[str, Process] = {}
         self.gate, self.superlink, *runtimes = free_ports(2 + len(sites))
@@ -71,9 +83,12 @@ class LoopbackFederation:
         self.folder.study_toml.write_text(study + "".join(_SITE.format(name=site, units=UNITS) for site in sites))
         _write_records(self.evaluation, "evaluation")
         for site, port in zip(sites, runtimes, strict=True):
-            self._found(site, port)
+            if beside is None:
+                self._found(site, port)
+            self._enroll(site)
         server_operator.bundle(self.folder)
         self.bundle = Bundle.read(self.folder.bundle)
+        self._peers += [self.bundle.manifest.server_key, *self.bundle.manifest.site_keys.values()]
         for site in sites:
             self._join(site)
 
@@ -84,13 +99,17 @@ class LoopbackFederation:
 
     def records(self, site: str) -> Path:
         """The records of a site."""
-        return self.path / f"{site}.jsonl"
+        return self.home / f"{site}.jsonl"
+
+    def study_of(self, site: str) -> JoinedStudy:
+        """The study as a site has it."""
+        return SiteFolder(self.home / site).of(self.bundle.manifest.study_id)
 
     def start(self, *names: str) -> None:
         """Start the processes of server and sites, or of those that are named."""
         for name in names or ("server", *self.sites):
-            role = "server" if name == "server" else "client"
-            command: list[str | Path] = [PROGRAM, role, "start", self.path / name]
+            role, place = ("server", self.folder.path) if name == "server" else ("client", self.home / name)
+            command: list[str | Path] = [PROGRAM, role, "start", place]
             self.processes[name] = Process(command, log=self.path / f"{name}.log", env=environment())
 
     def stop(self, *names: str) -> None:
@@ -98,19 +117,22 @@ class LoopbackFederation:
         stop_all([self.processes.pop(name) for name in names or tuple(self.processes)], grace_s=_STOP_S)
 
     def _found(self, site: str, runtime_port: int) -> None:
-        """A site's folder; the server knows its keys."""
-        place = self.path / site
+        """A site's folder."""
+        place = self.home / site
         _write_records(self.records(site), site)
         site_operator.init(SiteFolder(place), name=site, data=self.records(site), model="tiny")
         with (place / "site.toml").open("a") as file:
             file.write(f"runtime_port = {runtime_port}\n")
-        server_operator.enroll(self.folder, place / "site.json")
+
+    def _enroll(self, site: str) -> None:
+        """The server knows a site's keys."""
+        server_operator.enroll(self.folder, self.home / site / "site.json")
 
     def _join(self, site: str) -> None:
-        manifest = self.bundle.manifest
-        peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
-        (self.path / site / "policy.toml").write_text(_POLICY.format(peers=peers))
-        site_operator.join_study(SiteFolder(self.path / site), self.bundle, agreed=lambda agreement: True)
+        place = self.home / site
+        peers = json.dumps([*self._peers, *self.bundle.manifest.site_keys.values()])
+        (place / "policy.toml").write_text(_POLICY.format(peers=peers))
+        site_operator.join_study(SiteFolder(place), self.bundle, agreed=lambda agreement: True)
 
 
 def descendants(pid: int) -> list[int]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
 
+Study = Annotated[
+    str, typer.Argument(metavar="[STUDY]", help="The study's name or how it begins; not needed where there is one.")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="The site's folder.")]
 
 
@@ -70,6 +73,7 @@ def join(
 @client.command()
 def check(
     folder: Folder,
+    study: Study = "",
     connect: Annotated[bool, typer.Option("--connect", help="Try the way to the server instead.")] = False,
     opt_outs_match_nobody: Annotated[
         bool, typer.Option("--opt-outs-match-nobody", help="It is right that no opt-out matches a patient.")
@@ -77,53 +81,59 @@ def check(
 ) -> None:
     """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
     site = _site(folder)
+    joined = site.study(study)
     if connect:
         from ..site_ops.connection import check_connection
 
-        say(check_connection(site))
+        say(check_connection(site, joined))
         return
     from ..site_ops.users import act_as_worker
 
-    site.check_code()
+    joined.check_code()
     act_as_worker(site)
     from ..site_ops.check import check as check_site  # here, as that user: it loads the model's libraries
 
-    say(check_site(site, opt_outs_match_nobody=opt_outs_match_nobody))
+    say(check_site(site, joined, opt_outs_match_nobody=opt_outs_match_nobody))
 
 
 @client.command()
-def start(folder: Folder) -> None:
-    """Keep worker and node running until SIGTERM."""
+def start(folder: Folder, study: Study = "") -> None:
+    """Keep worker and node of every study running, or of one, until SIGTERM."""
     from ..site_ops import programs as site_programs
 
-    site_programs.start(_site(folder), stopped=until_stopped(), say=lambda text: say([text]))
+    site = _site(folder)
+    studies = [site.study(study)] if study else site.joined()
+    site_programs.start(site, studies, stopped=until_stopped(), say=lambda text: say([text]))
 
 
 @client.command()
-def worker(folder: Folder) -> None:
+def worker(folder: Folder, study: Study = "") -> None:
     """Run the worker alone: it reads the records and has the key, and needs no network."""
     from ..site_ops import programs as site_programs
 
-    site_programs.worker(_site(folder))
+    site = _site(folder)
+    site_programs.worker(site, site.study(study))
 
 
 @client.command()
-def node(folder: Folder) -> None:
+def node(folder: Folder, study: Study = "") -> None:
     """Run what carries the worker's messages: it needs the network, and neither key nor records."""
     import logging
 
     from ..site_ops import programs as site_programs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    site_programs.node(_site(folder), stopped=until_stopped())
+    site = _site(folder)
+    site_programs.node(site, site.study(study), stopped=until_stopped())
 
 
 @client.command()
-def health(folder: Folder) -> None:
+def health(folder: Folder, study: Study = "") -> None:
     """Print how the worker that runs is, as JSON."""
     from ..site_ops import programs as site_programs
 
-    typer.echo(json.dumps(site_programs.worker_health(_site(folder))))
+    site = _site(folder)
+    typer.echo(json.dumps(site_programs.worker_health(site, site.study(study))))
 
 
 @client.command()
@@ -139,26 +149,29 @@ def unpause(folder: Folder) -> None:
 
 
 @client.command()
-def leave(folder: Folder) -> None:
-    """Take part in the study no more; the folder may join another one, with the same budget."""
+def leave(folder: Folder, study: Study = "") -> None:
+    """Take part in a study no more."""
     from ..site_ops import commands as site_operator
 
-    say(site_operator.leave(_site(folder)))
+    site = _site(folder)
+    say(site_operator.leave(site, site.study(study)))
 
 
 @client.command()
 def fetch(
     folder: Folder,
+    study: Study = "",
     output: Annotated[Path | None, typer.Option(help="Copy what the study left to here, too.")] = None,
 ) -> None:
     """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
     from ..site_ops.users import act_as_worker
 
     site = _site(folder)
+    joined = site.study(study)
     act_as_worker(site)
     from ..site_ops.fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
-    say(fetch_results(site, output=output))
+    say(fetch_results(site, joined, output=output))
 
 
 @client.command()

@@ -10,6 +10,7 @@ from ...client.budget.patients import Patients
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
+from ...client.site.joined_study import JoinedStudy
 from ...client.site.site_records import read_site_records
 from ...client.state.database import SiteDatabase
 from ...client.training.cohort import all_units, count_learnable
@@ -23,15 +24,15 @@ from ...server.report.claim import count
 _ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
 
 
-def check(folder: SiteFolder, *, opt_outs_match_nobody: bool = False) -> list[str]:
+def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool = False) -> list[str]:
     """What an update of the site's own records takes, and the most work that one can be, of which nothing is kept.
 
     ``opt_outs_match_nobody`` says that it is right where none of the opt-outs has records. Nothing is reserved, and
     nothing sent. Raises StudyError, also where the most work would not be done at the instant at which updates leave,
     ModelError, DataError and StorageError, as a worker's start would.
     """
-    settings, manifest, policy = folder.settings(), folder.manifest(), folder.policy()
-    identity, frozen = folder.identity(), folder.frozen_adapter()
+    settings, manifest, policy = folder.settings(), study.manifest(), folder.policy()
+    identity, frozen = folder.identity(), study.frozen_adapter()
     check_policy(policy, manifest, name=settings.name)
     _check_readable(settings)
     started = monotonic()

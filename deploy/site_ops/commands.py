@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,8 @@ from ...client.budget.agreement import Agreement, join
 from ...client.budget.patients import FingerprintKey, Patients
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
-from ...client.site.folder import FINGERPRINT_KEY, FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
+from ...client.site.folder import FINGERPRINT_KEY, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
+from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
 from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key
@@ -21,6 +23,7 @@ from ...common.model.devices import PROCESSORS
 from ...common.schema import known, validated
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
+from ...common.system.locks import in_turn
 from ...common.system.privileges import User
 from .. import templates
 from ..builtin.models import base_model_folder
@@ -31,6 +34,7 @@ from .services import write_site_units
 from .users import SiteUsers, hand_over, operators_users
 
 CARD: Final = "site.json"
+_JOINING: Final = "joining.lock"
 _UNFINISHED: Final = "recovering"
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
@@ -42,9 +46,9 @@ model = {model}                   # the folder of the base model
 # Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
 {worker_user}
 {node_user}
-# socket = "run/worker.sock"
-# users = []                      # ids of further users who may ask the worker
-# runtime_port = 9094             # of the SuperNode, on loopback
+# socket = "run/worker.sock"      # in each study's folder; elsewhere with its name: "/run/site/{{study}}/worker.sock"
+# users = []                      # ids of further users who may ask the workers
+# runtime_port = 9094             # of the first study's SuperNode, on loopback; the others' are above it
 """
 
 
@@ -64,7 +68,7 @@ def init(
     where the folder names other users, and StorageError.
     """
     SiteUsers.named(worker_user, node_user)
-    path, node = folder.path, folder.node
+    path, node_key = folder.path, folder.node_key
     make_private_folder(path)
     if not (path / SETTINGS).exists():
         base = base_model_folder(model)
@@ -88,21 +92,18 @@ def init(
     template = resources.files(templates).joinpath("policy.basic.toml")
     write_missing(path / POLICY, template.read_bytes)
     _settle(folder)  # before anything is read that somebody else could have written
-    make_private_folder(node.path)
+    make_private_folder(node_key.parent)
     _make_state(folder)  # before the key, which shows that there was one
     FingerprintKey.make(path / FINGERPRINT_KEY)
     make_key(path / KEY)
-    if not node.key.exists():
-        make_node_key(node.key, node.public_key)
-    if not node.secret.exists():
-        make_secret(node.secret)
+    if not node_key.exists():
+        make_node_key(node_key, node_key.with_suffix(".pub"))
     card = SiteCard(
         name=settings.name,
         public_key=folder.identity().public_key,
-        node_key=node_public_key(node.key),
+        node_key=node_public_key(node_key),
     )
     write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
-    units = write_site_units(folder)
     readable = [f"see to it that {settings.worker_user}, and no other user, can read {settings.data}, and the model"]
     _settle(folder)
     return [
@@ -110,8 +111,7 @@ def init(
         f"send {path / CARD} to the server's operator",
         *(readable if settings.worker_user else []),
         f"edit {path / POLICY}: what this site allows a study to be",
-        f"then, with the study that the server's operator sends: grandrounds client join {path} study.zip",
-        *units,
+        f"then, with each study that a server's operator sends: grandrounds client join {path} study.zip",
     ]
 
 
@@ -137,8 +137,8 @@ def _worker(folder: SiteFolder) -> User | None:
 def recover(folder: SiteFolder) -> list[str]:
     """Start again after the state was lost, with everything spent; what that means.
 
-    The policy's data asset is registered with nothing left for the patients of the records at hand, and a study that
-    was joined is left. Raises StudyError where a state is there, StorageError, DataError and PrivacyError.
+    The policy's data asset is registered with nothing left for the patients of the records at hand, and studies
+    that were joined are left. Raises StudyError where a state is there, StorageError, DataError and PrivacyError.
     """
     settings, policy, key = folder.settings(), folder.policy(), folder.path / FINGERPRINT_KEY
 
@@ -168,12 +168,11 @@ def recover(folder: SiteFolder) -> list[str]:
     FingerprintKey.make(key)
     _settle(folder)
     done_as(_worker(folder), spent)
-    left = [folder.forget(folder.manifest().study_id)] if (folder.path / MANIFEST).exists() else []
-    _settle(folder)
+    left = [study.forget() for study in folder.joined()]
     return [
         f"nothing is left of the budget of {policy.data.asset}, for the patients in {settings.data}",
         "what was spent of others is forgotten: never give a patient whom a study has read an asset of another name",
-        *(f"this site has left its study, whose manifest is now in {each}" for each in left),
+        *(f"this site has left a study, of which all that was here is now in {each}" for each in left),
     ]
 
 
@@ -193,13 +192,13 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
 
     Nothing is reserved or written before that. Raises StudyError, PrivacyError and StorageError.
     """
-    path, manifest, policy, settings = folder.path, bundle.manifest, folder.policy(), folder.settings()
-    users = operators_users(settings)
-    if (path / MANIFEST).exists() and folder.manifest().study_id != manifest.study_id:
+    manifest, policy, settings = bundle.manifest, folder.policy(), folder.settings()
+    worker, study = _worker(folder), folder.of(manifest.study_id)
+    if study in folder.joined() and study.manifest().study_id != manifest.study_id:
         raise StudyError(
-            "this folder has joined another study",
-            why="a site's worker answers for one study",
-            fix=f"leave that one first: grandrounds client leave {path}; the site's budget goes on",
+            f"{study.path} is another study's",
+            why="each has a folder of its own, by the beginning of its id",
+            fix="ask the study's author to make it anew, with another id",
         )
     trial = SiteDatabase.in_memory()
     try:
@@ -216,65 +215,79 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreemen
         finally:
             database.close()
 
-    done_as(users.worker if users else None, reserve)
+    done_as(worker, reserve)
+    with in_turn(folder.path / _JOINING):  # two who join at once are given two ports
+        _write_study(folder, study, settings, bundle)
+    units = write_site_units(folder, study)
+    _settle(folder)
+    path, name = folder.path, study.name
+    return [
+        f"joined {name}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
+        f"then: grandrounds client check {path} {name}, and grandrounds client start {path}, which starts the workers "
+        "of all studies: start it anew where it runs",
+        *units,
+    ]
+
+
+def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings, bundle: Bundle) -> None:
+    path, manifest, socket = study.path, bundle.manifest, study.socket(settings.socket)
     write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
-    socket = settings.socket
+    taken = {other.node.runtime_port for other in folder.joined() if other != study}
     node = NodeSettings(
         address=bundle.flower.address,
         app_sha256=known(manifest.app_sha256),
         socket=socket.relative_to(path) if socket.is_relative_to(path) else socket,
-        runtime_port=settings.runtime_port,
+        runtime_port=next(port for port in count(settings.runtime_port) if port not in taken),
         timeout_s=manifest.study.training.deadline_s,
         package_version=manifest.package_version,
         package_sha256=manifest.package_sha256,
     )
-    folder.node.save(node, certificates=bundle.certificates)
+    study.node.save(node, certificates=bundle.certificates)
+    write_atomically(study.node.key, folder.node_key.read_bytes(), mode=0o600)
+    if not study.node.secret.exists():
+        make_secret(study.node.secret)
+    for own in (study.store, study.kept, study.node.written):
+        make_private_folder(own)
     write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    _settle(folder)
-    return [
-        f"joined {manifest.study_id[:12]}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
-        f"then: grandrounds client check {path}, and grandrounds client start {path}",
-    ]
 
 
-def leave(folder: SiteFolder) -> list[str]:
-    """Take part in the study no more; what to tell the server's operator. What was spent stays spent.
+def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
+    """Take part in a study no more; what to tell the server's operator. What was spent stays spent.
 
-    Raises StudyError where no study was joined or the site's worker runs, and StorageError.
+    Raises StudyError where it was not joined or its worker runs, and StorageError.
     """
-    users = operators_users(folder.settings())
-    manifest = folder.manifest()
-    study = manifest.study_id
+    worker, manifest = _worker(folder), study.manifest()
     try:
-        begun = done_as(users.worker if users else None, lambda: _cancelled(folder, study))
+        begun = done_as(worker, lambda: _cancelled(folder, study, manifest.study_id))
     except StorageError as error:
         raise StudyError(
             f"the study cannot be left: {error.what}",
             why="a worker that runs goes on answering for the site",
-            fix=f"end `grandrounds client start {folder.path}` first",
+            fix=f"end `grandrounds client start {folder.path}` first"
+            if SiteDatabase.is_in(folder.state)
+            else error.fix,
         ) from error
-    left = folder.forget(study)
-    _settle(folder)
-    results = folder.results(study)
+    has_results = study.results.is_dir()
+    left = study.forget()
     spent = (
         "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
         if begun
         else "no attempt was begun here, so that the budget has back what it reserved"
     )
     return [
-        f"this site has left study {study[:12]}, whose manifest is now in {left}",
+        f"this site has left study {study.name}, of which all that was here is now in {left}",
         spent,
         f"tell the server's operator: {folder.settings().name} has left, with manifest {manifest.sha256[:16]}…; the "
         f"study goes on while {manifest.threshold} of its sites answer",
         "what was released before stays released; the study's claim bounds what it says of any patient",
-        *([f"what the finished study left stays in {results}"] if results.is_dir() else []),
+        *([f"what the finished study left stays in {left / 'results'}"] if has_results else []),
         f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
     ]
 
 
-def _cancelled(folder: SiteFolder, study: str) -> bool:
+def _cancelled(folder: SiteFolder, joined: JoinedStudy, study: str) -> bool:
     """Give back what was reserved, unless an attempt was begun; whether one was. Raises StorageError."""
-    budget = SiteState.open_existing(folder.state)
+    budget = SiteState.open_existing(folder.state, lock=joined.lock)
     try:
         begun = budget.last_attempt(study) > 0
         reservations = Reservations(budget.database)

@@ -16,6 +16,7 @@ import httpx
 
 from ...client.node.folder import NodeFolder, NodeSettings
 from ...client.site.folder import SiteFolder
+from ...client.site.joined_study import JoinedStudy
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import described
 from ...common.system.files import write_atomically
@@ -37,13 +38,13 @@ _NOT_ENROLLED: Final = 412  # Flower's answers to a node that would be activated
 _NO_INTERVAL: Final = b"Invalid heartbeat interval"  # and it is enrolled, but asks for an interval that none may have
 
 
-def check_connection(folder: SiteFolder) -> Iterator[str]:
+def check_connection(folder: SiteFolder, study: JoinedStudy) -> Iterator[str]:
     """What a node meets on its way to the server and needs of its machine, a line for each step that passed.
 
     A node that runs is not disturbed. Raises StudyError at the first step that fails, which says what usually causes
     it, and StorageError.
     """
-    node, settings = folder.node, folder.node.settings()
+    node, settings = study.node, study.node.settings()
     yield f"this is grandrounds {settings.package_version}, as the study pinned it; its server is {settings.address}"
     yield from _way(node, settings)
     yield from _machine(folder, settings)

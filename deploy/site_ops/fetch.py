@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...client.site.assembly import open_model
 from ...client.site.folder import SiteFolder
+from ...client.site.joined_study import JoinedStudy
 from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
@@ -25,30 +26,30 @@ from ..verify.evidence import Evidence, read_evidence
 from ..verify.verdict import Status, Verdict
 
 
-def fetch(folder: SiteFolder, *, output: Path | None) -> Iterator[str]:
+def fetch(folder: SiteFolder, study: JoinedStudy, *, output: Path | None) -> Iterator[str]:
     """Verify what the finished study left here, and copy it to ``output`` if one is given; what was found, in lines.
 
     May be repeated, and the worker may run meanwhile. The last line is the adapter's perplexity on the records that
     site.toml names as ``held_out``, which is neither kept nor sent. Raises StudyError where the study is not over or a
     claim does not hold, StorageError, DataError and ModelError.
     """
-    manifest = folder.manifest()
-    kept = folder.results(manifest.study_id)
-    write_atomically(kept / LEDGER, _ledger_of_closed(folder, kept))
+    manifest, kept = study.manifest(), study.results
+    write_atomically(kept / LEDGER, _ledger_of_closed(folder, study))
     case = Case(evidence=read_evidence(kept), manifest_hash=manifest.sha256)  # read once: what is copied was verified
     yield from _said(verdict_on(case))
     if output is not None:
         _copy(case.evidence, output)
     place = output or kept
     yield f"the adapter is in {place / 'adapter'}, and the study's page is {place / 'report.html'}"
-    yield from _evaluated(folder, case)
+    yield from _evaluated(folder, study, case)
 
 
-def _ledger_of_closed(folder: SiteFolder, kept: Path) -> bytes:
-    """The site's copy of the ledger. Raises StudyError where it has no end, and StorageError where ``kept`` is gone."""
+def _ledger_of_closed(folder: SiteFolder, study: JoinedStudy) -> bytes:
+    """The site's copy of the ledger. Raises StudyError where it has no end, and StorageError where results are gone."""
+    manifest, kept = study.manifest(), study.results
     database = SiteDatabase.open_existing(folder.state)
     try:
-        ledger = b"".join(line + b"\n" for line in SiteState(database).ledger(folder.manifest().study_id))
+        ledger = b"".join(line + b"\n" for line in SiteState(database).ledger(manifest.study_id))
     finally:
         database.close()
     verified = replay(ledger).verified
@@ -64,7 +65,7 @@ def _ledger_of_closed(folder: SiteFolder, kept: Path) -> bytes:
             f"{kept} is gone",
             why="this site had kept there what the study left, and has signed its end",
             fix="have another site or the server's operator send its folder of the study, and run: "
-            f"grandrounds verify FOLDER --manifest-hash {folder.manifest().sha256}",
+            f"grandrounds verify FOLDER --manifest-hash {manifest.sha256}",
         )
     return ledger
 
@@ -93,15 +94,15 @@ def _copy(evidence: Evidence, output: Path) -> None:
         write_results(output, evidence.files)
 
 
-def _evaluated(folder: SiteFolder, case: Case) -> Iterator[str]:
-    settings, manifest, opted_out = folder.settings(), folder.manifest(), folder.policy().data.opted_out
+def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[str]:
+    settings, manifest, opted_out = folder.settings(), study.manifest(), folder.policy().data.opted_out
     if settings.held_out is None:
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
     similar = settings.similar_identifiers
     records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
     _check_apart(records, read_records(settings.data, similar=similar, quarantine=Quarantine()), similar)
-    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=folder.frozen_adapter())
+    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
     tokenisation = Tokenisation.load(
         str(settings.model), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
     )

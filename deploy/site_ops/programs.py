@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ...client.site.folder import SiteFolder
+from ...client.site.joined_study import JoinedStudy, not_joined
 from ...client.worker.log import hide_texts, log_to
 from ...client.worker_socket import health
 from ...common.errors import StudyError
@@ -19,14 +20,19 @@ _GRACE_S: Final = 60.0  # the worker finishes the answer in hand
 _log = logging.getLogger(__name__)
 
 
-def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Keep worker and node running, each a process of its own, until ``stopped``.
+def start(
+    folder: SiteFolder, studies: Sequence[JoinedStudy], *, stopped: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Keep worker and node of each of ``studies`` running, each a process of its own, until ``stopped``.
 
     Started by root, each runs as its user, if site.toml names them, and the worker without a network. Raises StudyError
     and StorageError, also where no study was joined.
     """
     users = operators_users(folder.settings())
-    folder.manifest(), folder.node.settings()
+    if not studies:
+        raise not_joined(folder.path)
+    for study in studies:
+        study.manifest(), study.node.settings()
     if users is not None:
         hand_over(folder, users)
     elif os.geteuid() == 0:
@@ -34,8 +40,9 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
     as_worker, as_node = (users.worker, users.node) if users else (None, None)
     programs: list[Program] = []
     try:
-        programs.append(_program("worker", folder, say, user=as_worker, offline=True))
-        programs.append(_program("node", folder, say, user=as_node, offline=False))
+        for study in studies:
+            programs.append(_program("worker", folder, study, say, user=as_worker, offline=True))
+            programs.append(_program("node", folder, study, say, user=as_node, offline=False))
         tend(programs, stopped)
     except PermissionError as error:
         raise StudyError(
@@ -47,20 +54,28 @@ def start(folder: SiteFolder, *, stopped: Callable[[], bool], say: Callable[[str
         stop_all(programs, grace_s=_GRACE_S)
 
 
-def _program(name: str, folder: SiteFolder, say: Callable[[str], None], *, user: User | None, offline: bool) -> Program:
-    path = folder.path.absolute()
-    command = (str(PROGRAM), "client", name, str(path))
-    return Program(name, command, log=path / f"{name}.out", env=environment(), say=say, user=user, offline=offline)
+def _program(
+    name: str,
+    folder: SiteFolder,
+    study: JoinedStudy,
+    say: Callable[[str], None],
+    *,
+    user: User | None,
+    offline: bool,
+) -> Program:
+    command = (str(PROGRAM), "client", name, str(folder.path.absolute()), study.name)
+    log = study.path.absolute() / f"{name}.out"
+    return Program(f"{name} {study.name}", command, log=log, env=environment(), say=say, user=user, offline=offline)
 
 
-def worker(folder: SiteFolder) -> None:
-    """Answer at the site's socket until SIGTERM: the one program that reads the records and has the key.
+def worker(folder: SiteFolder, study: JoinedStudy) -> None:
+    """Answer at a study's socket until SIGTERM: the one program that reads the records and has the key.
 
     Run by root it becomes the worker's user first, and has no network. Raises what ``open_site`` and ``serve`` do.
     """
     hide_texts()
-    folder.check_code()
-    folder.manifest()  # whose absence is told before this process gives up what it cannot have back
+    study.check_code()
+    study.manifest()  # whose damage is told before this process gives up what it cannot have back
     settings = folder.settings()
     users = SiteUsers.of(settings)
     leave_networks()
@@ -70,32 +85,32 @@ def worker(folder: SiteFolder) -> None:
     from ...client.site.assembly import open_site
     from ...client.worker.listener import serve
 
-    log_to(folder.log)
+    log_to(study.log)
     if reachable := networks():
         _log.warning("the worker has a network (%s) and needs none", ", ".join(reachable))
     asking = (*settings.users, users.node.uid) if users else settings.users
-    serve(open_site(folder), settings.socket, users=asking)
+    serve(open_site(folder, study), study.socket(settings.socket), users=asking)
 
 
-def worker_health(folder: SiteFolder) -> dict[str, Any]:
+def worker_health(folder: SiteFolder, study: JoinedStudy) -> dict[str, Any]:
     """How the worker that runs is, as ``WorkerService.health`` says. Raises StudyError."""
     act_as_worker(folder)
-    socket = folder.settings().socket
+    socket = study.socket(folder.settings().socket)
     try:
         return health(socket)
     except OSError as error:
         raise StudyError(
             f"no worker answers at {socket} ({type(error).__name__})",
             why="it answers only while it runs, once it has judged the records, and only to its own users",
-            fix=f"{folder.path / 'worker.out'} and {folder.log} say what it met; start it: grandrounds client start",
+            fix=f"{study.path / 'worker.out'} and {study.log} say what it met; start it: grandrounds client start",
         ) from error
 
 
-def node(folder: SiteFolder, *, stopped: Callable[[], bool]) -> None:
-    """Carry messages between server and worker until ``stopped``, with nothing but ``node/`` and the worker's socket.
+def node(folder: SiteFolder, study: JoinedStudy, *, stopped: Callable[[], bool]) -> None:
+    """Carry messages between server and worker until ``stopped``, with nothing but the study's ``node/`` and socket.
 
     Run by root it becomes the node's user first. Raises StudyError.
     """
     if os.geteuid() == 0 and (users := SiteUsers.of(folder.settings())) is not None:
         act_as(users.node)
-    folder.node.supernode().run(stopped)
+    study.node.supernode().run(stopped)

@@ -2,42 +2,41 @@
 
 from typing import Final
 
-from ...client.site.folder import RESULTS, SiteFolder
+from ...client.site.folder import SiteFolder
+from ...client.site.joined_study import JoinedStudy
 from ...common.model.devices import PROCESSORS
 from ...common.system.privileges import User
 from ..services.rendering import FIRST_ID, UNITS, protect_home, shell_word, write_units
-
-_TEMPLATES: Final = {
-    "grandrounds-worker.service": "grandrounds-worker.service",
-    "grandrounds-node.service": "grandrounds-node.service",
-    "compose.yaml": "site.compose.yaml",
-    "Dockerfile": "Dockerfile",
-    "client.sbatch": "client.sbatch",
-}
 
 _WORKER, _NODE = "grandrounds-worker", "grandrounds-node"
 
 _SECOND_ID: Final = "10002"
 
 
-def write_site_units(folder: SiteFolder) -> list[str]:
-    """Write ``units/`` in a site's folder, where files are missing; what is there, for its operator.
+def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
+    """Write ``units/`` in a study's folder, where files are missing; what is there, for its operator.
 
     Raises StudyError and StorageError.
     """
-    settings, path = folder.settings(), folder.path.absolute()
-    data, model, run = (place.absolute() for place in (settings.data, settings.model, settings.socket.parent))
+    settings, path, own = folder.settings(), folder.path.absolute(), study.path.absolute()
+    study = JoinedStudy(own)
+    socket = study.socket(settings.socket)
+    data, model, run = (place.absolute() for place in (settings.data, settings.model, socket.parent))
+    worker, node = f"{_WORKER}-{study.name}.service", f"{_NODE}-{study.name}.service"
     values = {
         "site": settings.name,
+        "study": study.name,
         "folder": path,
-        "node": path / folder.node.path.name,
-        "node_written": folder.node.written.absolute(),
+        "worker": worker,
+        "node_service": node,
+        "node": study.node.path,
+        "node_written": study.node.written,
         "run": run,
         "data": data,
         "model": model,
         "on_gpu": settings.device != PROCESSORS,
         "records": [place.absolute() for place in (data, settings.held_out) if place],
-        "written": [path / folder.state.name, path / RESULTS, path / folder.log.name, run],
+        "written": [path / folder.state.name, study.store, study.kept, run],
         "worker_user": settings.worker_user or _WORKER,
         "node_user": settings.node_user or _NODE,
         "worker_account": _account(settings.worker_user, _WORKER),
@@ -46,7 +45,14 @@ def write_site_units(folder: SiteFolder) -> list[str]:
         "node_in_container": User.named(_id_of(settings.node_user, _SECOND_ID)),
         "protect_home": protect_home((path, data, model)),
     }
-    return write_units(_TEMPLATES, path / UNITS, values)
+    templates = {
+        worker: "grandrounds-worker.service",
+        node: "grandrounds-node.service",
+        "compose.yaml": "site.compose.yaml",
+        "Dockerfile": "Dockerfile",
+        "client.sbatch": "client.sbatch",
+    }
+    return write_units(templates, own / UNITS, values)
 
 
 def _id_of(user: str | None, otherwise: str) -> str:

@@ -1,8 +1,9 @@
 """The two users of a site's machine, and what of the site's folder belongs to whom.
 
 Root alone can start both, and it trusts neither: the folder itself and its settings, which say who runs as whom, stay
-root's. The worker's user has the key, the state and the log, and reads the study; the node's user reads ``node/``, has
-``node/var/``, and reaches the worker's socket. In what is theirs root opens nothing (``owner``).
+root's, and so do the studies' own. The worker's user has the key, the state, and of each study ``store/`` and
+``results/``; the node's user reads a study's ``node/``, has ``node/var/``, and reaches the worker's socket. In what is
+theirs root opens nothing (``owner``).
 """
 
 import errno
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...client.site.folder import FINGERPRINT_KEY, KEY, RESULTS, SiteFolder, SiteSettings
+from ...client.site.folder import FINGERPRINT_KEY, KEY, SiteFolder, SiteSettings
+from ...client.site.joined_study import JoinedStudy
 from ...common.errors import StorageError, StudyError
 from ...common.system.files import make_folder
 from ...common.system.privileges import User
@@ -84,7 +86,7 @@ def hand_over(folder: SiteFolder, users: SiteUsers) -> None:
         raise StorageError(
             f"{error.filename or folder.path} cannot be given to its user: {error.strerror}",
             why="each part of the site reads and writes its own part of the folder, and no other",
-            fix="keep the folder on a local disk, and none of its key, log and folders as a link",
+            fix="keep the folder on a local disk, and none of its keys and folders as a link",
         ) from error
 
 
@@ -92,16 +94,24 @@ def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
     _set(folder.path, 0, 0, 0o711)
     # Such as policy.toml, or a list of patients: for root and the worker alone.
     _set_files(folder.path, worker.gid)
-    folder.log.touch()
-    _set(folder.log, worker.uid, worker.gid, 0o640)
     for name in (KEY, FINGERPRINT_KEY):
         if (folder.path / name).exists():
             _set(folder.path / name, worker.uid, worker.gid, 0o600)
-    _keep(folder.node.path, node.gid)
-    for path, owner in ((folder.state, worker), (folder.path / RESULTS, worker), (folder.node.written, node)):
+    _give(folder.state, worker)
+    make_folder(folder.studies)
+    _set(folder.studies, 0, 0, 0o711)
+    for study in folder.joined():
+        _hand_over_study(study, folder.settings().socket, worker, node)
+
+
+def _hand_over_study(study: JoinedStudy, socket: Path, worker: User, node: User) -> None:
+    _set(study.path, 0, 0, 0o711)
+    _set_files(study.path, worker.gid)
+    _keep(study.node.path, node.gid)
+    for path, owner in ((study.store, worker), (study.kept, worker), (study.node.written, node)):
         _give(path, owner)
-    run = folder.settings().socket.parent
-    if run.is_relative_to(folder.path):
+    run = study.socket(socket).parent
+    if run.is_relative_to(study.path):
         make_folder(run)
         # setgid: the socket gets the folder's group, to which the worker's user does not belong.
         _set(run, worker.uid, node.gid, 0o2750)

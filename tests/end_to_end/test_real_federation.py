@@ -30,9 +30,9 @@ def federation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recorder(federation):
     """Between a site's worker and all that is outside it, in a deployment that is up."""
-    settings, socket = federation.path / SITE / "node" / "node.json", federation.path / "recorder.sock"
+    settings, socket = federation.study_of(SITE).path / "node" / "node.json", federation.path / "recorder.sock"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"socket": str(socket)}))
-    with SocketRecorder(socket, federation.path / SITE / "run" / "worker.sock") as recorder:
+    with SocketRecorder(socket, federation.study_of(SITE).path / "run" / "worker.sock") as recorder:
         federation.start()
         yield recorder
         federation.stop()

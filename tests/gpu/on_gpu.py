@@ -157,7 +157,7 @@ def test_a_site_with_a_gpu_checks_itself_without_a_network(folders, tmp_path):
     federation = study.federation()
     folder = study.initialised(tmp_path / "site", federation, device="cuda")
     site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
-    said = "\n".join(check(folder))
+    said = "\n".join(check(folder, folder.study()))
     assert "GiB of the GPU's" in said
     assert described("cuda").split(" (")[0] in said
 

@@ -25,7 +25,10 @@ def folder(tmp_path):
     return NodeFolder(tmp_path / "site" / "node")
 
 
-def test_what_was_saved_is_what_the_node_runs_with_until_it_is_forgotten(folder):
+def test_what_was_saved_is_what_the_node_runs_with(folder):
+    assert folder.runtime_port is None
+    with pytest.raises(StudyError, match=r"there is no .*node\.json"):
+        folder.supernode()
     folder.save(SETTINGS, certificates=b"authority")
     supernode = folder.supernode()
     assert (supernode.address, supernode.app_sha256, supernode.timeout_s) == (
@@ -37,10 +40,7 @@ def test_what_was_saved_is_what_the_node_runs_with_until_it_is_forgotten(folder)
     assert folder.certificates.read_bytes() == b"authority"
     assert {supernode.node_key.parent, supernode.secret.parent, supernode.certificates.parent} == {folder.path}
     assert supernode.folder == folder.written, "what it writes is kept apart from what it reads"
-    for _ in range(2):
-        folder.forget()
-        with pytest.raises(StudyError, match=r"there is no .*node\.json"):
-            folder.supernode()
+    assert folder.runtime_port == supernode.runtime_port == SETTINGS.runtime_port
 
 
 def test_a_socket_elsewhere_stays_there(folder):

@@ -11,8 +11,10 @@ from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.site.assembly import open_site, open_update
-from grandrounds.client.site.folder import FROZEN_ADAPTER, KEY, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site import assembly
+from grandrounds.client.site.assembly import open_update
+from grandrounds.client.site.folder import KEY, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site.joined_study import FROZEN_ADAPTER
 from grandrounds.client.site.site_records import read_site_records
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.client.state.site_state import SiteState
@@ -25,8 +27,20 @@ from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import RefusalCode
 from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.common.system.crash_points import CrashPoint
+from grandrounds.deploy.site_ops import check as site_check
 from grandrounds.deploy.site_ops import commands as site_operator
-from grandrounds.deploy.site_ops.check import check
+
+
+def open_site(folder):
+    return assembly.open_site(folder, folder.study())
+
+
+def check(folder):
+    return site_check.check(folder, folder.study())
+
+
+def leave(folder):
+    return site_operator.leave(folder, folder.study())
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +136,7 @@ def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):
     with pytest.raises(DataError):
         open_site(folder)
     (statement,) = Reservations(SiteDatabase.open(folder.state)).statements()
-    assert [reservation.study for reservation in statement.reservations] == [folder.manifest().study_id]
+    assert [reservation.study for reservation in statement.reservations] == [folder.study().manifest().study_id]
 
 
 def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: WorkerService, folder, federation):
@@ -135,7 +149,7 @@ def test_a_paused_site_refuses_what_is_new_until_it_goes_on(opened: WorkerServic
 
 
 def policy_below(folder: SiteFolder) -> None:
-    write_policy(folder, folder.manifest(), epsilon=1.0)
+    write_policy(folder, folder.study().manifest(), epsilon=1.0)
 
 
 def another_key(folder: SiteFolder) -> None:
@@ -143,8 +157,8 @@ def another_key(folder: SiteFolder) -> None:
 
 
 def another_frozen_adapter(folder: SiteFolder) -> None:
-    size = len(folder.frozen_adapter())
-    (folder.path / FROZEN_ADAPTER).write_bytes(bytes(size))
+    size = len(folder.study().frozen_adapter())
+    (folder.study().path / FROZEN_ADAPTER).write_bytes(bytes(size))
 
 
 @pytest.mark.parametrize(
@@ -156,9 +170,9 @@ def another_frozen_adapter(folder: SiteFolder) -> None:
         (lambda folder: (folder.path / KEY).chmod(0o644), StorageError, "is open to other users"),
         (lambda folder: (folder.path / KEY).write_text("no key"), StorageError, "key is damaged"),
         (lambda folder: (folder.path / KEY).unlink(), StorageError, "there is no .*key"),
-        (lambda folder: (folder.path / MANIFEST).unlink(), StudyError, "takes part in no study"),
-        (lambda folder: (folder.path / MANIFEST).write_text("{}"), StorageError, "study.json is damaged"),
-        (lambda folder: (folder.path / FROZEN_ADAPTER).unlink(), StorageError, "frozen-adapter.bin is damaged"),
+        (lambda folder: (folder.study().path / MANIFEST).unlink(), StudyError, "takes part in no study"),
+        (lambda folder: (folder.study().path / MANIFEST).write_text("{}"), StorageError, "study.json is damaged"),
+        (lambda folder: (folder.study().path / FROZEN_ADAPTER).unlink(), StorageError, "frozen-adapter.bin is damaged"),
         (lambda folder: (folder.path / SETTINGS).write_text("name = 3"), StudyError, "name = 3"),
         (lambda folder: (folder.path / "opted-out.txt").unlink(), DataError, "the opt-outs"),
     ],
@@ -166,13 +180,14 @@ def another_frozen_adapter(folder: SiteFolder) -> None:
 def test_a_folder_that_does_not_fit_the_study_is_refused_and_lets_go_of_its_state(
     folder, change: Callable[[SiteFolder], object], error: type[GrandRoundsError], text
 ):
+    lock = folder.study().lock
     change(folder)
     with pytest.raises(error, match=text):
         open_site(folder)
-    SiteState.open(folder.state).close()
+    SiteState.open_existing(folder.state, lock=lock).close()
 
 
-def test_two_workers_never_hold_one_site(opened, folder):
+def test_two_workers_never_hold_one_study(opened, folder):
     with pytest.raises(StorageError, match="another worker holds"):
         open_site(folder)
 
@@ -195,7 +210,7 @@ def rename_asset(folder: SiteFolder, name: str) -> None:
 
 def test_patients_under_another_name_have_no_second_budget(folder, study, federation, tmp_path):
     open_site(folder).close()
-    site_operator.leave(folder)
+    leave(folder)
     rename_asset(folder, "renamed")
     site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
     for refused in (open_site, check):
@@ -206,7 +221,7 @@ def test_patients_under_another_name_have_no_second_budget(folder, study, federa
 
 def test_other_patients_may_have_an_asset_of_their_own(folder, study, federation, tmp_path):
     open_site(folder).close()
-    site_operator.leave(folder)
+    leave(folder)
     rename_asset(folder, "others")
     (folder.path / "notes.jsonl").write_text('{"patient_id": "patient-9", "text": "no complaints"}')
     site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
@@ -220,7 +235,7 @@ def test_a_state_that_is_lost_is_never_made_anew_in_silence(folder, study, feder
     for refused in (
         open_site,
         check,
-        site_operator.leave,
+        leave,
         lambda folder: site_operator.join_study(folder, bundle, agreed=lambda agreement: True),
         lambda folder: site_operator.init(folder, name=SITE, data=folder.path, model=str(study.base)),
     ):

@@ -221,7 +221,7 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
     code, out, _ = run(["join", str(joined), str(tmp_path / "study.zip")])
     assert code == 0
     assert "nothing was joined" in out
-    assert not (joined / "study.json").exists()
+    assert not list((joined / "studies").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedu
     carried(federation, rounds=1)
     first = federation.bundle.manifest
     federation._found("east", 9099)
+    federation._enroll("east")
     federation.state(EAST)
     federation.amend(*FIRST, "east")
     carried(federation, rounds=2)
@@ -61,15 +62,17 @@ def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedu
 
 def test_a_site_that_left_takes_part_in_nothing_more(federation):
     carried(federation, rounds=1)
-    said = "\n".join(site_operator.leave(SiteFolder(federation.path / "west")))
+    west = SiteFolder(federation.path / "west")
+    said = "\n".join(site_operator.leave(west, west.study()))
     assert "server's operator" in said
     with pytest.raises(StudyError, match="no study"):
-        SiteFolder(federation.path / "west").manifest()
+        west.study()
 
 
 def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatures(federation):
     carried(federation, rounds=1)
     federation._found("east", 9099)
+    federation._enroll("east")
     federation.state(EAST)
     federation.amend(*FIRST, "east")
     before = federation.folder.bundle.read_bytes()

@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from grandrounds.client.site.folder import SiteFolder
+from grandrounds.client.site.joined_study import JoinedStudy
 from grandrounds.common.errors import StudyError
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.server_ops.services import write_server_units
@@ -24,10 +25,12 @@ from grandrounds.server.run.server_folder import ServerFolder
 
 # A folder, and one for the program, in which systemd bears no quotes and no backslashes at all.
 PLACES = {"plain": ("plain", "bin"), "nasty": ('100%h "north": $HOME \\site\'s ünit', "50%n of $HOME")}
-WORKER, NODE = "grandrounds-worker.service", "grandrounds-node.service"
+NAME = "0123456789ab"  # of the site's study
+WORKER, NODE = f"grandrounds-worker-{NAME}.service", f"grandrounds-node-{NAME}.service"
 SERVER, STUDY = "grandrounds-server.service", "grandrounds-study.service"
 SERVICES = (WORKER, NODE, SERVER, STUDY)
-WRITTEN = ("state", "results", "worker.log", "run")  # by a worker
+OWN = f"site/studies/{NAME}"  # the folder of the site's study
+WRITTEN = ("site/state", f"{OWN}/store", f"{OWN}/results", f"{OWN}/run")  # by a worker
 LARGEST_EXPOSURE = 2.0  # of 10, by systemd's own scale, where an ordinary service has above 9
 SYSTEMD = shutil.which("systemd-analyze")
 PROGRAMS = Path(sys.executable).parent
@@ -48,11 +51,20 @@ def place(request, tmp_path_factory):
     make_server(folder / "server")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "executable", str(program.with_name("python")))
-        write_site_units(SiteFolder(folder / "site"))
+        write_units_of(folder / "site")
         write_server_units(ServerFolder(folder / "server"))
-    for unit in folder.glob(f"*/{UNITS}/*.service"):
+    for unit in folder.glob(f"**/{UNITS}/*.service"):
         shutil.copy(unit, root / "etc")
     return folder
+
+
+def write_units_of(path):
+    """Those of the site's study."""
+    return write_site_units(SiteFolder(path), JoinedStudy(path / "studies" / NAME))
+
+
+def units_of(place, whose):
+    return place / (OWN if whose == "site" else whose) / UNITS
 
 
 def program_of(place):
@@ -101,7 +113,7 @@ def command_of(settings):
 
 
 def compose(place, whose):
-    return yaml.safe_load((place / whose / UNITS / "compose.yaml").read_text())
+    return yaml.safe_load((units_of(place, whose) / "compose.yaml").read_text())
 
 
 def mounted(of):
@@ -121,8 +133,8 @@ def test_systemd_accepts_each_service(place, unit):
 def test_systemd_would_start_the_intended_commands(place):
     program, site, server = str(program_of(place)), str(place / "site"), str(place / "server")
     assert {unit: command_of(as_systemd_reads(place, unit)) for unit in SERVICES} == {
-        WORKER: [program, "client", "worker", site],
-        NODE: [program, "client", "node", site],
+        WORKER: [program, "client", "worker", site, NAME],
+        NODE: [program, "client", "node", site, NAME],
         SERVER: [program, "server", "start", server],
         STUDY: [program, "server", "run", "--json", server],
     }
@@ -133,8 +145,8 @@ def test_the_worker_has_no_network_and_writes_into_its_own_folder_alone(place):
     read = as_systemd_reads(place, WORKER)
     assert read["PrivateNetwork"] == "yes"
     assert read["ProtectSystem"] == "strict"
-    assert read["ReadWritePaths"] == " ".join(f"{place}/site/{name}" for name in WRITTEN)
-    assert read["InaccessiblePaths"] == f"-{place}/site/node"
+    assert read["ReadWritePaths"] == " ".join(f"{place}/{name}" for name in WRITTEN)
+    assert read["InaccessiblePaths"] == f"-{place}/{OWN}/node"
     assert read["User"] == "grandrounds-worker"
 
 
@@ -142,7 +154,7 @@ def test_the_worker_has_no_network_and_writes_into_its_own_folder_alone(place):
 def test_the_node_has_its_own_part_of_the_folder_and_no_records(place):
     read = as_systemd_reads(place, NODE)
     assert read["TemporaryFileSystem"] == f"{place}/site:ro"
-    node, run = f"{place}/site/node", f"{place}/site/run"
+    node, run = f"{place}/{OWN}/node", f"{place}/{OWN}/run"
     assert read["BindPaths"] == f"{node}/var:{node}/var:rbind"
     said, _ = systemd(place, "verify", NODE, level="debug")
     assert [f"BindReadOnlyPaths: {each}:{each}:rbind\n" in said for each in (node, run)] == [True, True]
@@ -172,13 +184,13 @@ def test_a_site_s_containers_have_records_or_a_network_and_never_both(place):
     services = compose(place, "site")["services"]
     worker, node = services["worker"], services["node"]
     assert worker["network_mode"] == "none"
-    site = place / "site"
+    site, own = place / "site", place / OWN
     assert mounted(worker) == {
         **dict.fromkeys((site, place / "notes.jsonl", place / "model"), False),
-        **dict.fromkeys((site / name for name in WRITTEN), True),
+        **dict.fromkeys((place / name for name in WRITTEN), True),
     }
     assert "network_mode" not in node
-    assert mounted(node) == {site / "node": False, site / "node" / "var": True, site / "run": False}
+    assert mounted(node) == {own / "node": False, own / "node" / "var": True, own / "run": False}
     assert worker["user"] == "10001:10001"
     assert node["user"] == "10002:10002"
 
@@ -186,8 +198,8 @@ def test_a_site_s_containers_have_records_or_a_network_and_never_both(place):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_gpu_is_given_where_the_model_computes_on_one_and_to_the_worker_alone(tmp_path, device):
     make_site(tmp_path / "site", device=device)
-    write_site_units(SiteFolder(tmp_path / "site"))
-    units, on_gpu = tmp_path / "site" / UNITS, device == "cuda"
+    write_units_of(tmp_path / "site")
+    units, on_gpu = units_of(tmp_path, "site"), device == "cuda"
     worker, node = ((units / name).read_text() for name in (WORKER, NODE))
     assert ("DeviceAllow=char-nvidia-uvm rw" in worker) == ("DevicePolicy=closed" in worker) == on_gpu
     assert ("PrivateDevices=yes" in worker) != on_gpu
@@ -206,17 +218,17 @@ def test_a_gpu_is_given_where_the_model_computes_on_one_and_to_the_worker_alone(
 def test_systemd_accepts_a_worker_with_a_gpu(tmp_path):
     make_site(tmp_path / "site", device="cuda:1")
     (tmp_path / "etc").mkdir()
-    write_site_units(SiteFolder(tmp_path / "site"))
-    shutil.copy(tmp_path / "site" / UNITS / WORKER, tmp_path / "etc")
+    write_units_of(tmp_path / "site")
+    shutil.copy(units_of(tmp_path, "site") / WORKER, tmp_path / "etc")
     assert systemd(tmp_path / "site", "verify", WORKER) == ("", 0)
 
 
 def test_containers_run_as_the_users_that_the_site_names_by_id(tmp_path):
     make_site(tmp_path / "site", worker_user="23456", node_user="23457")
-    write_site_units(SiteFolder(tmp_path / "site"))
+    write_units_of(tmp_path / "site")
     services = compose(tmp_path, "site")["services"]
     assert [services[name]["user"] for name in ("worker", "node")] == ["23456:23456", "23457:23457"]
-    unit = (tmp_path / "site" / UNITS / WORKER).read_text()
+    unit = (units_of(tmp_path, "site") / WORKER).read_text()
     assert "--uid 23456 grandrounds-worker\n" in unit
     assert "\nUser=23456\n" in unit
 
@@ -255,7 +267,7 @@ def test_a_server_s_containers_read_what_lies_elsewhere(tmp_path):
 
 @pytest.mark.parametrize("whose", ["site", "server"])
 def test_an_image_is_built_without_a_network_and_runs_as_no_root(place, whose):
-    text = (place / whose / UNITS / "Dockerfile").read_text()
+    text = (units_of(place, whose) / "Dockerfile").read_text()
     assert "--no-index --find-links wheels --require-hashes" in text
     assert re.search(r"^USER [1-9]\d+$", text, re.MULTILINE)
 
@@ -263,7 +275,7 @@ def test_an_image_is_built_without_a_network_and_runs_as_no_root(place, whose):
 @pytest.mark.parametrize("whose", ["site", "server"])
 def test_hadolint_has_nothing_against_the_image(place, whose):
     hadolint = lint_program("hadolint")
-    file = place / whose / UNITS / "Dockerfile"
+    file = units_of(place, whose) / "Dockerfile"
     done = subprocess.run(
         [hadolint, "--failure-threshold", "warning", "-"],
         stdin=file.open(),
@@ -288,7 +300,7 @@ def lint_program(name):
 
 
 def job(place):
-    return place / "site" / UNITS / "client.sbatch"
+    return units_of(place, "site") / "client.sbatch"
 
 
 @pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
@@ -314,16 +326,16 @@ def test_a_job_lets_its_client_end_and_is_queued_again_only_at_its_time_limit(pl
         assert process.stdout and process.stdout.readline() == b"up\n"
         process.send_signal(sent)
         assert process.wait(20) == 0
-    expected = [str(["client", "start", str(place / "site")]), "ended", *(["requeue 17"] if requeued else [])]
+    expected = [str(["client", "start", str(place / "site"), NAME]), "ended", *(["requeue 17"] if requeued else [])]
     assert said.read_text().splitlines() == expected
 
 
 def test_every_command_that_is_started_exists(tmp_path):
     make_site(tmp_path / "site")
     make_server(tmp_path / "server")
-    write_site_units(SiteFolder(tmp_path / "site"))
+    write_units_of(tmp_path / "site")
     write_server_units(ServerFolder(tmp_path / "server"))
-    text = "".join(file.read_text() for whose in ("site", "server") for file in (tmp_path / whose / UNITS).iterdir())
+    text = "".join(file.read_text() for whose in ("site", "server") for file in units_of(tmp_path, whose).iterdir())
     started = set(re.findall(r'grandrounds"? (client|server) (\w+)', text))
     started |= set(re.findall(r"command: \[(client|server), (\w+)", text))
     assert started == {
@@ -338,16 +350,16 @@ def test_every_command_that_is_started_exists(tmp_path):
 def test_nothing_is_overwritten_and_what_is_missing_is_written_anew(tmp_path):
     make_site(tmp_path / "site")
     site = SiteFolder(tmp_path / "site")
-    lines = write_site_units(site)
-    edited, removed = (tmp_path / "site" / UNITS / name for name in ("compose.yaml", "Dockerfile"))
+    lines = write_units_of(site.path)
+    edited, removed = (units_of(tmp_path, "site") / name for name in ("compose.yaml", "Dockerfile"))
     before = removed.read_text()
     edited.write_text("mine")
     removed.unlink()
-    assert write_site_units(site) == lines
+    assert write_units_of(site.path) == lines
     assert (edited.read_text(), removed.read_text()) == ("mine", before)
 
 
 def test_a_path_that_would_break_a_line_is_refused(tmp_path):
     make_site(tmp_path / "two\nlines")
     with pytest.raises(StudyError, match="no service's file can hold"):
-        write_site_units(SiteFolder(tmp_path / "two\nlines"))
+        write_units_of(tmp_path / "two\nlines")

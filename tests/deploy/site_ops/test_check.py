@@ -11,7 +11,10 @@ from support.study.tiny_models import save_tiny_model
 from grandrounds.common.errors import DataError, ModelError, StorageError, StudyError
 from grandrounds.deploy.site_ops import check as site_check
 from grandrounds.deploy.site_ops import commands as site_operator
-from grandrounds.deploy.site_ops.check import check
+
+
+def check(folder):
+    return site_check.check(folder, folder.study())
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def another_model(folder):
         (another_model, ModelError, r"/nowhere cannot be read \(No such file"),
         (lambda folder: (folder.path / "key").unlink(), StorageError, "there is no .*key"),
         (lambda folder: (folder.path / "policy.toml").write_text(""), StudyError, "breaks this site's policy: ε = 50"),
-        (lambda folder: (folder.path / "study.json").unlink(), StudyError, "takes part in no study"),
+        (lambda folder: (folder.study().path / "study.json").unlink(), StudyError, "takes part in no study"),
         (lambda folder: (folder.path / "notes.jsonl").write_text("no json"), DataError, "notes.jsonl, line 1"),
     ],
 )

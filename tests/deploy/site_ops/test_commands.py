@@ -7,11 +7,10 @@ import stat
 import pytest
 from support.process.other_users import AS_ROOT, done_as, open_folder, user
 from support.process.resident_process import SITE
-from support.study.site_study import SiteStudy, write_policy
+from support.study.site_study import SiteStudy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.reservations import Reservations
-from grandrounds.client.node.folder import NodeFolder
 from grandrounds.client.site.folder import SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
@@ -64,6 +63,10 @@ def reserved(folder):
     return [reservation.study for statement in statements for reservation in statement.reservations]
 
 
+def leave(folder):
+    return site_operator.leave(folder, folder.study())
+
+
 def begin(folder, federation):
     budget = SiteState.open(folder.state)
     budget.begin(federation.manifest.study_id, 1)
@@ -86,18 +89,18 @@ def test_init_and_join_again_change_nothing(folder, join, federation, study):
 
 def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, join, federation):
     join(federation)
-    place = NodeFolder(folder.path / "node")
+    place = folder.study().node
     assert {path.name for path in place.path.iterdir()} == {
         "ca.crt",
         "exec.secret",
         "node.json",
         "node.key",
-        "node.pub",
+        "var",
     }
     written = json.loads((place.path / "node.json").read_text())
     assert (written["address"], written["socket"]) == ("localhost:9", "run/worker.sock")
     unit = place.supernode()
-    assert (unit.socket, unit.runtime_port) == (folder.settings().socket, folder.settings().runtime_port)
+    assert (unit.socket, unit.runtime_port) == (folder.study().path / "run" / "worker.sock", 9094)
     assert unit.app_sha256 == federation.manifest.app_sha256
     assert unit.timeout_s == federation.manifest.study.training.deadline_s
     assert all(path.parent == place.path for path in (unit.certificates, unit.node_key, unit.secret))
@@ -109,37 +112,30 @@ def test_who_does_not_agree_has_joined_and_reserved_nothing(folder, join, federa
     assert contents(folder) == before
 
 
-def test_a_site_that_leaves_before_an_attempt_has_its_budget_back_and_joins_another_study(
-    folder, join, federation, study
-):
+def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, federation):
     join(federation)
-    with pytest.raises(StudyError, match="has joined another study"):
-        join(study.federation())
-    said = " ".join(site_operator.leave(folder))
+    name = folder.study().name
+    said = " ".join(leave(folder))
     assert "the budget has back what it reserved" in said
     assert reserved(folder) == []
-    left = folder.path / "left" / federation.manifest.study_id[:12]
-    assert {path.name for path in left.iterdir()} == {"study.json", "frozen-adapter.bin"}
+    left = {path.name for path in (folder.path / "left" / name).iterdir()}
+    assert left >= {"study.json", "frozen-adapter.bin", "results"}
     with pytest.raises(StudyError, match="takes part in no study"):
-        site_operator.leave(folder)
-    with pytest.raises(StudyError, match=r"there is no .*node.json"):
-        folder.node.settings()
-    another = study.federation()
-    (folder.path / "key").write_text(another.identities[SITE].secret.hex())
-    write_policy(folder, another.manifest)
-    join(another)
-    assert reserved(folder) == [another.manifest.study_id]
+        folder.study()
+    join(federation)
+    leave(folder)
+    assert {path.name for path in (folder.path / "left").iterdir()} == {name, f"{name}-1"}, "nothing is overwritten"
 
 
 def test_what_was_reserved_stays_spent_once_an_attempt_was_begun(folder, join, federation):
     join(federation)
     begin(folder, federation)
-    kept = folder.results(federation.manifest.study_id)
-    kept.mkdir(parents=True)
-    said = " ".join(site_operator.leave(folder))
+    folder.study().results.mkdir(parents=True)
+    said = " ".join(leave(folder))
     assert "stays spent" in said
-    assert f"what the finished study left stays in {kept}" in said
-    assert kept.is_dir()
+    (left,) = (folder.path / "left").iterdir()
+    assert f"what the finished study left stays in {left / 'results'}" in said
+    assert (left / "results" / "study").is_dir()
     assert reserved(folder) == [federation.manifest.study_id]
 
 
@@ -148,23 +144,23 @@ def test_leaving_that_was_broken_off_is_repeated(folder, join, federation):
     database = SiteDatabase.open(folder.state)
     Reservations(database).cancel(federation.manifest.study_id)
     database.close()
-    site_operator.leave(folder)
-    assert not (folder.path / "study.json").exists()
+    leave(folder)
+    assert folder.joined() == []
 
 
 def test_a_site_whose_worker_runs_is_not_left(folder, join, federation):
     join(federation)
-    worker = SiteState.open(folder.state)
+    worker = SiteState.open_existing(folder.state, lock=folder.study().lock)
     before = contents(folder)
     with pytest.raises(StudyError, match="another worker holds"):
-        site_operator.leave(folder)
+        leave(folder)
     worker.close()
     assert contents(folder) == before
 
 
 def test_a_site_without_a_study_has_none_to_leave(folder):
     with pytest.raises(StudyError, match="takes part in no study"):
-        site_operator.leave(folder)
+        leave(folder)
 
 
 def test_users_that_keep_nothing_apart_leave_nothing_behind(tmp_path):
@@ -187,7 +183,7 @@ def test_each_user_gets_its_part_again_after_every_step_of_root(root, study, fed
     folder = study.initialised(root / "site", federation, worker_user="65533", node_user="65532")
     bundle = study.bundle(federation, root / "tls")
     site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
-    site_operator.leave(folder)
+    leave(folder)
     site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
     owners = {
         str(path.relative_to(root)): (
@@ -197,17 +193,23 @@ def test_each_user_gets_its_part_again_after_every_step_of_root(root, study, fed
         )
         for path in (root, *root.rglob("*"))
     }
+    own = f"site/studies/{folder.study().name}"
     expected = {
         "site": (0, 0, "0o711"),
         "site/key": (65533, 65533, "0o600"),
+        "site/fingerprint.key": (65533, 65533, "0o600"),
         "site/state": (65533, 65533, "0o700"),
-        "site/results": (65533, 65533, "0o700"),
-        "site/worker.log": (65533, 65533, "0o640"),
-        "site/run": (65533, 65532, "0o2750"),
-        "site/node": (0, 65532, "0o750"),
-        "site/node/node.key": (0, 65532, "0o640"),
-        "site/node/var": (65532, 65532, "0o700"),
-        **{f"site/{name}": (0, 65533, "0o640") for name in ("site.toml", "policy.toml", "study.json", "notes.jsonl")},
+        "site/node": (0, 0, "0o700"),
+        "site/studies": (0, 0, "0o711"),
+        own: (0, 0, "0o711"),
+        f"{own}/store": (65533, 65533, "0o700"),
+        f"{own}/results": (65533, 65533, "0o700"),
+        f"{own}/run": (65533, 65532, "0o2750"),
+        f"{own}/node": (0, 65532, "0o750"),
+        f"{own}/node/node.key": (0, 65532, "0o640"),
+        f"{own}/node/var": (65532, 65532, "0o700"),
+        f"{own}/study.json": (0, 65533, "0o640"),
+        **{f"site/{name}": (0, 65533, "0o640") for name in ("site.toml", "policy.toml", "notes.jsonl")},
     }
     assert {name: owners[name] for name in expected} == expected
     below = [owner for name, owner in owners.items() if name.startswith("site/state/")]
@@ -215,7 +217,7 @@ def test_each_user_gets_its_part_again_after_every_step_of_root(root, study, fed
 
 
 @AS_ROOT
-@pytest.mark.parametrize("name", ["key", "state", "worker.log"])
+@pytest.mark.parametrize("name", ["key", "state"])
 def test_a_link_in_place_of_what_a_user_gets_is_refused(root, study, federation, name):
     folder = study.initialised(root / "site", federation, worker_user="65533", node_user="65532")
     (folder.path / name).rename(root / name)

@@ -23,10 +23,15 @@ from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.common.version import __version__
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.enrolment.node_keys import make_node_key
-from grandrounds.deploy.site_ops.connection import check_connection
+from grandrounds.deploy.site_ops import connection
 
 NAME = "gate.example.org"  # which no name server knows
 NOW = datetime.now(UTC)
+STUDY = "ab" * 32
+
+
+def check_connection(folder):
+    return connection.check_connection(folder, folder.of(STUDY))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,11 @@ def site(tmp_path, made):
     def at(address, *, certificates=made, key=None):
         folder = SiteFolder(tmp_path / "site")
         folder.state.mkdir(parents=True)
+        study = folder.of(STUDY)
         if key is None:
-            make_node_key(folder.node.key, folder.node.public_key)
+            make_node_key(study.node.key, tmp_path / "node.pub")
         else:
-            write_atomically(folder.node.key, key)
+            write_atomically(study.node.key, key)
         settings = NodeSettings(
             address=address,
             app_sha256="0" * 64,
@@ -64,7 +70,7 @@ def site(tmp_path, made):
             package_sha256=running_sha256(),
         )
         write_atomically(folder.path / SETTINGS, b'name = "north"\ndata = "notes.jsonl"\nmodel = "model"\n')
-        folder.node.save(settings, certificates=(certificates / CA_CERTIFICATE).read_bytes())
+        study.node.save(settings, certificates=(certificates / CA_CERTIFICATE).read_bytes())
         return folder
 
     return at
@@ -118,7 +124,7 @@ def test_a_site_that_nobody_enrolled_is_told_so(federation, site):
 
 
 def test_a_port_that_something_else_has_is_told(known):
-    with socket.create_server(("127.0.0.1", known.node.settings().runtime_port)):
+    with socket.create_server(("127.0.0.1", known.of(STUDY).node.settings().runtime_port)):
         assert any("is not free" in line for line in check_connection(known))
 
 

@@ -7,18 +7,26 @@ from contextlib import closing
 import pytest
 from support.study.carried_study import carried
 
-from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import POLICY, SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.worker.service import largest_request_bytes
 from grandrounds.common.errors import DataError, StorageError, StudyError
 from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
 from grandrounds.deploy.bench.loopback import LoopbackFederation
-from grandrounds.deploy.site_ops.fetch import fetch
+from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
 from grandrounds.deploy.verify.evidence import read_evidence
 
 SITES = ("north", "south", "west")
+
+
+def fetch(folder, *, output):
+    return site_fetch.fetch(folder, folder.study(), output=output)
+
+
+def open_site(folder):
+    return assembly.open_site(folder, folder.study())
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def folder(finished, tmp_path):
 
 
 def kept(folder):
-    return folder.results(folder.manifest().study_id)
+    return folder.study().results
 
 
 def hold_out(folder, *patients, opted_out=()):
@@ -59,8 +67,8 @@ def test_every_site_holds_the_very_files_that_the_server_has(finished):
 
 def test_a_site_takes_requests_that_bring_the_finished_adapter_with_its_public_tensors(folder):
     with closing(open_site(folder)) as resident:
-        more = resident.largest_request_bytes - largest_request_bytes(folder.manifest())
-    assert more == len(folder.frozen_adapter()) > 0
+        more = resident.largest_request_bytes - largest_request_bytes(folder.study().manifest())
+    assert more == len(folder.study().frozen_adapter()) > 0
 
 
 def test_what_is_fetched_is_verified_and_anyone_can_verify_it_again(folder, tmp_path):
@@ -69,7 +77,7 @@ def test_what_is_fetched_is_verified_and_anyone_can_verify_it_again(folder, tmp_
     assert f"{len(CLAIMS)} of {len(CLAIMS)} claims" in said[0]
     assert "held_out" in said[-1]
     assert read_evidence(tmp_path / "copy") == read_evidence(kept(folder))
-    assert verify(tmp_path / "copy", manifest_hash=folder.manifest().sha256).holds
+    assert verify(tmp_path / "copy", manifest_hash=folder.study().manifest().sha256).holds
 
 
 def test_it_may_be_fetched_again_and_nothing_else_is_overwritten(folder, tmp_path):

@@ -87,27 +87,28 @@ def plant_journal(folder):
 def plant_links(folder):
     """Each user, wherever it may write, or could before, has links to what is root's, there or not."""
     place = of_root(folder)
-    run = folder.settings().socket.parent
+    study = folder.study()
 
     def of_the_worker():
         link(folder.state / "budget.sqlite", place / DATABASE)
-        link(folder.state / "worker.lock", place / "new-lock")
+        link(study.lock, place / "new-lock")
+        link(study.log, place / "new-log")
         link(folder.state / "connection-check", place / "new-check")
-        link(folder.results(folder.manifest().study_id), place)
-        link(run / "worker.sock", place / "new-socket")
+        link(study.results, place)
+        link(study.path / "run" / "worker.sock", place / "new-socket")
 
     def of_the_node():
         for name in ("node.pub", "ca.crt", "node.json"):
-            link(folder.node.path / name, folder.path / "key")
+            link(study.node.path / name, folder.path / "key")
         for name in ("supernode.log", "relay.log", "flower"):
-            link(folder.node.written / name, place / f"new-{name}")
+            link(study.node.written / name, place / f"new-{name}")
 
     done_as(WORKER, of_the_worker)
     done_as(NODE, of_the_node)
 
 
 def plant_second_names(folder):
-    for place in (folder.state, folder.node.written):
+    for place in (folder.state, folder.study().store, folder.study().node.written):
         os.link(of_root(folder) / "precious", place / "precious")  # as a user may where the system protects no links
 
 
@@ -135,13 +136,15 @@ COMMANDS = {
     "init": init,
     "recover": recover,
     "join": join,
-    "leave": lambda folder, bundle: site_operator.leave(folder),
-    "start": lambda folder, bundle: site_programs.start(folder, stopped=lambda: True, say=lambda line: None),
+    "leave": lambda folder, bundle: site_operator.leave(folder, folder.study()),
+    "start": lambda folder, bundle: site_programs.start(
+        folder, folder.joined(), stopped=lambda: True, say=lambda line: None
+    ),
     "check": lambda folder, bundle: commands.check(folder.path),
-    "check --connect": lambda folder, bundle: list(check_connection(folder)),
-    "worker": lambda folder, bundle: site_programs.worker(folder),
-    "node": lambda folder, bundle: site_programs.node(folder, stopped=lambda: True),
-    "health": lambda folder, bundle: site_programs.worker_health(folder),
+    "check --connect": lambda folder, bundle: list(check_connection(folder, folder.study())),
+    "worker": lambda folder, bundle: site_programs.worker(folder, folder.study()),
+    "node": lambda folder, bundle: site_programs.node(folder, folder.study(), stopped=lambda: True),
+    "health": lambda folder, bundle: site_programs.worker_health(folder, folder.study()),
     "pause": lambda folder, bundle: commands.pause(folder.path),
     "unpause": lambda folder, bundle: commands.unpause(folder.path),
     "fetch": lambda folder, bundle: commands.fetch(folder.path),
@@ -196,10 +199,11 @@ def test_what_another_user_had_before_is_given_whole_or_not_at_all(site):
 
 @AS_ROOT
 def test_what_the_node_reads_is_root_s_and_is_refused_where_it_is_another_s(site):
-    assert stat.S_IMODE(site.node.path.stat().st_mode) == 0o750
-    assert done_as(NODE, lambda: site.node.settings().address) == "localhost:9"
-    assert done_as(NODE, lambda: (site.node.path / "node.json").unlink()) == "PermissionError"
-    os.chown(site.node.path, NODE.uid, NODE.gid)
+    node = site.study().node
+    assert stat.S_IMODE(node.path.stat().st_mode) == 0o750
+    assert done_as(NODE, lambda: node.settings().address) == "localhost:9"
+    assert done_as(NODE, lambda: (node.path / "node.json").unlink()) == "PermissionError"
+    os.chown(node.path, NODE.uid, NODE.gid)
     with pytest.raises(StorageError, match="it is another user's"):
         hand_over(site, SiteUsers(worker=WORKER, node=NODE))
 

@@ -22,7 +22,15 @@ from grandrounds.deploy.site_ops.users import WARNING
 
 WORKER, NODE, STRANGER = user(65533), user(65532), user(65531)
 STRANGER_IN_THE_NODE_S_GROUP = User(uid=STRANGER.uid, gid=NODE.gid, home="/")
-OF_THE_WORKER = ("key", "state/budget.sqlite", "worker.log", "policy.toml", "site.toml", "opted-out.txt", "notes.jsonl")
+OF_THE_WORKER = (
+    "key",
+    "fingerprint.key",
+    "state/budget.sqlite",
+    "policy.toml",
+    "site.toml",
+    "opted-out.txt",
+    "notes.jsonl",
+)
 
 
 def joined(root, **users):
@@ -39,7 +47,8 @@ class Running:
 
     def __init__(self, root):
         self.folder = joined(root, worker_user=str(WORKER.uid), node_user=str(NODE.uid))
-        self.socket = self.folder.settings().socket
+        self.study = self.folder.study()
+        self.socket = self.study.socket(self.folder.settings().socket)
         start = reachable_by_all([PROGRAM, "client", "start", self.folder.path])
         self.process = Process(start, log=root / "log", env=environment())
         until(lambda: isinstance(self.health_of(NODE), dict), "the worker is up")
@@ -90,16 +99,15 @@ def test_each_program_is_its_user_s_and_in_no_other_group(site):
 def test_the_worker_has_no_network_but_loopback_and_says_nothing_of_one(site):
     interfaces = Path(f"/proc/{site.pids['worker']}/net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
-    assert "has a network" not in site.folder.log.read_text()
+    assert "has a network" not in site.study.log.read_text()
     assert not Path(f"/proc/{site.pids['worker']}/ns/net").samefile("/proc/self/ns/net")
     assert Path(f"/proc/{site.pids['node']}/ns/net").samefile("/proc/self/ns/net")
 
 
 @AS_ROOT
 def test_the_node_s_user_reads_nothing_that_is_the_worker_s_and_may_ask_it(site):
-    for name in OF_THE_WORKER:
-        path = site.folder.path / name
-        assert done_as(NODE, lambda path=path: path.read_bytes().hex()) == "PermissionError", name
+    for path in (*(site.folder.path / name for name in OF_THE_WORKER), site.study.log, site.study.path / "study.json"):
+        assert done_as(NODE, lambda path=path: path.read_bytes().hex()) == "PermissionError", path
     assert done_as(NODE, lambda: list(site.folder.path.iterdir())) == "PermissionError"
     assert site.health_of(NODE)["last_attempt"] == 0
 
@@ -108,7 +116,7 @@ def test_the_node_s_user_reads_nothing_that_is_the_worker_s_and_may_ask_it(site)
 def test_who_is_neither_user_gets_no_answer_even_from_the_node_s_group(site):
     assert site.health_of(STRANGER) == "PermissionError"
     assert site.health_of(STRANGER_IN_THE_NODE_S_GROUP) in ("BrokenPipeError", "ConnectionResetError")
-    assert f"user {STRANGER.uid} is not allowed to ask" in site.folder.log.read_text()
+    assert f"user {STRANGER.uid} is not allowed to ask" in site.study.log.read_text()
 
 
 @AS_ROOT
@@ -122,19 +130,19 @@ def test_neither_user_decides_as_whom_root_runs_what(site, owner):
 @AS_ROOT
 def test_a_site_is_not_left_while_its_worker_runs(site):
     with pytest.raises(StudyError, match="another worker holds"):
-        site_operator.leave(site.folder)
-    assert site.folder.manifest()
+        site_operator.leave(site.folder, site.study)
+    assert site.study.manifest()
 
 
 @AS_ROOT
 def test_only_root_starts_both_and_each_user_only_its_own(site):
     def starts_both():
-        site_programs.start(site.folder, stopped=lambda: True, say=lambda line: None)
+        site_programs.start(site.folder, [site.study], stopped=lambda: True, say=lambda line: None)
 
     assert done_as(WORKER, starts_both) == "StudyError"
-    assert done_as(NODE, lambda: site_programs.node(site.folder, stopped=lambda: True)) is None
-    assert done_as(WORKER, lambda: site_programs.node(site.folder, stopped=lambda: True)) == "StudyError"
-    assert done_as(NODE, lambda: site_programs.worker(site.folder)) == "StorageError"
+    assert done_as(NODE, lambda: site_programs.node(site.folder, site.study, stopped=lambda: True)) is None
+    assert done_as(WORKER, lambda: site_programs.node(site.folder, site.study, stopped=lambda: True)) == "StudyError"
+    assert done_as(NODE, lambda: site_programs.worker(site.folder, site.study)) == "StorageError"
 
 
 @AS_ROOT
@@ -143,12 +151,13 @@ def test_a_site_that_is_told_to_stop_leaves_nothing_behind(site):
     site.process.stop(grace_s=60)
     assert all(map(has_ended, pids.values()))
     assert not site.socket.exists()
-    assert "down" in site.folder.log.read_text()
+    assert "down" in site.study.log.read_text()
 
 
 def test_root_that_runs_both_parts_itself_is_told_what_that_means(tmp_path):
     said: list[str] = []
-    site_programs.start(joined(tmp_path), stopped=lambda: True, say=said.append)
+    folder = joined(tmp_path)
+    site_programs.start(folder, folder.joined(), stopped=lambda: True, say=said.append)
     assert (WARNING in said) == (os.geteuid() == 0)
 
 
@@ -156,9 +165,9 @@ def test_a_site_that_has_joined_nothing_starts_nothing(tmp_path):
     study = SiteStudy(save_tiny_model(tmp_path / "model"))
     folder = study.initialised(tmp_path / "site", study.federation())
     with pytest.raises(StudyError, match="takes part in no study"):
-        site_programs.start(folder, stopped=lambda: True, say=lambda line: None)
+        site_programs.start(folder, folder.joined(), stopped=lambda: True, say=lambda line: None)
     with pytest.raises(StudyError, match=r"there is no .*node.json"):
-        site_programs.node(folder, stopped=lambda: True)
+        site_programs.node(folder, folder.of("ab" * 32), stopped=lambda: True)
 
 
 def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(tmp_path):
@@ -168,10 +177,11 @@ def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(
         "from grandrounds.client.site import assembly\n"
         "from grandrounds.client.site.folder import SiteFolder\n"
         "from grandrounds.deploy.site_ops import programs\n"
-        "def fails(folder):\n"
+        "def fails(folder, study):\n"
         "    raise ValueError('a record: ' + ' '.join(['no', 'complaints']))\n"
         "assembly.open_site = fails\n"
-        "programs.worker(SiteFolder(Path(sys.argv[1])))\n"
+        "folder = SiteFolder(Path(sys.argv[1]))\n"
+        "programs.worker(folder, folder.study())\n"
     )
     command = [sys.executable, "-c", program, joined(tmp_path).path]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
@@ -183,4 +193,5 @@ def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(
 
 def test_health_of_a_worker_that_is_away_says_where_to_look(tmp_path):
     with pytest.raises(StudyError, match=r"no worker answers at .*worker.sock"):
-        site_programs.worker_health(joined(tmp_path))
+        folder = joined(tmp_path)
+        site_programs.worker_health(folder, folder.study())

@@ -12,10 +12,7 @@ from grandrounds.deploy.flower.server_app import _study_run
 def carried(federation, *, sites=None, rounds=None):
     """Carry it to its end, or until so many rounds are over; the server's run. Sites that are not named are away."""
     with ExitStack() as stack:
-        workers = {
-            site: stack.enter_context(closing(open_site(SiteFolder(federation.path / site))))
-            for site in sites or federation.sites
-        }
+        workers = {site: stack.enter_context(closing(opened(federation, site))) for site in sites or federation.sites}
         archive: Any = SimpleNamespace(run=SimpleNamespace(fab_hash=federation.bundle.manifest.app_sha256))
         run = _study_run(federation.folder, archive)
         for conversation in run.conversations():
@@ -27,3 +24,8 @@ def carried(federation, *, sites=None, rounds=None):
                         conversation.receive(site, workers[site].answer(message))
                 conversation.advance()
     return run
+
+
+def opened(federation, site):
+    """A site's resident worker in the federation's study."""
+    return open_site(SiteFolder(federation.home / site), federation.study_of(site))

@@ -1,0 +1,126 @@
+"""A study that a site joined: its manifest, and a folder for each of the site's two programs in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...common.errors import StorageError, StudyError
+from ...common.study.artefacts import MANIFEST
+from ...common.study.manifest import Manifest
+from ...common.system.code_pin import check_code_of
+from ...common.system.files import fsync, make_folder
+from ..node.folder import NodeFolder
+
+FROZEN_ADAPTER: Final = "frozen-adapter.bin"
+LEFT: Final = "left"
+_IN_SOCKET: Final = "{study}"
+
+
+@dataclass(frozen=True)
+class JoinedStudy:
+    """The folder ``path``: ``site/studies/NAME``, where NAME begins the study's id.
+
+    The study, and what the node reads, are the operator's; ``store``, ``results`` and the socket's folder are the
+    worker's own.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How commands know it."""
+        return self.path.name
+
+    @property
+    def node(self) -> NodeFolder:
+        """What Flower's side needs, and all that it reaches."""
+        return NodeFolder(self.path / "node")
+
+    @property
+    def store(self) -> Path:
+        """What the worker keeps of this study beside the site's state."""
+        return self.path / "store"
+
+    @property
+    def log(self) -> Path:
+        """The file that the worker's log goes to."""
+        return self.store / "worker.log"
+
+    @property
+    def lock(self) -> Path:
+        """What the study's worker holds, so that there is one."""
+        return self.store / "worker.lock"
+
+    @property
+    def kept(self) -> Path:
+        """The worker's folder in which ``results`` is whole or is not."""
+        return self.path / "results"
+
+    @property
+    def results(self) -> Path:
+        """Where what the finished study left is kept."""
+        return self.kept / "study"
+
+    def socket(self, setting: Path) -> Path:
+        """The worker's socket where site.toml names ``setting``; an absolute one has the study's name in it."""
+        return self.path / str(setting).replace(_IN_SOCKET, self.name)
+
+    def manifest(self) -> Manifest:
+        """The study's manifest. Raises StudyError if there is none, and StorageError."""
+        path = self.path / MANIFEST
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise not_joined(self.path) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(path) from error
+
+    def check_code(self) -> None:
+        """Raises StudyError unless the program that runs is the one that the study pinned, and StorageError."""
+        path = self.path / MANIFEST
+        try:
+            check_code_of(path.read_bytes())
+        except FileNotFoundError as error:
+            raise not_joined(self.path) from error
+        except OSError as error:
+            raise damaged(path) from error
+
+    def frozen_adapter(self) -> bytes:
+        """The adapter's public tensors, as little-endian float32, from the study's bundle. Raises StorageError."""
+        path = self.path / FROZEN_ADAPTER
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise damaged(path) from error
+
+    def forget(self) -> Path:
+        """Take part in the study no more; the folder in which all that there was of it lies. Raises StorageError."""
+        left = self.path.parents[1] / LEFT
+        try:
+            make_folder(left)
+            places = (left / (f"{self.name}-{number}" if number else self.name) for number in range(1000))
+            place = next(each for each in places if not each.exists())
+            self.path.rename(place)
+            fsync(left)
+            fsync(self.path.parent)
+        except OSError as error:
+            raise damaged(self.path) from error
+        return place
+
+
+def not_joined(path: Path) -> StudyError:
+    """The error of a site, or a study's folder, without a study."""
+    return StudyError(
+        f"{path} takes part in no study",
+        why="a site's worker answers for the one that its operator agreed to",
+        fix="join one: grandrounds client join DIR study.zip",
+    )
+
+
+def damaged(path: Path) -> StorageError:
+    """The error of a file of the site's that cannot be used."""
+    return StorageError(
+        f"{path} is damaged or cannot be read",
+        why="the worker speaks for the site with it",
+        fix="put back the file; what the site spent is in its state, which must never be put back from a copy",
+    )
