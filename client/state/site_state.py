@@ -154,7 +154,7 @@ def _held_by_another(folder: Path) -> StorageError:
     return StorageError(
         f"another worker holds {folder}",
         why="two workers of one site could each answer in the same attempt, and together reveal its update",
-        fix="stop the other worker, or give this one its own site, key and folder",
+        fix="end the other worker first (`grandrounds client start`, or its service)",
     )
 
 

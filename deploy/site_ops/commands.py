@@ -260,13 +260,7 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     try:
         begun = done_as(worker, lambda: _cancelled(folder, study, manifest.study_id))
     except StorageError as error:
-        raise StudyError(
-            f"the study cannot be left: {error.what}",
-            why="a worker that runs goes on answering for the site",
-            fix=f"end `grandrounds client start {folder.path}` first"
-            if SiteDatabase.is_in(folder.state)
-            else error.fix,
-        ) from error
+        raise StudyError(f"the study cannot be left: {error.what}", why=error.why, fix=error.fix) from error
     has_results = study.results.is_dir()
     left = study.forget()
     spent = (
