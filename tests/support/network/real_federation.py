@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from grandrounds.common.study.artefacts import LEDGER
 from grandrounds.common.system.ports import listens
@@ -20,8 +21,8 @@ SITES = ("north", "south", "west")
 class RealFederation(LoopbackFederation):
     """Server and sites in ``path``; ``start`` starts their processes, ``stop`` stops them."""
 
-    def __init__(self, path: Path, *, rounds: int = 1, max_attempts: int = 3, deadline_s: float = 60.0) -> None:
-        super().__init__(path, sites=SITES, rounds=rounds, max_attempts=max_attempts, deadline_s=deadline_s)
+    def __init__(self, path: Path, *, rounds: int = 1, max_attempts: int = 3, **options: Any) -> None:
+        super().__init__(path, sites=SITES, rounds=rounds, max_attempts=max_attempts, **options)
         self.server = self.folder.path
 
     def start(self, *names: str) -> None:
@@ -52,9 +53,10 @@ class RealFederation(LoopbackFederation):
                     os.kill(pid, signal.SIGKILL)
 
     def kill_worker(self, site: str) -> None:
-        """SIGKILL, to the process that has the site's records; who started it starts it again."""
+        """SIGKILL, to the process that has the site's records in this study; who started it starts it again."""
         below = descendants(self.processes[site].pid)
-        (worker,) = [pid for pid in below if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        names = {b"worker", self.study_of(site).name.encode()}
+        (worker,) = [pid for pid in below if names <= {*Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")}]
         os.kill(worker, signal.SIGKILL)
 
     def running(self) -> Process:
