@@ -1,5 +1,6 @@
 """What each study has set aside of a data asset's budget: in full, before it reads a record."""
 
+import secrets
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ from .asset import COUNTED, Asset
 
 # In place of a study's id: what nobody remembers any more.
 RECOVERED: Final = "0" * 64
+_NUMBER_BITS: Final = 39
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,9 @@ class Reservations:
         with self._database.write(CrashPoint.BEFORE_RESERVATION, CrashPoint.AFTER_RESERVATION):
             cost = Amounts(**left)
             self._database.change(
-                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?)",
-                *(RECOVERED, asset, cost.epsilon, cost.delta, cost.rdp, ""),
+                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?)",
+                # A number that peers have not seen, nor any of the next.
+                *(secrets.randbits(_NUMBER_BITS), RECOVERED, asset, cost.epsilon, cost.delta, cost.rdp, ""),
             )
 
     def register(self, asset: Asset) -> None:
@@ -114,7 +117,7 @@ class Reservations:
                 return
             _check_cost(statement, study, cost)
             self._database.change(
-                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO reservations (study, asset, epsilon, delta, rdp, schedule) VALUES (?, ?, ?, ?, ?, ?)",
                 *(study, asset, cost.epsilon, cost.delta, cost.rdp, schedule),
             )
 
@@ -195,7 +198,7 @@ class Reservations:
     def _reservations(self) -> list[Reservation]:
         rows = self._database.rows(
             "SELECT study, asset, epsilon, delta, rdp, schedule, count(attempt), coalesce(sum(charged), 0) "
-            "FROM reservations LEFT JOIN attempts USING (study) GROUP BY study ORDER BY reservations.rowid"
+            "FROM reservations LEFT JOIN attempts USING (study) GROUP BY study ORDER BY number"
         )
         return [
             Reservation(

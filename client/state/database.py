@@ -18,9 +18,10 @@ _SCHEMA: Final = (
     """CREATE TABLE assets (
         name TEXT PRIMARY KEY, unit TEXT NOT NULL, filter TEXT NOT NULL, epsilon INTEGER NOT NULL,
         delta INTEGER NOT NULL, rdp INTEGER NOT NULL, rdp_order INTEGER) STRICT""",
+    # A number is never given twice, not even after its reservation was given back (AUTOINCREMENT).
     """CREATE TABLE reservations (
-        study TEXT PRIMARY KEY, asset TEXT NOT NULL, epsilon INTEGER NOT NULL, delta INTEGER NOT NULL,
-        rdp INTEGER NOT NULL, schedule TEXT NOT NULL) STRICT""",
+        number INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL UNIQUE, asset TEXT NOT NULL,
+        epsilon INTEGER NOT NULL, delta INTEGER NOT NULL, rdp INTEGER NOT NULL, schedule TEXT NOT NULL) STRICT""",
     """CREATE TABLE signed (
         study TEXT NOT NULL, version INTEGER NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (study, version)) STRICT""",
     """CREATE TABLE attempts (
@@ -32,6 +33,8 @@ _SCHEMA: Final = (
         study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
     """CREATE TABLE adapters (
         study TEXT PRIMARY KEY, round INTEGER NOT NULL, adapter BLOB NOT NULL, optimizer BLOB NOT NULL) STRICT""",
+    """CREATE TABLE peer_reservations (
+        key TEXT NOT NULL, number INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (key, number)) STRICT""",
     """CREATE TABLE patients (fingerprint BLOB PRIMARY KEY, asset TEXT NOT NULL) STRICT, WITHOUT ROWID""",
     f"PRAGMA user_version = {_VERSION}",
 )

@@ -59,6 +59,13 @@ class SiteLedger:
         if len(verified.attempts) != attempt:
             raise broken(f"it counts {len(verified.attempts)} attempts, the server {attempt}")
         self._check_charges(verified.possible_charges(self._name))
+        for key, number in _reservations(verified).items():
+            other = self._state.study_of_peer(key, number)
+            if other not in (None, self._manifest.study_id):
+                raise broken(
+                    f"the site of key {key[:16]}… stated its reservation {number} in study {other[:12]}, too, so that "
+                    "its state was set back in between, and has forgotten what was spent"
+                )
         return verified
 
     def begin(self, verified: VerifiedLedger, *, adapter: tuple[int, bytes, bytes] | None = None) -> int:
@@ -68,7 +75,8 @@ class SiteLedger:
         the study was not joined.
         """
         study, serial = self._manifest.study_id, len(verified.attempts)
-        self._state.begin(study, serial, self._new_lines(verified), adapter=adapter)
+        lines, stated = self._new_lines(verified), _reservations(verified)
+        self._state.begin(study, serial, lines, adapter=adapter, reservations=stated)
         self.verified = verified
         return self._state.charges(self._manifest.study_id)
 
@@ -139,3 +147,8 @@ class SiteLedger:
 
     def _new_lines(self, verified: VerifiedLedger) -> list[bytes]:
         return verified.ledger.lines(len(self.verified.ledger))
+
+
+def _reservations(verified: VerifiedLedger) -> dict[str, int]:
+    """What the sites of the last manifest stated as they signed it, by their keys."""
+    return {verified.manifest.site_keys[site]: number for site, number in verified.reservations.items()}

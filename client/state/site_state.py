@@ -74,6 +74,15 @@ class SiteState:
         query = "SELECT 1 FROM attempts WHERE study = ? AND attempt = ? AND charged"
         return bool(self.database.rows(query, study, attempt))
 
+    def reservation(self, study: str) -> int:
+        """Which of all reservations that this site ever made is the study's, 0 for none."""
+        return self.database.integer("SELECT coalesce(max(number), 0) FROM reservations WHERE study = ?", study)
+
+    def study_of_peer(self, key: str, reservation: int) -> str | None:
+        """The study in which the site of a key stated the ``reservation``, as far as this one knows."""
+        query = "SELECT study FROM peer_reservations WHERE key = ? AND number = ?"
+        return next((study for (study,) in self.database.rows(query, key, reservation)), None)
+
     def peer_charges(self, study: str) -> dict[str, int]:
         """The highest charge counter that each peer advertised in an attempt that this site paid for."""
         return dict(self.database.rows("SELECT site, charges FROM peers WHERE study = ?", study))
@@ -95,10 +104,13 @@ class SiteState:
         entries: Sequence[bytes] = (),
         *,
         adapter: tuple[int, bytes, bytes] | None = None,
+        reservations: Mapping[str, int] = {},
     ) -> None:
         """Take the serial ``attempt``, append ledger ``entries``, and hold another ``adapter`` if one is given.
 
         All of it is on disk before it returns, or nothing.
+
+        ``reservations`` are what sites stated in the study, by their keys.
 
         Raises PrivacyError unless the study was reserved, ProtocolError unless the serial is above every one taken
         before, and StorageError.
@@ -116,6 +128,10 @@ class SiteState:
             self._append(study, entries)
             if adapter is not None:
                 self.database.change("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)", study, *adapter)
+            self.database.change_many(
+                "INSERT OR IGNORE INTO peer_reservations VALUES (?, ?, ?)",
+                [(key, number, study) for key, number in reservations.items()],
+            )
 
     def append(self, study: str, entries: Sequence[bytes]) -> None:
         """Append ledger ``entries``, on disk before it returns. Raises StorageError."""

@@ -187,9 +187,14 @@ class Worker:
         with self._refusing(RefusalCode.LEDGER, envelope):
             self._ledger.agree(unpack(envelope.payload), invitation)
         signed = Countersignature.of(
-            self._identity, site=self.name, manifest=self._parameters.manifest, **invitation.model_dump()
+            self._identity,
+            site=self.name,
+            manifest=self._parameters.manifest,
+            reservation=self._state.reservation(self._study),
+            **invitation.model_dump(),
         )
-        return self._seal(Agreed(signature=signed.signature), attempt=envelope.attempt)
+        agreed = Agreed(signature=signed.signature, reservation=signed.reservation)
+        return self._seal(agreed, attempt=envelope.attempt)
 
     def _close(self, envelope: Envelope) -> bytes:
         """Sign the ledger of a study that is over, if it is whole and leaves this site's own adapter; then keep it.

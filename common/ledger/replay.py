@@ -74,7 +74,7 @@ class VerifiedLedger:
     Attributes:
         manifests: the first, and its successors.
         place: length and head of the ledger that the last of them continues, which its countersignatures name.
-        countersigned: the sites that agreed to the last.
+        countersigned: the sites that agreed to the last. ``reservations`` is which of all its own each then stated.
         attempts: in the order of their serials, which are 1, 2, 3, …
         rounds: those that were closed.
         closed: how the study ended, if it did. ``closing`` is what sites sign then, ``closing_signatures`` who did.
@@ -84,6 +84,7 @@ class VerifiedLedger:
     manifests: list[Manifest] = field(default_factory=list)
     place: tuple[int, str] = (0, EMPTY_LEDGER_HEAD)
     countersigned: dict[str, str] = field(default_factory=dict)
+    reservations: dict[str, int] = field(default_factory=dict)
     endorsed: set[str] = field(default_factory=set)
     attempts: list[AttemptRecord] = field(default_factory=list)
     rounds: list[RoundRecord] = field(default_factory=list)
@@ -177,7 +178,7 @@ class VerifiedLedger:
         self.manifests.append(manifest)
         self.place = (entry.sequence, entry.previous)
         self._secagg = manifest.secagg_parameters
-        self.countersigned, self.endorsed = {}, set()
+        self.countersigned, self.reservations, self.endorsed = {}, {}, set()
 
     def _take_countersignature(self, entry: Entry) -> None:
         signed = entries.CountersignatureEntry.of(entry).countersignature
@@ -193,6 +194,7 @@ class VerifiedLedger:
         self._require(is_new, f"{signed.site} signed before")
         if is_site:
             self.countersigned[signed.site] = signed.signature
+            self.reservations[signed.site] = signed.reservation
         if was_site:
             self.endorsed.add(signed.site)
 

@@ -168,9 +168,10 @@ class Invitation(Message):
 
 
 class Agreed(Message):
-    """A site agrees to the manifest in that place: its countersignature."""
+    """A site agrees to the manifest in that place: its countersignature, and the reservation that it states there."""
 
     exchange = "agreed"
+    reservation: int = Field(ge=0, le=2**40)
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
 

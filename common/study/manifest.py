@@ -223,35 +223,40 @@ class Countersignature(Section):
     """A site agrees to a manifest, given by its hash, in one place, under the key that it is known by.
 
     The place is the ledger that the manifest's entry continues, by length and head: a signature that stood for any
-    place would let a server enter a successor before attempts that it wants to hide.
+    place would let a server enter a successor before attempts that it wants to hide. ``reservation`` says which of all
+    that the site ever made is the study's: a number that it gave to another study before shows that its state was set
+    back.
     """
 
     site: Name
     manifest: Hex32
     ledger_length: int = Field(ge=0, le=2**40)
     ledger_head: Hex32
+    reservation: int = Field(ge=0, le=2**40)
     key: Hex32
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
     @classmethod
-    def of(cls, identity: Identity, *, site: str, manifest: str, ledger_length: int, ledger_head: str) -> Self:
+    def of(
+        cls, identity: Identity, *, site: str, manifest: str, ledger_length: int, ledger_head: str, reservation: int
+    ) -> Self:
         """Sign a manifest after a ledger, both of which the site has checked before."""
-        signature = identity.sign(COUNTERSIGNATURE_LABEL, _signed(site, manifest, ledger_length, ledger_head)).hex()
+        signed = _signed(site, manifest, ledger_length, ledger_head, reservation)
         return cls(
             site=site,
             manifest=manifest,
             ledger_length=ledger_length,
             ledger_head=ledger_head,
+            reservation=reservation,
             key=identity.public_key,
-            signature=signature,
+            signature=identity.sign(COUNTERSIGNATURE_LABEL, signed).hex(),
         )
 
     def verify(self) -> None:
         """Raises EnvelopeError unless the owner of ``key`` signed this; whose key it is, the manifest says."""
-        signature = bytes.fromhex(self.signature)
-        signed = _signed(self.site, self.manifest, self.ledger_length, self.ledger_head)
-        verify_signature(self.key, signature, COUNTERSIGNATURE_LABEL, signed)
+        signed = _signed(self.site, self.manifest, self.ledger_length, self.ledger_head, self.reservation)
+        verify_signature(self.key, bytes.fromhex(self.signature), COUNTERSIGNATURE_LABEL, signed)
 
 
-def _signed(site: str, manifest: str, ledger_length: int, ledger_head: str) -> bytes:
-    return f"{manifest} {site} {ledger_length} {ledger_head}".encode()
+def _signed(site: str, manifest: str, ledger_length: int, ledger_head: str, reservation: int) -> bytes:
+    return f"{manifest} {site} {ledger_length} {ledger_head} {reservation}".encode()

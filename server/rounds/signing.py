@@ -58,13 +58,15 @@ class Signing:
                 self.reasons[site] = f"it refused: {Refusal.of(envelope).code}"
                 return
             length, head = self._place
+            agreed = Agreed.of(envelope)
             signature = Countersignature(
                 site=site,
                 manifest=self._manifest.sha256,
                 ledger_length=length,
                 ledger_head=head,
                 key=self._manifest.site_keys[site],
-                signature=Agreed.of(envelope).signature,
+                reservation=agreed.reservation,
+                signature=agreed.signature,
             )
             signature.verify()
         except EnvelopeError as error:

@@ -76,6 +76,7 @@ def test_what_a_site_signs_names_the_manifest_and_the_ledger_before_it(history):
         ledger_length=len(history.lines),
         ledger_head=Entry.parse(history.lines[-1]).hash,
         key=history.identities[SITE].public_key,
+        reservation=Agreed.of(answer).reservation,
         signature=Agreed.of(answer).signature,
     )
     signed.verify()

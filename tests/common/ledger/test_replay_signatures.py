@@ -110,7 +110,7 @@ def a_study_that_closes_twice(history, found):
 
 def signature(history: History, site: str, by: Identity, **changes: str) -> Draft:
     fields = {"site": site, "manifest": history.manifest.sha256} | changes
-    signed = Countersignature.of(by, **fields, ledger_length=0, ledger_head=EMPTY_LEDGER_HEAD)
+    signed = Countersignature.of(by, **fields, ledger_length=0, ledger_head=EMPTY_LEDGER_HEAD, reservation=1)
     return {"countersignature": signed.model_dump()}
 
 

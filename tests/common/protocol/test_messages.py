@@ -40,7 +40,7 @@ SAMPLES: dict[str, Message] = {
         messages.Unmask(),
         Refusal(code=RefusalCode.SERIAL),
         messages.Invitation(ledger_length=0, ledger_head=HEX),
-        messages.Agreed(signature="0a" * 64),
+        messages.Agreed(reservation=1, signature="0a" * 64),
         messages.Close(ledger_length=1, ledger_head=HEX),
         messages.Closed(ledger_length=1, ledger_head=HEX),
     )

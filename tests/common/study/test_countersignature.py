@@ -13,7 +13,7 @@ KEY, MANIFEST = Identity.generate(), "ab" * 32
 
 
 def made_by(key, site="site-1"):
-    return Countersignature.of(key, site=site, manifest=MANIFEST, ledger_length=3, ledger_head="0d" * 32)
+    return Countersignature.of(key, site=site, manifest=MANIFEST, ledger_length=3, ledger_head="0d" * 32, reservation=2)
 
 
 def signed(**changes):
@@ -34,6 +34,7 @@ def test_a_countersignature_is_its_keys():
         {"manifest": "cd" * 32},
         {"ledger_length": 2},
         {"ledger_head": "0e" * 32},
+        {"reservation": 3},
         {"key": Identity.generate().public_key},
         {"key": "00" * 32},
         {"signature": "00" * 64},
@@ -50,7 +51,7 @@ def test_a_countersignature_stands_for_nothing_else(changes):
 @pytest.mark.parametrize("label", [b"", ENVELOPE_LABEL, LEDGER_LABEL])
 def test_what_the_key_signed_elsewhere_is_no_countersignature(label):
     assert label != COUNTERSIGNATURE_LABEL
-    signature = KEY.sign(label, f"{MANIFEST} site-1 3 {'0d' * 32}".encode()).hex()
+    signature = KEY.sign(label, f"{MANIFEST} site-1 3 {'0d' * 32} 2".encode()).hex()
     with pytest.raises(EnvelopeError):
         signed(signature=signature).verify()
 

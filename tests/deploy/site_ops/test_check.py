@@ -13,8 +13,8 @@ from grandrounds.deploy.site_ops import check as site_check
 from grandrounds.deploy.site_ops import commands as site_operator
 
 
-def check(folder):
-    return site_check.check(folder, folder.study())
+def check(folder, **options):
+    return site_check.check(folder, folder.study(), **options)
 
 
 @pytest.fixture(scope="module")

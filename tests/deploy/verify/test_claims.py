@@ -162,7 +162,12 @@ def test_the_hash_of_an_earlier_manifest_is_enough(tmp_path: Path) -> None:
     assert found(tmp_path, KNOWN, manifest_hash=first.sha256).status is Status.OPEN, "nobody signed its successor"
     for site, identity in study.identities.items():
         signature = Countersignature.of(
-            identity, site=site, manifest=study.manifest.sha256, ledger_length=length, ledger_head=head
+            identity,
+            site=site,
+            manifest=study.manifest.sha256,
+            ledger_length=length,
+            ledger_head=head,
+            reservation=1,
         )
         study.ledger.append(entries.CountersignatureEntry(countersignature=signature))
     study.close(tmp_path)

@@ -60,10 +60,10 @@ def test_a_study_begins_with_the_signatures_of_all_its_sites(federation):
     [
         (lambda f: b"", "malformed"),
         (lambda f: site_says(f, Refusal(code=RefusalCode.BUDGET)), "it refused: budget"),
-        (lambda f: site_says(f, Agreed(signature="00" * 64)), "does not verify"),
-        (lambda f: site_says(f, Agreed(signature="00" * 64), key="site-1"), "does not verify"),
+        (lambda f: site_says(f, Agreed(reservation=1, signature="00" * 64)), "does not verify"),
+        (lambda f: site_says(f, Agreed(reservation=1, signature="00" * 64), key="site-1"), "does not verify"),
         (lambda f: f.workers["site-1"].handle(signing_of(f, new_ledger(f)).messages()["site-1"]), "site-1"),
-        (lambda f: site_says(f, Agreed(signature="00" * 64), attempt=1), "attempt 1"),
+        (lambda f: site_says(f, Agreed(reservation=1, signature="00" * 64), attempt=1), "attempt 1"),
     ],
 )
 def test_a_site_that_does_not_sign_holds_the_study_up_and_is_named(federation, answer, reason):

@@ -309,7 +309,12 @@ def countersignatures(
     for site, identity in (pair for identities in signers for pair in identities.items()):
         length, head = place
         made = Countersignature.of(
-            identity, site=site, manifest=manifest.sha256, ledger_length=length, ledger_head=head
+            identity,
+            site=site,
+            manifest=manifest.sha256,
+            ledger_length=length,
+            ledger_head=head,
+            reservation=1,
         )
         signatures.setdefault(made.signature, made)
     return list(signatures.values())

@@ -117,8 +117,10 @@ def agreed_ledger(
     identities: Mapping[str, Identity],
     server: Identity,
     store: Callable[[bytes], Any] = lambda line: None,
+    *,
+    reservations: Mapping[str, int] = {},
 ) -> LedgerWriter:
-    """The ledger of a study that every site has signed."""
+    """The ledger of a study that every site has signed, as its first reservation or as the one given."""
     ledger = LedgerWriter(identity=server, store=store)
     ledger.append(entries.StudyEntry(manifest=manifest))
     for site in manifest.secagg_parameters.names:
@@ -128,6 +130,7 @@ def agreed_ledger(
             manifest=manifest.sha256,
             ledger_length=0,
             ledger_head=EMPTY_LEDGER_HEAD,
+            reservation=reservations.get(site, 1),
         )
         ledger.append(entries.CountersignatureEntry(countersignature=signature))
     return ledger
