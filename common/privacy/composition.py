@@ -66,7 +66,7 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
     deviations = -float(ndtri(_CUT * delta / releases))
     # The relative error of a probability: a thousand roundings a release, and one a point in the final sums.
     inner_delta = delta * (1 - 1e-9 - 1000 * _ULP * releases)
-    bound, found = math.inf, -math.inf
+    bound = math.inf
     while True:
         circles, interval, expected = _choose_grid(counts, deviations, delta, tolerance, bound)
         sums = [_LossSum(circle, interval) for circle in circles]
@@ -74,7 +74,7 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
             for total, loss in zip(sums, pair.discretised(interval, deviations), strict=True):
                 total.add(loss, count)
         found = max(0.0, *(total.epsilon(inner_delta) + _misplaced(counts, interval) for total in sums))
-        if expected <= _LEAST_EPSILON or not found < _FAR * expected:
+        if not _LEAST_EPSILON < found < _FAR * expected:
             return min(bound, found)
         bound = found
 
@@ -198,7 +198,7 @@ class _LossSum:
         losses, divergences, untilt = self._window()
         if not len(losses):
             return -math.inf
-        bounds = divergences - untilt * (self._rounding_error() + self._wrapped(losses[0]) / (self._tilt + 1))
+        bounds = divergences - untilt * (self._rounding_error() + self._wrapped(losses) / (self._tilt + 1))
         exceeding = np.flatnonzero(bounds > delta)  # not all before the last: what is taken off grows to the left
         if not len(exceeding):
             return -math.inf
@@ -216,7 +216,7 @@ class _LossSum:
         indices = np.arange(self._top - math.floor(2 * self._reach / h), self._top)
         losses: Array = h * indices.astype(np.float64)
         tilted = np.maximum(np.fft.irfft(self._transform, self._size)[indices % self._size], 0.0)
-        untilt = np.exp(self._log_moment - self._tilt * losses)
+        untilt: Array = np.exp(self._log_moment - self._tilt * losses)
         at_least = np.cumsum((tilted * untilt)[::-1])
         # delta(l) = (1 - exp(-h)) P(L >= l + h) + exp(-h) delta(l + h), from delta = 0 at the last loss of the window
         divergences: Array = np.zeros(len(losses))
@@ -234,15 +234,17 @@ class _LossSum:
         part = (bounds[at - 1] - delta) / (bounds[at - 1] - bounds[at])
         return float(losses[at - 1]) + math.log1p(part * math.expm1(self._interval))
 
-    def _wrapped(self, start: float) -> float:
-        """At least the tilted mass outside one lap from ``start`` (Chernoff). At s past epsilon it adds as the above.
+    def _wrapped(self, losses: Array) -> Array:
+        """At least the tilted mass that wraps around to above each of the window's ``losses`` (Chernoff).
 
-        A mass at s above epsilon counts as exp(-tilt s) (1 - exp(-s)), at most 1 / (tilt + 1).
+        It comes from a lap above it, or from below the window. At s above epsilon it would count as exp(-tilt s)
+        (1 - exp(-s)), at most 1 / (tilt + 1).
         """
-        steeper = (np.array(_STEEPER) - 1) * self._tilt
-        above = self._steeper_log_moments - self._log_moment - steeper * (start + self._size * self._interval)
-        below = self._tilt * start - self._log_moment
-        return math.exp(min(0.0, float(above.min()))) + math.exp(min(0.0, below))
+        steeper, lap = (np.array(_STEEPER) - 1) * self._tilt, self._size * self._interval
+        log_masses = self._steeper_log_moments - self._log_moment - steeper * lap
+        best = int(np.argmin(log_masses - steeper * self._log_moment / self._tilt))  # one for all: a convex function
+        above: Array = np.exp(log_masses[best] - steeper[best] * losses)
+        return above + math.exp(min(0.0, self._tilt * float(losses[0]) - self._log_moment))
 
     def _probability_above(self, loss: float) -> float:
         """At least the probability of a sum of ``loss`` or more (Chernoff)."""

@@ -86,7 +86,8 @@ def _said(verdict: Verdict) -> Iterator[str]:
             yield f"{finding.claim}: {finding.detail}"
         if finding.status is Status.OPEN:
             yield f"cannot be established here: {finding.claim}: {finding.detail}"
-            yield "the server's operator can send its folder of the study, which has every signature, to be verified"
+    if any(finding.status is Status.OPEN for finding in verdict.findings):
+        yield "the server's operator can send its folder of the study, which has every signature, to be verified"
 
 
 def _copy(evidence: Evidence, output: Path) -> None:

@@ -11,6 +11,8 @@ from grandrounds.common.errors import PrivacyError
 from grandrounds.common.system.processes import PROGRAM, environment
 from grandrounds.deploy.verify.claims import verify
 
+pytestmark = pytest.mark.soak  # two deployments at once are more than two processors do in the time of the tests
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):

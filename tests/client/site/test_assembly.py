@@ -98,7 +98,7 @@ def break_records(folder, lines=BROKEN):
 def updated(folder, model, **fields):
     """What the site computes, with these settings."""
     settings = folder.settings().model_copy(update=fields)
-    return open_update(settings, folder.manifest(), read_site_records(settings, folder.policy()), model=model)
+    return open_update(settings, folder.study().manifest(), read_site_records(settings, folder.policy()), model=model)
 
 
 def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn(folder, study, federation, caplog):
@@ -128,7 +128,9 @@ def test_identifiers_that_differ_in_spelling_alone_stop_a_site_until_its_setting
     with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and line 4"):
         open_site(folder)
     for similar, sizes in (("same", [1, 2]), ("different", [1, 1, 1])):
-        assert [len(unit) for unit in all_units(updated(folder, study.model, similar_identifiers=similar))] == sizes
+        assert [
+            len(unit) for unit in all_units(updated(folder, study.model, similar_identifiers=similar).cohort)
+        ] == sizes
 
 
 def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):

@@ -64,7 +64,7 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMI
 PROGRAMS = {
     "the command line": "sys.argv = ['grandrounds']; from grandrounds.deploy.cli.main import main; main()",
     "a site's relay": "from grandrounds.client.node.relay import main; main('', '/nowhere', '', '', '1')",
-    "the gate": "from grandrounds.deploy.server_ops.gate import main; main('', '0', '', '/nowhere', '/nowhere')",
+    "the gate": "from grandrounds.deploy.server_ops.gate import main; main('/nowhere')",
     "a study's process": "from grandrounds.deploy.flower.server_app import main; "
     "main(None, SimpleNamespace(run_config={}))",
 }

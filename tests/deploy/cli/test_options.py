@@ -128,6 +128,7 @@ def test_what_is_given_for_it_is_the_study_s_and_wins_over_the_file(run: Run, tm
     )
     assert code == 0, err
     expected = WiderData(
+        evaluation="synthetic",
         notes_per_visit=7,
         shortest_stay_days=0.5,
         language="de",

@@ -240,7 +240,7 @@ def test_every_container_is_confined(place):
 
 
 def test_what_others_send_takes_up_no_more_of_a_machine_than_a_part(place):
-    units = {unit: (place / whose / UNITS / unit).read_text() for unit, whose in ((NODE, "site"), (SERVER, "server"))}
+    units = {unit: (units_of(place, whose) / unit).read_text() for unit, whose in ((NODE, "site"), (SERVER, "server"))}
     assert "\nMemoryMax=8G\n" in units[NODE]
     assert "\nLimitNOFILE=16384\n" in units[SERVER]
     assert compose(place, "site")["services"]["node"]["mem_limit"] == "8g"

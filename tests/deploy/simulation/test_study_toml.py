@@ -20,7 +20,7 @@ SITES = [{"name": name, "nominal_units": units} for name, units in (("north", 20
         ({}, {}),
         (
             {
-                "model": {"name": 'a "quoted" \\ folder\n# ü', "target_modules": ["q_proj", "v_proj"]},
+                "model": {"name": 'a "quoted" \\ folder # ü', "target_modules": ["q_proj", "v_proj"]},
                 "privacy": {"delta": 1e-7, "sampling_probability": 1 / 3, "noise_multiplier": 1.25},
                 "training": {"max_attempts": 31, "deadline_s": 1e5},
             },

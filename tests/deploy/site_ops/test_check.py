@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from functools import partial
 
 import pytest
 from support.study.site_study import SiteStudy
@@ -117,11 +118,12 @@ def test_records_that_leave_nothing_to_learn_are_told_to_the_site_s_operator(fol
         rows = ({"patient_id": f"p{n}", "prompt": prompt, "completion": "Home."} for n, prompt in enumerate(prompts))
         (folder.path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
+    checked = partial(check, opt_outs_match_nobody=True)
     chart = "page after page " * 50
     write("Ready?", chart, chart)
-    assert any("two records of them have no token left to learn" in line for line in check(folder))
+    assert any("two records of them have no token left to learn" in line for line in checked(folder))
     write("Ready?", "Ready?")
-    assert not any("left to learn" in line for line in check(folder))
+    assert not any("left to learn" in line for line in checked(folder))
     write(chart, chart)
     with pytest.raises(DataError, match="none of the 2 records"):
-        check(folder)
+        checked(folder)

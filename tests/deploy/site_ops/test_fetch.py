@@ -96,9 +96,10 @@ def test_a_site_that_died_before_it_signed_has_nothing_to_fetch_and_one_that_die
     database.change("DELETE FROM ledger WHERE sequence > ?", last - signatures)
     database.close()
     said = list(fetch(folder, output=None))
-    assert f"{len(CLAIMS) - 1} of {len(CLAIMS)} claims" in said[0]
-    assert "0 sites signed that" in said[1]
-    assert "the server's operator can send" in said[2]
+    assert f"{len(CLAIMS) - 2} of {len(CLAIMS)} claims" in said[0]
+    assert "0 sites of at least" in said[1]
+    assert "0 sites signed that" in said[2]
+    assert "the server's operator can send" in said[3]
     database = SiteDatabase.open(folder.state)
     database.change("DELETE FROM ledger WHERE sequence = ?", last - signatures)
     database.close()

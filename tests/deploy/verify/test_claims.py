@@ -201,9 +201,8 @@ def test_noise_that_does_not_reach_the_target_is_refused(tmp_path: Path) -> None
 def test_a_claim_between_what_is_certain_and_what_can_be_shown_is_open(
     study: SmallStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recomputed = recomputed_epsilon
     claims._recomputed.cache_clear()
-    monkeypatch.setattr(claims, "recomputed_epsilon", lambda *args, **named: 1.02 * recomputed(*args, **named))
+    monkeypatch.setattr(claims, "recomputed_epsilon", lambda *args, **named: 1.02 * recomputed_epsilon(*args, **named))
     finding = found(folder, PRIVACY, manifest_hash=study.manifest.sha256)
     claims._recomputed.cache_clear()
     assert (finding.status, finding.outcome) == (Status.OPEN, Outcome.UNKNOWN)
@@ -213,6 +212,7 @@ def test_many_patients_of_whom_few_are_drawn_are_no_false_no(tmp_path: Path) -> 
     study = SmallStudy(
         study=small_study(
             (200_000,) * 5,
+            max_units=250_000,
             noise_multiplier=0.4371,
             privacy={"sampling_probability": 24e-6, "delta": 1e-7, "target_epsilon": 0.5},
             training={"rounds": 20, "max_attempts": 24},
