@@ -188,6 +188,8 @@ def _sampler(manifest: Manifest, *, attempts: int) -> Report:
         "expected_participations": q * steps * attempts,
         "expected_participations_in_whole_schedule": q * steps * manifest.max_attempts,
         "max_records_per_unit": study.data.records_per_unit,
+        "draw_caps": {site.name: manifest.draw_cap(site.name) for site in study.sites},
+        "delta_of_caps": None if manifest.schedule is None else manifest.schedule.cut_delta,
         "max_tokens": study.data.max_tokens,
     }
 

@@ -311,6 +311,13 @@ def test_an_evaluation_that_overflowed_is_null_and_not_infinity(federation: Smal
     assert "no finite figure before" in render_html(report)
 
 
+def test_the_report_says_at_how_many_units_draws_are_cut_and_what_that_costs(federation: SmallStudy) -> None:
+    manifest, sampler = federation.manifest, federation.report()["sampler"]
+    assert manifest.schedule is not None
+    assert sampler["draw_caps"] == {name: manifest.draw_cap(name) for name in manifest.site_keys}
+    assert sampler["delta_of_caps"] == manifest.schedule.cut_delta
+
+
 def test_a_study_without_a_finished_round_has_a_report() -> None:
     report = SmallStudy(study=small_study(noise_multiplier=NOISE_MULTIPLIER)).report()
     assert (report["attempts"], report["rounds"], report["exhausted"]) == (0, 0, False)
