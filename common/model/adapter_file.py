@@ -1,15 +1,18 @@
 """The adapter as a file of safetensors, of which nobody has to trust a byte."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..errors import ModelError
 from .adapter import AdapterLayout, Vector
 
-_TRAINED = {"ffa": (".lora_B.weight",), "lora": (".lora_A.weight", ".lora_B.weight")}
+_B = ".lora_B.weight"
+_TRAINED = {"ffa": (_B,), "lora": (".lora_A.weight", _B)}
 
 
-def trained_vector(data: bytes, *, kind: str) -> Vector:
-    """The numbers that a study trained, as one vector [d], from its adapter's file. Raises ModelError."""
+def read_tensors(data: bytes) -> dict[str, Vector]:
+    """All tensors of an adapter's file, by their names. Raises ModelError."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -17,10 +20,20 @@ def trained_vector(data: bytes, *, kind: str) -> Vector:
         tensors = load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _unfit("is no file of safetensors") from error
-    chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(_TRAINED[kind])}
-    if any(tensor.dtype != np.float32 for tensor in chosen.values()):
+    if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise _unfit("has numbers that are not float32")
+    return tensors
+
+
+def vector_of(tensors: Mapping[str, Vector], *, kind: str, trained: bool) -> Vector:
+    """The tensors that a study of this ``kind`` of adapter trained, or those that it did not, as one vector [d]."""
+    chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(_TRAINED[kind]) == trained}
     return AdapterLayout.of({name: tensor.shape for name, tensor in chosen.items()}).flatten(chosen)
+
+
+def trained_vector(data: bytes, *, kind: str) -> Vector:
+    """The numbers that a study trained, as one vector [d], from its adapter's file. Raises ModelError."""
+    return vector_of(read_tensors(data), kind=kind, trained=True)
 
 
 def _unfit(what: str) -> ModelError:

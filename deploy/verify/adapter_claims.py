@@ -3,16 +3,16 @@
 import json
 from typing import Final
 
+from ...common.errors import ModelError
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import AdapterLayout, Vector, vector_sha256
 from ...common.model.adapter_config import adapter_config
+from ...common.model.adapter_file import read_tensors, vector_of
 from ...common.model.base_folder import published_name
 from ...common.study.artefacts import CONFIG, WEIGHTS
 from .case import Case, Claim, DisagreesError, OpenError, differences, parse_json
-
-_B: Final = ".lora_B.weight"
 
 
 def _trained(case: Case) -> str:
@@ -40,26 +40,15 @@ def _configured(case: Case) -> str:
 
 def adapter_vector(case: Case, *, trained: bool) -> Vector:
     """The adapter's trained numbers, or the others, as one vector (``common/model/adapter``). Raises DisagreesError."""
-    tensors, manifest = _tensors(case.result(WEIGHTS)), case.verified.manifest
+    data, manifest = case.result(WEIGHTS), case.verified.manifest
+    try:
+        tensors = read_tensors(data)
+    except ModelError as error:
+        raise DisagreesError(f"{WEIGHTS}: {error.what}") from error
     layout = AdapterLayout.of({name: tensor.shape for name, tensor in tensors.items()})
     if layout.sha256 != manifest.adapter_layout_sha256:
         raise DisagreesError(f"{WEIGHTS} has tensors of other names or shapes than the study's adapter")
-    suffix = _B if manifest.study.model.adapter == "ffa" else ""
-    chosen = {name: tensor for name, tensor in tensors.items() if name.endswith(suffix) == trained}
-    return AdapterLayout.of({name: tensor.shape for name, tensor in chosen.items()}).flatten(chosen)
-
-
-def _tensors(data: bytes) -> dict[str, Vector]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        tensors = load(data)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DisagreesError(f"{WEIGHTS} is no file of safetensors") from error
-    if any(tensor.dtype != "float32" for tensor in tensors.values()):
-        raise DisagreesError(f"{WEIGHTS} has numbers that are not float32")
-    return tensors
+    return vector_of(tensors, kind=manifest.study.model.adapter, trained=trained)
 
 
 def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
