@@ -2,11 +2,10 @@
 
 import shutil
 from copy import deepcopy
-from functools import cache
 
 import pytest
 from support.ledger.ledger_forger import drafts, next_begun, resealed
-from support.ledger.ledger_history import History, history_study
+from support.ledger.ledger_history import History, two_rounds
 from support.study.federation import reserved, small_study
 
 from grandrounds.client.state.site_state import SiteState
@@ -20,14 +19,6 @@ from grandrounds.common.protocol.messages import Adverts, Refusal, RefusalCode, 
 SITE = "site-2"
 OTHERS = ("site-1", "site-3", "site-4", "site-5")
 EVERYBODY = tuple(sorted({SITE, *OTHERS}))
-
-
-@cache
-def two_rounds():
-    made = History(study=history_study(rounds=9))
-    made.attempt()
-    made.attempt()
-    return made
 
 
 @pytest.fixture

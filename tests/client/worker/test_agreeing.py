@@ -1,9 +1,7 @@
 """A site's signature on a manifest stands for one place in the ledger: after all that the site took part in."""
 
-from functools import cache
-
 import pytest
-from support.ledger.ledger_history import History, history_study
+from support.ledger.ledger_history import History, history_study, two_rounds
 from support.study.federation import reserved
 
 from grandrounds.client.state.site_state import SiteState
@@ -17,14 +15,6 @@ from grandrounds.server.rounds.signing import BEFORE, Signing
 SITE, NEW = "site-2", "site-6"
 SILENCE = ""
 UNITS = {f"site-{i}": 4 for i in range(1, 6)}
-
-
-@cache
-def two_rounds():
-    made = History(study=history_study(rounds=9))
-    made.attempt()
-    made.attempt()
-    return made
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,15 @@ class History:
             if site not in self.budgets:
                 self.budgets[site] = reserved(SiteState.in_memory(), manifest)
             self.restart(site)
+
+
+@cache
+def two_rounds() -> History:
+    """Two attempts of two rounds, in which all took part; who goes on from there takes a fork."""
+    made = History(study=history_study(rounds=9))
+    made.attempt()
+    made.attempt()
+    return made
 
 
 def round_closed(attempt: int, round_: int, last_step: LastStep) -> entries.RoundClosed:
