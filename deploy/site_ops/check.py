@@ -58,10 +58,10 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
     name, unit = settings.name, manifest.study.privacy.unit
-    units = all_units(update.cohort)
+    units = len(all_units(update.cohort))
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
-        f"{sum(map(len, units))} records of {len(units)} {unit}s were read; the study counts on "
+        f"{records} records of {units} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
