@@ -11,6 +11,7 @@ from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_std
 from ...common.schema import known
 from ...common.study.completion import draw_cap_of
 from ...common.study.study import Study
+from .rounding import two_digits_up
 
 # Other programs of a machine take time, too.
 _MARGIN = 1.25
@@ -32,10 +33,7 @@ def instant_of(study: Study, *, batch_s: float, batch_size: int) -> float:
         draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
     )
     batches = math.ceil(units * study.data.records_per_unit / batch_size)
-    seconds = max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S)
-    digit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
-    # The inner rounding keeps an error in the last bit from becoming a whole digit.
-    return float(f"{math.ceil(round(seconds / digit, 6)) * digit:.2g}")
+    return two_digits_up(max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S))
 
 
 def slow_batch_s(study: Study, sampler: GradSampler) -> float:

@@ -14,6 +14,7 @@ from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of
 from ...common.study.study import Site, Study
+from .rounding import two_digits_up
 from .spare_site import no_spare_site
 
 if TYPE_CHECKING:  # it loads torch, which a plan without a trial does not need
@@ -156,9 +157,7 @@ def steps_reversed(ratio: float) -> float:
 def with_clipping_norm(study: Study, trial: "Trial") -> Study:
     """The study, clipping at the median of the public norms (Andrew et al. 2021), rounded up to two digits."""
     _, median, _ = trial.quartiles
-    digit = 10.0 ** (math.floor(math.log10(median)) - 1)
-    # The inner rounding keeps an error in the last bit from becoming a whole digit.
-    return _with_privacy(study, clipping_norm=float(f"{math.ceil(round(median / digit, 6)) * digit:.2g}"))
+    return _with_privacy(study, clipping_norm=two_digits_up(median))
 
 
 def with_enough_units(study: Study, trial: "Trial | None") -> Study:
