@@ -61,9 +61,9 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     """The study and the simulation that the tables describe. Raises StudyError or DataError."""
     simulation = validated(Simulation, tables.get(_SIMULATION, {}))
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
-    privacy = fields.get("privacy", {})
-    claims_nothing = isinstance(privacy, dict) and privacy.get("noise") is False
-    _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=claims_nothing)
+    privacy = fields.get("privacy")
+    privacy = privacy if isinstance(privacy, dict) else {}  # what is no table is refused with the rest of the study
+    _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=privacy.get("noise") is False)
     if "sites" not in fields:
         fields["sites"] = _nominal_sites(simulation, unit=privacy.get("unit", "patient"))
     if not simulation.evaluation and isinstance(fields.get("data", {}), dict):

@@ -45,6 +45,12 @@ def test_units_that_nobody_states_are_refused_and_no_record_is_read() -> None:
         read_simulation(tables())
 
 
+def test_a_section_that_is_no_table_is_refused_by_its_name() -> None:
+    for section in ("privacy", "data", "training"):
+        with pytest.raises(StudyError, match=f"{section} = 4"):
+            read_simulation({section: 4})
+
+
 def test_built_in_hospitals_state_theirs() -> None:
     assert set(units({}).values()) == {24}
 
