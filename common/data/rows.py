@@ -17,6 +17,7 @@ _KNOWN: Final = {PATIENT_ID}.union(*KINDS)
 _PANDAS_INDEX: Final = "__index_level_"
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP: Final = b"\x1f\x8b"
+_BATCH: Final = 1024  # rows of Parquet held at a time
 # One long note must not keep its site away. The limit is the whole process's, and no cell is longer than its file.
 csv.field_size_limit(2**31 - 1)
 
@@ -55,15 +56,18 @@ class Source:
         where = f"{self.path.name}, {position}:" if position else f"{self.path.name}:"
         raise DataError(f"{where} {what}", why="a study trains only on data that was read whole", fix=fix) from None
 
-    def text(self) -> str:
-        """The whole file as text; bytes that are not UTF-8 are lone surrogates, which no text of a record may hold."""
+    def lines(self, *, newline: str) -> Iterator[str]:
+        """The file's lines, one held at a time, split as ``newline`` of ``open`` says.
+
+        Bytes that are not UTF-8 are lone surrogates, which no text of a record may hold.
+        """
         try:
-            data = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                if file.peek(len(_GZIP)).startswith(_GZIP):
+                    self.refuse("", "it is compressed (gzip)", "unpack it: gunzip takes a file whose name ends in .gz")
+                yield from io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
         except OSError as error:
             self.refuse("", f"it cannot be read ({error.strerror})", "check the path and its permissions")
-        if data.startswith(_GZIP):
-            self.refuse("", "it is compressed (gzip)", "unpack it: gunzip takes a file whose name ends in .gz")
-        return data.decode("utf-8-sig", errors="surrogateescape")
 
     def check_columns(self, position: str, names: Sequence[str]) -> None:
         """Raises DataError unless the columns are those of records; they are told by number, never by name."""
@@ -92,8 +96,7 @@ def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
 
 
 def _jsonl(source: Source) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
-    # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(source.text().split("\n"), start=1):
+    for number, line in enumerate(source.lines(newline="\n"), start=1):
         if line.strip():
             yield f"line {number}", _json_row(line)
 
@@ -112,11 +115,15 @@ def _json_row(line: str) -> Mapping[str, object] | Malformed:
 
 def has_surrogates(text: str) -> bool:
     """Whether it holds what UTF-8 cannot: bytes of another encoding, or halves of pairs, which JSON can spell."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _csv(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(io.StringIO(source.text(), newline=""), strict=True)
+    reader = csv.reader(source.lines(newline=""), strict=True)
     header: list[str] | None = None
     while True:
         position = f"line {reader.line_num + 1}"
@@ -140,20 +147,18 @@ def _parquet(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
         # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
         with pyarrow.parquet.ParquetFile(source.path) as file:
-            table = file.read()
-        names = table.column_names
+            names = file.schema_arrow.names
+            source.check_columns("", names)
+            for batch in file.iter_batches(_BATCH):
+                for cells in zip(*batch.columns, strict=True):
+                    number += 1
+                    yield f"row {number}", dict(zip(names, map(_python, cells), strict=True))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
         source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
-    source.check_columns("", names)
-    number = 0
-    for batch in table.to_batches():
-        for index in range(batch.num_rows):
-            number += 1
-            row = {name: _python(column[index]) for name, column in zip(names, batch.columns, strict=True)}
-            yield f"row {number}", row
 
 
 def _python(scalar: Any) -> object:
