@@ -11,7 +11,7 @@ from ...common.errors import StudyError
 from ...common.privacy.trust import Trust
 from ...common.schema import Section, read_toml, validated
 from ...common.study.manifest import Manifest
-from ...common.study.study import PrivacyUnit
+from ...common.study.study import PrivacyUnit, Site
 from ...common.version import __version__
 from .asset import LARGEST_EPSILON, Asset
 
@@ -131,9 +131,7 @@ def _broken(policy: Policy, manifest: Manifest, name: str) -> Iterator[str]:
         yield from _above("δ", manifest.delta, limits.largest_delta)
     elif not policy.data.synthetic_data_only:
         yield "it adds no noise, and the site's records are not stated to be synthetic (synthetic_data_only = false)"
-    declared = {site.name: site.sensitivity for site in manifest.study.sites}.get(name)
-    if declared == "synthetic" and not policy.data.synthetic_data_only:
-        yield "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
+    yield from (point for site in manifest.study.sites if site.name == name for point in _misquoted(policy, site))
     if privacy.trust not in limits.trust:
         yield f"its trust is {privacy.trust}, and the site allows {_listed(limits.trust)}"
     # Under local trust the site's own noise is all that protects its patients: h is 1 whatever the others do.
@@ -152,6 +150,18 @@ def _broken(policy: Policy, manifest: Manifest, name: str) -> Iterator[str]:
             f"its program has SHA-256 {manifest.package_sha256}, and the site allows {_listed(limits.package_sha256)}"
         )
     yield from _unverified(manifest, name, limits.verified_peers)
+
+
+def _misquoted(policy: Policy, site: Site) -> Iterator[str]:
+    """What the study says of the site, and the site does not."""
+    if site.sensitivity == "synthetic" and not policy.data.synthetic_data_only:
+        yield "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
+    for field, said, own in (
+        ("largest_epsilon", site.largest_epsilon, policy.study.largest_epsilon),
+        ("budget_epsilon", site.budget_epsilon, policy.data.epsilon),
+    ):
+        if said not in (None, own):
+            yield f"it says that the site's {field} is {said:g}, and by its policy it is {own:g}"
 
 
 def _unverified(manifest: Manifest, name: str, verified: tuple[str, ...]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from ..model.optimizers import OptimizerName
 from ..privacy.trust import Trust
 from ..schema import Help, Line, Option, Section, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
+from .about import AboutSection
 
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)]
@@ -154,6 +155,7 @@ class Site(Section):
     ``max_units`` is a bound on its cohort that it states with room to spare, and that its own worker checks.
     ``records`` says in words what its records are, ``residency`` where they are kept. ``sha256`` is of the records
     themselves, and only for those that are no person's: whoever can guess a record could confirm it by its hash.
+    ``largest_epsilon`` and ``budget_epsilon`` are its own policy's, if it makes them public; it checks them on joining.
     """
 
     name: Annotated[Name, Help("The site's, here and in every command")]
@@ -167,6 +169,12 @@ class Site(Section):
     sensitivity: Annotated[Sensitivity, Help("Of the records")] = "identifiable"
     residency: Annotated[Words | None, Help("Where they are kept, in its own words", example='"Oslo"')] = None
     sha256: Annotated[Hex32 | None, Help("Of records that are public or synthetic", example='"0123…"')] = None
+    largest_epsilon: Annotated[
+        float | None, Help("Most that its policy allows one study, if it makes that public", example="4.0"), Field(gt=0)
+    ] = None
+    budget_epsilon: Annotated[
+        float | None, Help("Its patients' budget for all studies, if it makes that public", example="8.0"), Field(gt=0)
+    ] = None
 
     @model_validator(mode="after")
     def _reveals_nobody(self) -> Self:
@@ -192,6 +200,7 @@ class Study(Section):
     (600, 4, 'distributed')
     """
 
+    about: AboutSection = AboutSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     privacy: PrivacySection = PrivacySection()

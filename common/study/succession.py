@@ -17,6 +17,11 @@ MAY_CHANGE: Final = frozenset(
         "package_sha256",
         "app_sha256",
         "connection_sha256",
+        # Who takes part, and whom one asks; what the study is for stays.
+        "study.about.institutions",
+        "study.about.contact",
+        "study.about.dated",
+        "study.about.ends",
         "study.sites",
         "study.secagg.threshold",
         "study.training.answer_after_s",

@@ -23,6 +23,7 @@ _NAMES: Final = (_STUDY, _ADAPTER, _CA, _FLOWER)
 CONNECTION_LABEL: Final = b"grandrounds/connection/v1\n"
 _LARGEST: Final = {_ADAPTER: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 24
+_NOT_STATED: Final = "not stated"
 _WHY: Final = "every site runs exactly this study, and speaks to this server alone"
 
 
@@ -134,9 +135,12 @@ def shown_key(key: str) -> str:
 def described(manifest: Manifest) -> dict[str, Any]:
     """A study in plain words, for whoever decides about joining it."""
     study = manifest.study
-    privacy, training = study.privacy, study.training
+    about, privacy, training = study.about, study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
     return {
+        "title": about.title or _NOT_STATED,
+        "purpose": about.purpose or _NOT_STATED,
+        "contact": about.contact or _NOT_STATED,
         "sites": f"{', '.join(site.name for site in study.sites)}; {manifest.threshold} must answer",
         "model": f"{study.model.name}, SHA-256 {manifest.model_sha256}",
         "protects": f"each {privacy.unit}, {strength}, over at most {manifest.max_attempts} attempts",

@@ -100,10 +100,24 @@ def test_a_study_without_noise_is_for_synthetic_records_only():
     check_policy(policy(data={"synthetic_data_only": True}), manifest(privacy=NOISELESS), name=SITE)
 
 
-def test_only_the_site_itself_calls_its_records_synthetic():
+def saying(**fields):
+    """A manifest that says this of every site."""
     study = manifest()
-    sites = tuple(site.model_copy(update={"sensitivity": "synthetic"}) for site in study.study.sites)
-    calling = study.model_copy(update={"study": study.study.model_copy(update={"sites": sites})})
+    sites = tuple(site.model_copy(update=fields) for site in study.study.sites)
+    return study.model_copy(update={"study": study.study.model_copy(update={"sites": sites})})
+
+
+def test_limits_that_a_study_quotes_of_a_site_are_its_policy_s():
+    own = policy()
+    right = {"largest_epsilon": own.study.largest_epsilon, "budget_epsilon": own.data.epsilon}
+    check_policy(own, saying(**right), name=SITE)
+    for field in right:
+        (point,) = broken(own, saying(**{**right, field: 99.0}))
+        assert point == f"it says that the site's {field} is 99, and by its policy it is {right[field]:g}"
+
+
+def test_only_the_site_itself_calls_its_records_synthetic():
+    calling = saying(sensitivity="synthetic")
     (point,) = broken(policy(), calling)
     assert point == "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
     check_policy(policy(data={"synthetic_data_only": True}), calling, name=SITE)

@@ -15,7 +15,23 @@ from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 
 VECTOR = json.loads((VECTORS / "manifest.json").read_text(encoding="utf-8"))
-DESCRIPTION = {"records": "letters", "residency": "Oslo", "sensitivity": "synthetic", "sha256": "12" * 32}
+DESCRIPTION = {
+    "records": "letters",
+    "residency": "Oslo",
+    "sensitivity": "synthetic",
+    "sha256": "12" * 32,
+    "largest_epsilon": 4.0,
+    "budget_epsilon": 8.0,
+}
+ABOUT = {
+    "title": "Letters",
+    "purpose": "letters that write themselves",
+    "institutions": ["Oslo", "Bergen"],
+    "contact": "dpo@example.org",
+    "dated": "2026-11-30",
+    "begins": "2026-12-01",
+    "ends": "2027-03-31",
+}
 SITES = [{"name": f"site-{i}", "nominal_units": 20, "max_units": 25, **DESCRIPTION} for i in range(1, 6)]
 KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}
 
@@ -23,6 +39,7 @@ KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}
 def complete(**privacy: Any) -> dict[str, Any]:
     """The fields of a study in which nothing is left open, under local trust, where every field can be varied."""
     return {
+        "about": ABOUT,
         "privacy": {
             "trust": "local",
             "delta": 1e-3,
@@ -78,6 +95,7 @@ def replaced(value: Any, path: tuple[Any, ...], leaf: Any) -> Any:
 def others(leaf: Any) -> list[Any]:
     """Values near one, of which some field of a study accepts at least one."""
     words = ["local", "distributed", "lora", "public", "record", "sgd", "adam", "q_proj", "0.1.1", "11" * 32]
+    words += ["2027-01-31", "2026-12-31", "2026-11-29"]
     match leaf:
         case bool():
             return [not leaf]

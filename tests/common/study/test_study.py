@@ -67,6 +67,11 @@ def cost(study: Study) -> float:
         ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "residency": "\u202eOslo"}]}, "sites.5.residency = "),
         ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "records": "w" * 201}]}, "sites.5.records = "),
         ({"sites": [*SITES, {"name": "six", "nominal_units": 1, "sensitivity": "none"}]}, "sites.5.sensitivity = "),
+        ({"about": {"title": "Letters\nand more"}}, "about.title = "),
+        ({"about": {"institutions": ["Oslo", " "]}}, "about.institutions.1 = "),
+        ({"about": {"dated": "30.11.2026"}}, "about.dated = '30.11.2026': this is no day; write it as 2026-11-30"),
+        ({"about": {"ends": "2026-W48-1"}}, "about.ends = '2026-W48-1': this is no day"),
+        ({"about": {"begins": "2026-12-02", "ends": "2026-12-01"}}, "ends: 2026-12-01 is before it begins, 2026-12-02"),
         ({"privacy": {"sites_per_patient": 6}}, "sites_per_patient: above the number of sites"),
         ({"training": {"local_steps": 2}}, "training.local_steps: "),
         ({"secagg": {"modulus_bits": 16}}, "distributed trust sums noisy integers"),
@@ -112,6 +117,13 @@ def test_a_value_of_another_type_is_refused_and_not_converted(toml: str, complai
     with pytest.raises(StudyError) as refusal:
         read_study(tmp_path / "study.toml")
     assert complaint in refusal.value.what
+
+
+@pytest.mark.parametrize("day", ["2026-11-30", '"2026-11-30"'])
+def test_a_day_is_written_with_or_without_quotes(day: str, tmp_path: Path) -> None:
+    sites = "".join(f'[[sites]]\nname = "{name}"\nnominal_units = 20\n' for name in ("a", "b", "c"))
+    (tmp_path / "study.toml").write_text(f"[about]\nbegins = {day}\n{sites}", encoding="utf-8")
+    assert read_study(tmp_path / "study.toml").about.begins == "2026-11-30"
 
 
 @pytest.mark.parametrize("sensitivity", ["identifiable", "deidentified"])
