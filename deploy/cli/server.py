@@ -1,19 +1,32 @@
 """``grandrounds server``: the aggregation server's side of a study."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
-from .terminal import say, until_stopped
+from .terminal import at_terminal, say, until_stopped
 
 if TYPE_CHECKING:
+    from ...common.study.about import AboutSection
     from ...server.run.server_folder import ServerFolder
 
 server = typer.Typer(name="server", help="The aggregation server's side of a study.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ABOUT = "What the study says of itself: every site signs it, and its report shows it"
+# What is asked for at a terminal, of what was not given.
+_QUESTIONS = {
+    "title": "What people call the study",
+    "purpose": "What it is for, in one sentence",
+    "institutions": "Institutions that take part or coordinate it, with ; between them",
+    "contact": "Who answers questions about it",
+    "begins": "The day from which it may run (2026-12-01)",
+    "ends": "The last day on which it may run",
+}
 CERTIFICATES = "A certificate of your own (all three, or none for one that is made here)"
 
 
@@ -23,6 +36,19 @@ def init(
     host: Annotated[str, typer.Option(help="The name or address by which hospitals reach this server.")] = "localhost",
     port: Annotated[int, typer.Option(help="The port that they reach.")] = 9092,
     superlink_port: Annotated[int, typer.Option(help="Of Flower's SuperLink, on loopback alone.")] = 9093,
+    title: Annotated[str | None, typer.Option(help="What people call the study.", rich_help_panel=ABOUT)] = None,
+    purpose: Annotated[str | None, typer.Option(help="What it is for, in one sentence.", rich_help_panel=ABOUT)] = None,
+    institution: Annotated[
+        list[str] | None,
+        typer.Option(help="Who takes part or coordinates it; once for each.", rich_help_panel=ABOUT),
+    ] = None,
+    contact: Annotated[str | None, typer.Option(help="Who answers questions about it.", rich_help_panel=ABOUT)] = None,
+    begins: Annotated[
+        str | None, typer.Option(help="The day from which it may run.", metavar="DAY", rich_help_panel=ABOUT)
+    ] = None,
+    ends: Annotated[
+        str | None, typer.Option(help="The last day on which it may run.", metavar="DAY", rich_help_panel=ABOUT)
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="With its chain (PEM).", rich_help_panel=CERTIFICATES)
     ] = None,
@@ -38,9 +64,12 @@ def init(
     if len(given) not in (0, 3):
         raise typer.BadParameter("give --certificate, --certificate-key and --ca together, or none of them")
     certificates = (given[0], given[1], given[2]) if given else None
+    place = _folder(folder)
+    said = {"title": title, "purpose": purpose, "institutions": institution, "contact": contact}
+    about = _about({**said, "begins": begins, "ends": ends}, ask=at_terminal() and not place.study_toml.exists())
     say(
         server_operator.init(
-            _folder(folder), host=host, port=port, superlink_port=superlink_port, certificates=certificates
+            place, host=host, port=port, superlink_port=superlink_port, certificates=certificates, about=about
         )
     )
 
@@ -144,6 +173,33 @@ def report(folder: Folder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
     else:
         print_summary(plain_console(), found, place.study.path, {})
+
+
+def _about(said: dict[str, Any], *, ask: bool) -> "AboutSection":
+    """What is said of a study: as it was given, and as it is answered where something was not. Raises StudyError."""
+    from ...common.schema import validated
+    from ...common.study.about import AboutSection
+
+    if ask:
+        typer.echo(f"{ABOUT}. Enter leaves one out.")
+        for name in (name for name, value in said.items() if not value):
+            answer = partial(_answer, name)
+            said[name] = typer.prompt(_QUESTIONS[name], default="", show_default=False, value_proc=answer)
+    return validated(AboutSection, {name: value for name, value in said.items() if value})
+
+
+def _answer(name: str, text: str) -> str | list[str]:
+    """What was answered, if a study can say it; else it is asked for again."""
+    from ...common.errors import StudyError
+    from ...common.schema import validated
+    from ...common.study.about import AboutSection
+
+    value = [part.strip() for part in text.split(";")] if name == "institutions" and text else text
+    try:
+        validated(AboutSection, {name: value} if value else {})
+    except StudyError as error:
+        raise click.UsageError(error.what) from error
+    return value
 
 
 def _folder(path: Path) -> "ServerFolder":

@@ -1,6 +1,7 @@
 """What the commands of both operators share."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 
@@ -26,3 +27,8 @@ def until_stopped() -> Callable[[], bool]:
 def confirmed(question: str) -> bool:
     """Whether somebody at the terminal said yes."""
     return typer.confirm(question, default=False)
+
+
+def at_terminal() -> bool:
+    """Whether somebody is there who can be asked."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

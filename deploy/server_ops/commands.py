@@ -18,6 +18,7 @@ from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
 from ...common.model.language_model import LanguageModel
 from ...common.secagg.parameters import default_threshold
+from ...common.study.about import AboutSection
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import read_study
@@ -39,6 +40,7 @@ from ..enrolment.node_keys import make_secret
 from ..flower.archive import app_sha256
 from ..plan.instant import answer_after_s
 from ..plan.spare_site import no_spare_site
+from .about import check_said, with_about
 from .certificate_watch import RENEW_WITHIN, CertificateWatch
 from .flwr import FlowerCli
 from .programs import ServerPrograms
@@ -66,12 +68,17 @@ def init(
     port: int,
     superlink_port: int,
     certificates: tuple[Path, Path, Path] | None = None,
+    about: AboutSection | None = None,
 ) -> list[str]:
     """Make keys, certificates, settings and a study to edit, where they are missing.
 
     ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
-    to trust. Raises StudyError, also where the folder has other settings, and StorageError.
+    to trust. ``about`` is what the study is to say of itself. Raises StudyError, also where the folder has other
+    settings or its study says otherwise, and StorageError.
     """
+    about = about or AboutSection()
+    if folder.study_toml.exists():
+        check_said(folder.study_toml, about)
     make_private_folder(folder.path)
     make_key(folder.path / KEY)
     fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
@@ -88,8 +95,9 @@ def init(
         _take_certificates(folder.certificates, certificates)
     _certify(folder.certificates, host)
     _prepare_flower(folder)
-    template = resources.files(templates).joinpath("study.server.toml")
-    write_missing(folder.study_toml, template.read_bytes)
+    template = resources.files(templates).joinpath("study.server.toml").read_text(encoding="utf-8")
+    dated = about.model_copy(update={"dated": about.dated or datetime.now(UTC).date().isoformat()})
+    write_missing(folder.study_toml, lambda: with_about(template, dated).encode())
     return [
         "this server's key, for every site to compare:",
         f"  {shown_key(folder.identity().public_key)}",

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
+from grandrounds.common.study.study import read_study
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.enrolment.bundle import SiteCard
 from grandrounds.deploy.enrolment.node_keys import make_node_key
@@ -45,6 +46,31 @@ def test_each_step_says_the_next_and_the_keys_to_compare(folder, card):
     assert f"grandrounds server bundle {folder}" in said
     key = json.loads(card.read_text())["public_key"]
     assert key in said.replace(" ", "")
+
+
+def test_what_is_said_of_a_study_stands_in_it_and_is_not_written_over(folder):
+    said = ["--title=Letters", "--institution=Oslo, Norway", "--institution=Bergen", "--begins=2026-12-01"]
+    for _ in range(2):
+        call("init", folder, *said)
+    about = read_study(folder / "study.toml").about
+    assert (about.title, about.institutions, about.begins) == ("Letters", ("Oslo, Norway", "Bergen"), "2026-12-01")
+    assert about.dated is not None and about.contact is None
+    with pytest.raises(StudyError, match=r"study.toml is there, and its \[about\] says otherwise: title"):
+        call("init", folder, "--title=Notes")
+    with pytest.raises(StudyError, match="ends: 2026-11-30 is before it begins"):
+        call("init", folder.with_name("other"), "--begins=2026-12-01", "--ends=2026-11-30")
+    assert not folder.with_name("other").exists()
+
+
+def test_at_a_terminal_what_was_not_given_is_asked_for_once_and_again_where_it_cannot_be(folder, monkeypatch):
+    monkeypatch.setattr("grandrounds.deploy.cli.server.at_terminal", lambda: True)
+    answers = "better letters\nOslo; Bergen\ndpo@example.org\n1.12.2026\n2026-12-01\n\n"
+    result = CliRunner().invoke(app, ["server", "init", str(folder), "--title=Letters"], input=answers)
+    assert "this is no day; write it as 2026-11-30" in result.output
+    about = read_study(folder / "study.toml").about
+    assert (about.purpose, about.institutions, about.ends) == ("better letters", ("Oslo", "Bergen"), None)
+    again = CliRunner().invoke(app, ["server", "init", str(folder)])
+    assert (again.exit_code, "Enter leaves one out" in again.output) == (0, False)
 
 
 def test_status_says_where_a_server_stands_for_people_and_for_machines(folder, card):

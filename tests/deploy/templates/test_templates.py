@@ -7,6 +7,7 @@ import pytest
 
 import grandrounds.deploy.templates
 from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
+from grandrounds.common.schema import Section
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.simulation.config import read_simulation
 from grandrounds.deploy.simulation.settings import Simulation
@@ -20,7 +21,8 @@ def test_the_full_example_names_every_field_of_a_study() -> None:
     # Commented-out settings count: they are the ones that exclude another.
     lines = [line.removeprefix("# ") for line in text.splitlines()]
     named = {line.split("=")[0].strip() for line in lines if "=" in line}
-    for section in [*Study.sections().values(), Simulation]:
+    sections: tuple[type[Section], ...] = (*Study.sections().values(), Simulation)
+    for section in sections:
         assert set(section.model_fields) - named - {"data"} == set()
 
 
