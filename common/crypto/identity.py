@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..errors import EnvelopeError, StorageError
 from ..system.files import write_missing
@@ -26,6 +26,23 @@ WHY_SIGNED = "only intact messages of known senders may act on a study"
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+def shown_key(key: str) -> str:
+    """A public key as it is printed everywhere: in groups of four, to be read aloud.
+
+    >>> shown_key("0123456789ab")
+    '0123 4567 89ab'
+    """
+    return " ".join(key[start : start + 4] for start in range(0, len(key), 4))
+
+
+def _written_out(given: Any) -> Any:
+    return "".join(given.split()).lower() if isinstance(given, str) else given
+
+
+# A public key as people hand it on: as it is printed, or without the spaces.
+GivenKey = Annotated[Hex32, BeforeValidator(_written_out)]
 
 
 def canonical_json(value: Any) -> bytes:

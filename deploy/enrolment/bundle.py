@@ -8,13 +8,14 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from ...common.crypto.identity import Hex32, Name, canonical_json, sha256
+from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
 from ...common.errors import StudyError
 from ...common.schema import Address, Section
 from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
+from ...server.report.claim import at_least, count
 from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
@@ -32,7 +33,7 @@ class SiteCard(Section):
 
     format: Literal["grandrounds/site/v1"] = SITE_FORMAT
     name: Name
-    public_key: Hex32
+    public_key: GivenKey
     node_key: str
 
     @classmethod
@@ -123,31 +124,23 @@ def _parts(path: Path) -> dict[str, bytes]:
         return {member.filename: archive.read(member) for member in members}
 
 
-def shown_key(key: str) -> str:
-    """A key for reading aloud: groups of four.
-
-    >>> shown_key("0123456789ab")
-    '0123 4567 89ab'
-    """
-    return " ".join(key[start : start + 4] for start in range(0, len(key), 4))
-
-
 def described(manifest: Manifest) -> dict[str, Any]:
     """A study in plain words, for whoever decides about joining it."""
     study = manifest.study
     about, privacy, training = study.about, study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
+    must_answer = at_least(manifest.threshold, of=len(study.sites))
     return {
         "title": about.title or _NOT_STATED,
         "purpose": about.purpose or _NOT_STATED,
         "contact": about.contact or _NOT_STATED,
-        "sites": f"{', '.join(site.name for site in study.sites)}; {manifest.threshold} must answer",
+        "sites": f"{', '.join(site.name for site in study.sites)}; {must_answer} must answer",
         "model": f"{study.model.name}, SHA-256 {manifest.model_sha256}",
-        "protects": f"each {privacy.unit}, {strength}, over at most {manifest.max_attempts} attempts",
-        "against": f"the server with {privacy.corrupt_sites} other sites ({privacy.trust} trust)",
-        "training": f"{training.rounds} rounds; a {privacy.unit} takes part in one with probability "
+        "protects": f"each {privacy.unit}, {strength}, over at most {count(manifest.max_attempts, 'attempt')}",
+        "against": f"the server with {count(privacy.corrupt_sites, 'other site')} ({privacy.trust} trust)",
+        "training": f"{count(training.rounds, 'round')}; a {privacy.unit} takes part in one with probability "
         f"{privacy.sampling_probability:.4g}",
-        "reads": f"at most {study.data.records_per_unit} records of a {privacy.unit} in a step, "
+        "reads": f"at most {count(study.data.records_per_unit, 'record')} of a {privacy.unit} in a step, "
         f"{study.data.max_tokens} tokens each",
         "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ...client.site.assembly import sampler_of
-from ...common.crypto.identity import make_key
+from ...common.crypto.identity import make_key, shown_key
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StorageError, StudyError
 from ...common.model.adapter import vector_bytes
@@ -27,7 +27,7 @@ from ...common.system.supervision import tend
 from ...server.run.server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
 from .. import templates
 from ..builtin.models import base_model_folder, with_lasting_name
-from ..enrolment.bundle import Bundle, Flower, SiteCard, shown_key
+from ..enrolment.bundle import Bundle, Flower, SiteCard
 from ..enrolment.certificates import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -136,7 +136,7 @@ def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
     known = sites.get(site.name)
     if known is not None and known.public_key != site.public_key:
         raise StudyError(
-            f"{site.name} is enrolled with another key, {known.public_key[:16]}…",
+            f"{site.name} is enrolled with another key, {shown_key(known.public_key)}",
             why="whoever can change a site's key can speak in its name",
             fix="ask the site which is its own; a site that lost its key takes another name, or signs a successor",
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ...common.crypto.identity import canonical_json, sha256
+from ...common.crypto.identity import canonical_json, sha256, shown_key
 from ...common.errors import GrandRoundsError
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
@@ -130,13 +130,15 @@ def _authorship(case: Case) -> str:
     manifests = {manifest.sha256: manifest.version for manifest in case.verified.manifests}
     manifest = case.verified.manifest
     if case.manifest_hash is None:
-        keys = "; ".join(f"{site} {key}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items())
+        keys = "; ".join(
+            f"{site} {shown_key(key)}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items()
+        )
         raise OpenError(
             f"authorship is not established: ask a site for the hash of its manifest. This one is {manifest.sha256}; "
             f"the keys are {keys}",
             Outcome.UNVOUCHED,
         )
-    given = case.manifest_hash.strip().lower()
+    given = "".join(case.manifest_hash.split()).lower()
     if given not in manifests:
         raise DisagreesError(f"this study's manifest is {manifest.sha256}")
     if given != manifest.sha256 and not case.verified.agreed:

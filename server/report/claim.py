@@ -72,7 +72,7 @@ def adversary(manifest: Manifest) -> str:
 def seen(manifest: Manifest) -> str:
     """What the server and the other sites get to see of a site's work, and what hides the rest."""
     study, threshold = manifest.study, manifest.threshold
-    sum_over = f"only the sum over at least {threshold} of the {len(study.sites)} sites"
+    sum_over = f"only the sum over {at_least(threshold, of=len(study.sites))}"
     if study.privacy.trust == "local":
         return (
             "Each site adds all of the noise itself before anything leaves it. Secure aggregation then shows the "
@@ -227,6 +227,15 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     """
     word = _WORDS[number] if number < len(_WORDS) else str(number)
     return f"{word} {noun}" if number == 1 else f"{word} {plural or noun + 's'}"
+
+
+def at_least(sites: int, *, of: int) -> str:
+    """How many sites it takes.
+
+    >>> at_least(3, of=3), at_least(3, of=4)
+    ('all 3 sites', 'at least 3 of the 4 sites')
+    """
+    return f"all {of} sites" if sites == of else f"at least {sites} of the {of} sites"
 
 
 def up(value: float, digits: int = 2) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from ...common.crypto.identity import shown_key
 from . import claim
 from .report import Report
 
@@ -254,7 +255,7 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for filter_ in (markdown, number, percent, odds_factor, probability):
+    for filter_ in (markdown, number, percent, odds_factor, probability, shown_key):
         environment.filters[filter_.__name__] = filter_
     environment.filters["up"] = bound
     return environment

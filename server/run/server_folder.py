@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, ValidationError
 
-from ...common.crypto.identity import Hex32, Identity, Name, read_key
+from ...common.crypto.identity import GivenKey, Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
 from ...common.schema import Section, Words, read_settings
 from ...common.study.artefacts import MANIFEST
@@ -59,7 +59,7 @@ class ServerSettings(Section):
 class EnrolledSite(Section):
     """A site that the server knows by its keys; ``node_id`` is Flower's, once Flower has its node."""
 
-    public_key: Hex32
+    public_key: GivenKey
     node_key: str
     node_id: int | None = None
 
