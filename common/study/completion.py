@@ -9,7 +9,7 @@ from ..privacy.events import SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
 from ..secagg.parameters import default_threshold
-from .study import ATTEMPTS_PER_ROUND, DEFAULT_TARGET_EPSILON, Study
+from .study import ATTEMPTS_PER_ROUND, DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, Study
 
 
 def complete_study(study: Study) -> Study:
@@ -109,11 +109,11 @@ def default_max_units(nominal_units: int) -> int:
 
 
 def default_delta(total_nominal_units: int) -> float:
-    """A tenth of one over all nominal units, rounded down to one digit.
+    """A tenth of one over all nominal units, rounded down to one digit, and at most 5e-4.
 
-    >>> default_delta(120)
-    0.0008
+    >>> default_delta(380), default_delta(120)
+    (0.0002, 0.0005)
     """
-    bound = 1 / (10 * total_nominal_units)
+    bound = min(LARGEST_DEFAULT_DELTA, 1 / (10 * total_nominal_units))
     power = math.floor(math.log10(bound))
     return float(f"{math.floor(bound / 10.0**power + 1e-9)}e{power}")

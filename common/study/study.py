@@ -23,6 +23,7 @@ Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 # What follows where a study leaves it open. Attempts that fail have a reserve: a fifth of the rounds.
 ATTEMPTS_PER_ROUND = 1.2
 DEFAULT_TARGET_EPSILON = 4.0
+LARGEST_DEFAULT_DELTA = 5e-4
 
 # Panels of the commands' help, in their order.
 PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", "Training"
@@ -81,7 +82,11 @@ class PrivacySection(Section):
     target_epsilon: Annotated[
         float | None, Option("ε of the whole study", unset=f"{DEFAULT_TARGET_EPSILON:g}"), Field(ge=0.01, le=100)
     ] = None
-    delta: Annotated[float | None, Option("Its δ", unset="a tenth of one over all units"), Field(gt=0, lt=0.1)] = None
+    delta: Annotated[
+        float | None,
+        Option("Its δ", unset=f"a tenth of one over all units, at most {LARGEST_DEFAULT_DELTA:g}"),
+        Field(gt=0, lt=0.1),
+    ] = None
     noise_multiplier: Annotated[
         float | None, Help("Noise over sensitivity; instead of target_epsilon", example="1.2"), Field(gt=0, le=1000)
     ] = None

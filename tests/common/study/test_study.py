@@ -157,7 +157,7 @@ def test_the_largest_delta_is_one_over_all_nominal_units() -> None:
 
 def test_what_a_study_leaves_open_follows_from_it() -> None:
     filled = complete_study(study(training={"rounds": 20}, privacy={"noise_multiplier": 4, "sampling_probability": 1}))
-    assert filled.privacy.delta == default_delta(100) == 1e-3
+    assert filled.privacy.delta == default_delta(100) == 5e-4
     assert filled.training.max_attempts == 24
     assert filled.secagg.threshold == 4
     assert filled.secagg.modulus_bits == 32
@@ -246,5 +246,6 @@ def test_what_is_wrong_with_settings_is_told_as_theirs(
 
 
 @pytest.mark.parametrize("total", [1, 3, 7, 10, 99, 100, 120, 12345, 10**9])
-def test_the_default_delta_is_at_most_a_tenth_of_one_over_all_units(total: int) -> None:
-    assert 0.5 / (10 * total) < default_delta(total) <= 1 / (10 * total) * (1 + 1e-12)
+def test_the_default_delta_is_at_most_a_tenth_of_one_over_all_units_and_what_policies_allow(total: int) -> None:
+    bound = min(5e-4, 1 / (10 * total))
+    assert 0.5 * bound < default_delta(total) <= bound * (1 + 1e-12)
