@@ -1,21 +1,23 @@
 """A site's policy: what it allows a study to be, whoever proposes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ...common.crypto.identity import Hex32, Name
+from ...common.crypto.identity import GivenKey, Hex32, Name, shown_key
 from ...common.errors import StudyError
 from ...common.privacy.trust import Trust
-from ...common.schema import Section, read_toml, validated
+from ...common.schema import Section, known, read_toml, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import PrivacyUnit, Site
 from ...common.version import __version__
 from .asset import LARGEST_EPSILON, Asset
 
-_WHY = "a site takes part only in what it has allowed beforehand"
+POLICY: Final = "policy.toml"
+_WHY: Final = "a site takes part only in what it has allowed beforehand"
 
 
 class AllowedModel(Section):
@@ -53,7 +55,7 @@ class StudyPolicy(Section):
     models: tuple[AllowedModel, ...] = Field(default=(), strict=False)
     package_versions: tuple[str, ...] = Field(default=(__version__,), strict=False)
     package_sha256: tuple[Hex32, ...] | None = Field(default=None, strict=False)
-    verified_peers: tuple[Hex32, ...] = Field(default=(), strict=False)
+    verified_peers: tuple[GivenKey, ...] = Field(default=(), strict=False)
 
 
 class DataPolicy(Section):
@@ -106,81 +108,119 @@ def read_policy(path: Path) -> Policy:
     return policy.model_copy(update={"data": data})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """A point in which a study breaks a site's policy.
+
+    ``field`` of policy.toml has the value ``found``. The study needs ``needed`` there; where that is a tuple, the field
+    lists what is allowed, and all of it has to be in the list. ``why`` is what it is of the study. ``of_site``: it is
+    about the site's own records and limits, which follow no study.
+    """
+
+    field: str
+    found: Any
+    needed: Any
+    why: str
+    of_site: bool = False
+
+    def __str__(self) -> str:
+        has, needs = ("lists", "in it ") if isinstance(self.needed, tuple) else ("is", "")
+        return f"{self.field} {has} {_shown(self.found)}, and the study needs {needs}{_shown(self.needed)} ({self.why})"
+
+
 def check_policy(policy: Policy, manifest: Manifest, *, name: str) -> None:
     """Raises StudyError with every point in which the study breaks the policy of the site ``name``.
 
     It reads no record. What the study costs beside others is for ``Reservations`` to allow.
     """
-    broken = list(_broken(policy, manifest, name))
+    if name not in manifest.site_keys:
+        raise StudyError(
+            f"name in site.toml is {name}, and the study's sites are {', '.join(manifest.site_keys)}",
+            why=_WHY,
+            fix="ask the server's operator to enroll this site's site.json, and to name the site in study.toml",
+        )
+    broken = list(violations(policy, manifest, name=name))
     if broken:
         raise StudyError(
-            f"the study breaks this site's policy: {'; '.join(broken)}",
+            f"the study breaks this site's policy, {POLICY}: {'; '.join(map(str, broken))}",
             why=_WHY,
-            fix="ask the study's author for another study, or change the policy if the site means to allow this",
+            fix=f"ask the study's author for another study, or change {POLICY} if the site means to allow this: "
+            "`grandrounds client join` without --yes offers to",
         )
 
 
-def _broken(policy: Policy, manifest: Manifest, name: str) -> Iterator[str]:
+def violations(policy: Policy, manifest: Manifest, *, name: str) -> Iterator[Violation]:
+    """Every point in which a study breaks the policy of its site ``name``."""
     limits, privacy = policy.study, manifest.study.privacy
-    if name not in manifest.site_keys:
-        yield f"its sites are {', '.join(manifest.site_keys)}, and {name} is not among them"
     if privacy.unit != policy.data.unit:
-        yield f"it protects each {privacy.unit}, and the site's budget is for each {policy.data.unit}"
-    if privacy.noise:
-        yield from _above("ε", privacy.target_epsilon or 0.0, limits.largest_epsilon)
-        yield from _above("δ", manifest.delta, limits.largest_delta)
-    elif not policy.data.synthetic_data_only:
-        yield "it adds no noise, and the site's records are not stated to be synthetic (synthetic_data_only = false)"
+        yield _data("unit", policy, privacy.unit, f"it protects each {privacy.unit}")
+    if not privacy.noise and not policy.data.synthetic_data_only:
+        yield _data("synthetic_data_only", policy, True, "it adds no noise, which is for records of nobody")
     yield from (point for site in manifest.study.sites if site.name == name for point in _misquoted(policy, site))
+    epsilon = known(privacy.target_epsilon) if privacy.noise else 0.0
+    if epsilon > limits.largest_epsilon:
+        yield _study("largest_epsilon", policy, epsilon, "its ε")
+    if privacy.noise and manifest.delta > limits.largest_delta:
+        yield _study("largest_delta", policy, manifest.delta, "its δ")
     if privacy.trust not in limits.trust:
-        yield f"its trust is {privacy.trust}, and the site allows {_listed(limits.trust)}"
+        yield _study("trust", policy, (privacy.trust,), "who adds the noise")
     # Under local trust the site's own noise is all that protects its patients: h is 1 whatever the others do.
     if privacy.trust == "distributed" and manifest.honest_shares < limits.smallest_honest_shares:
-        yield (
-            f"h = {manifest.honest_shares} honest shares of noise are certain, and the site asks for "
-            f"{limits.smallest_honest_shares}"
+        yield _study(
+            "smallest_honest_shares",
+            policy,
+            manifest.honest_shares,
+            "honest shares of noise that are certain in every sum",
         )
     if not any(model.is_of(manifest) for model in limits.models):
-        model = f"{manifest.study.model.name} ({manifest.model_sha256})"
-        yield f"its base model is {model}, and the site allows {_listed([str(model) for model in limits.models])}"
+        model = AllowedModel(name=manifest.study.model.name, sha256=manifest.model_sha256)
+        yield _study("models", policy, (model,), "its base model")
     if manifest.package_version not in limits.package_versions:
-        yield f"it runs version {manifest.package_version}, and the site allows {_listed(limits.package_versions)}"
+        yield _study("package_versions", policy, (manifest.package_version,), "the program's version")
     if limits.package_sha256 is not None and manifest.package_sha256 not in limits.package_sha256:
-        yield (
-            f"its program has SHA-256 {manifest.package_sha256}, and the site allows {_listed(limits.package_sha256)}"
-        )
-    yield from _unverified(manifest, name, limits.verified_peers)
+        yield _study("package_sha256", policy, (manifest.package_sha256,), "of the program's files")
+    yield from _unverified(policy, manifest, name)
 
 
-def _misquoted(policy: Policy, site: Site) -> Iterator[str]:
+def _misquoted(policy: Policy, site: Site) -> Iterator[Violation]:
     """What the study says of the site, and the site does not."""
     if site.sensitivity == "synthetic" and not policy.data.synthetic_data_only:
-        yield "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
-    for field, said, own in (
-        ("largest_epsilon", site.largest_epsilon, policy.study.largest_epsilon),
-        ("budget_epsilon", site.budget_epsilon, policy.data.epsilon),
-    ):
-        if said not in (None, own):
-            yield f"it says that the site's {field} is {said:g}, and by its policy it is {own:g}"
+        yield _data("synthetic_data_only", policy, True, "it calls this site's records synthetic")
+    if site.largest_epsilon not in (None, policy.study.largest_epsilon):
+        limit = _study("largest_epsilon", policy, site.largest_epsilon, "it says so of this site")
+        yield replace(limit, of_site=True)
+    if site.budget_epsilon not in (None, policy.data.epsilon):
+        yield _data("epsilon", policy, site.budget_epsilon, "it says so of this site")
 
 
-def _unverified(manifest: Manifest, name: str, verified: tuple[str, ...]) -> Iterator[str]:
+def _unverified(policy: Policy, manifest: Manifest, name: str) -> Iterator[Violation]:
     """Keys that nobody compared may all be one party's: their sites count towards those assumed corrupt."""
+    verified = policy.study.verified_peers
+    found = tuple(map(shown_key, verified))
+
+    def missing(keys: Iterable[str], why: str) -> Violation:
+        return Violation(field="study.verified_peers", found=found, needed=tuple(map(shown_key, keys)), why=why)
+
     if manifest.server_key not in verified:
-        yield f"the server's key {manifest.server_key} is not among verified_peers"
+        yield missing([manifest.server_key], "the server's key")
     sites = [site for site, key in manifest.site_keys.items() if site != name and key not in verified]
     assumed = manifest.study.privacy.corrupt_sites
     if len(sites) > assumed:
-        yield (
-            f"the keys of {len(sites)} sites ({', '.join(sites)}) are not among verified_peers, and it assumes at most "
-            f"{assumed} corrupt"
+        yield missing(
+            [manifest.site_keys[site] for site in sites],
+            f"the keys of {', '.join(sites)}, of which {assumed} may be missing, as many as it assumes corrupt",
         )
 
 
-def _above(called: str, value: float, largest: float) -> Iterator[str]:
-    if value > largest:
-        yield f"{called} = {value}, and the site allows {largest}"
+def _study(field: str, policy: Policy, needed: object, why: str) -> Violation:
+    return Violation(field=f"study.{field}", found=getattr(policy.study, field), needed=needed, why=why)
 
 
-def _listed(values: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(values) or "none"
+def _data(field: str, policy: Policy, needed: object, why: str) -> Violation:
+    return Violation(field=f"data.{field}", found=getattr(policy.data, field), needed=needed, why=why, of_site=True)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "nothing"
+    return str(value).lower() if isinstance(value, bool) else str(value)

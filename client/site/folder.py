@@ -14,12 +14,11 @@ from ...common.schema import Section, read_settings
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ..budget.patients import FingerprintKey
-from ..budget.policy import Policy, read_policy
+from ..budget.policy import POLICY, Policy, read_policy
 from .joined_study import LEFT, JoinedStudy, damaged, not_joined
 
 KEY: Final = "key"
 FINGERPRINT_KEY: Final = "fingerprint.key"
-POLICY: Final = "policy.toml"
 SETTINGS: Final = "site.toml"
 _PAUSED: Final = "paused"
 _NAME_DIGITS: Final = 12  # of a study's id

@@ -60,14 +60,13 @@ def join(
     """Show a study against the site's policy and budget; then agree to it, or not."""
     from ..enrolment.bundle import Bundle, described
     from ..site_ops import commands as site_operator
+    from ..site_ops.adoption import offer_policy
 
-    study = Bundle.read(bundle)
+    study, site = Bundle.read(bundle), _site(folder)
     say(f"{field:10}{text}" for field, text in described(study.manifest).items())
-    say(
-        site_operator.join_study(
-            _site(folder), study, agreed=lambda agreement: yes or confirmed("Does this site agree?")
-        )
-    )
+    if not yes:
+        offer_policy(site, study.manifest, confirmed=confirmed, say=lambda line: say([line]))
+    say(site_operator.join_study(site, study, agreed=lambda agreement: yes or confirmed("Does this site agree?")))
 
 
 @client.command()

@@ -10,13 +10,14 @@ from typing import Final
 
 from ...client.budget.agreement import Agreement, join
 from ...client.budget.patients import FingerprintKey, Patients
+from ...client.budget.policy import POLICY
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
-from ...client.site.folder import FINGERPRINT_KEY, KEY, POLICY, SETTINGS, SiteFolder, SiteSettings
+from ...client.site.folder import FINGERPRINT_KEY, KEY, SETTINGS, SiteFolder, SiteSettings
 from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
 from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.crypto.identity import canonical_json, make_key
+from ...common.crypto.identity import canonical_json, make_key, shown_key
 from ...common.data.records import read_records
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS
@@ -107,7 +108,7 @@ def init(
     readable = [f"see to it that {settings.worker_user}, and no other user, can read {settings.data}, and the model"]
     _settle(folder)
     return [
-        f"this site's key, to be compared with whoever asks: {card.public_key}",
+        f"this site's key, to be compared with whoever asks: {shown_key(card.public_key)}",
         f"send {path / CARD} to the server's operator",
         *(readable if settings.worker_user else []),
         f"edit {path / POLICY}: what this site allows a study to be",

@@ -4,16 +4,22 @@ import pytest
 from support.study.allowed_study import IDENTITIES, KEYS, NOISELESS, SERVER, SITE, manifest, policy
 
 from grandrounds.client.budget.policy import Policy, check_policy, read_policy
+from grandrounds.common.crypto.identity import shown_key
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.common.version import __version__
+
+
+def shown(*keys):
+    """Keys as they are printed."""
+    return ", ".join(map(shown_key, keys))
 
 
 def broken(rules, study, name=SITE):
     """The points of the refusal."""
     with pytest.raises(StudyError) as refusal:
         check_policy(rules, study, name=name)
-    return refusal.value.what.removeprefix("the study breaks this site's policy: ").split("; ")
+    return refusal.value.what.removeprefix("the study breaks this site's policy, policy.toml: ").split("; ")
 
 
 @pytest.mark.parametrize("trust", ["distributed", "local"])
@@ -24,39 +30,69 @@ def test_a_study_at_every_limit_is_allowed(trust):
 @pytest.mark.parametrize(
     ("rules", "study", "said"),
     [
-        ({"largest_epsilon": 1.9}, {}, "ε = 2.0, and the site allows 1.9"),
-        ({"largest_delta": 9e-5}, {}, "δ = 0.0001, and the site allows 9e-05"),
-        ({"trust": ["local"]}, {}, "its trust is distributed, and the site allows local"),
-        ({"trust": []}, {}, "its trust is distributed, and the site allows none"),
-        ({"smallest_honest_shares": 4}, {}, "h = 3 honest shares of noise are certain, and the site asks for 4"),
+        ({"largest_epsilon": 1.9}, {}, "study.largest_epsilon is 1.9, and the study needs 2.0 (its ε)"),
+        ({"largest_delta": 9e-5}, {}, "study.largest_delta is 9e-05, and the study needs 0.0001 (its δ)"),
+        (
+            {"trust": ["local"]},
+            {},
+            "study.trust lists local, and the study needs in it distributed (who adds the noise)",
+        ),
+        (
+            {"trust": []},
+            {},
+            "study.trust lists nothing, and the study needs in it distributed (who adds the noise)",
+        ),
+        (
+            {"smallest_honest_shares": 4},
+            {},
+            "study.smallest_honest_shares is 4, and the study needs 3 (honest shares of noise that are certain in every"
+            " sum)",
+        ),
         (
             {"models": [{"name": "other"}, {"sha256": "44" * 32}]},
             {},
-            f"its base model is builtin ({'22' * 32}), and the site allows other (any files), any ({'44' * 32})",
+            f"study.models lists other (any files), any ({'44' * 32}), and the study needs in it builtin ({'22' * 32}) "
+            "(its base model)",
         ),
-        ({"package_versions": ["9.9"]}, {}, f"it runs version {__version__}, and the site allows 9.9"),
+        (
+            {"package_versions": ["9.9"]},
+            {},
+            f"study.package_versions lists 9.9, and the study needs in it {__version__} (the program's version)",
+        ),
         (
             {"package_sha256": ["55" * 32]},
             {},
-            f"its program has SHA-256 {running_sha256()}, and the site allows {'55' * 32}",
+            f"study.package_sha256 lists {'55' * 32}, and the study needs in it {running_sha256()} (of the program's "
+            "files)",
         ),
-        ({"package_sha256": []}, {}, f"its program has SHA-256 {running_sha256()}, and the site allows none"),
         (
-            {"verified_peers": KEYS[1:]},
+            {"package_sha256": []},
             {},
-            f"the server's key {SERVER.public_key} is not among verified_peers",
+            f"study.package_sha256 lists nothing, and the study needs in it {running_sha256()} (of the program's "
+            "files)",
+        ),
+        (
+            {"verified_peers": [KEYS[1], *KEYS[3:]]},
+            {},
+            f"study.verified_peers lists {shown(KEYS[1], *KEYS[3:])}, and the study needs in it "
+            f"{shown(SERVER.public_key)} (the server's key)",
         ),
         (
             {"verified_peers": KEYS[:2]},
             {},
-            "the keys of 3 sites (site-3, site-4, site-5) are not among verified_peers, "
-            "and it assumes at most 1 corrupt",
+            f"study.verified_peers lists {shown(*KEYS[:2])}, and the study needs in it {shown(*KEYS[3:])} (the keys of "
+            "site-3, site-4, site-5, of which 1 may be missing, as many as it assumes corrupt)",
         ),
-        ({}, {"privacy": {"unit": "record"}}, "it protects each record, and the site's budget is for each patient"),
+        (
+            {},
+            {"privacy": {"unit": "record"}},
+            "data.unit is patient, and the study needs record (it protects each record)",
+        ),
         (
             {},
             {"privacy": NOISELESS},
-            "it adds no noise, and the site's records are not stated to be synthetic (synthetic_data_only = false)",
+            "data.synthetic_data_only is false, and the study needs true (it adds no noise, which is for records of "
+            "nobody)",
         ),
     ],
 )
@@ -64,16 +100,19 @@ def test_each_point_is_named_with_what_the_study_has_and_what_the_site_allows(ru
     assert broken(policy(**rules), manifest(**study)) == [said]
 
 
+NAMED = ("largest_epsilon", "largest_delta", "trust", "models", "server's key", "keys of site-1, site-3")
+
+
 def test_all_points_are_named_at_once():
     points = broken(Policy(), manifest())
     assert len(points) == 6
-    for point, part in zip(points, ("ε = 2.0", "δ = ", "trust", "base model", "server's key", "4 sites"), strict=True):
+    for point, part in zip(points, NAMED, strict=True):
         assert part in point
 
 
 def test_a_site_that_is_not_in_the_study_is_told_so():
     (point,) = broken(policy(), manifest(), name="site-9")
-    assert point == "its sites are site-1, site-2, site-3, site-4, site-5, and site-9 is not among them"
+    assert point == "name in site.toml is site-9, and the study's sites are site-1, site-2, site-3, site-4, site-5"
 
 
 @pytest.mark.parametrize("unverified", range(5))
@@ -83,13 +122,20 @@ def test_unverified_sites_count_towards_those_assumed_corrupt(unverified):
     if unverified <= 1:
         check_policy(rules, manifest(), name=SITE)
     else:
-        assert f"the keys of {unverified} sites" in broken(rules, manifest())[0]
+        lacking = [site for site in IDENTITIES if site != SITE][:unverified]
+        assert f"the keys of {', '.join(lacking)}, of which 1 may be missing" in broken(rules, manifest())[0]
 
 
 def test_a_model_is_known_by_its_name_by_its_files_or_by_both():
     for known in ({"name": "builtin"}, {"sha256": "22" * 32}, {"name": "builtin", "sha256": "22" * 32}):
         check_policy(policy(models=[known]), manifest(), name=SITE)
     assert broken(policy(models=[{"name": "builtin", "sha256": "55" * 32}]), manifest())
+
+
+def test_a_key_is_read_as_it_is_printed_and_without_the_spaces():
+    printed = [shown_key(key).upper() for key in KEYS]
+    assert policy(verified_peers=printed) == policy(verified_peers=KEYS)
+    check_policy(policy(verified_peers=printed), manifest(), name=SITE)
 
 
 def test_honest_shares_are_not_asked_for_under_local_trust():
@@ -111,15 +157,16 @@ def test_limits_that_a_study_quotes_of_a_site_are_its_policy_s():
     own = policy()
     right = {"largest_epsilon": own.study.largest_epsilon, "budget_epsilon": own.data.epsilon}
     check_policy(own, saying(**right), name=SITE)
-    for field in right:
+    for field, stated in (("largest_epsilon", "study.largest_epsilon"), ("budget_epsilon", "data.epsilon")):
         (point,) = broken(own, saying(**{**right, field: 99.0}))
-        assert point == f"it says that the site's {field} is 99, and by its policy it is {right[field]:g}"
+        assert point == f"{stated} is {right[field]}, and the study needs 99.0 (it says so of this site)"
 
 
 def test_only_the_site_itself_calls_its_records_synthetic():
     calling = saying(sensitivity="synthetic")
     (point,) = broken(policy(), calling)
-    assert point == "it calls this site's records synthetic, and the site does not (synthetic_data_only = false)"
+    needed = "data.synthetic_data_only is false, and the study needs true (it calls this site's records synthetic)"
+    assert point == needed
     check_policy(policy(data={"synthetic_data_only": True}), calling, name=SITE)
 
 

@@ -10,10 +10,11 @@ from support.process.resident_process import SITE, finish, refusal
 from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site import assembly
 from grandrounds.client.site.assembly import open_update
-from grandrounds.client.site.folder import KEY, POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
 from grandrounds.client.site.joined_study import FROZEN_ADAPTER
 from grandrounds.client.site.site_records import read_site_records
 from grandrounds.client.state.database import DATABASE, SiteDatabase

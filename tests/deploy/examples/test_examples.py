@@ -78,7 +78,7 @@ def test_the_merged_model_computes_what_base_and_adapter_compute(folder: Path) -
 def test_a_policy_refuses_a_study_and_then_allows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("write_policy", folder)
     refused, allowed = capsys.readouterr().out.splitlines()
-    assert "ε = 2.0, and the site allows 0.5" in refused
+    assert "study.largest_epsilon is 0.5, and the study needs 2.0" in refused
     assert allowed == "[]"
 
 

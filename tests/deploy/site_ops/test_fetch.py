@@ -7,8 +7,9 @@ from contextlib import closing
 import pytest
 from support.study.carried_study import carried
 
+from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site import assembly
-from grandrounds.client.site.folder import POLICY, SETTINGS, SiteFolder
+from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.worker.service import largest_request_bytes
 from grandrounds.common.errors import DataError, StorageError, StudyError

@@ -4,11 +4,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.study.federation import small_manifest
 
 import grandrounds.deploy.templates
-from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy
+from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy, violations
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.schema import Section
-from grandrounds.common.study.study import Study
+from grandrounds.common.study.completion import complete_study
+from grandrounds.common.study.study import LARGEST_DEFAULT_DELTA, Study, read_study
 from grandrounds.deploy.simulation.config import read_simulation
 from grandrounds.deploy.simulation.settings import Simulation
 from grandrounds.deploy.simulation.study_toml import full_example
@@ -47,6 +50,17 @@ def test_the_basic_policy_allows_the_basic_study_s_target() -> None:
     assert not policy.data.synthetic_data_only
 
 
+def test_a_study_of_the_server_s_template_passes_a_site_s_but_for_the_keys() -> None:
+    study = complete_study(read_study(TEMPLATES / "study.server.toml"))
+    identities = {site.name: Identity.generate() for site in study.sites}
+    manifest = small_manifest(study, identities, Identity.generate(), dimension=7, app_sha256=None)
+    policy = read_policy(TEMPLATES / "policy.basic.toml")
+    points = list(violations(policy, manifest, name="north"))
+    assert {point.field for point in points} == {"study.verified_peers"}
+    assert policy.data.epsilon >= 2 * 4 and policy.data.delta >= 2 * manifest.delta, "two such studies"
+    assert policy.study.largest_delta == LARGEST_DEFAULT_DELTA
+
+
 def test_the_full_example_states_the_defaults() -> None:
     tables = tomllib.loads((TEMPLATES / "study.full.toml").read_text(encoding="utf-8"))
     study, _ = read_simulation(tables)
@@ -54,7 +68,7 @@ def test_the_full_example_states_the_defaults() -> None:
     assert study.sites == tuple(site.model_copy(update={"max_units": 30}) for site in default.sites)
     assert (study.model, study.data) == (default.model, default.data)
     given = study.privacy.model_dump(exclude_none=True)
-    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "sampling_probability": 0.2}
+    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "delta": 5e-4, "sampling_probability": 0.2}
     assert given == {name: value for name, value in stated.items() if value is not None}
     assert study.training == default.training.model_copy(update={"max_attempts": 5})
 

@@ -4,7 +4,8 @@ import json
 import secrets
 import shutil
 
-from grandrounds.client.site.folder import KEY, POLICY, SiteFolder
+from grandrounds.client.budget.policy import POLICY
+from grandrounds.client.site.folder import KEY, SiteFolder
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
