@@ -61,7 +61,7 @@ def _ask(path: Path, kind: Kind, body: bytes, deadline: float) -> bytes:
         try:
             worker.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise _AwayError(f"no worker is up at {path}") from error
+            raise _AwayError("it is not up") from error
         worker.sendall(HEAD.pack(kind, len(body)) + body)
         answered, size = HEAD.unpack(_receive(worker, HEAD.size, deadline))
         if answered != kind:

@@ -11,7 +11,7 @@ from ...common.errors import StudyError
 from ...common.schema import Address, Section, Version
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
-from .supernode import Supernode
+from .supernode import LOG, Supernode
 
 _SETTINGS: Final = "node.json"
 
@@ -52,6 +52,16 @@ class NodeFolder:
     def certificates(self) -> Path:
         """The authority of the server's certificate, from the study's bundle."""
         return self.path / "ca.crt"
+
+    @property
+    def lock(self) -> Path:
+        """What the node's process holds, so that there is one."""
+        return self.written / "node.lock"
+
+    @property
+    def log(self) -> Path:
+        """What happened to SuperNode and relay, a line for each event."""
+        return self.written / LOG
 
     @property
     def written(self) -> Path:

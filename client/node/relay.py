@@ -93,8 +93,8 @@ class Relay:
         try:
             request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
             return str(self._executor.AcquireTask(request).token)
-        except httpx.TransportError as error:
-            _log.info("no SuperNode: %s", type(error).__name__)
+        except httpx.TransportError:
+            _log.info("the SuperNode is not up yet")
             time.sleep(1)
             return ""
 
@@ -138,10 +138,12 @@ class Relay:
         if not isinstance(request, bytes):
             return b""
         try:
-            return self._ask(request)
+            answer = self._ask(request)
         except OSError as error:
-            _log.warning("the worker does not answer: %s", type(error).__name__)
+            _log.warning("no answer came from the worker: %s", error)
             return b""
+        _log.info("the worker answered" if answer else "the worker stayed silent")
+        return answer
 
     def _client(self, interceptor: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor) -> RuntimeHttpClient:
         version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
@@ -174,7 +176,7 @@ def _pulled(runtime: RuntimeHttpClient, context: Context) -> Message:
 def main(runtime: str, secret: str, socket: str, app_sha256: str, timeout_s: str) -> None:
     """``python -m grandrounds.client.node.relay RUNTIME SECRET-FILE SOCKET APP-SHA256 TIMEOUT-S``."""
     keep_memory_private()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     Relay(
         runtime=runtime,

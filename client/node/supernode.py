@@ -3,7 +3,7 @@
 Three states of a SuperNode look alive and are not: its main loop ended by an error while its other threads go on; it
 waits for an answer that no task will give; it is one answer behind. Its memory is all its state, so the cure is one:
 end both and start both. SIGTERM comes first, since the server takes a killed node for connected for up to a minute,
-and refuses it until then.
+and refuses it until then. Why it was done, its own log says (``LOG``).
 """
 
 import logging
@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
-from ...common.system.files import trim_log
+from ...common.system.files import last_line, size_of, trim_log, without_colours
+from ...common.system.ports import cannot_listen, holder
 from ...common.system.processes import Process, environment
 from ...common.system.supervision import WATCH_S, Pauses
 
+LOG: Final = "node.log"  # of the process that keeps both running
+NODE_LOG, RELAY_LOG = "supernode.log", "relay.log"
 _LONGEST_PAUSE_S: Final = 15.0
+_LONGEST_REASON: Final = 400  # characters
 _GRACE_S: Final = 10.0
 # A line of Flower's own loops, after which a SuperNode may live on half dead. What begins with a path is its answer to
 # who asked at its port of loopback, as any program of this machine may, and lines of its HTTP server look otherwise.
@@ -61,20 +65,31 @@ class Supernode:
 
     def _once(self, stopped: Callable[[], bool]) -> None:
         self.folder.mkdir(exist_ok=True)
-        node_log, relay_log = self.folder / "supernode.log", self.folder / "relay.log"
-        errors = _Errors(node_log)
+        if (error := cannot_listen(("127.0.0.1", self.runtime_port))) is not None:
+            what = "port %d of loopback, for the SuperNode, cannot be had: %s; %s"
+            _log.error(what, self.runtime_port, error.strerror, holder(self.runtime_port))
+            return
+        node_log, relay_log = self.folder / NODE_LOG, self.folder / RELAY_LOG
+        errors, said_before = _Errors(node_log), size_of(relay_log)
         env = environment(FLWR_HOME=str(self.folder / "flower"))
         node = Process(self._supernode(), log=node_log, env=env)
         relay = Process(self._relay(), log=relay_log, env=env)
         _log.info("SuperNode %d and relay %d are up", node.pid, relay.pid)
         try:
-            while not stopped() and node.running and relay.running and not errors.found():
+            said = ""
+            while not stopped() and node.running and relay.running and not said:
                 with suppress(OSError, StorageError):
-                    trim_log(node_log)
-                    trim_log(relay_log)
+                    for log in (self.folder / LOG, node_log, relay_log):
+                        trim_log(log)
                 time.sleep(WATCH_S)
+                said = errors.found()
+            if stopped():
+                _log.info("SuperNode and relay are stopped")
+            elif relay.running:
+                _log.error("the SuperNode ended: %s", said or last_line(node_log))
+            else:
+                _log.error("the relay ended: %s", last_line(relay_log, since=said_before))
         finally:
-            _log.info("SuperNode %s, relay %s: both end", node.exit_code, relay.exit_code)
             relay.stop(_GRACE_S)
             node.stop(_GRACE_S)
 
@@ -96,13 +111,13 @@ class Supernode:
 
 
 class _Errors:
-    """Whether a log got a line since that is known to be of an error after which its SuperNode has to end."""
+    """What a log has got since, from a line on that is known to be of an error after which its SuperNode has to end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = path.stat().st_size if path.exists() else 0
 
-    def found(self) -> bool:
+    def found(self) -> str:
         with self._path.open("rb") as file:
             if os.fstat(file.fileno()).st_size < self._read:  # what was read was put aside
                 self._read = 0
@@ -110,4 +125,6 @@ class _Errors:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
-        return any(map(_FATAL.match, whole.split(b"\n")))
+        lines = whole.split(b"\n")
+        first = next((number for number, line in enumerate(lines) if _FATAL.match(line)), len(lines))
+        return " ".join(without_colours(b" ".join(lines[first:])).split())[:_LONGEST_REASON]

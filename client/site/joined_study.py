@@ -1,5 +1,6 @@
 """A study that a site joined: its manifest, and a folder for each of the site's two programs in it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, make_folder
+from ...common.system.locks import alone
 from ..node.folder import NodeFolder
 
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
@@ -50,6 +52,15 @@ class JoinedStudy:
     def lock(self) -> Path:
         """What the study's worker holds, so that there is one."""
         return self.store / "worker.lock"
+
+    def starting(self) -> AbstractContextManager[None]:
+        """Hold the study's programs for this process alone. Raises StudyError if another has started them."""
+        taken = StudyError(
+            f"study {self.name} is started already",
+            why="two workers of one site could each answer in the same attempt, and together reveal its update",
+            fix=f"use what runs (grandrounds client health {self.path.parents[1]} {self.name}), or stop it first",
+        )
+        return alone(self.path / "start.lock", taken=taken)
 
     @property
     def kept(self) -> Path:

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and stay."""
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Final
 from ..errors import StorageError
 
 LARGEST_LOG: Final = 1 << 23  # bytes
+_TAIL_BYTES: Final = 1 << 13
+_COLOURS: Final = re.compile(r"\x1b\[\d*m")
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -81,6 +84,32 @@ def trim_log(path: Path) -> None:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def size_of(path: Path) -> int:
+    """A file's bytes; none where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def last_line(path: Path, *, since: int = 0) -> str:
+    """The last line with text of a log after byte ``since``, without its colours; empty where nothing can be read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size - _TAIL_BYTES, since if since <= size else 0, 0))  # smaller where it was put aside
+            lines = without_colours(file.read()).splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def without_colours(said: bytes) -> str:
+    """What a program has printed, as text.
+
+    >>> without_colours(b"\x1b[91mERROR\x1b[0m: no")
+    'ERROR: no'
+    """
+    return _COLOURS.sub("", said.decode(errors="replace"))
 
 
 def rename_folder(source: Path, target: Path) -> None:

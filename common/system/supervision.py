@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ..errors import StorageError
-from .files import trim_log
+from .files import last_line, size_of, trim_log
 from .privileges import User
 from .processes import Process
 
@@ -69,7 +69,9 @@ class Program:
         if self._process.running:
             return
         if self._resume is None:
-            self._pause(f"ended ({self._process.exit_code}), see {self.log}", lived_s=time.monotonic() - self._started)
+            said = last_line(self.log, since=self._said_before) or "without a word"
+            what = f"ended ({self._process.exit_code}): {said} (more in {self.log})"
+            self._pause(what, lived_s=time.monotonic() - self._started)
         elif time.monotonic() >= self._resume:
             try:
                 self._process = self._started_process()
@@ -86,6 +88,7 @@ class Program:
         self._tell("stopped")
 
     def _started_process(self) -> Process:
+        self._said_before = size_of(self.log)
         process, self._started, self._resume = self._make(), time.monotonic(), None
         self._tell(f"started, process {process.pid}")
         return process

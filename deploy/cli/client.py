@@ -127,12 +127,20 @@ def node(folder: Folder, study: Study = "") -> None:
 
 
 @client.command()
-def health(folder: Folder, study: Study = "") -> None:
-    """Print how the worker that runs is, as JSON."""
-    from ..site_ops import programs as site_programs
+def health(
+    folder: Folder, study: Study = "", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Say how worker, node and relay are, and what keeps them from the study; exits with 1 unless all is well."""
+    from ..site_ops.health import health as site_health
 
     site = _site(folder)
-    typer.echo(json.dumps(site_programs.worker_health(site, site.study(study))))
+    found = site_health(site, site.study(study))
+    if as_json:
+        typer.echo(json.dumps({**(found.worker or {}), "well": found.is_well, **found.states}))
+    else:
+        say(f"{name:8}{state}" for name, state in found.states.items())
+    if not found.is_well:
+        raise typer.Exit(1)
 
 
 @client.command()

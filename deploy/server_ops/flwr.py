@@ -22,7 +22,10 @@ _IN_USE: Final = "key already in use"
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node that Flower knows: ``status`` is registered, online or offline; ``since`` when it became so."""
+    """A node that Flower knows: ``status`` is registered, online or offline; ``since`` when it became so.
+
+    One that is registered has not been online since its key was let in.
+    """
 
     node_id: int
     status: str
@@ -83,8 +86,10 @@ root-certificates = {json.dumps(authority, ensure_ascii=False)}
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
             said = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError) as error:
-            raise _failed(arguments, f"no answer ({type(error).__name__})") from error
+        except subprocess.TimeoutExpired as error:
+            raise _failed(arguments, f"no answer within {_PATIENCE_S:g} s") from error
+        except ValueError as error:
+            raise _failed(arguments, f"no answer in JSON: {done.stderr or done.stdout}") from error
         if not isinstance(said, dict) or not said.get("success"):
             raise _failed(arguments, str(said.get("error-message", done.stdout)) if isinstance(said, dict) else "")
         return said

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StudyError
-from ...common.system.ports import cannot_listen, listens
+from ...common.system.files import last_line
+from ...common.system.ports import await_free, listens
 from ...common.system.processes import environment
 from ...common.system.supervision import WATCH_S, Program
-from ...server.run.server_folder import ServerFolder
+from ...server.run.server_folder import SETTINGS, ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
 
 _START_S: Final = 60.0
@@ -35,8 +36,15 @@ class ServerPrograms:
         """Start them, each once the one before it answers; stop them at the end. Raises StudyError."""
         settings = self.folder.settings()
         addresses = {"superlink": settings.superlink_address, "gate": (settings.bind, settings.port)}
-        for address in addresses.values():
-            self._await_free(address)
+        if settings.port == settings.superlink_port:
+            raise StudyError(
+                f"port and superlink_port in {self.folder.path / SETTINGS} are both {settings.port}",
+                why="the gate and the SuperLink each listen on a port of their own",
+                fix="change superlink_port, which no site knows",
+            )
+        self._await_free("the SuperLink", addresses["superlink"], "superlink_port in server.toml, which no site knows")
+        gate = f"port in server.toml; sites then need a new study.zip (grandrounds server bundle {self.folder.path})"
+        self._await_free("the gate", addresses["gate"], gate)
         try:
             for name, command in self._commands().items():
                 program = Program(name, command, log=self._log(name), env=self._env, say=self.say)
@@ -61,21 +69,12 @@ class ServerPrograms:
                 raise StudyError(
                     f"{program.name} does not start",
                     why="without it no site reaches the study",
-                    fix=f"{program.log} says what it met",
+                    fix=f"{program.log} says what it met; its last line: {last_line(program.log)}",
                 )
             time.sleep(WATCH_S)
 
-    def _await_free(self, address: tuple[str, int]) -> None:
-        """Until nobody else listens there. Raises StudyError."""
-        deadline = time.monotonic() + self.patience_s
-        while (error := cannot_listen(address)) is not None:
-            if time.monotonic() > deadline:
-                raise StudyError(
-                    f"{address[0]}:{address[1]} cannot be listened on: {error.strerror}",
-                    why="the gate and the SuperLink each have a port of their own",
-                    fix="stop what uses it, or change it in server.toml; for another gate, sites need a new study.zip",
-                ) from error
-            time.sleep(WATCH_S)
+    def _await_free(self, program: str, address: tuple[str, int], setting: str) -> None:
+        await_free(address, program=program, setting=setting, patience_s=self.patience_s, say=self.say)
 
     @property
     def _env(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ import httpx
 from ...client.node.folder import NodeFolder, NodeSettings
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
+from ...common.durations import duration
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import described
 from ...common.system.files import write_atomically
@@ -46,11 +47,12 @@ def check_connection(folder: SiteFolder, study: JoinedStudy) -> Iterator[str]:
     """
     node, settings = study.node, study.node.settings()
     yield f"this is grandrounds {settings.package_version}, as the study pinned it; its server is {settings.address}"
-    yield from _way(node, settings)
+    yield from try_way(node, settings)
     yield from _machine(folder, settings)
 
 
-def _way(node: NodeFolder, settings: NodeSettings) -> Iterator[str]:
+def try_way(node: NodeFolder, settings: NodeSettings) -> Iterator[str]:
+    """What a node meets on its way to the server, a line for each step that passed. Raises as ``check_connection``."""
     host, _, port = settings.address.rpartition(":")
     proxy = _proxy(settings.address)
     if proxy is None:
@@ -125,7 +127,7 @@ def _compared(ahead: timedelta) -> str:
     seconds = round(ahead.total_seconds())
     if seconds == 0:
         return "agrees with"
-    return f"is {seconds} s ahead of" if seconds > 0 else f"is {-seconds} s behind"
+    return f"is {duration(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'}"
 
 
 def _proxy(address: str) -> str | None:

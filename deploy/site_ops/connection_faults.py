@@ -8,6 +8,7 @@ from typing import Final
 
 import httpx
 
+from ...common.durations import duration
 from ...common.errors import StudyError
 from ..enrolment.certificates import certificate_in_words
 
@@ -69,7 +70,7 @@ def clock_fault(ahead: timedelta) -> StudyError:
     """A clock that is too far before the server's, or (negative) behind it."""
     seconds = ahead.total_seconds()
     return StudyError(
-        f"this machine's clock is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the server's",
+        f"this machine's clock is {duration(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the server's",
         why="a node signs the time with each call, and the server takes no call that is 5 s early or 305 s late",
         fix="set the clock by NTP, here or at the server, whichever is wrong",
     )

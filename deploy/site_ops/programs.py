@@ -3,20 +3,25 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from contextlib import ExitStack
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Final
 
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy, not_joined
 from ...client.worker.log import hide_texts, log_to
-from ...client.worker_socket import health
-from ...common.errors import StudyError
+from ...common.errors import GrandRoundsError, StorageError, StudyError
+from ...common.system.locks import alone
+from ...common.system.ports import await_free
 from ...common.system.privileges import User, leave_networks, networks
 from ...common.system.processes import PROGRAM, environment
 from ...common.system.supervision import Program, stop_all, tend
 from .owner import act_as
-from .users import WARNING, SiteUsers, act_as_worker, hand_over, operators_users
+from .users import WARNING, SiteUsers, hand_over, operators_users
 
 _GRACE_S: Final = 60.0  # the worker finishes the answer in hand
+_PORT_S: Final = 15.0  # a SuperNode whose supervisor was killed takes a while to end
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +31,7 @@ def start(
     """Keep worker and node of each of ``studies`` running, each a process of its own, until ``stopped``.
 
     Started by root, each runs as its user, if site.toml names them, and the worker without a network. Raises StudyError
-    and StorageError, also where no study was joined.
+    and StorageError, also where no study was joined, where one is started already, and where a node's port is taken.
     """
     users = operators_users(folder.settings())
     if not studies:
@@ -39,19 +44,34 @@ def start(
         say(WARNING)
     as_worker, as_node = (users.worker, users.node) if users else (None, None)
     programs: list[Program] = []
-    try:
+    with ExitStack() as held:
         for study in studies:
-            programs.append(_program("worker", folder, study, say, user=as_worker, offline=True))
-            programs.append(_program("node", folder, study, say, user=as_node, offline=False))
+            held.enter_context(study.starting())
+            _await_port(study, say)
+        held.callback(lambda: stop_all(programs, grace_s=_GRACE_S))
+        try:
+            for study in studies:
+                programs.append(_program("worker", folder, study, say, user=as_worker, offline=True))
+                programs.append(_program("node", folder, study, say, user=as_node, offline=False))
+        except PermissionError as error:
+            raise StudyError(
+                f"a user that site.toml names cannot run {PROGRAM}",
+                why="each part of the site is a program of its own, run by its own user",
+                fix="install the program, and the Python that runs it, where every user may read them, such as /opt",
+            ) from error
+        say(f"whether all is well, and if not why: grandrounds client health {folder.path}")
         tend(programs, stopped)
-    except PermissionError as error:
-        raise StudyError(
-            f"a user that site.toml names cannot run {PROGRAM}",
-            why="each part of the site is a program of its own, run by its own user",
-            fix="install the program, and the Python that runs it, where every user may read them, such as /opt",
-        ) from error
-    finally:
-        stop_all(programs, grace_s=_GRACE_S)
+
+
+def _await_port(study: JoinedStudy, say: Callable[[str], None]) -> None:
+    """Until the study's SuperNode can have its port. Raises StudyError."""
+    await_free(
+        ("127.0.0.1", study.node.settings().runtime_port),
+        program=f"the SuperNode of study {study.name}",
+        setting="runtime_port in site.toml, and join the study again",
+        patience_s=_PORT_S,
+        say=say,
+    )
 
 
 def _program(
@@ -89,21 +109,11 @@ def worker(folder: SiteFolder, study: JoinedStudy) -> None:
     if reachable := networks():
         _log.warning("the worker has a network (%s) and needs none", ", ".join(reachable))
     asking = (*settings.users, users.node.uid) if users else settings.users
-    serve(open_site(folder, study), study.socket(settings.socket), users=asking)
-
-
-def worker_health(folder: SiteFolder, study: JoinedStudy) -> dict[str, Any]:
-    """How the worker that runs is, as ``WorkerService.health`` says. Raises StudyError."""
-    act_as_worker(folder)
-    socket = study.socket(folder.settings().socket)
     try:
-        return health(socket)
-    except OSError as error:
-        raise StudyError(
-            f"no worker answers at {socket} ({type(error).__name__})",
-            why="it answers only while it runs, once it has judged the records, and only to its own users",
-            fix=f"{study.path / 'worker.out'} and {study.log} say what it met; start it: grandrounds client start",
-        ) from error
+        serve(open_site(folder, study), study.socket(settings.socket), users=asking)
+    except GrandRoundsError as error:  # for `client health`, wherever standard error goes
+        _log.error("%s", error)
+        raise
 
 
 def node(folder: SiteFolder, study: JoinedStudy, *, stopped: Callable[[], bool]) -> None:
@@ -113,4 +123,26 @@ def node(folder: SiteFolder, study: JoinedStudy, *, stopped: Callable[[], bool])
     """
     if os.geteuid() == 0 and (users := SiteUsers.of(folder.settings())) is not None:
         act_as(users.node)
-    study.node.supernode().run(stopped)
+    supernode = study.node.supernode()
+    taken = StudyError(
+        f"the node of study {study.name} runs already",
+        why="two nodes of one key would take each other's messages",
+        fix="use that one, or stop it first",
+    )
+    with alone(study.node.lock, taken=taken):
+        _log_events(study.node.log)
+        supernode.run(stopped)
+
+
+def _log_events(path: Path) -> None:
+    """What happens to the node goes to its own file too, where ``client health`` finds it. Raises StorageError."""
+    try:
+        handler = WatchedFileHandler(path)
+    except OSError as error:
+        raise StorageError(
+            f"the log {path} cannot be written: {error.strerror}",
+            why="why a node does not reach its server stands there",
+            fix="make it writable for the node's user",
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger(__name__.partition(".")[0]).addHandler(handler)

@@ -14,14 +14,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ...common.durations import duration
 from ...common.study.manifest import Manifest
-from ...server.report.claim import NO_PRIVACY, up
+from ...server.report.claim import NO_PRIVACY, count, up
 from ...server.report.page import DROPPED_WHEN, number
 from ...server.report.report import Report
 from ...server.rounds.training import ExchangeClosed, RoundOutcome
 from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady, Told
 from .console import plain_console
-from .summary import duration, no_privacy, print_summary
+from .summary import no_privacy, print_summary
 
 TRAINING: Final = "training"  # the phase that has rounds
 # The exchanges of an attempt in their order, and what a viewer calls them.
@@ -115,15 +116,16 @@ class Display:
         self._training_started_at = self._round_started_at = self._clock()
         study, manifest = event.manifest.study, event.manifest
         self._say(
-            f"{'study':<{_INDENT}}{len(study.sites)} sites, threshold {manifest.threshold}, "
-            f"{study.privacy.trust} trust, {study.training.rounds} rounds, {manifest.max_attempts} attempts"
+            f"{'study':<{_INDENT}}{count(len(study.sites), 'site')}, threshold {manifest.threshold}, "
+            f"{study.privacy.trust} trust, {count(study.training.rounds, 'round')} in at most "
+            f"{count(manifest.max_attempts, 'attempt')}"
         )
         if event.epsilon is None:
             self._warn_no_privacy()
         else:
             self._say(
                 f"{'privacy':<{_INDENT}}ε = {up(event.epsilon)} at δ = {manifest.delta:g} for each "
-                f"{study.privacy.unit}, over all {manifest.max_attempts} attempts"
+                f"{study.privacy.unit}, over at most {count(manifest.max_attempts, 'attempt')}"
             )
         self._say(f"{'perplexity':<{_INDENT}}{number(event.perplexity_before)} on held-out text before training")
 

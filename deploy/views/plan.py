@@ -9,11 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ...common.durations import duration
 from ...common.study.study import Study
+from ...server.report.claim import up
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
 from ..simulation.settings import MAX_BUILTIN_SITES, Simulation
 from ..simulation.study_toml import study_toml
-from .summary import duration
 
 _NONE: Final = "none"
 
@@ -50,7 +51,7 @@ def study_file(plan: Plan, proposed: Study, simulation: Simulation) -> str:
         simulation = simulation.model_copy(update={"builtin_sites": len(study.sites)})
     heading = (
         "A study proposed by grandrounds plan.\n"
-        f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}, for epsilon {plan.epsilon:.4f}.\n"
+        f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}, for epsilon {up(plan.epsilon)}.\n"
         f"Expected noise-to-signal: {plan.shares.noise_to_signal:.2f}. {_clipping(plan)}"
     )
     return study_toml(study, simulation, heading=heading)
@@ -62,7 +63,7 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
     trained = "" if plan.trial is None else f", {plan.trial.dimension:,} numbers trained"
     yield "model", f"{study.model.name}; {study.model.adapter} of rank {study.model.rank}{trained}"
     yield "sites", f"{shares.sites} with {study.total_nominal_units} nominal units; {privacy.trust} trust"
-    yield "privacy", f"ε = {plan.epsilon:.4f} at δ = {privacy.delta:g} for each {privacy.unit}, over all attempts"
+    yield "privacy", f"ε = {up(plan.epsilon)} at δ = {privacy.delta:g} for each {privacy.unit}, over all attempts"
     yield "rounds", f"{training.rounds}, in at most {training.max_attempts} attempts"
     yield (
         "sampling probability",
@@ -133,7 +134,7 @@ def _by_overlap(plan: Plan) -> Table:
     table = _table("sites", "ε distributed", "ε local")
     for row in plan.by_overlap:
         stated = row.sites_per_patient == plan.study.privacy.sites_per_patient
-        cells = (_NONE if value is None else f"{value:.3f}" for value in (row.distributed, row.local))
+        cells = (_NONE if value is None else up(value) for value in (row.distributed, row.local))
         table.add_row(str(row.sites_per_patient), *cells, style="bold" if stated else "")
     return table
 

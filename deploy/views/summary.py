@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ...common.durations import duration
 from ...common.study.artefacts import ADAPTER, MANIFEST, PAGE, REPORT
 from ...server.report.claim import NO_PRIVACY, count, up
 from ...server.report.page import number
@@ -27,17 +28,17 @@ _WRITTEN: Final = {
 
 
 def print_summary(console: Console, report: Report, folder: Path, seconds: Mapping[str, float]) -> None:
-    """Print the results of a study in ``folder`` and the time of each phase; no command is broken across lines."""
+    """Print the results of a study in ``folder`` and the time of each phase, where any was measured.
+
+    No command is broken across lines.
+    """
     console.print()
     if report["claim"] is None:
         console.print(no_privacy(), highlight=False)
     console.print(
         Group(
             _titled("Result", _results(report)),
-            _titled(
-                "Time",
-                _rows((name, duration(took)) for name, took in {**seconds, "in all": sum(seconds.values())}.items()),
-            ),
+            *([_titled("Time", _times(seconds))] if seconds else []),
             _titled("Written", _rows((str(folder / name), why) for name, why in _WRITTEN.items())),
             Text("\nTry next", style="bold"),
         ),
@@ -72,20 +73,6 @@ def no_privacy() -> RenderableType:
     return Panel(Text(text), title=title, style="bold white on red")
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> duration(21.4), duration(372), duration(7260)
-    ('21 s', '6 min 12 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _results(report: Report) -> Table:
     dropouts = len(report["dropouts"])
     rounds = f"{report['rounds']} of {report['planned_rounds']} in {count(report['attempts'], 'attempt')}"
@@ -114,6 +101,10 @@ def _results(report: Report) -> Table:
             ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
         ]
     )
+
+
+def _times(seconds: Mapping[str, float]) -> Table:
+    return _rows((name, duration(took)) for name, took in {**seconds, "in all": sum(seconds.values())}.items())
 
 
 def _change(row: Mapping[str, object]) -> str:

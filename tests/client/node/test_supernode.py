@@ -113,12 +113,22 @@ def test_an_error_of_a_supernode_s_own_loops_is_found_once_also_after_its_log_wa
     errors = _Errors(log)
     for content in (log.read_text() + line, line):
         log.write_text(content)
-        assert errors.found()
+        assert errors.found() == "ERROR : Failed to receive it"
         assert not errors.found()
 
 
+def test_a_port_that_is_another_s_is_said_and_starts_nothing(tmp_path, caplog):
+    alone = Alone(tmp_path).site.supernode
+    with socket.create_server(("127.0.0.1", alone.runtime_port)):
+        alone.run(lambda: bool(caplog.records))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"port {alone.runtime_port} of loopback, for the SuperNode, cannot be had: Address already")
+    assert f"process {os.getpid()} (" in said
+    assert not (alone.folder / "supernode.log").exists()
+
+
 @pytest.mark.parametrize("end", [kill_the_supernode, kill_the_relay, let_the_supernode_log_an_error])
-def test_what_ends_one_of_both_ends_the_other_and_starts_both_anew(tmp_path, end):
+def test_what_ends_one_of_both_ends_the_other_and_starts_both_anew(tmp_path, end, caplog):
     with Alone(tmp_path) as site:
         before = {site.process(SUPERNODE), site.process(RELAY)}
         end(site)
@@ -126,3 +136,5 @@ def test_what_ends_one_of_both_ends_the_other_and_starts_both_anew(tmp_path, end
         after = {site.process(SUPERNODE), site.process(RELAY)}
     assert not before & after
     assert all(map(has_ended, after)), "a unit that was stopped leaves something behind"
+    reasons = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert reasons and reasons[0].startswith("the relay ended" if end is kill_the_relay else "the SuperNode ended")

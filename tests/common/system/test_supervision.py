@@ -24,7 +24,7 @@ def hurried(monkeypatch):
 
 def test_a_program_that_ends_is_told_of_and_started_again_and_one_that_does_not_is_left(tmp_path, hurried):
     said: list[str] = []
-    commands = {"ends": "raise SystemExit(3)", "stays": "import signal; signal.pause()"}
+    commands = {"ends": "print('no data'); raise SystemExit(3)", "stays": "import signal; signal.pause()"}
     programs = [
         Program(name, [sys.executable, "-c", text], log=tmp_path / name, env=environment(), say=said.append)
         for name, text in commands.items()
@@ -32,7 +32,7 @@ def test_a_program_that_ends_is_told_of_and_started_again_and_one_that_does_not_
     tend(programs, lambda: sum("ends started" in line for line in said) == 3)
     for program in programs:
         program.stop()
-    assert f"ends ended (3), see {tmp_path / 'ends'}; again in 0 s" in said
+    assert f"ends ended (3): no data (more in {tmp_path / 'ends'}); again in 0 s" in said
     assert sum("stays started" in line for line in said) == 1
     assert said[-1] == "stays stopped"
 
@@ -52,6 +52,7 @@ def test_a_full_disk_that_takes_no_line_ends_nobody_who_keeps_programs_running(t
     tend([program], lambda: len(said) == 4)
     program.stop()
     assert [line.split()[1] for line in said] == ["started,", "ended", "started,", "ended", "stopped"]
+    assert "ended (3): without a word" in said[1]
 
 
 def test_a_program_that_cannot_be_started_again_for_now_is_tried_until_it_can(tmp_path, hurried):

@@ -207,10 +207,14 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
-def test_a_site_whose_worker_is_away_has_no_health(run: Run, joined: Path) -> None:
-    code, out, err = run(["health", str(joined)])
-    assert (code, out) == (1, "")
-    assert "no worker answers" in err
+def test_a_site_whose_programs_are_away_says_so_for_people_and_for_machines(run: Run, joined: Path) -> None:
+    code, out, _ = run(["health", str(joined)])
+    assert code == 1
+    away = f"does not run; it was never started; start it: grandrounds client start {joined}"
+    assert out.splitlines()[:2] == [f"worker  {away}", f"node    {away}"]
+    code, out, _ = run(["health", str(joined), "--json"])
+    found = json.loads(out)
+    assert (code, found["well"], found["worker"], found["node"]) == (1, False, away, away)
 
 
 def test_a_bundle_is_not_joined_unless_somebody_agrees(

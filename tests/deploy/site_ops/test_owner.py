@@ -17,6 +17,7 @@ from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.common.errors import GrandRoundsError, StorageError, StudyError
 from grandrounds.deploy.cli import client as commands
 from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops import health as site_health
 from grandrounds.deploy.site_ops import owner
 from grandrounds.deploy.site_ops import programs as site_programs
 from grandrounds.deploy.site_ops.connection import check_connection
@@ -144,7 +145,7 @@ COMMANDS = {
     "check --connect": lambda folder, bundle: list(check_connection(folder, folder.study())),
     "worker": lambda folder, bundle: site_programs.worker(folder, folder.study()),
     "node": lambda folder, bundle: site_programs.node(folder, folder.study(), stopped=lambda: True),
-    "health": lambda folder, bundle: site_programs.worker_health(folder, folder.study()),
+    "health": lambda folder, bundle: site_health.health(folder, folder.study()),
     "pause": lambda folder, bundle: commands.pause(folder.path),
     "unpause": lambda folder, bundle: commands.unpause(folder.path),
     "fetch": lambda folder, bundle: commands.fetch(folder.path),

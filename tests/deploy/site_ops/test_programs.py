@@ -1,6 +1,7 @@
 """A site's two programs as real processes: of two users where root starts them, and what each of these reaches."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,17 @@ import pytest
 from support.network.loopback import has_ended, until
 from support.network.real_federation import PROGRAM, descendants
 from support.process.other_users import AS_ROOT, done_as, open_folder, reachable_by_all, user
-from support.study.site_study import SiteStudy
+from support.study.site_study import ADDRESS, SiteStudy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.worker_socket import health
 from grandrounds.common.errors import StudyError
+from grandrounds.common.system.files import write_atomically
+from grandrounds.common.system.locks import alone
 from grandrounds.common.system.privileges import User
 from grandrounds.common.system.processes import Process, environment
 from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops import health as site_health
 from grandrounds.deploy.site_ops import programs as site_programs
 from grandrounds.deploy.site_ops.users import WARNING
 
@@ -140,8 +144,15 @@ def test_only_root_starts_both_and_each_user_only_its_own(site):
         site_programs.start(site.folder, [site.study], stopped=lambda: True, say=lambda line: None)
 
     assert done_as(WORKER, starts_both) == "StudyError"
-    assert done_as(NODE, lambda: site_programs.node(site.folder, site.study, stopped=lambda: True)) is None
-    assert done_as(WORKER, lambda: site_programs.node(site.folder, site.study, stopped=lambda: True)) == "StudyError"
+
+    def starts_the_node():
+        try:
+            site_programs.node(site.folder, site.study, stopped=lambda: True)
+        except StudyError as error:
+            return error.what
+
+    assert done_as(NODE, starts_the_node) == f"the node of study {site.study.name} runs already"
+    assert "node.json cannot be read" in done_as(WORKER, starts_the_node)
     assert done_as(NODE, lambda: site_programs.worker(site.folder, site.study)) == "StorageError"
 
 
@@ -154,10 +165,15 @@ def test_a_site_that_is_told_to_stop_leaves_nothing_behind(site):
     assert "down" in site.study.log.read_text()
 
 
-def test_root_that_runs_both_parts_itself_is_told_what_that_means(tmp_path):
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """A site that joined a study, without users of its own, and runs nothing."""
+    return joined(tmp_path_factory.mktemp("away"))
+
+
+def test_root_that_runs_both_parts_itself_is_told_what_that_means(away):
     said: list[str] = []
-    folder = joined(tmp_path)
-    site_programs.start(folder, folder.joined(), stopped=lambda: True, say=said.append)
+    site_programs.start(away, away.joined(), stopped=lambda: True, say=said.append)
     assert (WARNING in said) == (os.geteuid() == 0)
 
 
@@ -191,7 +207,45 @@ def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(
     assert "no complaints" not in ended.stderr
 
 
-def test_health_of_a_worker_that_is_away_says_where_to_look(tmp_path):
-    with pytest.raises(StudyError, match=r"no worker answers at .*worker.sock"):
-        folder = joined(tmp_path)
-        site_programs.worker_health(folder, folder.study())
+def test_a_study_is_started_once_and_by_nobody_while_its_node_s_port_is_another_s(away, monkeypatch):
+    monkeypatch.setattr(site_programs, "_PORT_S", 0.0)
+    study = away.study()
+
+    def start():
+        site_programs.start(away, [study], stopped=lambda: True, say=lambda line: None)
+
+    with study.starting(), pytest.raises(StudyError, match=f"study {study.name} is started already"):
+        start()
+    port = study.node.settings().runtime_port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(StudyError) as refused:
+        start()
+    assert f"port {port} of 127.0.0.1, where the SuperNode of study {study.name} is to listen" in refused.value.what
+    assert f"process {os.getpid()} (" in refused.value.what and "runtime_port in site.toml" in refused.value.fix
+
+
+def test_health_of_programs_that_do_not_run_has_their_last_words(away):
+    study = away.study()
+    write_atomically(study.log, b'{"time": "-", "level": "error", "event": "the model is another"}\n')
+    write_atomically(study.node.log, b"2026-02-01 it was stopped\n")
+    (study.path / "worker.out").unlink(missing_ok=True)
+    found = site_health.health(away, study)
+    assert not found.is_well and found.worker is None
+    assert f"does not run; its last word: the model is another ({study.log}); start it" in found.states["worker"]
+    assert "does not run; its last word: 2026-02-01 it was stopped" in found.states["node"]
+
+
+def test_health_of_a_node_that_runs_says_whether_it_is_connected_and_if_not_why(away):
+    study, taken = away.study(), StudyError("", why="", fix="")
+    log, states = study.node.written / "supernode.log", []
+    with alone(study.node.lock, taken=taken), alone(study.lock, taken=taken):
+        for line in ("Starting Flower SuperNode", "SuperNode ID: 7", "Connection attempt failed, retrying in 2 s"):
+            with log.open("a") as file:
+                file.write(f"\x1b[92mINFO \x1b[0m:      {line}\n")
+            states.append(site_health.health(away, study).states["node"])
+        (study.node.written / "relay.log").write_text("WARNING no answer came from the worker: it is not up\n")
+        found = site_health.health(away, study).states
+    refused = f"is not connected: {ADDRESS} refuses the connection. What to do: ask whether `grandrounds server start`"
+    assert [state.startswith(refused) for state in states] == [True, False, True]
+    assert states[1] == f"connected to {ADDRESS}"
+    assert found["worker"].startswith("runs, and does not answer yet (it is not up)")
+    assert found["relay"] == "last: WARNING no answer came from the worker: it is not up"
