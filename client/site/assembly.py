@@ -79,7 +79,9 @@ def open_model(
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
     lora, sha256 = manifest.study.model.lora, manifest.model_sha256
     # What the seed draws is replaced.
-    model = LanguageModel.load(settings.model, lora, seed=0, device=settings.device, sha256=sha256)
+    model = LanguageModel.load(
+        settings.model, lora, seed=0, device=settings.device, sha256=sha256, setting="model in site.toml"
+    )
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
     admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model.folder_sha256)
     return model

@@ -56,20 +56,22 @@ class LanguageModel:
         dtype: Literal["float32", "bfloat16"] = "float32",
         device: str = PROCESSORS,
         sha256: str | None = None,
+        setting: str = "",
     ) -> "LanguageModel":
         """The base model of a folder (``model_folder``) with a fresh adapter: B zero, A drawn from ``seed``.
 
         A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
         is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError, and
-        StudyError unless the folder has the hash ``sha256``, where one is given. It is hashed before anything else is
-        made of it: what the libraries do with a folder that nobody pinned, nobody has looked at.
+        StudyError unless the folder has the hash ``sha256``, where one is given; ``setting`` is what names the folder.
+        It is hashed before anything else is made of it: what the libraries do with a folder that nobody pinned, nobody
+        has looked at.
         """
         found = model_folder_sha256(folder)
         if sha256 not in (None, found):
             raise StudyError(
-                f"the model in {folder} is another than the study's: its files are not those that were hashed",
+                f"the model in {folder} is another than the study's: its SHA-256 is {found}, and not {sha256}",
                 why="every site and the server compute with the same model, and none is loaded that nobody pinned",
-                fix="put back its files, or name the right folder",
+                fix=f"put back its files, or name the right folder ({setting})",
             )
         place = open_device(device)
         module = attach(load_base(folder, dtype=dtype), lora, seed=seed)

@@ -160,7 +160,13 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
     with phase(observe, "model", manifest.study.model.name):
         base = settings.model or base_model_folder(manifest.study.model.name)
         # What the seed draws is replaced.
-        model = LanguageModel.load(base, manifest.study.model.lora, seed=0, sha256=manifest.model_sha256)
+        model = LanguageModel.load(
+            base,
+            manifest.study.model.lora,
+            seed=0,
+            sha256=manifest.model_sha256,
+            setting="model in server.toml; without it, the study's model.name",
+        )
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(

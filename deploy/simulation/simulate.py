@@ -192,6 +192,7 @@ def resume(
         seed=private.seed,
         device=device,
         observe=observe,
+        model_sha256=manifest.model_sha256,
     )
     return _run(
         manifest,
@@ -228,12 +229,15 @@ def _prepare(
     seed: int,
     device: str,
     observe: Observer,
+    model_sha256: str | None = None,
 ) -> _Prepared:
     _tell_of_budget(study, cohorts)
     with phase(observe, "model", study.model.name):
         base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
-        model = LanguageModel.load(base, study.model.lora, seed=seed, device=device)
+        model = LanguageModel.load(
+            base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
+        )
     with phase(observe, "records", f"{len(cohorts)} sites"):
         tokenisation = Tokenisation.load(
             str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size

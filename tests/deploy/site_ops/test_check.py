@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -92,8 +93,23 @@ def test_opt_outs_of_which_none_matches_are_refused_unless_that_is_said_to_be_ri
 
 
 def another_model(folder):
+    name_model(folder, "/nowhere")
+
+
+def name_model(folder, path):
     settings = folder.path / "site.toml"
-    settings.write_text(re.sub(r'model = "[^"]*"', 'model = "/nowhere"', settings.read_text()))
+    settings.write_text(re.sub(r'model = "[^"]*"', f'model = "{path}"', settings.read_text()))
+
+
+def test_another_model_s_folder_is_named_with_both_hashes_and_the_setting(folder, study, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(study.base, other)
+    (other / "generation_config.json").write_text("{}")
+    name_model(folder, other)
+    with pytest.raises(StudyError, match=r"another than the study's: its SHA-256 is [0-9a-f]{64}, and not") as refused:
+        check(folder)
+    assert study.model.folder_sha256 in refused.value.what
+    assert "(model in site.toml)" in refused.value.fix
 
 
 @pytest.mark.parametrize(
