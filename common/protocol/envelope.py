@@ -83,7 +83,11 @@ class Envelope:
     def parse(cls, wire: bytes) -> "Envelope":
         """Read an envelope; the signature is not yet checked. Raises EnvelopeError and nothing else."""
         if not wire:
-            raise _malformed("it is empty, as where a site stays silent or its worker is away")
+            raise EnvelopeError(
+                "its worker did not answer",
+                why="it is not up, was too slow, or stays silent where nothing may be said",
+                fix="`grandrounds client health` there says how it is, and its store/worker.log what it met",
+            )
         if len(wire) < 4 + _SIGNATURE_BYTES:
             raise _malformed("it is too short")
         (size,) = struct.unpack_from("<I", wire)

@@ -35,13 +35,14 @@ def epsilon(
 
     from rich.table import Table
 
+    from ...server.report.claim import up
     from ..views.console import plain_console
 
     table = Table()
     table.add_column("analysis")
     table.add_column("epsilon", justify="right")
-    table.add_row("privacy loss distributions", f"{result.epsilon:.4f}")
-    table.add_row("Renyi", "none known" if result.epsilon_rdp is None else f"{result.epsilon_rdp:.4f}")
+    table.add_row("privacy loss distributions", up(result.epsilon, 4))
+    table.add_row("Renyi", "none known" if result.epsilon_rdp is None else up(result.epsilon_rdp, 4))
     console = plain_console(highlight=False)
     console.print(f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
     console.print(table)

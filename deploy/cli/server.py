@@ -135,7 +135,9 @@ def run(
                 if as_json:
                     typer.echo(line_of(event))
                 elif isinstance(event, Waiting):
-                    display.console.print(f"{'waiting':<15}for {', '.join(event.sites)} to connect", highlight=False)
+                    who = " and ".join(event.sites)
+                    waiting = f"for {who} to connect: have them run `grandrounds client start`"
+                    display.console.print(f"{'waiting':<15}{waiting}", highlight=False, soft_wrap=True)
                 elif not isinstance(event, RunBegan | Finished | Stopped):
                     display.observe(event)
     except KeyboardInterrupt:
@@ -208,14 +210,24 @@ def _folder(path: Path) -> "ServerFolder":
     return ServerFolder(path)
 
 
+# What Flower says of a node, as its server's operator would. Of a worker behind it this tells nothing.
+_CONNECTIONS = {
+    "registered": "enrolled {since}, not connected since",
+    "online": "connected since {since}",
+    "offline": "away since {since}",
+    "unknown": "",
+}
+
+
 def _print_status(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from ...server.report.claim import count, up
+    from ...server.report.page import number
     from ..views.console import plain_console
 
     lines = [
-        ("server", "started" if found["started"] else "not started"),
+        ("server", "started" if found["started"] else "not started, so that nothing is known of who is connected"),
         ("certificate", found["certificate"]),
     ]
     if "study" in found:
@@ -235,7 +247,7 @@ def _print_status(found: dict[str, Any]) -> None:
             if persons:  # none where no useful bound exists
                 lines.append(("a patient", f"ε {', '.join(persons)}, by the attempts that were paid for so far"))
         if found["perplexity"] is not None:
-            lines.append(("perplexity", f"{found['perplexity']:.4g}"))
+            lines.append(("perplexity", number(found["perplexity"])))
     if found["last_error"] is not None:
         lines.append(("last run", found["last_error"]))
     sites = Table.grid(padding=(0, 2))
@@ -243,8 +255,8 @@ def _print_status(found: dict[str, Any]) -> None:
         signed = (
             "signed the ledger" if name in found["closing_signatures"] else "signed" if name in found["signed"] else ""
         )
-        since = f"since {site['since']}" if site["since"] else ""
-        sites.add_row(f"  {name}", site["connection"], since, signed, site["last_error"] or "")
+        connection = _CONNECTIONS.get(site["connection"], site["connection"]).format(since=site["since"])
+        sites.add_row(f"  {name}", connection, signed, site["last_error"] or "")
     console = plain_console(highlight=False, soft_wrap=True)
     for field, text in lines:
         console.print(f"{field:<12}{text}")

@@ -10,6 +10,7 @@ from grandrounds import verify
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.deploy.examples.study_in_python import finished
+from grandrounds.server.report.claim import up
 
 
 def read(folder: Path) -> None:
@@ -28,7 +29,7 @@ def read(folder: Path) -> None:
     begun = replace(manifest.schedule, count=len(verified.attempts) * manifest.study.training.local_steps)
     for schedule in (begun, manifest.schedule):
         cost = epsilon(schedule, delta=manifest.delta)
-        print(f"{schedule.count} noisy sums cost each patient at most ε = {cost.epsilon:.3f} at δ = {manifest.delta:g}")
+        print(f"{schedule.count} noisy sums cost each patient at most ε = {up(cost.epsilon)} at δ = {manifest.delta:g}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from grandrounds import Dropout, Result, Study, simulate
+from grandrounds.server.report.claim import up
 
 SITES = ("north", "east", "south", "west", "coast")
 
@@ -35,5 +36,5 @@ def finished() -> Path:
 if __name__ == "__main__":
     result = run(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))
     for row in result.report["utility"]["rounds"]:
-        print(f"round {row['round']}: ε {row['epsilon_spent']:.2f}, the sum of {', '.join(row['survivors'])}")
+        print(f"round {row['round']}: ε {up(row['epsilon_spent'])}, the sum of {', '.join(row['survivors'])}")
     print(result.report["claim"])

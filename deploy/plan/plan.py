@@ -14,6 +14,7 @@ from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of
 from ...common.study.study import Site, Study
+from ...server.report.claim import up
 from .rounding import two_digits_up
 from .spare_site import no_spare_site
 
@@ -294,7 +295,7 @@ def _warnings(ratio: float, epsilon: float, epochs: float) -> tuple[str, ...]:
         )
     if epsilon > REASONABLE_EPSILON:
         found.append(
-            f"Epsilon is {epsilon:.4g}: above {REASONABLE_EPSILON:g} a formal guarantee is called weak "
+            f"Epsilon is {up(epsilon)}: above {REASONABLE_EPSILON:g} a formal guarantee is called weak "
             "(Ponomareva et al. 2023)."
         )
     if epochs < 1:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from ...common.errors import StorageError, StudyError
+from ...server.report.claim import count
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.certificates import check_certificates
 
@@ -44,6 +45,6 @@ class CertificateWatch:
                 continue
             if left < RENEW_WITHIN:
                 self._say(
-                    f"the certificate in {path} ends in {left.days} days, and no site can connect then: "
+                    f"the certificate in {path} ends in {count(left.days, 'day')}, and no site can connect then: "
                     "`grandrounds server init` renews it, if its authority was made here; then start the server again"
                 )

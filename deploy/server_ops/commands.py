@@ -261,7 +261,8 @@ def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[s
     with folder.serving(), programs.up():
         admit_nodes(folder)
         say(f"{settings.address} is open for: {', '.join(folder.sites()) or 'nobody yet'}")
-        say(f"next: grandrounds server run {folder.path}")
+        run = f"next, once they have run `grandrounds client start`: grandrounds server run {folder.path}"
+        say(run if folder.has_study else f"next, once every site is enrolled: grandrounds server bundle {folder.path}")
         tend([*programs.running, CertificateWatch(folder, say)], stopped)
 
 

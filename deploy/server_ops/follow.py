@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,9 +11,11 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.study.artefacts import LEDGER, REPORT
 from ...common.study.manifest import Manifest
 from ...common.system.ports import listens
+from ...server.report.claim import count
 from ...server.report.report import Report
 from ...server.rounds.accountant import CentralAccountant
 from ...server.rounds.training import ExchangeClosed, accountant_of
+from ...server.run.progress import PhaseStarted
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Told
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.bundle import Bundle
@@ -23,6 +25,7 @@ from .certificate_watch import RENEW_WITHIN
 from .flwr import FlowerCli
 
 _WATCH_S: Final = 0.2
+_ONLINE: Final = "online"  # a node's status, of Flower's
 _ASK_FLOWER_S: Final = 5.0
 _BEGIN_S, _START_S = 30.0, 180.0  # both may have been started at once: until it has begun to, and until it has
 
@@ -33,23 +36,28 @@ def run(folder: ServerFolder) -> Iterator[Told]:
     Whoever stops following stops nothing. Raises StudyError, also with the diagnosis of a run that ended early; the
     same command then goes on from the last checkpoint.
     """
-    _check_ready(folder)
+    yield from _ready(folder)
     if folder.is_running:
-        return _followed(folder, folder.progress.last_run(), run_id=None)
-    start = folder.progress.size_bytes
-    return _followed(folder, start, run_id=FlowerCli(folder).run())
+        yield from _followed(folder, folder.progress.last_run(), run_id=None)
+    else:
+        start = folder.progress.size_bytes
+        yield from _followed(folder, start, run_id=FlowerCli(folder).run())
 
 
-def _check_ready(folder: ServerFolder) -> None:
+def _ready(folder: ServerFolder) -> Iterator[PhaseStarted]:
+    """Once the server is started; that it is waited for is told. Raises StudyError."""
     if not folder.has_study or not folder.bundle.exists():
         raise StudyError(
             "there is no study yet",
             why="its sites sign what is fixed before",
             fix=f"run: grandrounds server bundle {folder.path}",
         )
-    asked = time.monotonic()
+    asked, told = time.monotonic(), False
     while not (folder.is_serving and listens(folder.settings().superlink_address)):
         patience_s = _START_S if folder.is_serving else _BEGIN_S
+        if not told:
+            told, command = True, f"grandrounds server start {folder.path}"
+            yield PhaseStarted(name="server", detail=f"is not started yet; waiting {patience_s:g} s for: {command}")
         if time.monotonic() < asked + patience_s:
             time.sleep(_WATCH_S)
             continue
@@ -99,16 +107,17 @@ def _has_ended(folder: ServerFolder, run_id: int | None, *, since: float) -> boo
 def status(folder: ServerFolder) -> dict[str, Any]:
     """Where the study stands, by its ledger; what Flower says of the nodes; and what to do next."""
     verified = _audit(folder)
+    sites = _sites(folder, _last_losses(folder))
     found: dict[str, Any] = {
         "started": folder.is_serving,
         "running": folder.is_running,
-        "sites": _sites(folder, _last_losses(folder)),
+        "sites": sites,
         "signed": sorted(verified.countersigned),
         "closed": verified.closed is not None,
         "closing_signatures": sorted(verified.closing_signatures),
         "certificate": _certificate(folder),
         "last_error": _last_error(folder),
-        "next": next_step(folder, verified),
+        "next": next_step(folder, verified, [name for name, site in sites.items() if site["connection"] != _ONLINE]),
     }
     if not folder.has_study:
         return found
@@ -136,7 +145,7 @@ def _certificate(folder: ServerFolder) -> str:
         left = check_certificates(folder.certificates, folder.settings().host, now=now)
     except (StudyError, StorageError) as error:
         return error.what
-    near = f", in {left.days} days: `grandrounds server init` renews it" if left < RENEW_WITHIN else ""
+    near = f", in {count(left.days, 'day')}: `grandrounds server init` renews it" if left < RENEW_WITHIN else ""
     return f"holds until {now + left:%d %B %Y}{near}"
 
 
@@ -146,8 +155,8 @@ def _spent(accountant: CentralAccountant, manifest: Manifest) -> dict[str, float
     return {str(m): found.epsilon for m, found in spent.items() if found is not None}
 
 
-def next_step(folder: ServerFolder, verified: VerifiedLedger) -> str:
-    """The command that brings the study on, or what is waited for."""
+def next_step(folder: ServerFolder, verified: VerifiedLedger, away: Sequence[str] = ()) -> str:
+    """The command that brings the study on, or what is waited for; ``away`` are sites that are not connected."""
     program = "grandrounds server"
     if not folder.sites():
         return f"{program} enroll {folder.path} site.json, for each site"
@@ -157,9 +166,16 @@ def next_step(folder: ServerFolder, verified: VerifiedLedger) -> str:
         return f"{program} report {folder.path}"
     if not folder.is_serving:
         return f"{program} start {folder.path}"
+    manifest = folder.study.manifest()
+    away = [name for name in away if name in manifest.site_keys]
+    connect = f"have {', '.join(away)} run: grandrounds client start DIR (client health DIR says what keeps them)"
     if not folder.is_running:
-        return f"{program} run {folder.path}"
-    return "nothing: the study runs"
+        needed = manifest.threshold if verified.is_in_force(manifest) else len(manifest.site_keys)
+        run = f"{program} run {folder.path}"
+        if len(manifest.site_keys) - len(away) < needed:
+            return f"{connect}; then {run}"
+        return f"{run}, which goes on without {', '.join(away)}" if away else run
+    return f"{connect}; the study runs, and waits where it needs them" if away else "nothing: the study runs"
 
 
 def report(folder: ServerFolder) -> Report:

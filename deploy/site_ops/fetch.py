@@ -18,6 +18,7 @@ from ...common.errors import DataError, StorageError, StudyError
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count
+from ...server.report.page import number
 from ...server.report.utility import AtPosition, verdict
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case, replay
@@ -112,8 +113,8 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     after = model.perplexity(examples, adapter_vector(case, trained=True))
     judged = verdict(before.whole, after.whole, AtPosition.all_of(before, after))
     yield (
-        f"perplexity on the {count(len(records), 'record')} held out: {before.whole:.4g} of the base model, "
-        f"{after.whole:.4g} with the adapter. {judged} Nobody else was told, and neither was this site's log"
+        f"perplexity on the {count(len(records), 'record')} held out: {number(before.whole)} of the base model, "
+        f"{number(after.whole)} with the adapter. {judged} Nobody else was told, and neither was this site's log"
     )
 
 

@@ -78,11 +78,14 @@ class Signing:
         """All answers are in, or the deadline passed. Raises ProtocolError where sites have not signed."""
         missing = [name for name in self._parameters.names if name not in self._signed.keys() | self._entered]
         if missing:
-            said = [f"{site} ({self.reasons.get(site, 'no answer')})" for site in missing]
+            said = [
+                f"{site} ({self.reasons.get(site, 'no answer: it is not connected, or too slow')})" for site in missing
+            ]
             raise ProtocolError(
                 f"the study is not signed by {', '.join(said)}",
                 why="no attempt begins before every site has agreed to the manifest",
-                fix="have them join and start their clients; then run the same command again",
+                fix="have them join and run `grandrounds client start`; `grandrounds client health` there says what is "
+                "wrong, and `grandrounds server status` who is connected; then run the same command again",
             )
         if self._manifest not in self._ledger.verified.manifests:
             self._ledger.append(entries.StudyEntry(manifest=self._manifest))

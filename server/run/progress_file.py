@@ -47,8 +47,9 @@ class Stopped:
         """As ``error`` says it, if it is one that was written to be read."""
         if isinstance(error, GrandRoundsError):
             return cls(what=error.what, why=error.why, fix=error.fix)
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)  # by whoever runs this machine, through Flower
         return cls(
-            what=f"the run was stopped ({type(error).__name__})",
+            what="the run was stopped" if stopped else f"the run met an error of the program ({type(error).__name__})",
             why="what was written is whole, up to the last round that was closed",
             fix="run the same command again; if nobody stopped it, flower/superexec.log says where it ended",
         )

@@ -9,6 +9,7 @@ import pytest
 from support.places import ROOT
 
 from grandrounds.deploy.verify.claims import CLAIMS
+from grandrounds.server.report.claim import up
 
 EXAMPLES = ROOT / "deploy" / "examples"
 SCRIPTS = ("own_data", "read_ledger", "study_in_python", "use_adapter", "write_policy")
@@ -53,7 +54,7 @@ def test_the_ledger_tells_who_was_there_and_what_it_cost(folder: Path, capsys: p
     said = capsys.readouterr().out
     assert "attempt 2, for round 2: the sum of north, east, south, coast; west was lost at masked-input\n" in said
     epsilon = json.loads((folder / "report.json").read_bytes())["epsilon"]
-    assert f"5 noisy sums cost each patient at most ε = {epsilon:.3f} at δ = 0.0005\n" in said
+    assert f"5 noisy sums cost each patient at most ε = {up(epsilon)} at δ = 0.0005\n" in said
     assert said.endswith("claims: True\n")
 
 

@@ -213,10 +213,14 @@ def test_the_bundle_has_what_sites_need(bundled):
     assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
 
 
-def test_the_nodes_of_all_sites_are_let_in(server):
-    folder, _ = server
+def test_the_nodes_of_all_sites_are_let_in_and_their_sites_are_named_until_they_connect(server):
+    folder, said = server
     assert {node.node_id for node in FlowerCli(folder).nodes()} == {site.node_id for site in folder.sites().values()}
-    assert {site["connection"] for site in server_run.status(folder)["sites"].values()} == {"registered"}
+    status = server_run.status(folder)
+    assert {site["connection"] for site in status["sites"].values()} == {"registered"}
+    called = "have north, south, west run: grandrounds client start DIR"
+    assert status["next"].startswith(called) and status["next"].endswith(f"then grandrounds server run {folder.path}")
+    assert f"next, once they have run `grandrounds client start`: grandrounds server run {folder.path}" in said
 
 
 def let_in(folder):
@@ -302,7 +306,12 @@ def test_a_port_that_is_taken_is_named(server, tmp_path):
     port = folder.settings().port
     server_operator.init(other, host="localhost", port=port, superlink_port=superlink)
     programs = ServerPrograms(folder=other, say=lambda line: None, patience_s=0.0)
-    with pytest.raises(StudyError, match=f":{port} cannot be listened on"), programs.up():
+    taken = rf"port {port} of 0\.0\.0\.0, where the gate is to listen, cannot be had: .*; process \d+ \("
+    with pytest.raises(StudyError, match=taken), programs.up():
+        pass
+    settings = other.path / "server.toml"
+    settings.write_text(settings.read_text().replace(f"superlink_port = {superlink}", f"superlink_port = {port}"))
+    with pytest.raises(StudyError, match=f"port and superlink_port in .* are both {port}"), programs.up():
         pass
 
 
@@ -321,7 +330,7 @@ def test_a_program_that_is_killed_is_started_again(server, program):
 
 def test_a_run_without_its_sites_says_for_whom_it_waited_and_who_has_not_signed(server):
     folder, _ = server
-    with pytest.raises(StudyError, match=r"not signed by north \(no answer\), south"):
+    with pytest.raises(StudyError, match=r"not signed by north \(no answer: .*\), south"):
         list(server_run.run(folder))
     assert server_run.status(folder)["last_error"].startswith("the study is not signed")
     assert not folder.is_running
@@ -341,4 +350,4 @@ def test_the_next_step_leads_from_init_to_run(tmp_path, bundled):
     server_operator.enroll(folder, card(tmp_path, "north"))
     assert "server bundle" in server_run.status(folder)["next"]
     with pytest.raises(StudyError, match="no study yet"):
-        server_run.run(folder)
+        list(server_run.run(folder))

@@ -58,7 +58,7 @@ def test_a_study_begins_with_the_signatures_of_all_its_sites(federation):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda f: b"", "malformed"),
+        (lambda f: b"", "its worker did not answer"),
         (lambda f: site_says(f, Refusal(code=RefusalCode.BUDGET)), "it refused: budget"),
         (lambda f: site_says(f, Agreed(reservation=1, signature="00" * 64)), "does not verify"),
         (lambda f: site_says(f, Agreed(reservation=1, signature="00" * 64), key="site-1"), "does not verify"),

@@ -85,6 +85,11 @@ def test_an_error_that_was_written_to_be_read_is_told_in_full_and_another_by_its
     assert "ValueError" in told and "Abernathy" not in told
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()])
+def test_a_run_that_somebody_stopped_is_told_in_plain_words(error):
+    assert Stopped.by(error).what == "the run was stopped"
+
+
 def test_what_is_told_has_its_second_and_a_line_without_one_is_read_too(tmp_path):
     moments = [datetime(2026, 2, 1, 9, 30, 0, 250_000, UTC), datetime(2026, 2, 1, 9, 31, tzinfo=UTC)]
     file = ProgressFile(tmp_path / "progress.jsonl", iter(moments).__next__)
