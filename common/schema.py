@@ -1,13 +1,18 @@
 """What comes in as JSON or TOML: a strict base class, the reader of TOML, and what is said of its fields."""
 
+import difflib
+import json
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, core_schema
 
 from .errors import StudyError
 
@@ -22,21 +27,42 @@ _MAX_TOML_BYTES = 1 << 18
 
 _MAX_DOTS = 200
 
+_OWN: Final = "own"  # the kind of an error that is in our words
+
+
+@dataclass(frozen=True)
+class Spelt:
+    """Annotates text of one ``pattern``, which ``words`` describe to whoever wrote another."""
+
+    pattern: str
+    words: str
+    max_length: int | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """The text's schema, all of whose errors are these words."""
+        text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length, strict=True)
+        return core_schema.custom_error_schema(text, custom_error_type=_OWN, custom_error_message=self.words)
+
+
 # One line of words that can be seen, a single space between them: nothing in it ends the line, moves the cursor, turns
 # the direction of text, or pushes what follows out of sight.
-_WORD = r"[\p{L}\p{M}\p{N}\p{P}\p{S}]+"
-Line = Annotated[str, Field(pattern=f"^{_WORD}( {_WORD})*$")]
-Words = Annotated[Line, Field(max_length=200)]
+_WORD: Final = r"[\p{L}\p{M}\p{N}\p{P}\p{S}]+"
+LINE: Final = f"^{_WORD}( {_WORD})*$"
+Words = Annotated[str, Spelt(LINE, "needs one line of at most 200 visible characters, single spaces between them", 200)]
 
 # As PEP 440 spells a version.
-Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+!_-]{1,64}$")]
+Version = Annotated[str, Spelt(r"^[0-9A-Za-z.+!_-]{1,64}$", "needs a version, as 1.2.3")]
 
-# host:port, an IPv6 host in brackets.
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]_-]{1,262}$")]
+Address = Annotated[
+    str, Spelt(r"^[A-Za-z0-9.:\[\]_-]{1,262}$", "needs host:port, as example.org:9092, an IPv6 host in brackets")
+]
 
 
 class Section(BaseModel):
-    """A part of a study: frozen; unknown fields and values of another type are refused, for "no" is not false."""
+    """A part of a study: frozen; unknown fields and values of another type are refused, for "no" is not false.
+
+    A validator that judges several fields raises a ValueError that begins with one of their names and a colon.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -114,41 +140,109 @@ def read_settings(model: type[ModelT], path: Path, *, made_by: str) -> ModelT:
     Raises StudyError that names the field, or says that this is no such folder.
     """
     try:
-        return validated(model, read_toml(path))
+        return validated(model, read_toml(path), source=path)
     except StudyError as error:
         missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
         raise StudyError(
-            error.what if str(path) in error.what else f"{path}: {error.what}",
+            error.what,
             why="keys, data and programs are where it says; none of it is guessed",
             fix=f"give the folder that `{made_by}` made" if missing else error.fix,
         ) from error
 
 
-def validated(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
-    """``model`` from untrusted fields; raises StudyError that names each wrong field and its value."""
+def validated(model: type[ModelT], fields: Mapping[str, Any], *, source: Path | None = None, table: str = "") -> ModelT:
+    """``model`` from untrusted fields, the ``table`` of the file ``source`` if they are one of a file.
+
+    Raises StudyError that names the file and each wrong field, in dotted form, with its value and what it needs.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise StudyError(_problems(error), why=WHY_STUDY, fix="correct the named fields") from error
+        where, at = "" if source is None else f"{source}: ", f"{table}." if table else ""
+        items = error.errors(include_url=False)
+        # A list is called too short where one of its items is wrong.
+        wrong = {item["loc"][:-1] for item in items}
+        told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong]
+        problems = "; ".join(at + _problem(item, model) for item in told)
+        raise StudyError(f"{where}{problems}", why=WHY_STUDY, fix="correct the named fields") from error
 
 
-def _problems(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{place}: no such field")
-        elif place and item["type"] != "missing":
-            problems.append(f"{place} = {_shown(item['input'])}: {message}")
-        else:
-            problems.append(f"{place}: {message}".removeprefix(": "))
-    return "; ".join(problems)
+def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    kind, value = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        return f"{place}: no such field{_meant(place, model)}"
+    if kind == "missing":
+        return f"{place}: it is missing"
+    if kind == "value_error":
+        said = str(item["ctx"]["error"])
+        if isinstance(value, Mapping):  # of several of its fields
+            return f"{place}.{said}".lstrip(".")
+    elif kind == _OWN:
+        said = item["msg"]
+    else:
+        said = _NEEDED.get(kind, "is nothing that this field can have").format_map(item.get("ctx", {}))
+        said = said.replace("'", '"')  # of a choice
+    return f"{place or 'it'} = {_shown(value)}: {said}"
+
+
+_TRUE_OR_FALSE, _WHOLE, _NUMBER = "needs true or false", "needs a whole number", "needs a number"
+_TEXT, _LIST, _TABLE = "needs text, in quotes", "needs a list, in brackets", "needs a table"
+# By the kind of error that pydantic finds: none of its own words are shown.
+_NEEDED: Final = {
+    "bool_type": _TRUE_OR_FALSE,
+    "bool_parsing": _TRUE_OR_FALSE,
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": "needs a smaller whole number",
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "needs a finite number",
+    "string_type": _TEXT,
+    "path_type": _TEXT,
+    "string_too_short": "needs text of {min_length} characters or more",
+    "string_too_long": "needs text of {max_length} characters or fewer",
+    "tuple_type": _LIST,
+    "list_type": _LIST,
+    "dict_type": _TABLE,
+    "model_type": _TABLE,
+    "model_attributes_type": _TABLE,
+    "too_short": "needs {min_length} or more, and has {actual_length}",
+    "too_long": "needs {max_length} or fewer, and has {actual_length}",
+    "greater_than": "needs more than {gt:,.10g}",
+    "greater_than_equal": "needs {ge:,.10g} or more",
+    "less_than": "needs less than {lt:,.10g}",
+    "less_than_equal": "needs {le:,.10g} or less",
+    "literal_error": "needs {expected}",
+}
+
+
+def _meant(place: str, model: type[BaseModel]) -> str:
+    """The field that may have been meant: the one spelt most like it, rather here than elsewhere."""
+    path, _, wrong = re.sub(r"\.[0-9]+", "", place).rpartition(".")
+    names = [name.rpartition(".") for name in _names(model, "")]
+    near = difflib.get_close_matches(wrong, {name for _, _, name in names}, n=1, cutoff=0.8)
+    found = sorted((there != path, there, dot, name) for there, dot, name in names if name in near)
+    return f"; did you mean {''.join(found[0][1:])}?" if found else ""
+
+
+def _names(model: type[BaseModel], place: str) -> Iterator[str]:
+    """The dotted names of all fields."""
+    for name, field in model.model_fields.items():
+        yield f"{place}{name}"
+        kind = kind_of(field.annotation)
+        kind = kind_of(get_args(kind)[0]) if get_origin(kind) is tuple else kind
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _names(kind, f"{place}{name}.")
 
 
 def _shown(value: object) -> str:
+    """A value as it is written in a file."""
+    if isinstance(value, float):  # nan and inf are TOML, and no JSON
+        return str(value)
     try:
-        text = repr(value)
+        text = json.dumps(value, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):
         return "(too large to show)"
     return text if len(text) <= 200 else f"{text[:200]}…"

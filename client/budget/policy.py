@@ -29,7 +29,7 @@ class AllowedModel(Section):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.name is None and self.sha256 is None:
-            raise ValueError("give its name, its sha256 or both")
+            raise ValueError("name: it is missing, and so is sha256; give one or both")
         return self
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class DataPolicy(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.filter == "rdp") != (self.order is not None):
-            raise ValueError("data.order: the filter rdp needs one, fixed for good, and the filter sum has none")
+            raise ValueError("order: the filter rdp needs one, fixed for good, and the filter sum has none")
         return self
 
     def data_asset(self) -> Asset:
@@ -99,9 +99,9 @@ class Policy(Section):
 def read_policy(path: Path) -> Policy:
     """The policy of a TOML file; its paths start from the file's folder. Raises StudyError that names the field."""
     try:
-        policy = validated(Policy, read_toml(path))
+        policy = validated(Policy, read_toml(path), source=path)
     except StudyError as error:
-        raise StudyError(f"the policy {path.name}: {error.what}", why=_WHY, fix=error.fix) from error
+        raise StudyError(error.what, why=_WHY, fix=error.fix) from error
     if policy.data.opted_out is None:
         return policy
     data = policy.data.model_copy(update={"opted_out": path.parent / policy.data.opted_out})

@@ -9,7 +9,7 @@ from pydantic import Field
 from ...common.crypto.identity import Identity, Name, read_key
 from ...common.data.identifiers import Similar
 from ...common.errors import StorageError, StudyError
-from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
+from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Section, read_settings
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
@@ -38,7 +38,7 @@ class SiteSettings(Section):
     held_out: Path | None = Field(default=None, strict=False)
     similar_identifiers: Similar | None = None
     model: Path = Field(strict=False)
-    device: str = Field(default=PROCESSORS, pattern=DEVICE_PATTERN)
+    device: Device = PROCESSORS
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
     users: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     worker_user: str | None = None

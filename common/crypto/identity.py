@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ..errors import EnvelopeError, StorageError
+from ..schema import Spelt
 from ..system.files import write_missing
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -24,8 +25,11 @@ _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = frozenset({0, 1, _ORDER_8, _P - _ORDER_8, _P - 1, _P, _P + 1})
 WHY_SIGNED = "only intact messages of known senders may act on a study"
 
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Hex32 = Annotated[str, Spelt(r"^[0-9a-f]{64}$", "needs 64 digits of 0-9 and a-f")]
+Signature = Annotated[str, Spelt(r"^[0-9a-f]{128}$", "needs 128 digits of 0-9 and a-f")]
+Name = Annotated[
+    str, Spelt(r"^[a-z0-9][a-z0-9-]{0,62}$", "needs a name of at most 63 characters: a-z, 0-9 and, inside, -")
+]
 
 
 def shown_key(key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
-from ..crypto.identity import Hex32, Identity, canonical_json, sha256, verify_signature
+from ..crypto.identity import Hex32, Identity, Signature, canonical_json, sha256, verify_signature
 from ..errors import EnvelopeError, LedgerError
 from ..schema import Section
 
@@ -43,7 +43,7 @@ class _Fields(Section):
     body: dict[str, Any]
     previous: Hex32
     sequence: int = Field(ge=0, le=2**40)
-    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+    signature: Signature
     type: str
 
 

@@ -2,23 +2,21 @@
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 
-from ..crypto.identity import Hex32, Name, canonical_json
+from ..crypto.identity import Hex32, Name, Signature, canonical_json
 from ..protocol.envelope import Statement
-from ..schema import Section
+from ..schema import Section, Spelt
 from ..study.manifest import Countersignature as _Countersignature
 from ..study.manifest import Manifest
 from .chain import Entry, EntryType, broken
-
-_SIGNATURE = r"^[0-9a-f]{128}$"
 
 
 class SignedStatement(Section):
     """A site's signed header, as JSON text, and the signature in hex."""
 
     header: str
-    signature: str = Field(pattern=_SIGNATURE)
+    signature: Signature
 
     @classmethod
     def of(cls, statement: Statement) -> Self:
@@ -34,7 +32,7 @@ class SignedStatement(Section):
 Statements = tuple[SignedStatement, ...]
 # A site writes the files under these names, so that none leads out of the study's folder.
 _FILE = r"^(study\.json|report\.(json|html)|adapter/[A-Za-z0-9][A-Za-z0-9._-]{0,99})$"
-_Path = Annotated[str, StringConstraints(pattern=_FILE)]
+_Path = Annotated[str, Spelt(_FILE, "needs a file that a study leaves")]
 
 
 class Body(Section):

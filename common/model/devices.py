@@ -3,15 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from ..errors import ModelError
+from ..schema import Spelt
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
 PROCESSORS: Final = "cpu"
-DEVICE_PATTERN: Final = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+Device = Annotated[str, Spelt(r"^(cpu|cuda(:[0-9]{1,3})?)$", 'needs "cpu", "cuda" or, of several, "cuda:1"')]
 _WHY: Final = "the model computes where site.toml or --device says, and nowhere else"
 
 

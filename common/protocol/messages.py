@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, ValidationError
 
-from ..crypto.identity import Hex32, Name, canonical_json, sha256
+from ..crypto.identity import Hex32, Name, Signature, canonical_json, sha256
 from ..errors import EnvelopeError
 from ..schema import Section
 from .envelope import Envelope
@@ -172,7 +172,7 @@ class Agreed(Message):
 
     exchange = "agreed"
     reservation: int = Field(ge=0, le=2**40)
-    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+    signature: Signature
 
 
 class Close(Message):

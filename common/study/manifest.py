@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ..crypto.identity import Hex32, Identity, Name, canonical_json, sha256, verify_signature
+from ..crypto.identity import Hex32, Identity, Name, Signature, canonical_json, sha256, verify_signature
 from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
@@ -234,7 +234,7 @@ class Countersignature(Section):
     ledger_head: Hex32
     reservation: int = Field(ge=0, le=2**40)
     key: Hex32
-    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+    signature: Signature
 
     @classmethod
     def of(

@@ -9,12 +9,15 @@ from ..crypto.identity import Hex32, Name
 from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
 from ..privacy.trust import Trust
-from ..schema import Help, Line, Option, Section, Words, read_toml, validated
+from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 from .about import AboutSection
 
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
-LayerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)]
+LayerName = Annotated[
+    str, Spelt(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", "needs the name of a layer, as v_proj or attn.c_proj", 200)
+]
+ModelName = Annotated[str, Spelt(LINE, "needs a folder, a hub's name or builtin, in one line", 512)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
@@ -35,9 +38,8 @@ class ModelSection(Section):
 
     panel: ClassVar[str] = MODEL
     name: Annotated[
-        Line,
+        ModelName,
         Option("Folder or hub name of a causal language model; builtin is SmolLM2-135M-Instruct", name="model"),
-        Field(min_length=1, max_length=512),
     ] = "builtin"
     adapter: Annotated[
         Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
@@ -271,4 +273,4 @@ class Study(Section):
 
 def read_study(path: Path | str) -> Study:
     """The study of a TOML file; raises StudyError that names the field."""
-    return validated(Study, read_toml(Path(path)))
+    return validated(Study, read_toml(Path(path)), source=Path(path))

@@ -84,7 +84,7 @@ def _inputs(tables: Mapping[str, Any], study: Study, simulation: Simulation, obs
 
 def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The tables with every path absolute: Flower's processes have a working directory of their own."""
-    simulation = validated(Simulation, tables.get("simulation", {}))
+    simulation = validated(Simulation, tables.get("simulation", {}), table="simulation")
     fields = simulation.model_dump(mode="json", exclude_unset=True)
     for name in fields.keys() & {"data", "opted_out"}:
         fields[name] = {site: str(root / path) for site, path in fields[name].items()}

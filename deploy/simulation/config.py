@@ -57,7 +57,7 @@ def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
 
 def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     """The study and the simulation that the tables describe. Raises StudyError or DataError."""
-    simulation = validated(Simulation, tables.get(_SIMULATION, {}))
+    simulation = validated(Simulation, tables.get(_SIMULATION, {}), table=_SIMULATION)
     fields = {name: table for name, table in tables.items() if name != _SIMULATION}
     privacy = fields.get("privacy")
     privacy = privacy if isinstance(privacy, dict) else {}  # what is no table is refused with the rest of the study

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ...common.crypto.identity import Name
 from ...common.data.identifiers import Similar
-from ...common.model.devices import DEVICE_PATTERN, PROCESSORS
+from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Help, Option, Section
 from ...common.study.study import MODEL, TRAINING
 
@@ -73,7 +73,6 @@ class Simulation(Section):
         Field(strict=False),
     ] = None
     device: Annotated[
-        str,
+        Device,
         Option("Where the model computes: cpu, cuda, cuda:1", metavar="NAME", only="simulate", panel=TRAINING),
-        Field(pattern=DEVICE_PATTERN),
     ] = PROCESSORS

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from ...common.crypto.identity import GivenKey, Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
-from ...common.schema import Section, Words, read_settings
+from ...common.schema import Section, Spelt, Words, read_settings
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ...common.system.locks import alone, in_turn, is_held
@@ -21,6 +21,7 @@ KEY: Final = "server.key"
 SETTINGS: Final = "server.toml"
 SITES: Final = "sites.json"
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
+Host = Annotated[str, Spelt(r"^[A-Za-z0-9.:-]{1,253}$", "needs a host's name or address, without a port")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 _WHY: Final = "the study goes on as what it was begun as"
 
@@ -32,7 +33,7 @@ class ServerSettings(Section):
     of loopback alone. ``model`` is the base model's folder, where it is not found by the name that the study gives it.
     """
 
-    host: str = Field(default="localhost", pattern=r"^[A-Za-z0-9.:-]{1,253}$")
+    host: Host = "localhost"
     bind: str = "0.0.0.0"  # noqa: S104 (the gate is what hospitals reach)
     port: Port = 9092
     superlink_port: Port = 9093

@@ -193,7 +193,7 @@ def test_a_policy_is_read_with_its_paths_beside_it(tmp_path):
         ("[data]\nsynthetic_data_only = 'no'\n", "data.synthetic_data_only"),
         ("[study]\nlargest_epsilon = 1000.0\n", "study.largest_epsilon = 1000.0"),
         ("[study]\nverified_peers = ['AB']\n", "study.verified_peers.0"),
-        ("[[study.models]]\n", "give its name, its sha256 or both"),
+        ("[[study.models]]\n", "study.models.0.name: it is missing, and so is sha256"),
         ("[data]\nfilter = 'rdp'\n", "data.order"),
         ("[data]\norder = 8\n", "data.order"),
         ("[study]\ntrust = ['blind']\n", "study.trust.0"),
@@ -205,7 +205,7 @@ def test_a_policy_that_does_not_mean_what_it_says_is_refused_by_name(tmp_path, t
     path.write_text(text, encoding="utf-8")
     with pytest.raises(StudyError) as refusal:
         read_policy(path)
-    assert refusal.value.what.startswith("the policy policy.toml: ")
+    assert refusal.value.what.startswith(str(path))
     assert said in refusal.value.what
 
 

@@ -146,7 +146,7 @@ def test_what_is_given_for_it_is_the_study_s_and_wins_over_the_file(run: Run, tm
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--notes-per-visit=10", "data.notes_per_visit = 10: Input should be less than or equal to 9"),
+        ("--notes-per-visit=10", "data.notes_per_visit = 10: needs 9 or less"),
         ("--notes-per-visit=0", "data.notes_per_visit = 0: "),
         ("--shortest-stay-days=0", "data.shortest_stay_days = 0.0: "),
         ("--beds=c=0", "data.beds.c = 0: "),

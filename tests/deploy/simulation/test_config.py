@@ -61,9 +61,9 @@ def test_built_in_hospitals_state_theirs() -> None:
         ({"north": 33, "south": 12}, "^nominal units are not stated for west$"),
         ({**STATED, "east": 9}, "^nominal units are stated for east, of which there is no data$"),
         ({"north": 33, "south": 12, "wset": 7}, "for wset, of which there is no data; .* not stated for west"),
-        ({**STATED, "west": 0}, "nominal_units.west = 0: Input should be greater than or equal to 1"),
-        ({**STATED, "west": "7"}, "nominal_units.west = '7': Input should be a valid integer"),
-        ({**STATED, "St. Mary": 7}, "nominal_units.St. Mary"),
+        ({**STATED, "west": 0}, "simulation.nominal_units.west = 0: needs 1 or more"),
+        ({**STATED, "west": "7"}, 'nominal_units.west = "7": needs a whole number'),
+        ({**STATED, "St. Mary": 7}, 'nominal_units.St. Mary = "St. Mary": needs a name'),
     ],
 )
 def test_units_that_are_not_one_number_for_each_site_with_data_are_refused(
