@@ -93,6 +93,7 @@ def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_re
     )
 
 
+@functools.lru_cache(maxsize=64)
 def calibrate_noise_multiplier(
     *,
     target_epsilon: float,

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.signal import lfilter
-from scipy.special import logsumexp, ndtri
+from scipy.special import ndtri
 
 from .dominating_pair import Array, DiscreteLoss, DominatingPair
 from .events import MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
@@ -177,7 +177,7 @@ class _LossSum:
         losses = self._interval * (loss.first + np.flatnonzero(loss.pmf))
         log_pmf = np.log(loss.pmf[loss.pmf > 0])
         for number, factor in enumerate(_STEEPER):
-            self._steeper_log_moments[number] += count * float(logsumexp(log_pmf + factor * self._tilt * losses))
+            self._steeper_log_moments[number] += count * float(_log_sum_exp(log_pmf + factor * self._tilt * losses))
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on the least epsilon whose hockey-stick divergence is at most ``delta``.
@@ -291,7 +291,7 @@ def _choose_grid(
     log_removed[:] = log_added + losses
     chosen = []
     for log_density, signed in ((log_removed, losses), (log_added, -losses)):
-        log_density -= logsumexp(log_density, axis=1, keepdims=True)
+        log_density -= _log_sum_exp(log_density)[:, None]
         log_moment = functools.partial(_log_moment, log_density, signed, times)
         chosen.append((log_moment, *_best_tilt(log_moment, delta, bound)))
     expected = max(epsilon for _, _, epsilon in chosen)
@@ -311,7 +311,14 @@ def _choose_grid(
 
 def _log_moment(log_density: Array, losses: Array, times: Array, tilt: float) -> float:
     """log M(tilt) of the sum of n losses, the i-th ``times[i]`` times, by quadrature over [n, nodes]."""
-    return float(times @ logsumexp(log_density + tilt * losses, axis=1))
+    return float(times @ _log_sum_exp(log_density + tilt * losses))
+
+
+def _log_sum_exp(exponents: Array) -> Array:
+    """Over the last axis, of which one is above -inf: what scipy's is, at a tenth of its cost for so few numbers."""
+    most = exponents.max(axis=-1, keepdims=True)
+    total: Array = most[..., 0] + np.log(np.exp(exponents - most).sum(axis=-1))
+    return total
 
 
 def _best_tilt(log_moment: Callable[[float], float], delta: float, bound: float) -> tuple[float, float]:
