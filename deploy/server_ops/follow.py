@@ -36,12 +36,23 @@ def run(folder: ServerFolder) -> Iterator[Told]:
     Whoever stops following stops nothing. Raises StudyError, also with the diagnosis of a run that ended early; the
     same command then goes on from the last checkpoint.
     """
+    if not folder.is_running and _is_finished(folder):
+        yield Finished()
+        return
     yield from _ready(folder)
     if folder.is_running:
         yield from _followed(folder, folder.progress.last_run(), run_id=None)
     else:
         start = folder.progress.size_bytes
         yield from _followed(folder, start, run_id=FlowerCli(folder).run())
+
+
+def _is_finished(folder: ServerFolder) -> bool:
+    """Whether nothing is left to do: all sites have signed what the study left, and all of it is here."""
+    verified = _audit(folder)
+    if verified.closed is None or not verified.closing_signatures >= set(verified.manifest.site_keys):
+        return False
+    return folder.study.holds(verified.closed.files)
 
 
 def _ready(folder: ServerFolder) -> Iterator[PhaseStarted]:

@@ -8,8 +8,10 @@ from grandrounds.common.errors import StudyError
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.enrolment.bundle import Bundle
 from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.deploy.server_ops import follow as server_run
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.verify.claims import verify
+from grandrounds.server.run.progress_file import Finished
 
 FIRST = ("north", "south", "west")
 EAST = '[[sites]]\nname = "east"\nnominal_units = 20\n'
@@ -31,9 +33,27 @@ class Amended(LoopbackFederation):
         path.write_text(stated.replace(instead, text) if instead else stated + text)
 
 
+def amended(path):
+    return Amended(path, sites=FIRST, rounds=3, max_attempts=6)
+
+
 @pytest.fixture
 def federation(tmp_path):
-    return Amended(tmp_path, sites=FIRST, rounds=3, max_attempts=6)
+    return amended(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def unbegun(tmp_path_factory):
+    """A federation that no test changes."""
+    return amended(tmp_path_factory.mktemp("unbegun"))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """One whose study has begun, and whose folders stay as they are but for study.toml."""
+    federation = amended(tmp_path_factory.mktemp("begun"))
+    carried(federation, rounds=1)
+    return federation
 
 
 def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedule(federation):
@@ -58,6 +78,7 @@ def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedu
     assert run.ledger.verified.closing_signatures == {"north", "south", "east"}
     verdict = verify(federation.folder.study.path, manifest_hash=last.sha256)
     assert verdict.holds, verdict
+    assert list(server_run.run(federation.folder)) == [Finished()], "without a server, since nothing is left to do"
 
 
 def test_a_site_that_left_takes_part_in_nothing_more(federation):
@@ -92,19 +113,19 @@ def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatur
         ("max_tokens = 32", "max_tokens = 16"),
     ],
 )
-def test_what_the_claim_rests_on_is_not_amended(federation, text, instead):
-    carried(federation, rounds=1)
-    federation.state(text, instead)
+def test_what_the_claim_rests_on_is_not_amended(begun, text, instead):
+    begun.state(text, instead)
     with pytest.raises(StudyError, match=f"it changes .*{text.split()[0]}"):
-        server_operator.amend(federation.folder)
-    assert federation.folder.study.manifest() == federation.bundle.manifest
+        server_operator.amend(begun.folder)
+    begun.state(instead, text)
+    assert begun.folder.study.manifest() == begun.bundle.manifest
 
 
-def test_a_study_that_has_not_begun_is_not_amended(federation):
+def test_a_study_that_has_not_begun_is_not_amended(unbegun):
     with pytest.raises(StudyError, match="has not begun"):
-        server_operator.amend(federation.folder)
+        server_operator.amend(unbegun.folder)
 
 
-def test_only_who_is_enrolled_is_dismissed(federation):
+def test_only_who_is_enrolled_is_dismissed(unbegun):
     with pytest.raises(StudyError, match="east is not enrolled"):
-        server_operator.dismiss(federation.folder, "east")
+        server_operator.dismiss(unbegun.folder, "east")
