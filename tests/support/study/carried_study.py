@@ -3,9 +3,11 @@
 from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
-from grandrounds.client.site.assembly import open_site
+from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SiteFolder
+from grandrounds.client.worker.instant import at_once
 from grandrounds.deploy.flower.server_app import _study_run
 
 
@@ -27,5 +29,6 @@ def carried(federation, *, sites=None, rounds=None):
 
 
 def opened(federation, site):
-    """A site's resident worker in the federation's study."""
-    return open_site(SiteFolder(federation.home / site), federation.study_of(site))
+    """A site's resident worker in the federation's study, which answers at once, as a simulation's."""
+    with patch.object(assembly, "AnswerInstant", lambda after_s: at_once):
+        return assembly.open_site(SiteFolder(federation.home / site), federation.study_of(site))
