@@ -1,18 +1,13 @@
 """A worker that is restarted, cloned or killed: nobody gets a second answer in one attempt out of it."""
 
-import struct
-import subprocess
-import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from support.places import ROOT
+from support.process.crashing_worker import KILLED, CrashingWorker
 from support.study.federation import Federation, small_study
 
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.common.crypto.identity import canonical_json
 from grandrounds.common.errors import StorageError
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Advert, MaskedInput, Refusal, RefusalCode
@@ -22,7 +17,6 @@ SITE = "site-2"
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")
 # Those of an attempt: the others' writes come before the study's first or after its last.
 POINTS = tuple(point for point in CrashPoint if point.endswith(("_state", "_serial", "_charge")))
-SCRIPT = ROOT / "tests" / "support" / "process" / "crashing_worker.py"
 NOISE = np.random.default_rng(3)
 
 
@@ -155,36 +149,6 @@ def test_the_server_leaves_a_site_out_whose_state_was_set_back_and_goes_on_witho
     assert [outcome.dropouts for outcome in attempts] == [{}, {SITE: "advert"}, {SITE: "advert"}]
 
 
-class Process:
-    """The worker of ``crashing_worker.py``, started anew by ``start``."""
-
-    def __init__(self, folder, federation):
-        self.folder = folder
-        (folder / "manifest.json").write_bytes(canonical_json(federation.manifest.model_dump(mode="json")))
-        (folder / "key").write_bytes(federation.identities[SITE].secret)
-
-    def start(self, point=""):
-        self.process: Any = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(self.folder), *([point] if point else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def handle(self, request):
-        """The answer, or None from a worker that died."""
-        try:
-            self.process.stdin.write(struct.pack("<I", len(request)) + request)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        size = self.process.stdout.read(4)
-        return self.process.stdout.read(struct.unpack("<I", size)[0]) if size else None
-
-    def stop(self):
-        self.process.communicate()
-        return self.process.returncode
-
-
 def exchanges(federation, attempt, worker):
     """Drive the attempt with ``worker`` for the site; its answers until it dies."""
     answers = []
@@ -209,12 +173,12 @@ def is_a(kind, answer):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_killed_at_any_point_loses_budget_at_most_and_answers_no_attempt_twice(tmp_path, point):
     federation = federation_in(tmp_path / "peers", max_attempts=9)
-    process = Process(tmp_path, federation)
+    process = CrashingWorker(tmp_path, federation)
     process.start(point)
     first = federation.attempt(1)
     begin = first.messages()[SITE]
     died = exchanges(federation, first, process)
-    assert process.stop() == 9, "it reached the point"
+    assert process.stop() == KILLED, "it reached the point"
     assert first.done, "its peers end the attempt without it"
 
     process.start()

@@ -1,13 +1,13 @@
-"""A site's worker as a process of its own, which dies at a named point: ``crashing_worker.py FOLDER [POINT]``.
+"""A site's worker as a process of its own, which dies at a named point.
 
-FOLDER holds ``manifest.json``, ``key`` and the site's state; the worker is ``site-2``. Requests and answers travel over
-standard input and output, each after its length in four bytes. At POINT the process ends as if it were killed.
+Its folder holds ``manifest.json``, ``key`` and the state of ``site-2``. At the point it ends as if it were killed.
 """
 
+import contextlib
 import os
-import struct
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.worker import Worker
-from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.study.manifest import Manifest
+from support.process.resident_process import PROCESSES, SITE
 
 KILLED = 9
 
 
-def main(folder: Path, point: str | None) -> None:
+def run(folder: Path, point: str | None, requests: Connection) -> None:
+    """What the process does with each of ``requests``, until there are no more."""
+
     def reach(reached: str) -> None:
         if reached == point:
             os._exit(KILLED)
@@ -33,17 +36,42 @@ def main(folder: Path, point: str | None) -> None:
     reservations.register(Asset.synthetic("records"))
     reservations.reserve("records", manifest.study_id, Amounts())
     worker = Worker(
-        name="site-2",
+        name=SITE,
         identity=Identity.from_bytes((folder / "key").read_bytes()),
         manifest=manifest,
         release=lambda adapter: np.ones(manifest.dimension, "<u4"),
         state=budget,
     )
-    while size := sys.stdin.buffer.read(4):
-        answer = worker.handle(sys.stdin.buffer.read(struct.unpack("<I", size)[0]))
-        sys.stdout.buffer.write(struct.pack("<I", len(answer)) + answer)
-        sys.stdout.buffer.flush()
+    while (request := requests.recv()) is not None:
+        requests.send(worker.handle(request))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None)
+class CrashingWorker:
+    """The worker of a federation's site, started anew by ``start``."""
+
+    def __init__(self, folder: Path, federation: Any) -> None:
+        self.folder = folder
+        (folder / "manifest.json").write_bytes(canonical_json(federation.manifest.model_dump(mode="json")))
+        (folder / "key").write_bytes(federation.identities[SITE].secret)
+
+    def start(self, point: str | None = None) -> None:
+        self._requests, there = PROCESSES.Pipe()
+        self._process = PROCESSES.Process(target=run, args=(self.folder, point, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def handle(self, request: bytes) -> bytes | None:
+        """The answer, or None from a worker that died."""
+        try:
+            self._requests.send(request)
+            answer: bytes = self._requests.recv()
+        except (EOFError, OSError):
+            return None
+        return answer
+
+    def stop(self) -> int | None:
+        """How it ended."""
+        with contextlib.suppress(OSError):
+            self._requests.send(None)
+        self._process.join()
+        return self._process.exitcode
