@@ -183,6 +183,7 @@ def test_a_worker_killed_at_any_point_loses_budget_at_most_and_answers_no_attemp
 
     process.start()
     again = process.handle(begin)
+    assert again is not None, "it lives"
     if point in (CrashPoint.BEFORE_STATE, CrashPoint.AFTER_STATE, CrashPoint.BEFORE_SERIAL):
         assert Envelope.parse(again).exchange == Advert.exchange, "it had said nothing, and its serial was not taken"
         assert sent(died, Advert) == 0

@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a study file that is not there": (["--config=missing.toml"], "missing.toml"),
     "noise and no privacy": (["--no-privacy"], "privacy.noise"),
     "a GPU that no machine has": (["--device=cuda:999"], "GPU"),
-    "a device that is none": (["--device=gpu"], "device = 'gpu'"),
+    "a device that is none": (["--device=gpu"], 'device = "gpu"'),
     "local steps under distributed trust": (["--local-steps=2"], "training.local_steps"),
 }
 
@@ -210,8 +210,8 @@ def test_broken_records_are_refused_by_line_and_never_quoted(
         ("[privacy\n", "line 1"),
         ("privacy = 4\n", "privacy"),
         ("[simulation]\ndropout = []\n", "dropout"),
-        ('[privacy]\nnoise = "no"\n', "privacy.noise = 'no'"),
-        ("[simulation.nominal_units]\nnorth = true\n", "nominal_units.north = True"),
+        ('[privacy]\nnoise = "no"\n', 'privacy.noise = "no"'),
+        ("[simulation.nominal_units]\nnorth = true\n", "nominal_units.north = true"),
     ],
 )
 def test_a_wrong_study_file_is_refused_by_name(
