@@ -1,7 +1,7 @@
 """A study: what people write in study.toml, and what follows from it."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,9 @@ Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 ATTEMPTS_PER_ROUND = 1.2
 DEFAULT_TARGET_EPSILON = 4.0
 LARGEST_DEFAULT_DELTA = 5e-4
+
+# The table of a study's file that is no part of the study.
+SIMULATION = "simulation"
 
 # Panels of the commands' help, in their order.
 PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", "Training"
@@ -273,4 +276,9 @@ class Study(Section):
 
 def read_study(path: Path | str) -> Study:
     """The study of a TOML file; raises StudyError that names the field."""
-    return validated(Study, read_toml(Path(path)), source=Path(path))
+    return validated(Study, study_tables(Path(path)), source=Path(path))
+
+
+def study_tables(path: Path) -> dict[str, Any]:
+    """The tables of a study's TOML file, but for [simulation], which is for `simulate` alone. Raises StudyError."""
+    return {name: table for name, table in read_toml(path).items() if name != SIMULATION}

@@ -13,6 +13,7 @@ from ...common.system.processes import PROGRAM, Process, environment
 from ...common.system.supervision import stop_all
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.bundle import Bundle
+from ..server_ops import bundling
 from ..server_ops import commands as server_operator
 from ..site_ops import commands as site_operator
 
@@ -86,7 +87,7 @@ class LoopbackFederation:
             if beside is None:
                 self._found(site, port)
             self._enroll(site)
-        server_operator.bundle(self.folder)
+        bundling.bundle(self.folder)
         self.bundle = Bundle.read(self.folder.bundle)
         self._peers += [self.bundle.manifest.server_key, *self.bundle.manifest.site_keys.values()]
         for site in sites:

@@ -33,7 +33,7 @@ def plan(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the proposed study here; simulate --config reads it.")
+        Path | None, typer.Option(help="Write the proposed study here, for simulate --config and server init --study.")
     ] = None,
     public_text: Annotated[
         Path | None,

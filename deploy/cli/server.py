@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from ...common.study.about import AboutSection
     from ...server.run.server_folder import ServerFolder
 
+study = typer.Typer(name="study", help="Further studies of a server, with the same keys.", no_args_is_help=True)
 server = typer.Typer(name="server", help="The aggregation server's side of a study.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
+StudyFile = Annotated[
+    Path | None, typer.Option("--study", help="A study to begin with, such as `grandrounds plan --output` writes.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ABOUT = "What the study says of itself: every site signs it, and its report shows it"
 # What is asked for at a terminal, of what was not given.
@@ -49,6 +53,7 @@ def init(
     ends: Annotated[
         str | None, typer.Option(help="The last day on which it may run.", metavar="DAY", rich_help_panel=ABOUT)
     ] = None,
+    study: StudyFile = None,
     certificate: Annotated[
         Path | None, typer.Option(help="With its chain (PEM).", rich_help_panel=CERTIFICATES)
     ] = None,
@@ -69,7 +74,13 @@ def init(
     about = _about({**said, "begins": begins, "ends": ends}, ask=at_terminal() and not place.study_toml.exists())
     say(
         server_operator.init(
-            place, host=host, port=port, superlink_port=superlink_port, certificates=certificates, about=about
+            place,
+            host=host,
+            port=port,
+            superlink_port=superlink_port,
+            certificates=certificates,
+            study=study,
+            about=about,
         )
     )
 
@@ -82,24 +93,29 @@ def enroll(
     """Know sites by their keys."""
     from ..server_ops import commands as server_operator
 
-    for card in cards:
-        say(server_operator.enroll(_folder(folder), card))
+    say(server_operator.enroll(_folder(folder), *cards))
 
 
 @server.command()
-def bundle(folder: Folder) -> None:
-    """Fix the study, once, and write study.zip, which sites get."""
-    from ..server_ops import commands as server_operator
+def bundle(
+    folder: Folder,
+    redo: Annotated[bool, typer.Option("--redo", help="Fix anew what has not begun, as study.toml now says.")] = False,
+) -> None:
+    """Fix the study, once, and write study.zip, which sites get; or show what was fixed, and refuse edits to it."""
+    say([f"reading the study in {folder}"])  # before what takes a while to load
+    from ..server_ops import bundling
 
-    say(server_operator.bundle(_folder(folder)))
+    fix = bundling.bundle_anew if redo else bundling.bundle
+    say(fix(_folder(folder), say=lambda line: say([line])))
 
 
 @server.command()
 def amend(folder: Folder) -> None:
     """Fix the next manifest of a study that has begun: sites join, leave or change keys, or the program is patched."""
-    from ..server_ops import commands as server_operator
+    say([f"reading the study in {folder}"])
+    from ..server_ops import bundling
 
-    say(server_operator.amend(_folder(folder)))
+    say(bundling.amend(_folder(folder)))
 
 
 @server.command()
@@ -160,6 +176,31 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
     else:
         _print_status(found)
+
+
+@study.command("new")
+def new_study(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The study's, and its folder's below DIR/studies.")],
+    study: StudyFile = None,
+    port: Annotated[int | None, typer.Option(help="The port that hospitals reach (default: the next).")] = None,
+    superlink_port: Annotated[int | None, typer.Option(help="Of its SuperLink (default: the next).")] = None,
+) -> None:
+    """Make the folder of another study, with the server's keys and sites; all commands take it as they take DIR."""
+    from ..server_ops import studies
+
+    say(studies.new_study(_folder(folder), name, study=study, port=port, superlink_port=superlink_port))
+
+
+@study.command("list")
+def list_studies(folder: Folder) -> None:
+    """Say of each study of a server where it stands, and what comes next."""
+    from ..server_ops import studies
+
+    say(studies.list_studies(_folder(folder)))
+
+
+server.add_typer(study)
 
 
 @server.command()

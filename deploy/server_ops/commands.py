@@ -11,23 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from ...client.site.assembly import sampler_of
 from ...common.crypto.identity import make_key, shown_key
-from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StorageError, StudyError
-from ...common.model.adapter import vector_bytes
-from ...common.model.language_model import LanguageModel
 from ...common.secagg.parameters import default_threshold
 from ...common.study.about import AboutSection
-from ...common.study.completion import complete_study
-from ...common.study.manifest import Manifest, new_manifest
-from ...common.study.study import read_study
+from ...common.study.study import Study, read_study
 from ...common.system.files import make_private_folder, write_atomically, write_missing
 from ...common.system.supervision import tend
-from ...server.run.server_folder import FROZEN_ADAPTER, KEY, SETTINGS, EnrolledSite, ServerFolder
+from ...server.run.server_folder import KEY, SETTINGS, EnrolledSite, ServerFolder
 from .. import templates
-from ..builtin.models import base_model_folder, with_lasting_name
-from ..enrolment.bundle import Bundle, Flower, SiteCard
+from ..enrolment.bundle import SiteCard
 from ..enrolment.certificates import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -37,16 +30,14 @@ from ..enrolment.certificates import (
     make_certificates,
 )
 from ..enrolment.node_keys import make_secret
-from ..flower.archive import app_sha256
-from ..plan.instant import answer_after_s
 from ..plan.spare_site import no_spare_site
 from .about import check_said, with_about
 from .certificate_watch import RENEW_WITHIN, CertificateWatch
 from .flwr import FlowerCli
 from .programs import ServerPrograms
 from .services import write_server_units
-from .successor import connection_of, fix_successor
 
+_TEMPLATE: Final = Path(str(resources.files(templates).joinpath("study.server.toml")))
 _SETTINGS: Final = """# Hospitals connect to host:port; the gate listens on the address bind.
 host = {host}
 bind = "0.0.0.0"
@@ -68,17 +59,25 @@ def init(
     port: int,
     superlink_port: int,
     certificates: tuple[Path, Path, Path] | None = None,
+    study: Path | None = None,
     about: AboutSection | None = None,
 ) -> list[str]:
     """Make keys, certificates, settings and a study to edit, where they are missing.
 
     ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
-    to trust. ``about`` is what the study is to say of itself. Raises StudyError, also where the folder has other
-    settings or its study says otherwise, and StorageError.
+    to trust. ``study`` is a file to begin with, such as `plan` writes, and ``about`` what the study is to say of
+    itself. Raises StudyError, also where the folder has other settings or its study says otherwise, and StorageError.
     """
-    about = about or AboutSection()
+    about, file = about or AboutSection(), study or _TEMPLATE
+    stated = read_study(file)
     if folder.study_toml.exists():
         check_said(folder.study_toml, about)
+        if study is not None and _without_about(read_study(folder.study_toml)) != _without_about(stated):
+            raise StudyError(
+                f"{folder.study_toml} is there, and is another study than {study}",
+                why="what stands in it may have been edited, and is not written over",
+                fix=f"remove it, or begin a study beside it: grandrounds server study new {folder.home.path} NAME",
+            )
     make_private_folder(folder.path)
     make_key(folder.path / KEY)
     fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
@@ -95,36 +94,59 @@ def init(
         _take_certificates(folder.certificates, certificates)
     _certify(folder.certificates, host)
     _prepare_flower(folder)
-    template = resources.files(templates).joinpath("study.server.toml").read_text(encoding="utf-8")
-    dated = about.model_copy(update={"dated": about.dated or datetime.now(UTC).date().isoformat()})
-    write_missing(folder.study_toml, lambda: with_about(template, dated).encode())
+    threshold = stated.secagg.threshold or default_threshold(len(stated.sites))
+    today = datetime.now(UTC).date().isoformat()
+    dated = about.model_copy(update={"dated": about.dated or stated.about.dated or today})
+    write_missing(folder.study_toml, lambda: with_about(file.read_text(encoding="utf-8"), dated).encode())
     return [
         "this server's key, for every site to compare:",
         f"  {shown_key(folder.identity().public_key)}",
-        f"next: edit {folder.study_toml} and {folder.path / SETTINGS}, and for each site.json that comes:",
-        f"  grandrounds server enroll {folder.path} site.json",
-        f"enroll more sites than must answer: {no_spare_site(sites=3, threshold=default_threshold(3))}",
         *write_server_units(folder),
+        f"edit {folder.study_toml}: it names its sites as their site.json do",
+        *([] if settings.evaluation.exists() else [f"put public or synthetic records there: {settings.evaluation}"]),
+        *filter(None, [no_spare_site(sites=len(stated.sites), threshold=threshold)]),
+        f"next: {once_enrolled(folder)}",
     ]
 
 
-def enroll(folder: ServerFolder, card: Path) -> list[str]:
-    """Know a site by its card, and let its node in if the server is started. Raises StudyError and StorageError."""
-    site = SiteCard.read(card)
-    with folder.enrolling():
-        _check_keys(site, folder.sites())
-        known = folder.sites().get(site.name)
-        if known is None or known.node_key != site.node_key:
-            new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
-            # A site with another node key may have lost its machine: whoever has that is let in no more.
-            folder.save_sites({**folder.sites(), site.name: new}, withdrawn=folder.withdrawn | _node_of(known))
+def _without_about(study: Study) -> Study:
+    return study.model_copy(update={"about": AboutSection()})
+
+
+def enroll(folder: ServerFolder, *cards: Path) -> list[str]:
+    """Know sites by their cards, and let their nodes in if the server is started.
+
+    Raises StudyError and StorageError.
+    """
+    said = []
+    for site in map(SiteCard.read, cards):
+        with folder.enrolling():
+            _check_keys(site, folder.sites())
+            known = folder.sites().get(site.name)
+            if known is None or known.node_key != site.node_key:
+                new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
+                # A site with another node key may have lost its machine: whoever has that is let in no more.
+                folder.save_sites({**folder.sites(), site.name: new}, withdrawn=folder.withdrawn | _node_of(known))
+        said += [f"{site.name}'s key, to be compared with the site by telephone, not by mail:"]
+        said += [f"  {shown_key(site.public_key)}"]
     if folder.is_serving:
         admit_nodes(folder)
-    return [
-        f"{site.name}'s key, to be compared with the site by telephone, not by mail:",
-        f"  {shown_key(site.public_key)}",
-        f"enrolled: {', '.join(folder.sites())}; next, once all are: grandrounds server bundle {folder.path}",
-    ]
+    return [*said, f"enrolled: {', '.join(folder.sites())}", f"next: {once_enrolled(folder)}"]
+
+
+def once_enrolled(folder: ServerFolder) -> str:
+    """What comes next, by who is enrolled and whom study.toml names."""
+    if folder.has_study:
+        return f"grandrounds server bundle {folder.path}, which says whether the study has these sites and keys"
+    try:
+        named, enrolled = {site.name for site in read_study(folder.study_toml).sites}, folder.sites().keys()
+    except StudyError as error:
+        return f"correct {folder.study_toml}: {error.what}"
+    if missing := sorted(named - enrolled):
+        return f"grandrounds server enroll {folder.path} site.json, for {', '.join(missing)}"
+    if unnamed := sorted(enrolled - named):
+        return f"name {', '.join(unnamed)} in {folder.study_toml}, or grandrounds server dismiss {folder.path} SITE"
+    return f"grandrounds server bundle {folder.path}"
 
 
 def _node_of(site: EnrolledSite | None) -> set[int]:
@@ -185,26 +207,6 @@ def _unnoted(folder: ServerFolder, name: str, known: set[int]) -> int:
     return strangers.pop()
 
 
-def bundle(folder: ServerFolder) -> list[str]:
-    """Fix the study, once, and write it as the sites get it. Raises StudyError, ModelError and StorageError."""
-    evaluation = folder.settings().evaluation
-    if not evaluation.is_file():
-        raise StudyError(
-            f"there are no evaluation records in {evaluation}",
-            why="every round's perplexity is measured on them, and the report says where they come from",
-            fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
-        )
-    return _bundled(folder, folder.study.manifest() if folder.has_study else _fix_study(folder))
-
-
-def amend(folder: ServerFolder) -> list[str]:
-    """Fix the next manifest of a study that has begun, and write it as the sites get it.
-
-    Raises StudyError where it may not follow the one in force, and StorageError.
-    """
-    return _bundled(folder, fix_successor(folder))
-
-
 def dismiss(folder: ServerFolder, name: str) -> list[str]:
     """Know a site no more, and let its node in no more. Raises StudyError where there is no such site."""
     with folder.enrolling():
@@ -226,32 +228,6 @@ def dismiss(folder: ServerFolder, name: str) -> list[str]:
     ]
 
 
-def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
-    """The study as the sites get it is written; what to do with it."""
-    address, authority = folder.settings().address, (folder.certificates / CA_CERTIFICATE).read_bytes()
-    if manifest.connection_sha256 != connection_of(folder):
-        raise StudyError(
-            f"{address} or the authority in {folder.certificates} is another than the study was fixed with",
-            why="the manifest says by its hash where sites connect, and to whom: else whoever mails study.zip decides",
-            fix=f"put them back, or have all sites sign it: grandrounds server amend {folder.path}",
-        )
-    Bundle(
-        manifest=manifest,
-        frozen_adapter=folder.frozen_adapter(),
-        certificates=authority,
-        flower=Flower(address=address),
-    ).write(folder.bundle)
-    return [
-        f"an update leaves {manifest.study.training.answer_after_s:g} s after it was asked for, whatever was drawn; a "
-        "site whose `client check` takes longer needs a larger training.answer_after_s",
-        "the study's manifest, for everybody to compare:",
-        f"  {manifest.sha256}",
-        *filter(None, [no_spare_site(sites=len(manifest.site_keys), threshold=manifest.threshold)]),
-        f"next: send {folder.bundle} to every site, and start the server:",
-        f"  grandrounds server start {folder.path}",
-    ]
-
-
 def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[str], None]) -> None:
     """Run SuperLink, executor and gate until ``stopped``. Raises StudyError and StorageError."""
     settings = folder.settings()
@@ -264,39 +240,6 @@ def start(folder: ServerFolder, *, stopped: Callable[[], bool], say: Callable[[s
         run = f"next, once they have run `grandrounds client start`: grandrounds server run {folder.path}"
         say(run if folder.has_study else f"next, once every site is enrolled: grandrounds server bundle {folder.path}")
         tend([*programs.running, CertificateWatch(folder, say)], stopped)
-
-
-def _fix_study(folder: ServerFolder) -> Manifest:
-    """The study with its keys and hashes, written with the frozen tensors that are drawn here once."""
-    study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
-    named = {site.name for site in study.sites}
-    if named != set(enrolled):
-        raise StudyError(
-            f"the study is of {', '.join(sorted(named))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
-            why="every site of a study signs it, with a key that was compared",
-            fix=f"enroll every site, and name those and no others in {folder.study_toml}",
-        )
-    complete = complete_study(with_lasting_name(study))
-    base = settings.model or base_model_folder(complete.model.name)
-    # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
-    model = LanguageModel.load(base, complete.model.lora, seed=0)
-    # Tried here as every site will, before anybody is asked to sign.
-    Tokenisation.load(str(base), max_tokens=complete.data.max_tokens, vocabulary_size=model.vocabulary_size)
-    if complete.training.answer_after_s is None:
-        instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
-        complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})
-    manifest = new_manifest(
-        complete,
-        site_keys={name: site.public_key for name, site in enrolled.items()},
-        server_key=folder.identity().public_key,
-        model=model,
-        model_sha256=model.folder_sha256,
-        app_sha256=app_sha256(),
-        connection_sha256=connection_of(folder),
-    )
-    write_atomically(folder.path / FROZEN_ADAPTER, vector_bytes(model.get_frozen_adapter()))
-    folder.study.save_manifest(manifest)
-    return manifest
 
 
 def _prepare_flower(folder: ServerFolder) -> None:

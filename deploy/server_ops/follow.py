@@ -22,6 +22,7 @@ from ..enrolment.bundle import Bundle
 from ..enrolment.certificates import check_certificates
 from ..flower.archive import app_sha256
 from .certificate_watch import RENEW_WITHIN
+from .commands import once_enrolled
 from .flwr import FlowerCli
 
 _WATCH_S: Final = 0.2
@@ -117,7 +118,7 @@ def _has_ended(folder: ServerFolder, run_id: int | None, *, since: float) -> boo
 
 def status(folder: ServerFolder) -> dict[str, Any]:
     """Where the study stands, by its ledger; what Flower says of the nodes; and what to do next."""
-    verified = _audit(folder)
+    verified = audit(folder)
     sites = _sites(folder, _last_losses(folder))
     found: dict[str, Any] = {
         "started": folder.is_serving,
@@ -169,10 +170,8 @@ def _spent(accountant: CentralAccountant, manifest: Manifest) -> dict[str, float
 def next_step(folder: ServerFolder, verified: VerifiedLedger, away: Sequence[str] = ()) -> str:
     """The command that brings the study on, or what is waited for; ``away`` are sites that are not connected."""
     program = "grandrounds server"
-    if not folder.sites():
-        return f"{program} enroll {folder.path} site.json, for each site"
     if not folder.has_study or not folder.bundle.exists():
-        return f"{program} bundle {folder.path}, once every site is enrolled"
+        return once_enrolled(folder)
     if verified.closed is not None and verified.closing_signatures >= set(verified.manifest.site_keys):
         return f"{program} report {folder.path}"
     if not folder.is_serving:
@@ -196,7 +195,7 @@ def report(folder: ServerFolder) -> Report:
         raise StudyError(
             "the study has no report yet",
             why="its figures are those of the whole schedule",
-            fix=f"bring it to its end: {next_step(folder, _audit(folder))}",
+            fix=f"bring it to its end: {next_step(folder, audit(folder))}",
         )
     try:
         found: Report = json.loads(path.read_bytes())
@@ -209,7 +208,7 @@ def report(folder: ServerFolder) -> Report:
     return found
 
 
-def _audit(folder: ServerFolder) -> VerifiedLedger:
+def audit(folder: ServerFolder) -> VerifiedLedger:
     """The ledger as far as it is whole. It may grow while it is read, so that nothing is mended here."""
     path = folder.study.path / LEDGER
     whole, _, _ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")

@@ -1,18 +1,20 @@
 """The next manifest of a study that has begun: sites join, leave or change keys, or the program is another version."""
 
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
-from ...common.schema import read_toml, validated
+from ...common.schema import validated
 from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import default_max_units
 from ...common.study.manifest import Manifest
-from ...common.study.study import Study
+from ...common.study.study import Study, study_tables
 from ...common.study.succession import check_successor
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
 from ...server.run.server_folder import ServerFolder
+from ..builtin.models import with_lasting_name
 from ..enrolment.bundle import connection_sha256
 from ..enrolment.certificates import CA_CERTIFICATE
 from ..flower.archive import app_sha256
@@ -32,13 +34,13 @@ def fix_successor(folder: ServerFolder) -> Manifest:
             raise StudyError(
                 "the study has not begun: its first manifest is not signed by all sites",
                 why="a successor is signed by t of the sites before it, and the first has none",
-                fix=f"remove {folder.study.path} and study.zip, and have all sites join a new bundle",
+                fix=f"fix it anew, and have all sites join that: grandrounds server bundle {folder.path} --redo",
             )
         if verified.closed is not None:
             raise StudyError(
                 "the study is closed",
                 why="nothing can follow in its ledger",
-                fix="begin another: `grandrounds server init`",
+                fix=f"begin another: grandrounds server study new {folder.home.path} NAME",
             )
         following = _successor(folder, verified.manifest)
         if fixed != verified.manifest and fixed != following:
@@ -58,7 +60,7 @@ def connection_of(folder: ServerFolder) -> str:
 
 def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
     enrolled = {name: site.public_key for name, site in folder.sites().items()}
-    study = _overlaid(previous.study, read_toml(folder.study_toml))
+    study = overlaid(previous.study, folder.study_toml)
     named = {site.name for site in study.sites}
     if named != set(enrolled):
         raise StudyError(
@@ -82,12 +84,13 @@ def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
     return following
 
 
-def _overlaid(previous: Study, stated: dict[str, Any]) -> Study:
+def overlaid(previous: Study, study_toml: Path) -> Study:
     """The study before, with all that study.toml states; the threshold follows from the number of sites if it does not.
 
-    What study.toml leaves open is as it was: it was filled in for the first manifest, and may not change.
+    What study.toml leaves open is as it was: it was filled in for the first manifest, and may not change. Raises
+    StudyError.
     """
-    fields = previous.model_dump()
+    fields, stated = previous.model_dump(), study_tables(study_toml)
     for section, values in stated.items():
         fields[section] = {**fields[section], **values} if isinstance(values, dict) else values
     bounds = {site.name: site.max_units for site in previous.sites}
@@ -97,4 +100,4 @@ def _overlaid(previous: Study, stated: dict[str, Any]) -> Study:
     ]
     if "threshold" not in stated.get("secagg", {}):
         fields["secagg"]["threshold"] = default_threshold(len(fields["sites"]))
-    return validated(Study, fields)
+    return with_lasting_name(validated(Study, fields))

@@ -12,7 +12,7 @@ from ...common.data.records import read_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
-from ...common.study.study import Study
+from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
@@ -26,7 +26,6 @@ BUILTIN_SOURCE = {
     "sensitivity": "synthetic",
     "residency": "the machine that ran the simulation",
 }
-_SIMULATION = "simulation"
 
 
 def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -57,8 +56,8 @@ def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
 
 def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     """The study and the simulation that the tables describe. Raises StudyError or DataError."""
-    simulation = validated(Simulation, tables.get(_SIMULATION, {}), table=_SIMULATION)
-    fields = {name: table for name, table in tables.items() if name != _SIMULATION}
+    simulation = validated(Simulation, tables.get(SIMULATION, {}), table=SIMULATION)
+    fields = {name: table for name, table in tables.items() if name != SIMULATION}
     privacy = fields.get("privacy")
     privacy = privacy if isinstance(privacy, dict) else {}  # what is no table is refused with the rest of the study
     _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=privacy.get("noise") is False)

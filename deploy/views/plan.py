@@ -39,7 +39,10 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
     for warning in plan.warnings:
         console.print(Text(f"\nWarning: {warning}", style="bold yellow"))
     if written is not None:
-        console.print(f"\nWritten to {written}; try: grandrounds simulate --config {written}", soft_wrap=True)
+        console.print(f"\nWritten to {written}; try it: grandrounds simulate --config {written}", soft_wrap=True)
+        console.print(
+            f"then, with hospitals: grandrounds server init DIR --host HOST --study {written}", soft_wrap=True
+        )
 
 
 def study_file(plan: Plan, proposed: Study, simulation: Simulation) -> str:

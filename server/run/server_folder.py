@@ -20,6 +20,7 @@ from .study_folder import StudyFolder
 KEY: Final = "server.key"
 SETTINGS: Final = "server.toml"
 SITES: Final = "sites.json"
+STUDIES: Final = "studies"
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
 Host = Annotated[str, Spelt(r"^[A-Za-z0-9.:-]{1,253}$", "needs a host's name or address, without a port")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -77,6 +78,12 @@ class ServerFolder:
     path: Path
 
     @property
+    def home(self) -> "ServerFolder":
+        """The folder of the server's first study, below which those of the others are."""
+        path = self.path.absolute()
+        return ServerFolder(path.parents[1]) if path.parent.name == STUDIES else self
+
+    @property
     def certificates(self) -> Path:
         """What hospitals see: the gate's certificate with its key, and the authority that they are to trust."""
         return self.path / "tls"
@@ -110,6 +117,11 @@ class ServerFolder:
     def bundle(self) -> Path:
         """The study as sites get it."""
         return self.path / "study.zip"
+
+    @property
+    def policies(self) -> Path:
+        """What each site's policy has to allow for the study, a file each."""
+        return self.path / "policies"
 
     @property
     def study(self) -> StudyFolder:

@@ -20,7 +20,7 @@ from grandrounds.common.study.study import read_study
 from grandrounds.common.system.processes import PROGRAM, Process, environment
 from grandrounds.common.system.supervision import stop_all
 from grandrounds.deploy.builtin.patients import demo_data
-from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.simulation.simulate import simulate
 from grandrounds.server.run.server_folder import ServerFolder
 
@@ -93,7 +93,7 @@ def deployed(root: Path, study: str, records: dict[str, Path], evaluation: Path,
             file.write(f"runtime_port = {runtime}\n")
     call("server", "enroll", server, *(root / site / "site.json" for site in records))
     with patch.object(secrets, "randbits", lambda bits: seed):
-        server_operator.bundle(ServerFolder(server))
+        bundling.bundle(ServerFolder(server))
     manifest = ServerFolder(server).study.manifest()
     peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
     for site in records:

@@ -43,7 +43,7 @@ def test_each_step_says_the_next_and_the_keys_to_compare(folder, card):
     assert f"grandrounds server enroll {folder}" in said
     assert re.search(r"^  ([0-9a-f]{4} ){15}[0-9a-f]{4}$", said, re.MULTILINE)
     said = call("enroll", folder, card)
-    assert f"grandrounds server bundle {folder}" in said
+    assert f"next: grandrounds server enroll {folder} site.json, for south, west" in said
     key = json.loads(card.read_text())["public_key"]
     assert key in said.replace(" ", "")
 

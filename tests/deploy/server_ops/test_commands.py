@@ -1,6 +1,5 @@
 """The server operator's road, with the real programs where one is started: each step once, and again."""
 
-import json
 import os
 import signal
 import threading
@@ -11,51 +10,17 @@ from pathlib import Path
 
 import pytest
 from support.network.loopback import free_ports, until
+from support.study.enrolled_server import SITES, card, initialised
 
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.enrolment.bundle import Bundle, SiteCard
 from grandrounds.deploy.enrolment.certificates import CERTIFICATE, make_certificates
-from grandrounds.deploy.enrolment.node_keys import make_node_key
-from grandrounds.deploy.flower.archive import app_sha256
 from grandrounds.deploy.server_ops import commands as server_operator
 from grandrounds.deploy.server_ops import follow as server_run
 from grandrounds.deploy.server_ops.flwr import FlowerCli
 from grandrounds.deploy.server_ops.programs import ServerPrograms
 from grandrounds.server.run.progress_file import Waiting
 from grandrounds.server.run.server_folder import ServerFolder
-
-SITES = ("north", "south", "west")
-STUDY = """
-model = {name = "tiny"}
-data = {max_tokens = 16, evaluation = "synthetic"}
-privacy = {target_epsilon = 4.0}
-training = {rounds = 1, deadline_s = 1.0, answer_after_s = 0.5}
-"""
-
-
-def initialised(path, **settings):
-    gate, superlink = free_ports(2)
-    folder = ServerFolder(path)
-    server_operator.init(folder, host="localhost", port=gate, superlink_port=superlink, **settings)
-    return folder
-
-
-def card(path, name, key=None):
-    """The file that a site sends."""
-    make_node_key(path / f"{name}.key", path / f"{name}.pub")
-    node_key = (path / f"{name}.pub").read_text().strip()
-    site = SiteCard(name=name, public_key=(key or Identity.generate()).public_key, node_key=node_key)
-    file = path / f"{name}.json"
-    file.write_text(site.model_dump_json())
-    return file
-
-
-def write_study(folder):
-    sites = "".join(f'[[sites]]\nname = "{site}"\nnominal_units = 20\n' for site in SITES)
-    folder.study_toml.write_text(STUDY + sites)
-    rows = [{"patient_id": number, "text": "no complaints"} for number in range(4)]
-    (folder.path / "evaluation.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def contents(folder):
@@ -75,17 +40,6 @@ def started(folder):
     finally:
         stop.set()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory):
-    """A server whose study is fixed, and whose sites never come."""
-    folder = initialised(tmp_path_factory.mktemp("bundled") / "server")
-    for name in SITES:
-        server_operator.enroll(folder, card(folder.path.parent, name))
-    write_study(folder)
-    server_operator.bundle(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -177,40 +131,6 @@ def test_a_file_that_is_no_site_s_card_is_refused(tmp_path, content):
     file.write_text(content)
     with pytest.raises(StudyError, match="no site's card"):
         server_operator.enroll(folder, file)
-
-
-def test_a_study_is_of_the_sites_that_are_enrolled_and_of_no_others(tmp_path):
-    folder = initialised(tmp_path / "server")
-    write_study(folder)
-    server_operator.enroll(folder, card(tmp_path, "north"))
-    with pytest.raises(StudyError, match="the study is of north, south, west, and enrolled are north"):
-        server_operator.bundle(folder)
-    assert not folder.has_study
-
-
-def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
-    folder = initialised(tmp_path / "server")
-    with pytest.raises(StudyError, match="no evaluation records"):
-        server_operator.bundle(folder)
-
-
-def test_a_second_bundle_is_the_same(bundled):
-    before = bundled.bundle.read_bytes()
-    server_operator.bundle(bundled)
-    assert bundled.bundle.read_bytes() == before
-
-
-def test_a_bundle_of_sites_that_must_all_answer_says_what_losing_one_means(bundled):
-    assert any("All 3 sites must answer: one that is lost" in line for line in server_operator.bundle(bundled))
-
-
-def test_the_bundle_has_what_sites_need(bundled):
-    bundle = Bundle.read(bundled.bundle)
-    assert bundle.manifest.server_key == bundled.identity().public_key
-    assert bundle.manifest.site_keys == {name: site.public_key for name, site in bundled.sites().items()}
-    assert bundle.flower.address == bundled.settings().address
-    assert bundle.manifest.app_sha256 == app_sha256()
-    assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
 
 
 def test_the_nodes_of_all_sites_are_let_in_and_their_sites_are_named_until_they_connect(server):
@@ -346,8 +266,12 @@ def test_a_study_that_did_not_end_has_no_report(server):
 
 def test_the_next_step_leads_from_init_to_run(tmp_path, bundled):
     folder = initialised(tmp_path / "server")
-    assert "server enroll" in server_run.status(folder)["next"]
-    server_operator.enroll(folder, card(tmp_path, "north"))
-    assert "server bundle" in server_run.status(folder)["next"]
+    assert server_run.status(folder)["next"].endswith("site.json, for north, south, west")
+    said = server_operator.enroll(folder, card(tmp_path, "north"), card(tmp_path, "centre"))
+    assert said[-1] == f"next: grandrounds server enroll {folder.path} site.json, for south, west"
+    said = server_operator.enroll(folder, card(tmp_path, "south"), card(tmp_path, "west"))
+    assert said[-1].startswith(f"next: name centre in {folder.study_toml}, or grandrounds server dismiss")
+    server_operator.dismiss(folder, "centre")
+    assert server_run.status(folder)["next"] == f"grandrounds server bundle {folder.path}"
     with pytest.raises(StudyError, match="no study yet"):
         list(server_run.run(folder))

@@ -7,6 +7,7 @@ from grandrounds.client.site.folder import SiteFolder
 from grandrounds.common.errors import StudyError
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.enrolment.bundle import Bundle
+from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.server_ops import commands as server_operator
 from grandrounds.deploy.server_ops import follow as server_run
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -21,7 +22,7 @@ class Amended(LoopbackFederation):
     """A federation whose sites join what the server amends."""
 
     def amend(self, *sites):
-        server_operator.amend(self.folder)
+        bundling.amend(self.folder)
         self.sites, self.bundle = sites, Bundle.read(self.folder.bundle)
         for site in sites:
             self._join(site)
@@ -97,11 +98,11 @@ def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatur
     federation.state(EAST)
     federation.amend(*FIRST, "east")
     before = federation.folder.bundle.read_bytes()
-    server_operator.amend(federation.folder)
+    bundling.amend(federation.folder)
     assert federation.folder.bundle.read_bytes() == before
     federation.state("deadline_s = 90", "deadline_s = 60")
     with pytest.raises(StudyError, match="version 2 of the manifest is fixed already"):
-        server_operator.amend(federation.folder)
+        bundling.amend(federation.folder)
     assert federation.folder.study.manifest() == federation.bundle.manifest
 
 
@@ -116,14 +117,14 @@ def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatur
 def test_what_the_claim_rests_on_is_not_amended(begun, text, instead):
     begun.state(text, instead)
     with pytest.raises(StudyError, match=f"it changes .*{text.split()[0]}"):
-        server_operator.amend(begun.folder)
+        bundling.amend(begun.folder)
     begun.state(instead, text)
     assert begun.folder.study.manifest() == begun.bundle.manifest
 
 
 def test_a_study_that_has_not_begun_is_not_amended(unbegun):
     with pytest.raises(StudyError, match="has not begun"):
-        server_operator.amend(unbegun.folder)
+        bundling.amend(unbegun.folder)
 
 
 def test_only_who_is_enrolled_is_dismissed(unbegun):

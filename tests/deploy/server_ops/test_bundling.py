@@ -1,0 +1,126 @@
+"""A study is fixed once: what is edited afterwards reaches no site in silence."""
+
+import shutil
+
+import pytest
+from support.study.enrolled_server import SITES, card, initialised, write_study
+
+from grandrounds.client.budget.policy import read_policy, violations
+from grandrounds.common.errors import StudyError
+from grandrounds.deploy.enrolment.bundle import Bundle, described
+from grandrounds.deploy.flower.archive import app_sha256
+from grandrounds.deploy.server_ops import bundling
+from grandrounds.deploy.server_ops import commands as server_operator
+from grandrounds.server.run.server_folder import ServerFolder
+
+
+@pytest.fixture
+def folder(bundled, tmp_path):
+    """The same server, to be changed."""
+    return ServerFolder(shutil.copytree(bundled.path, tmp_path / "server"))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_study_is_of_the_sites_that_are_enrolled_and_of_no_others(tmp_path):
+    folder = initialised(tmp_path / "server")
+    write_study(folder)
+    server_operator.enroll(folder, card(tmp_path, "north"))
+    with pytest.raises(StudyError, match="the study is of north, south, west, and enrolled are north"):
+        bundling.bundle(folder)
+    assert not folder.has_study
+
+
+def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
+    folder = initialised(tmp_path / "server")
+    with pytest.raises(StudyError, match="no evaluation records"):
+        bundling.bundle(folder)
+
+
+def test_the_bundle_has_what_sites_need(bundled):
+    bundle = Bundle.read(bundled.bundle)
+    assert bundle.manifest.server_key == bundled.identity().public_key
+    assert bundle.manifest.site_keys == {name: site.public_key for name, site in bundled.sites().items()}
+    assert bundle.flower.address == bundled.settings().address
+    assert bundle.manifest.app_sha256 == app_sha256()
+    assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
+
+
+def test_a_bundle_says_what_it_does_and_then_the_whole_study_as_joining_does(bundled):
+    before, done = bundled.bundle.read_bytes(), []
+    said = bundling.bundle(bundled, say=done.append)
+    assert done
+    for field, text in described(bundled.study.manifest()).items():
+        assert f"{field:10}{text}" in said
+    assert any("All 3 sites must answer: one that is lost" in line for line in said)
+    assert said[-1] == f"next: grandrounds server start {bundled.path}"
+    assert bundled.bundle.read_bytes() == before, "a second bundle is the same"
+
+
+def test_each_site_gets_what_its_policy_has_to_allow(bundled):
+    manifest = bundled.study.manifest()
+    for site in SITES:
+        points = violations(read_policy(bundled.policies / f"{site}.toml"), manifest, name=site)
+        assert {point.field for point in points} == {"study.verified_peers"}
+
+
+EDITS = (
+    ("rounds = 1", "rounds = 2", "training.rounds is 2, and in the study 1"),
+    ("target_epsilon = 4.0", "target_epsilon = 3.0", "privacy.target_epsilon is 3.0, and in the study 4.0"),
+    (", deadline_s = 1.0", "", "training.deadline_s is 600.0, and in the study 1.0"),
+    ("answer_after_s = 0.5", "answer_after_s = 0.75", "training.answer_after_s is 0.75, and in the study 0.5"),
+    (
+        'south"\nnominal_units = 20',
+        'south"\nnominal_units = 21',
+        "sites.south.nominal_units is 21, and in the study 20",
+    ),
+    ('"west"', '"east"', 'sites.west.name is not there, and in the study "west"'),
+)
+
+
+def test_every_edit_of_a_study_that_is_fixed_is_named_and_refused(folder):
+    before = folder.bundle.read_bytes()
+    for old, new, _ in EDITS:
+        edit(folder.study_toml, old, new)
+    with pytest.raises(StudyError) as refused:
+        bundling.bundle(folder)
+    for _, _, said in EDITS:
+        assert said in refused.value.what
+    assert f"grandrounds server bundle {folder.path} --redo" in refused.value.fix
+    assert folder.bundle.read_bytes() == before
+
+
+def test_what_is_left_open_is_no_edit_and_neither_is_what_is_for_a_simulation(folder):
+    edit(folder.study_toml, ", answer_after_s = 0.5", "")
+    with folder.study_toml.open("a") as file:
+        file.write('[simulation]\ndropouts = ["none"]\n')
+    bundling.bundle(folder)
+
+
+def test_another_key_of_a_site_is_an_edit(folder, tmp_path):
+    server_operator.dismiss(folder, "west")
+    said = server_operator.enroll(folder, card(tmp_path, "west"))
+    assert f"next: grandrounds server bundle {folder.path}, which says" in said[-1]
+    with pytest.raises(StudyError, match=r"west is enrolled with the key .*, and in the study enrolled with the key"):
+        bundling.bundle(folder)
+
+
+def test_a_study_that_has_not_begun_is_fixed_anew_and_the_one_before_is_kept(folder):
+    before = folder.study.manifest()
+    edit(folder.study_toml, "rounds = 1", "rounds = 2")
+    bundling.bundle_anew(folder)
+    after = Bundle.read(folder.bundle).manifest
+    assert (after.study.training.rounds, after.study_id != before.study_id) == (2, True)
+    aside = folder.path / "replaced" / before.sha256[:16]
+    assert Bundle.read(aside / "study.zip").manifest == before
+    bundling.bundle(folder)
+
+
+def test_no_study_is_fixed_for_a_host_that_its_certificate_does_not_name(folder):
+    edit(folder.path / "server.toml", 'host = "localhost"', 'host = "aggregation.example.org"')
+    with pytest.raises(StudyError, match=r"it is not for aggregation\.example\.org"):
+        bundling.bundle(folder)
