@@ -263,7 +263,10 @@ class Study(Section):
             )
         attempts = self.training.max_attempts
         if attempts is not None and attempts < self.training.rounds:
-            raise ValueError("training.max_attempts: below the number of rounds")
+            raise ValueError(
+                f"training.max_attempts: {attempts} attempts do not suffice for {self.training.rounds} rounds; "
+                f"left out, it is {ATTEMPTS_PER_ROUND} × rounds"
+            )
         if self.privacy.delta is not None and self.privacy.delta > 1 / self.total_nominal_units:
             raise ValueError(
                 f"privacy.delta: {self.privacy.delta:g} is above 1/{self.total_nominal_units} (one over all nominal units), "  # noqa: E501

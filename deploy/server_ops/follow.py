@@ -50,7 +50,7 @@ def run(folder: ServerFolder) -> Iterator[Told]:
 
 def _is_finished(folder: ServerFolder) -> bool:
     """Whether nothing is left to do: all sites have signed what the study left, and all of it is here."""
-    verified = _audit(folder)
+    verified = audit(folder)
     if verified.closed is None or not verified.closing_signatures >= set(verified.manifest.site_keys):
         return False
     return folder.study.holds(verified.closed.files)

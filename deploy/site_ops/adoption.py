@@ -65,7 +65,7 @@ def adopted(text: str, points: Sequence[Violation], owners: Mapping[str, str]) -
 
     ``owners`` are named beside their keys.
     """
-    for point in points:
+    for point in reversed(points):  # each comes before what a list has already
         text = _with(text, point.field.removeprefix("study."), point.needed, owners)
     return text
 
@@ -73,14 +73,14 @@ def adopted(text: str, points: Sequence[Violation], owners: Mapping[str, str]) -
 def _with(text: str, field: str, needed: Any, owners: Mapping[str, str]) -> str:
     if field == "models":
         return "\n".join([text.rstrip(), *map(_table, needed)])
-    if isinstance(needed, tuple):  # before what the list has already
+    if isinstance(needed, tuple):
         items = (f"{json.dumps(item)}," + (f"  # {owners[item]}" if item in owners else "") for item in needed)
-        stated, line, end = rf"{field}\s*=\s*\[", "\n  ".join([f"{field} = [", *items, ""]), "]"
+        stated, line, end = rf"{field}\s*=\s*\[\s*", "\n  ".join([f"{field} = [", *items, ""]), "]"
     else:
         stated, line, end = rf"{field}\s*=\s*[^\s#]+", f"{field} = {json.dumps(needed)}", ""
     changed, found = re.subn(f"^{stated}", lambda _: line, text, count=1, flags=re.MULTILINE)
     if found:
-        return changed
+        return changed.replace(f"{line}]", f"{line.rstrip(' ')}]")
     header = re.search(r"^\[study\].*\n", text, re.MULTILINE)
     if header is None:
         return f"[study]\n{line}{end}\n\n{text}"

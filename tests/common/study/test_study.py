@@ -75,7 +75,7 @@ def cost(study: Study) -> float:
         ({"privacy": {"sites_per_patient": 6}}, "sites_per_patient: above the number of sites"),
         ({"training": {"local_steps": 2}}, "training.local_steps: "),
         ({"secagg": {"modulus_bits": 16}}, "distributed trust sums noisy integers"),
-        ({"training": {"rounds": 9, "max_attempts": 8}}, "max_attempts: below the number of rounds"),
+        ({"training": {"rounds": 9, "max_attempts": 8}}, "max_attempts: 8 attempts do not suffice for 9 rounds"),
         ({"secagg": {"threshold": 6}}, "secagg.threshold: 6 sites must answer, but there are 5"),
         ({"secagg": {"threshold": 3}}, "secagg.threshold: 3 of 5 sites is too low where 1 may be corrupt"),
         ({"privacy": {"corrupt_sites": 3}}, "secagg.threshold: 4 of 5 sites is too low where 3 may be corrupt"),

@@ -1,7 +1,5 @@
 """A study is fixed once: what is edited afterwards reaches no site in silence."""
 
-import shutil
-
 import pytest
 from support.study.enrolled_server import SITES, card, initialised, write_study
 
@@ -11,13 +9,6 @@ from grandrounds.deploy.enrolment.bundle import Bundle, described
 from grandrounds.deploy.flower.archive import app_sha256
 from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.server_ops import commands as server_operator
-from grandrounds.server.run.server_folder import ServerFolder
-
-
-@pytest.fixture
-def folder(bundled, tmp_path):
-    """The same server, to be changed."""
-    return ServerFolder(shutil.copytree(bundled.path, tmp_path / "server"))
 
 
 def edit(path, old, new):

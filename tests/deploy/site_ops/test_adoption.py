@@ -58,6 +58,7 @@ def test_a_changed_policy_allows_the_study_and_says_all_else_as_before(text):
     assert points(text)
     changed = adopted(text, points(text), OWNERS)
     assert points(changed) == []
+    assert not any(line.isspace() for line in changed.splitlines())
     before, after = policy_of(text), policy_of(changed)
     assert after.data == before.data
     assert set(after.study.verified_peers) >= set(before.study.verified_peers)
