@@ -42,7 +42,8 @@ def test_the_bundle_has_what_sites_need(bundled):
 
 
 def test_a_bundle_says_what_it_does_and_then_the_whole_study_as_joining_does(bundled):
-    before, done = bundled.bundle.read_bytes(), []
+    before = bundled.bundle.read_bytes()
+    done: list[str] = []
     said = bundling.bundle(bundled, say=done.append)
     assert done
     for field, text in described(bundled.study.manifest()).items():
