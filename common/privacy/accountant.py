@@ -11,19 +11,18 @@ import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-from dp_accounting import dp_event
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
-from dp_accounting.privacy_accountant import NeighboringRelation
-from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
 from ..errors import PrivacyError
 from .composition import composed_epsilon
 from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
-from .gaussian_mixture import binomial_mixture_pld
 from .trust import Trust
+
+if TYPE_CHECKING:  # dp_accounting takes a second to load, which whoever computes no epsilon does not have
+    from dp_accounting import dp_event
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Relation = Literal["add_or_remove_one", "replace_one"]
 
@@ -40,10 +39,6 @@ _LARGE_EPSILON: Final = 50  # so that the cost stays bounded
 _LEAST_EPSILON: Final = 0.1  # below it the tolerance is one of this
 _COARSEST_INTERVAL: Final = 10.0
 _OVERFLOW: Final = (600.0, 800.0)  # about the logarithm of the least and of the largest double
-_RELATIONS: Final = {
-    "add_or_remove_one": NeighboringRelation.ADD_OR_REMOVE_ONE,
-    "replace_one": NeighboringRelation.REPLACE_ONE,
-}
 # Without the orders below 2: there the library's series for fractional orders does not converge for large q.
 _RDP_ORDERS: Final = (*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024)
 _FEW_RDP_ORDERS: Final = (2, 3, 4, 6, 8, 12, 16, 32, 64, 256)  # where a rough bound will do
@@ -232,6 +227,8 @@ def _rdp(
     delta: float,
     orders: tuple[float, ...] = _RDP_ORDERS,
 ) -> float:
+    from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
+
     accountant = RdpAccountant(orders)
     accountant.compose(_sampled_gaussian(sampling_probability, noise_multiplier), count)
     return float(accountant.get_epsilon(delta))
@@ -255,7 +252,7 @@ def _pld_epsilon(schedule: Schedule, relation: Relation, interval: float, delta:
 
 
 @functools.lru_cache(maxsize=4)  # a composed distribution takes tens of megabytes
-def _composed(schedule: Schedule, relation: Relation, interval: float) -> PrivacyLossDistribution:
+def _composed(schedule: Schedule, relation: Relation, interval: float) -> "PrivacyLossDistribution":
     """The privacy loss of the whole schedule."""
     event, count = schedule.event, schedule.count
     q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
@@ -280,19 +277,24 @@ def _composed(schedule: Schedule, relation: Relation, interval: float) -> Privac
 @functools.lru_cache(maxsize=8)
 def _gaussian_pld(
     noise_multiplier: float, sampling_probability: float, relation: Relation, interval: float
-) -> PrivacyLossDistribution:
+) -> "PrivacyLossDistribution":
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+    from dp_accounting.privacy_accountant import NeighboringRelation
+
     return from_gaussian_mechanism(
         noise_multiplier,
         sampling_prob=sampling_probability,
         value_discretization_interval=interval,
-        neighboring_relation=_RELATIONS[relation],
+        neighboring_relation=NeighboringRelation[relation.upper()],
     )
 
 
 @functools.lru_cache(maxsize=8)
 def _mixture_pld(
     noise_multiplier: float, contributions: int, sampling_probability: float, interval: float
-) -> PrivacyLossDistribution:
+) -> "PrivacyLossDistribution":
+    from .gaussian_mixture import binomial_mixture_pld
+
     return binomial_mixture_pld(
         noise_multiplier=noise_multiplier,
         contributions=contributions,
@@ -301,6 +303,8 @@ def _mixture_pld(
     )
 
 
-def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> dp_event.DpEvent:
+def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> "dp_event.DpEvent":
+    from dp_accounting import dp_event
+
     gaussian = dp_event.GaussianDpEvent(noise_multiplier)
     return gaussian if sampling_probability == 1 else dp_event.PoissonSampledDpEvent(sampling_probability, gaussian)

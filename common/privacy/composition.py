@@ -18,9 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.signal import lfilter
-from scipy.special import ndtri
+import scipy  # each part of it is loaded when it is first asked for
 
 from .dominating_pair import Array, DiscreteLoss, DominatingPair
 from .events import MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
@@ -63,7 +61,7 @@ def composed_epsilon(schedules: Iterable[Schedule], *, delta: float, tolerance: 
     if delta <= 0:
         return math.inf
     releases = sum(counts.values())
-    deviations = -float(ndtri(_CUT * delta / releases))
+    deviations = -float(scipy.special.ndtri(_CUT * delta / releases))
     # The relative error of a probability: a thousand roundings a release, and one a point in the final sums.
     inner_delta = delta * (1 - 1e-9 - 1000 * _ULP * releases)
     bound = math.inf
@@ -102,7 +100,7 @@ def least_epsilon(schedule: Schedule, *, delta: float) -> float:
         return upper
     counts = _pairs([schedule])
     releases = sum(counts.values())
-    deviations = -float(ndtri(_CUT * delta / releases))
+    deviations = -float(scipy.special.ndtri(_CUT * delta / releases))
     (circle, _), interval, _ = _choose_grid(counts, deviations, delta, TOLERANCE * _FINER, upper)
     total, offset = _LossSum(circle, interval), -_misplaced(counts, interval)
     for pair, count in counts.items():
@@ -220,7 +218,7 @@ class _LossSum:
         at_least = np.cumsum((tilted * untilt)[::-1])
         # delta(l) = (1 - exp(-h)) P(L >= l + h) + exp(-h) delta(l + h), from delta = 0 at the last loss of the window
         divergences: Array = np.zeros(len(losses))
-        divergences[-2::-1] = lfilter([-math.expm1(-h)], [1.0, -math.exp(-h)], at_least[:-1])
+        divergences[-2::-1] = scipy.signal.lfilter([-math.expm1(-h)], [1.0, -math.exp(-h)], at_least[:-1])
         return losses, divergences, untilt
 
     def _crossing(self, losses: Array, bounds: Array, at: int, delta: float) -> float:
@@ -335,7 +333,9 @@ def _best_tilt(log_moment: Callable[[float], float], delta: float, bound: float)
     def renyi(log_tilt: float) -> float:
         return (log_delta(log_tilt, 0.0) - math.log(delta)) / math.exp(log_tilt)
 
-    search = functools.partial(minimize_scalar, bounds=_LOG_TILTS, method="bounded", options={"xatol": 0.02})
+    search = functools.partial(
+        scipy.optimize.minimize_scalar, bounds=_LOG_TILTS, method="bounded", options={"xatol": 0.02}
+    )
     best = search(renyi)
     epsilon = max(float(best.fun), _LEAST_EPSILON)
     if bound < epsilon:

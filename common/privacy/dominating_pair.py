@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import scipy  # each part of it is loaded when it is first asked for
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtr
-from scipy.stats import binom
 
 from .events import SampledGaussianRelease
 
@@ -60,7 +59,7 @@ class DominatingPair:
             return cls(z / m, (1,), (1.0,), 0.0)
         if m == 1:
             return cls(z, (1,), (q,), 1 - q)
-        weights = binom.pmf(np.arange(m + 1), m, q)
+        weights = scipy.stats.binom.pmf(np.arange(m + 1), m, q)
         kept = weights > _UNLIKELY
         kept[1 + np.argmax(weights[1:])] = True  # or nothing would be left where q is very small
         counts = np.flatnonzero(kept[1:]) + 1
@@ -86,7 +85,7 @@ class DominatingPair:
         """log P(x) / Q(x) for each of ``x`` [n]; it rises with x, from log p_0."""
         offsets, slopes = self._lines
         terms = offsets + slopes * x[:, None]
-        some: Array = terms[:, 0] if len(slopes) == 1 else logsumexp(terms, axis=1)
+        some: Array = terms[:, 0] if len(slopes) == 1 else scipy.special.logsumexp(terms, axis=1)
         return np.logaddexp(some, self._log_none, out=some)
 
     def discretised(self, interval: float, deviations: float) -> tuple[DiscreteLoss, DiscreteLoss]:
@@ -193,7 +192,7 @@ def where_sum_reaches(targets: Array, offsets: Array, slopes: Array) -> Array:
 
 def _gaussian_masses(u: Array) -> Array:
     """N(0, 1) of the cells [n + 1] between the rising ``u`` [n], in the tails as exact as in the middle."""
-    tails = np.copysign(ndtr(-np.abs(u)), -u)
+    tails = np.copysign(scipy.special.ndtr(-np.abs(u)), -u)
     masses: Array = np.diff(tails, prepend=0.0, append=0.0)
     masses[np.searchsorted(u, 0.0)] += 1.0  # of this cell the two ends count from opposite sides
     return np.maximum(masses, 0.0, out=masses)

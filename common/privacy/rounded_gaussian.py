@@ -26,8 +26,8 @@ from typing import Final
 
 import mpmath
 import numpy as np
+import scipy  # each part of it is loaded when it is first asked for
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from ..crypto.csprng import Stream
 
@@ -66,7 +66,7 @@ def from_words(words: NDArray[np.uint64], stddev: int, next_word: Callable[[], i
     y = magnitudes.astype(np.float64)
     y += 0.5
     y *= 2.0**-64
-    ndtri(y, out=y)
+    scipy.special.ndtri(y, out=y)
     y *= -float(stddev)
     below = np.floor(y)
     fraction = y - below

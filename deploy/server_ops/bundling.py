@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ...client.site.assembly import sampler_of
 from ...common.crypto.identity import shown_key
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
@@ -27,7 +26,6 @@ from ..enrolment.bundle import Bundle, Flower, described
 from ..enrolment.certificates import CA_CERTIFICATE, check_certificates
 from ..enrolment.needed_policy import needed_policy
 from ..flower.archive import app_sha256
-from ..plan.instant import answer_after_s
 from ..plan.spare_site import no_spare_site
 from .follow import audit, next_step
 from .successor import connection_of, fix_successor, overlaid
@@ -115,6 +113,10 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
     Tokenisation.load(str(base), max_tokens=complete.data.max_tokens, vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:
         say("trying steps of private training, for the instant at which updates leave")
+        # Imported here: they load torch, before which something was said.
+        from ...client.site.assembly import sampler_of
+        from ..plan.instant import answer_after_s
+
         instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
         complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})
     manifest = new_manifest(
