@@ -19,6 +19,7 @@ from typing import Final
 
 from ...common.errors import StorageError
 from ...common.system.files import last_line, size_of, trim_log, without_colours
+from ...common.system.flower_program import flower_program
 from ...common.system.ports import cannot_listen, holder
 from ...common.system.processes import Process, environment
 from ...common.system.supervision import WATCH_S, Pauses
@@ -50,7 +51,6 @@ class Supernode:
     runtime_port: int
     folder: Path
     timeout_s: float
-    executables: Path = Path(sys.executable).parent
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Keep both running until ``stopped``."""
@@ -95,7 +95,7 @@ class Supernode:
 
     def _supernode(self) -> Sequence[str | Path]:
         return [
-            self.executables / "flower-supernode",
+            *flower_program("flower-supernode"),
             *("--superlink", self.address),
             *("--root-certificates", self.certificates),
             *("--auth-supernode-private-key", self.node_key),

@@ -10,6 +10,7 @@ from typing import Final
 
 from ...common.errors import StudyError
 from ...common.system.files import last_line
+from ...common.system.flower_program import flower_program
 from ...common.system.ports import await_free, listens
 from ...common.system.processes import environment
 from ...common.system.supervision import WATCH_S, Program
@@ -84,11 +85,11 @@ class ServerPrograms:
         return self.folder.flower / f"{name}.log"
 
     def _commands(self) -> dict[str, Sequence[str | Path]]:
-        folder, settings, programs = self.folder, self.folder.settings(), Path(sys.executable).parent
+        folder, settings = self.folder, self.folder.settings()
         inside = folder.inside.absolute()
         return {
             "superlink": [
-                programs / "flower-superlink",
+                *flower_program("flower-superlink"),
                 *("--host", "127.0.0.1", "--port", str(settings.superlink_port)),
                 *("--ssl-ca-certfile", inside / CA_CERTIFICATE),
                 *("--ssl-certfile", inside / CERTIFICATE, "--ssl-keyfile", inside / CERTIFICATE_KEY),
@@ -98,7 +99,7 @@ class ServerPrograms:
                 *("--database", folder.flower / "superlink.db"),
             ],
             "superexec": [
-                programs / "flower-superexec",
+                *flower_program("flower-superexec"),
                 *("--runtime-api-address", settings.superlink, "--root-certificates", inside / CA_CERTIFICATE),
                 *("--superexec-auth-secret-file", folder.secret),
             ],

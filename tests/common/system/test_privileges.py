@@ -65,6 +65,8 @@ PROGRAMS = {
     "the command line": "sys.argv = ['grandrounds']; from grandrounds.deploy.cli.main import main; main()",
     "a site's relay": "from grandrounds.client.node.relay import main; main('', '/nowhere', '', '', '1')",
     "the gate": "from grandrounds.deploy.server_ops.gate import main; main('/nowhere')",
+    "one of Flower's": "sys.argv = ['', 'flower-supernode', '--help']; "
+    "from grandrounds.common.system.flower_program import main; main()",
     "a study's process": "from grandrounds.deploy.flower.server_app import main; "
     "main(None, SimpleNamespace(run_config={}))",
 }
