@@ -66,6 +66,7 @@ class Relay:
         self._runtime = runtime
         self._app_sha256 = app_sha256
         self._ask = connect(socket, timeout_s=timeout_s)
+        self._told = ""
         self._executor = self._client(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_CLAIM))
 
     def run(self) -> None:
@@ -92,11 +93,18 @@ class Relay:
         """The token of a task, or nothing."""
         try:
             request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-            return str(self._executor.AcquireTask(request).token)
+            token = str(self._executor.AcquireTask(request).token)
         except httpx.TransportError:
-            _log.info("the SuperNode is not up yet")
+            self._tell("the SuperNode is not up yet")
             time.sleep(1)
             return ""
+        self._tell("the SuperNode is up")
+        return token
+
+    def _tell(self, state: str) -> None:
+        if state != self._told:
+            self._told = state
+            _log.info(state)
 
     def _served(self, token: str) -> int:
         try:

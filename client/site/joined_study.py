@@ -10,7 +10,7 @@ from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, make_folder
-from ...common.system.locks import alone
+from ...common.system.locks import alone, is_held
 from ..node.folder import NodeFolder
 
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
@@ -60,7 +60,16 @@ class JoinedStudy:
             why="two workers of one site could each answer in the same attempt, and together reveal its update",
             fix=f"use what runs (grandrounds client health {self.path.parents[1]} {self.name}), or stop it first",
         )
-        return alone(self.path / "start.lock", taken=taken)
+        return alone(self._start_lock, taken=taken)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a process keeps the study's programs running."""
+        return is_held(self._start_lock)
+
+    @property
+    def _start_lock(self) -> Path:
+        return self.path / "start.lock"
 
     @property
     def kept(self) -> Path:

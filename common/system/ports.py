@@ -55,7 +55,7 @@ def taken(address: tuple[str, int], error: OSError, *, program: str, setting: st
     host, port = address
     return StudyError(
         f"port {port} of {host}, where {program} is to listen, cannot be had: {error.strerror}; {holder(port)}",
-        why=f"{program} has a port of its own, and without it the study cannot be reached from here",
+        why=f"{program} has a port of its own, and without it nothing of the study comes through",
         fix=f"stop what uses it, or change it: {setting}",
     )
 

@@ -52,6 +52,7 @@ class Program:
         self._pauses = Pauses()
         self._started = time.monotonic()
         self._resume: float | None = None
+        self._last_said = ""
         self._process = self._started_process()
 
     @property
@@ -70,7 +71,8 @@ class Program:
             return
         if self._resume is None:
             said = last_line(self.log, since=self._said_before) or "without a word"
-            what = f"ended ({self._process.exit_code}): {said} (more in {self.log})"
+            shown, self._last_said = "the same as before" if said == self._last_said else said, said
+            what = f"ended ({self._process.exit_code}): {shown} (more in {self.log})"
             self._pause(what, lived_s=time.monotonic() - self._started)
         elif time.monotonic() >= self._resume:
             try:

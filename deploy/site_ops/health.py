@@ -47,6 +47,8 @@ def health(folder: SiteFolder, study: JoinedStudy) -> Health:
     settings, users = folder.settings(), SiteUsers.of(folder.settings())
     as_worker, as_node = (users.worker, users.node) if users and os.geteuid() == 0 else (None, None)
     start = f"start it: grandrounds client start {folder.path}"
+    if os.access(study.path, os.W_OK) and study.is_started:  # which its worker's user cannot ask
+        start = "`grandrounds client start` starts it again"
     said, worker = done_as(as_worker, lambda: _worker(study, study.socket(settings.socket), start))
     if said is not None and said["paused"]:
         worker += f"; it takes part in nothing new until: grandrounds client unpause {folder.path}"
@@ -81,7 +83,7 @@ def _node(node: NodeFolder) -> tuple[bool, bool, str, str] | None:
     running = is_held(node.lock)
     said = b"".join(path.read_bytes() for path in sorted(node.written.glob(f"{NODE_LOG}*"), reverse=True))
     marks = [mark.group(1) for mark in _CONNECTION.finditer(without_colours(said))]
-    relay = f"last: {last_line(node.written / RELAY_LOG) or 'it was never started'}"
+    relay = ("" if running else "does not run; ") + (last_line(node.written / RELAY_LOG) or "it was never started")
     return running, running and bool(marks) and marks[-1] is not None, _last(node.log), relay
 
 

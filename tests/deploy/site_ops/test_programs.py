@@ -229,6 +229,8 @@ def test_health_of_programs_that_do_not_run_has_their_last_words(away):
     write_atomically(study.node.log, b"2026-02-01 it was stopped\n")
     (study.path / "worker.out").unlink(missing_ok=True)
     found = site_health.health(away, study)
+    with study.starting():
+        assert "; `grandrounds client start` starts it again" in site_health.health(away, study).states["worker"]
     assert not found.is_well and found.worker is None
     assert f"does not run; its last word: the model is another ({study.log}); start it" in found.states["worker"]
     assert "does not run; its last word: 2026-02-01 it was stopped" in found.states["node"]
@@ -248,4 +250,4 @@ def test_health_of_a_node_that_runs_says_whether_it_is_connected_and_if_not_why(
     assert [state.startswith(refused) for state in states] == [True, False, True]
     assert states[1] == f"connected to {ADDRESS}"
     assert found["worker"].startswith("runs, and does not answer yet (it is not up)")
-    assert found["relay"] == "last: WARNING no answer came from the worker: it is not up"
+    assert found["relay"] == "WARNING no answer came from the worker: it is not up"
