@@ -30,7 +30,7 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
     ...     {"name": name, "nominal_units": 20} for name in ("north", "south", "west")
     ... ]}), Simulation(), heading="A study.").split("[privacy]")[0])
     # A study.
-    <BLANKLINE>
+    ...
     [model]
     ...
     rank = 4                          # Rank of the adapter

@@ -23,10 +23,12 @@ from soak.killed_simulation import (
 )
 
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError
+from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError, StudyError
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.study.artefacts import LEDGER, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
+from grandrounds.deploy.builtin.models import base_model_folder
+from grandrounds.deploy.simulation import simulate as simulation
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import resume
 from grandrounds.deploy.verify.claims import verify
@@ -82,6 +84,16 @@ def in_round_two(round_one: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def copied(study: Path, folder: Path) -> Path:
     """The study in a folder of its own."""
     return Path(shutil.copytree(study, folder / "study"))
+
+
+def test_a_study_whose_model_is_another_by_now_goes_on_with_none(
+    round_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(base_model_folder("tiny"), tmp_path / "other"))
+    (other / "generation_config.json").write_text("{}")
+    monkeypatch.setattr(simulation, "base_model_folder", lambda name: other)
+    with pytest.raises(StudyError, match=r"another than the study's: its SHA-256 is [0-9a-f]{64}, and not"):
+        go_on(copied(round_one, tmp_path))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -118,7 +118,11 @@ def test_another_model_s_folder_is_named_with_both_hashes_and_the_setting(folder
         (lambda folder: (folder.path / "notes.jsonl").unlink(), DataError, r"notes.jsonl cannot be read \(No such"),
         (another_model, ModelError, r"/nowhere cannot be read \(No such file"),
         (lambda folder: (folder.path / "key").unlink(), StorageError, "there is no .*key"),
-        (lambda folder: (folder.path / "policy.toml").write_text(""), StudyError, "breaks this site's policy: ε = 50"),
+        (
+            lambda folder: (folder.path / "policy.toml").write_text(""),
+            StudyError,
+            r"breaks this site's policy, policy\.toml: study\.largest_epsilon",
+        ),
         (lambda folder: (folder.study().path / "study.json").unlink(), StudyError, "takes part in no study"),
         (lambda folder: (folder.path / "notes.jsonl").write_text("no json"), DataError, "notes.jsonl, line 1"),
     ],
