@@ -35,7 +35,7 @@ def epsilon(
 
     from rich.table import Table
 
-    from ...server.report.claim import up
+    from ...server.report.rounding import up
     from ..views.console import plain_console
 
     table = Table()

@@ -263,8 +263,8 @@ _CONNECTIONS = {
 def _print_status(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from ...server.report.claim import count, up
-    from ...server.report.page import number
+    from ...server.report.claim import count
+    from ...server.report.rounding import number, up
     from ..views.console import plain_console
 
     lines = [

@@ -10,7 +10,7 @@ from grandrounds import verify
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.deploy.examples.study_in_python import finished
-from grandrounds.server.report.claim import up
+from grandrounds.server.report.rounding import up
 
 
 def read(folder: Path) -> None:

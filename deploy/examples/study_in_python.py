@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from grandrounds import Dropout, Result, Study, simulate
-from grandrounds.server.report.claim import up
+from grandrounds.server.report.rounding import up
 
 SITES = ("north", "east", "south", "west", "coast")
 

@@ -14,7 +14,7 @@ from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of
 from ...common.study.study import Site, Study
-from ...server.report.claim import up
+from ...server.report.rounding import up
 from .rounding import two_digits_up
 from .spare_site import no_spare_site
 

@@ -18,7 +18,7 @@ from ...common.errors import DataError, StorageError, StudyError
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count
-from ...server.report.page import number
+from ...server.report.rounding import number
 from ...server.report.utility import AtPosition, verdict
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case, replay

@@ -21,9 +21,10 @@ from ...common.schema import known
 from ...common.study.artefacts import CARD, LEDGER, MANIFEST, PAGE, REPORT, RESULTS
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
-from ...server.report.claim import NO_PRIVACY, count, up
+from ...server.report.claim import NO_PRIVACY, count
 from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
+from ...server.report.rounding import up
 from .adapter_claims import ADAPTER_CLAIMS
 from .case import INCOMPLETE, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from ...common.durations import duration
 from ...common.study.manifest import Manifest
-from ...server.report.claim import NO_PRIVACY, count, up
-from ...server.report.page import DROPPED_WHEN, number
+from ...server.report.claim import NO_PRIVACY, count
+from ...server.report.page import DROPPED_WHEN
 from ...server.report.report import Report
+from ...server.report.rounding import number, up
 from ...server.rounds.training import ExchangeClosed, RoundOutcome
 from ...server.run.progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady, Told
 from .console import plain_console

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ...common.durations import duration
 from ...common.study.study import Study
-from ...server.report.claim import up
+from ...server.report.rounding import up
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
 from ..simulation.settings import MAX_BUILTIN_SITES, Simulation
 from ..simulation.study_toml import study_toml

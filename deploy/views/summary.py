@@ -13,9 +13,9 @@ from rich.text import Text
 
 from ...common.durations import duration
 from ...common.study.artefacts import ADAPTER, MANIFEST, PAGE, REPORT
-from ...server.report.claim import NO_PRIVACY, count, up
-from ...server.report.page import number
+from ...server.report.claim import NO_PRIVACY, count
 from ...server.report.report import Report
+from ...server.report.rounding import number, up
 
 _WRITTEN: Final = {
     ADAPTER: "loads with peft's PeftModel.from_pretrained; README.md is its model card",

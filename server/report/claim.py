@@ -1,11 +1,11 @@
 """What a study claims and what it does not, in words for a privacy officer; the numbers are the report's."""
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 from ...common.schema import known
 from ...common.study.manifest import Manifest
+from .rounding import number, probability, up
 
 RECOMPUTE: Final = (
     "Recompute it. The claim follows from what the sites and the server signed. Whoever has the study’s folder DIR can "
@@ -20,6 +20,8 @@ NO_PRIVACY: Final = (
     "NO PRIVACY. This study ran without noise and promises nothing to anyone in its data. Its adapter may repeat "
     "what it was trained on. It serves comparison on synthetic data only; never release it if the data were real."
 )
+# Up to which ε a guarantee is called so (Ponomareva et al. 2023, "How to DP-fy ML", on choosing ε).
+STRONG, REASONABLE = 1, 10
 _WORDS: Final = [
     "no",
     "one",
@@ -50,7 +52,7 @@ def claim(manifest: Manifest, epsilon: float) -> str:
     privacy = manifest.study.privacy
     return (
         "All that this study releases (the sum of every attempt, and with them the finished adapter) is "
-        f"({up(epsilon)}, {privacy.delta:g})-differentially private for each {privacy.unit} under the "
+        f"({up(epsilon)}, {probability(manifest.delta)})-differentially private for each {privacy.unit} under the "
         f"add-or-remove-one relation, against {adversary(manifest)}, provided that {_conditions(manifest)}."
     )
 
@@ -118,8 +120,8 @@ def epochs(manifest: Manifest, *, attempts: int) -> str:
     q, steps, unit = study.privacy.sampling_probability, study.training.local_steps, study.privacy.unit
     return (
         f"None. An epoch reads every {unit} once; here each step draws anew, since it is of such draws that the claim "
-        f"is computed. On average a {unit} took part in {q * steps * attempts:.3g} of "
-        f"{count(steps * attempts, 'step')}, and would take part in {q * steps * manifest.max_attempts:.3g} of all "
+        f"is computed. On average a {unit} took part in {number(q * steps * attempts)} of "
+        f"{count(steps * attempts, 'step')}, and would take part in {number(q * steps * manifest.max_attempts)} of all "
         f"{steps * manifest.max_attempts} that the claim covers."
     )
 
@@ -130,7 +132,7 @@ def data_touches(manifest: Manifest) -> tuple[str, ...]:
     steps = count(study.training.local_steps, "local step")
     return (
         f"Training: {steps} in each attempt, each on a fresh Poisson draw in which every {study.privacy.unit} takes "
-        f"part with probability {study.privacy.sampling_probability:.4g}, independently of all others.",
+        f"part with probability {number(study.privacy.sampling_probability)}, independently of all others.",
         "Reading: each site checks that its own file can be used and has no more units than the study states, and "
         "leaves out the records of patients who opted out. A fault in a file is shown at that site and nowhere else.",
         f"Timing: a step reads a bounded number of {study.privacy.unit}s, and {_instant(manifest)}.",
@@ -138,6 +140,20 @@ def data_touches(manifest: Manifest) -> tuple[str, ...]:
         "Nothing else. No count, draw size, loss or norm leaves a site.",
         "The clipping norm, the learning rates and the schedule were fixed before the first record was read; they must "
         "come from public or synthetic data.",
+    )
+
+
+def in_context(epsilon: float) -> str:
+    """Where an ε stands among others, by a published scale; a scale is a custom, and proves nothing.
+
+    >>> in_context(3.99).split("; ")[-1]
+    'this study’s, 4.00, is reasonable by that scale.'
+    """
+    tier = "strong" if epsilon <= STRONG else "reasonable" if epsilon <= REASONABLE else "weak or none by itself"
+    return (
+        "A common scale for models trained with differential privacy (Ponomareva et al. 2023, arXiv:2303.00654) calls "
+        f"the guarantee of an ε up to {STRONG} strong, up to {REASONABLE} reasonable, and beyond that weak or none by "
+        f"itself; this study’s, {up(epsilon)}, is {tier} by that scale."
     )
 
 
@@ -195,7 +211,8 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
         ),
         Limit(
             title="What those who ran the study declare",
-            text="The perplexities and the description of the evaluation set are the server’s word. What a site’s "
+            text="What the study is called and for, who takes part and when is signed by all sites, and proven by "
+            "nothing. The perplexities and the description of the evaluation set are the server’s word. What a site’s "
             "records are, and where they are kept, is that site’s word.",
         ),
         Limit(
@@ -236,16 +253,6 @@ def at_least(sites: int, *, of: int) -> str:
     ('all 3 sites', 'at least 3 of the 4 sites')
     """
     return f"all {of} sites" if sites == of else f"at least {sites} of the {of} sites"
-
-
-def up(value: float, digits: int = 2) -> str:
-    """An upper bound, rounded up.
-
-    >>> up(3.9912)
-    '4.00'
-    """
-    # Without the inner rounding, 4 * 10**2 with an error in its last bit would become 401.
-    return f"{math.ceil(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
 
 
 def _conditions(manifest: Manifest) -> str:

@@ -84,6 +84,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
         "package_sha256": manifest.package_sha256,
         # Only a federation has an archive for Flower to carry.
         "setting": "simulation" if manifest.app_sha256 is None else "federation",
+        "about": study.about.model_dump(mode="json"),
         "base_model": published_name(study.model.name),
         **figures,
         "privacy_unit": study.privacy.unit,
@@ -125,6 +126,8 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
                 "nominal_size": site.nominal_units,
                 "residency": site.residency,
                 "sha256": site.sha256,
+                "largest_epsilon": site.largest_epsilon,
+                "budget_epsilon": site.budget_epsilon,
             }
             for site in study.sites
         ],

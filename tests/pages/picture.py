@@ -15,9 +15,10 @@ from jinja2 import Environment, StrictUndefined
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.artefacts import REPORT
 from grandrounds.deploy.verify.claims import verify
-from grandrounds.server.report.claim import count, up
-from grandrounds.server.report.page import number, probability, ticks
+from grandrounds.server.report.charts import ticks
+from grandrounds.server.report.claim import count
 from grandrounds.server.report.report import Report
+from grandrounds.server.report.rounding import number, probability, up
 
 # In the picture's own coordinates, which are pixels at its full width.
 WIDTH: Final = 800

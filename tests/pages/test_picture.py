@@ -11,8 +11,8 @@ from support.study.verified_study import ran
 
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.artefacts import REPORT
-from grandrounds.server.report.page import number
 from grandrounds.server.report.report import Report
+from grandrounds.server.report.rounding import number
 from pages.picture import drawn, render_picture
 
 SVG = "{http://www.w3.org/2000/svg}"

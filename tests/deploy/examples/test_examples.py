@@ -9,7 +9,7 @@ import pytest
 from support.places import ROOT
 
 from grandrounds.deploy.verify.claims import CLAIMS
-from grandrounds.server.report.claim import up
+from grandrounds.server.report.rounding import up
 
 EXAMPLES = ROOT / "deploy" / "examples"
 SCRIPTS = ("own_data", "read_ledger", "study_in_python", "use_adapter", "write_policy")

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from support.study.verified_study import SmallStudy, eventful
 
-from grandrounds.server.report.page import chart, markdown, render_html, render_model_card, ticks
+from grandrounds.server.report.charts import chart, charts_of, ticks
+from grandrounds.server.report.claim import in_context
+from grandrounds.server.report.page import markdown, render_html, render_model_card
+from grandrounds.server.report.rounding import up
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +84,61 @@ def test_the_page_can_be_read_by_ear_and_by_heading(report: dict[str, Any]) -> N
     assert all(after <= before + 1 for before, after in pairwise(levels))
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
+    names = [tag for tag, _ in page.tags]
+    assert all(names.count(landmark) == 1 for landmark in ("header", "nav", "main", "footer"))
+    assert page.attributes("href")[0] == "#report" and ("main", {"id": "report"}) in page.tags, "a link past the rest"
+    headings = [attributes["id"] for tag, attributes in page.tags if tag == "h2"]
+    assert headings[0] == "contents"
+    listed = names.index("ol")
+    links = [attributes["href"] for tag, attributes in page.tags[listed : names.index("main")] if tag == "a"]
+    assert links == [f"#{heading}" for heading in headings[1:]]
     charts = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(charts) == 2
     for attributes in charts:
         assert attributes["role"] == "img"
         assert all(label in ids for label in (attributes["aria-labelledby"] or "").split())
     assert all(target[1:] in ids for target in page.attributes("href"))
+
+
+def test_what_the_charts_show_is_a_table_too(report: dict[str, Any]) -> None:
+    text = render_html(report)
+    (table,) = re.findall("<summary>The charts’ figures.*?</table>", text, flags=re.DOTALL)
+    rows = [re.findall(r">([^<]*)</t[dh]>", row) for row in re.findall("<tr>.*</tr>", table)]
+    assert rows[0] == ["Round", "Attempts", "Perplexity", "ε so far", "Not in its sum"]
+    assert rows[1] == ["0", "–", "50", "0.00", "–"]
+    spent = [row["epsilon_spent"] for row in report["utility"]["rounds"]]
+    assert [row[3] for row in rows[2:]] == [up(value) for value in spent]
+    assert (rows[3][2], rows[3][4]) == ("20", "site-2")
+
+
+def test_a_number_is_rounded_in_one_way_wherever_it_stands(report: dict[str, Any]) -> None:
+    spent = report["utility"]["rounds"][-1]["epsilon_spent"]
+    assert charts_of(report)[1].last.label == up(spent)
+    exact = report | {"epsilon": 3.531, "delta": 1e-5, "sampling_probability": 1 / 3}
+    page = re.sub('style="[^"]*"', "", render_html(exact))
+    assert "3.54" in page and "3.53" not in page
+    assert "10⁻⁵" in page and "1e-05" not in page
+
+
+@pytest.mark.parametrize(("epsilon", "called"), [(1.0, "strong"), (10.0, "reasonable"), (10.1, "weak or none")])
+def test_an_epsilon_stands_beside_a_published_scale(report: dict[str, Any], epsilon: float, called: str) -> None:
+    assert in_context(epsilon).endswith(f"{up(epsilon)}, is {called} by {'itself by ' * (epsilon > 10)}that scale.")
+    assert in_context(report["epsilon"]) in render_html(report)
+
+
+def test_bars_of_an_attack_have_a_scale_from_0_to_100(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    assert re.findall(r"<span>(\d+)(?: %)?</span>", page) == ["0", "25", "50", "75", "100"]
+    widths = [float(width) for width in re.findall(r'style="width: ([0-9.]+)%"', page)]
+    assert widths[1::2] == [round(100 * row["detection_rate_at_most"], 2) for row in report["attack"]]
+
+
+def test_the_mechanism_is_folded_away_and_opens_in_print(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    appendix = page[page.index('<h2 id="mechanism">') : page.index('<h2 id="glossary">')]
+    assert appendix.count("<details>") == appendix.count("</details>") == 1
+    assert "Noise multiplier of the claim" in appendix
+    assert "details::details-content { content-visibility: visible" in page
 
 
 def test_a_dropout_is_marked_in_both_charts(report: dict[str, Any]) -> None:
@@ -103,6 +155,7 @@ HOSTILE = (
 def test_text_that_a_person_wrote_is_escaped_on_the_page(report: dict[str, Any]) -> None:
     plain = Page(render_html(report))
     hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
+    hostile["about"] = {name: [HOSTILE] if name == "institutions" else HOSTILE for name in report["about"]}
     hostile["data"] = [{**row, "source": HOSTILE, "residency": HOSTILE} for row in report["data"]]
     assert Page(render_html(hostile)).tags == plain.tags
 
@@ -136,6 +189,9 @@ def test_contrast_is_at_least_that_of_wcag_aa_in_both_schemes(report: dict[str, 
     for ink, paper in [
         ("ink", "paper"),
         ("muted", "paper"),
+        ("ink", "panel"),
+        ("muted", "panel"),
+        ("accent", "panel"),
         ("accent", "paper"),
         ("mark", "paper"),
         ("warn-ink", "warn"),
@@ -166,11 +222,20 @@ def test_the_card_s_front_matter_is_what_a_hub_reads(report: dict[str, Any], wit
 
 @given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60), st.one_of(st.none(), st.floats(1e-3, 1e6)))
 def test_a_chart_keeps_everything_inside_its_frame(values: list[float], limit: float | None) -> None:
-    drawn = chart(dict(enumerate(values)), title="", description="", dropouts={0: "gone"}, limit=limit)
+    drawn = chart(dict(enumerate(values)), title="", axis="", description="", dropouts={0: "gone"}, limit=limit)
     points = [*drawn.points, *drawn.dropouts, *drawn.x_ticks, *drawn.y_ticks, *([drawn.limit] if drawn.limit else [])]
     for point in points:
         assert drawn.left - 1e-6 <= point.x <= drawn.right + 1e-6
         assert 0 < point.y <= drawn.bottom + 1e-6
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=60))
+def test_no_value_of_a_chart_is_written_on_its_line(values: list[float]) -> None:
+    drawn = chart(dict(enumerate(values)), title="", axis="", description="", dropouts={})
+    first, second, *_ = drawn.points
+    above, below = drawn.first.y < first.y - 5, drawn.first.y - 12 > first.y + 5
+    assert above if second.y >= first.y else below
+    assert drawn.last.x > drawn.points[-1].x + 5
 
 
 @given(st.floats(1e-6, 1e9))

@@ -23,9 +23,9 @@ from grandrounds.common.privacy.accountant import Epsilon, epsilon
 from grandrounds.common.privacy.events import Schedule
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
-from grandrounds.server.report.claim import up
 from grandrounds.server.report.page import render_html, render_model_card
 from grandrounds.server.report.report import Declared, build_report, render_json
+from grandrounds.server.report.rounding import probability, up
 from grandrounds.server.report.utility import published
 
 ROUNDS, MAX_ATTEMPTS = 4, 6
@@ -216,11 +216,37 @@ def test_every_site_s_records_are_described_in_its_own_words() -> None:
         "nominal_size": 4,
         "residency": "Oslo",
         "sha256": None,
+        "largest_epsilon": None,
+        "budget_epsilon": None,
     }
     assert (report["data"][1]["sha256"], report["data"][2]["sensitivity"]) == ("12" * 32, "identifiable")
     page = render_html(report)
     for words in ("letters of &lt;one&gt; ward", "de-identified", "Oslo", "12" * 32, "not stated"):
         assert words in page
+
+
+def test_the_report_says_what_the_study_is_for_and_whom_to_ask() -> None:
+    study = small_study(noise_multiplier=NOISE_MULTIPLIER).model_dump(mode="json")
+    about = {
+        "title": "Letters <2026>",
+        "purpose": "shorter letters",
+        "institutions": ["Oslo", "Bergen"],
+        "contact": "dpo@example.org",
+        "dated": "2026-11-30",
+        "begins": "2026-12-01",
+        "ends": "2027-03-31",
+    }
+    study["about"] = about
+    study["sites"][0] |= {"largest_epsilon": 4.0, "budget_epsilon": 8.5}
+    study["sites"][1] |= {"budget_epsilon": 10.0}
+    report = SmallStudy(study=validated(Study, study)).report()
+    assert report["about"] == about
+    page = render_html(report)
+    for words in ("<title>Privacy report of Letters &lt;2026&gt;</title>", "shorter letters", "Oslo; Bergen"):
+        assert words in page
+    assert "from 2026-12-01 to 2027-03-31" in page and "2026-11-30" in page and "dpo@example.org" in page
+    assert "site-1: one study may have an ε of 4, all studies together one of 8.5" in page
+    assert "site-2: all studies together one of 10" in page and "site-3: " not in page
 
 
 def test_there_are_no_epochs_and_the_average_participation_is_q_times_the_steps(report: dict[str, Any]) -> None:
@@ -344,7 +370,7 @@ def keys(value: Any) -> Iterator[str]:
 
 def test_the_card_carries_the_claim_in_words(report: dict[str, Any]) -> None:
     assert report["claim"] in render_model_card(report)
-    assert f"({up(report['epsilon'])}, {DELTA:g})-differentially private for each patient" in report["claim"]
+    assert f"({up(report['epsilon'])}, {probability(DELTA)})-differentially private for each patient" in report["claim"]
 
 
 @given(st.floats(0, 1e6), st.integers(0, 4))
