@@ -53,7 +53,10 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         patients = Patients(state.database, folder.fingerprint_key())
         patients.claim(policy.data.asset, (record.patient_id for record in site_records.records))
         update = open_update(settings, manifest, site_records, model=model)
-        for line in site_records.told():  # once, before the first message: what is logged later tells of no record
+        for line in (
+            *site_records.told(),
+            *site_records.told_far(manifest, settings.name),
+        ):  # once, before the first message: what is logged later tells of no record
             _log.warning(line)
         return WorkerService(
             Worker(

@@ -8,10 +8,13 @@ from typing import Final
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, read_records
 from ...common.errors import DataError
+from ...common.study.manifest import Manifest
 from ..budget.policy import Policy
 from .folder import SiteSettings
 from .opt_outs import OptOuts, told_unmatched
 
+# How far the units that a study counts on may be from those that were read before the operator is warned.
+_FAR: Final = 1.5
 _WHY_MATCHED: Final = "whoever opted out would be trained on"
 
 
@@ -47,6 +50,22 @@ class SiteRecords:
         """Lines for the site's operator, who alone gets them."""
         yield from self.quarantine.lines()
         yield from told_unmatched(self.opt_out_lines, self.unmatched)
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose records they are, one after another."""
+        return [record.patient_id for record in self.records]
+
+    def told_far(self, manifest: Manifest, name: str) -> Iterator[str]:
+        """A line where the study counts on quite another number of units of the site ``name``."""
+        unit, nominal = manifest.study.privacy.unit, manifest.nominal_units(name)
+        units = len(set(self.patients) if unit == "patient" else self.records)
+        if max(units, nominal) > _FAR * min(units, nominal):
+            yield (
+                f"warning: the study counts on {nominal} {unit}s of this site, and {units} were read: its part of each "
+                f"step is {units / nominal:.2g} times as large as the study means, and the claim is what it was. Is "
+                "this the right file? If so, ask the study's author for nominal_units near the true number, rounded"
+            )
 
     def check_opt_outs(self) -> None:
         """Raises DataError where there are opt-outs and none of them matches a patient."""

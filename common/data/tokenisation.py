@@ -101,6 +101,10 @@ class Tokenisation:
         """
         return self._example(*self._tokens(record, self.max_tokens), length=self.max_tokens)
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of some texts has."""
+        return [len(self._encode(text, len(text))) for text in texts]
+
     def evaluation_set(self, records: Sequence[Record], *, positions: int | None) -> EvaluationSet:
         """The records whole, for a model that can read ``positions`` tokens; None: any number. Raises as ``example``.
 
