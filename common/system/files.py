@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and stay."""
 
+import fcntl
 import os
 import re
 import stat
@@ -67,6 +68,27 @@ def write_missing(path: Path, make: Callable[[], bytes], *, mode: int = 0o644) -
     """Write a file unless there is one. Raises StorageError."""
     if not path.exists():
         write_atomically(path, make(), mode=mode)
+
+
+def append(path: Path, make: Callable[[bytes], bytes], *, mode: int = 0o640) -> None:
+    """Append what ``make`` has to add to all that the file holds, one process after another, and to no link.
+
+    The bytes are fsynced, and the folder too. Raises StorageError; what was appended may then be cut short.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(make(file.read()))
+            file.flush()
+            os.fsync(file.fileno())
+        fsync(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be appended to: {error.strerror}",
+            why="nothing is done that does not stand there",
+            fix="free space, or run this as the user whose folder it is",
+        ) from error
 
 
 def trim_log(path: Path) -> None:

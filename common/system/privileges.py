@@ -14,6 +14,7 @@ LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its
 _CLONE_NEWNET: Final = 0x40000000
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_LOGIN: Final = Path("/proc/self/loginuid")
 _IPV4, _IPV6 = Path("/proc/self/net/route"), Path("/proc/self/net/ipv6_route")
 
 
@@ -39,6 +40,25 @@ class User:
                 fix=f"make it (useradd --system --no-create-home {name}), or name another",
             ) from error
         return cls(uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir)
+
+
+def whoever_runs_this() -> dict[str, str]:
+    """The ``user`` that this process runs as, and whose ``login`` it comes from where the system knows.
+
+    The login is the kernel's (audit(7)), which outlasts sudo and cannot be set by others than root; else sudo's word,
+    if root runs this.
+    """
+    uid = os.geteuid()
+    known = _name(int(_LOGIN.read_text())) if _LOGIN.exists() else None
+    login = known or (os.environ.get("SUDO_USER") if uid == 0 else None)
+    return {"user": _name(uid) or str(uid), **({"login": login} if login else {})}
+
+
+def _name(uid: int) -> str | None:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):  # as of a login that nobody has
+        return None
 
 
 def become(user: User) -> None:
