@@ -8,8 +8,8 @@ from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import PrivacyError
 from ...common.schema import known
 from ...common.study.manifest import Manifest
-from .amounts import Amounts
-from .asset import Asset
+from .amounts import Amounts, shown_down, shown_up
+from .asset import COUNTED, Asset
 from .policy import Policy, check_policy
 from .reservations import BudgetStatement, Reservations
 
@@ -27,6 +27,52 @@ class Agreement:
     max_attempts: int
     cost: Amounts
     budget: BudgetStatement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What joining would come to: the agreement, and the budgets of all the site's data assets ``before`` it."""
+
+    agreement: Agreement
+    before: tuple[BudgetStatement, ...]
+
+    @property
+    def budget(self) -> str:
+        """The data asset's budget in words: before, what the study reserves, and after."""
+        after, study = self.agreement.budget, self.agreement.study_id
+        asset = after.asset
+        before = next((each for each in self.before if each.asset.name == asset.name), BudgetStatement(asset=asset))
+        cost = self.agreement.cost
+        by = "already" if study in {reservation.study for reservation in before.reservations} else "by this study"
+        amounts = [
+            f"{called} = {shown_down(before.left(amount))} before, {shown_up(getattr(cost, amount))} reserved {by}, "
+            f"{shown_down(after.left(amount))} left after"
+            for amount, called in COUNTED[asset.filter].items()
+        ]
+        return f"{asset.name}: {'; '.join(amounts) or asset.described}"
+
+    @property
+    def new_beside(self) -> list[str]:
+        """The data assets beside which joining would make a new one; none where it makes none."""
+        names = [each.asset.name for each in self.before]
+        return [] if self.agreement.budget.asset.name in names else names
+
+
+class _UndoneError(Exception):
+    """Takes an agreement out of the transaction that it undoes."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self.agreement = agreement
+
+
+def propose(manifest: Manifest, policy: Policy, *, name: str, reservations: Reservations) -> Proposal:
+    """What ``join`` would come to now, of which nothing stays. Raises what it does."""
+    before = tuple(reservations.statements())
+    try:
+        with reservations.together():
+            raise _UndoneError(join(manifest, policy, name=name, reservations=reservations))
+    except _UndoneError as undone:
+        return Proposal(agreement=undone.agreement, before=before)
 
 
 def join(manifest: Manifest, policy: Policy, *, name: str, reservations: Reservations) -> Agreement:

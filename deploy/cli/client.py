@@ -3,14 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from ...common.errors import StoppedError, StorageError
 from .terminal import confirmed, say, until_stopped
 
 if TYPE_CHECKING:
     from ...client.site.folder import SiteFolder
+
+_READING: Final = "reading the site's records …"
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
 
@@ -35,6 +38,7 @@ def init(
 
     site = _site(folder)
     users = {"worker_user": worker_user, "node_user": node_user}
+    say([_READING])
     say(site_operator.init(site, name=name, data=data, model=model, device=device, **users))
 
 
@@ -47,8 +51,13 @@ def recover(
     from ..site_ops import commands as site_operator
 
     site = _site(folder)
-    if yes or confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
-        say(site_operator.recover(site))
+    if not yes and not confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
+        raise StoppedError(
+            "nothing was recovered, and nothing was changed",
+            why="what the site's patients had left would count as spent",
+            fix="mount or put back the folder `state` if it is not lost; if it is, repeat the command and agree",
+        )
+    say(site_operator.recover(site))
 
 
 @client.command()
@@ -56,17 +65,30 @@ def join(
     folder: Folder,
     bundle: Annotated[Path, typer.Argument(metavar="STUDY.zip", help="The study, as the server's operator sent it.")],
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
+    new_asset: Annotated[
+        bool, typer.Option("--new-asset", help="The policy names a further data asset, of other patients.")
+    ] = False,
 ) -> None:
-    """Show a study against the site's policy and budget; then agree to it, or not."""
+    """Show a study against the site's policy, budget and data; then agree to it, or not (exit code 1)."""
     from ..enrolment.bundle import Bundle, described
     from ..site_ops import commands as site_operator
     from ..site_ops.adoption import offer_policy
+    from ..site_ops.terms import Terms
+
+    def agreed(terms: Terms) -> bool:
+        say(f"{'your data':10}{text}" for text in terms.data)
+        say([f"{'budget':10}{terms.budget}"])
+        other = ", ".join(terms.beside)
+        question = f"Has {terms.asset}, a data asset that is new here, other patients than {other}, and none of theirs?"
+        is_asset = not terms.beside or new_asset or confirmed(question)
+        return is_asset and (yes or confirmed("Does this site agree?"))
 
     study, site = Bundle.read(bundle), _site(folder)
     say(f"{field:10}{text}" for field, text in described(study.manifest).items())
     if not yes:
         offer_policy(site, study.manifest, confirmed=confirmed, say=lambda line: say([line]))
-    say(site_operator.join_study(site, study, agreed=lambda agreement: yes or confirmed("Does this site agree?")))
+    say([_READING])
+    say(site_operator.join_study(site, study, agreed=agreed))
 
 
 @client.command()
@@ -78,18 +100,30 @@ def check(
         bool, typer.Option("--opt-outs-match-nobody", help="It is right that no opt-out matches a patient.")
     ] = False,
 ) -> None:
-    """Try two private steps on the site's own records, of which nothing is kept or sent; or the way to the server."""
+    """Try the site's own records, and with a study two private steps on them; or the way to the server.
+
+    Nothing is kept or sent.
+    """
+    from ..site_ops.users import act_as_worker
+
     site = _site(folder)
+    if not study and not connect and not site.joined():
+        from ...client.site.survey import Survey
+
+        act_as_worker(site)
+        say([_READING])
+        say(Survey.of(site.settings(), site.policy()).lines)
+        say(["no study was joined yet; nothing was reserved, and nothing was sent"])
+        return
     joined = site.study(study)
     if connect:
         from ..site_ops.connection import check_connection
 
         say(check_connection(site, joined))
         return
-    from ..site_ops.users import act_as_worker
-
     joined.check_code()
     act_as_worker(site)
+    say([_READING])
     from ..site_ops.check import check as check_site  # here, as that user: it loads the model's libraries
 
     say(check_site(site, joined, opt_outs_match_nobody=opt_outs_match_nobody))
@@ -146,13 +180,22 @@ def health(
 @client.command()
 def pause(folder: Folder) -> None:
     """Take part in nothing new until `client unpause`; an attempt that was paid for is finished."""
-    _site(folder).pause()
+    from ...client.site.site_log import SiteLog
+
+    site = _site(folder)
+    SiteLog(site).note("paused")
+    site.pause()
+    say([f"this site takes part in nothing new until: grandrounds client unpause {folder}"])
 
 
 @client.command()
 def unpause(folder: Folder) -> None:
     """Take part again."""
-    _site(folder).go_on()
+    from ...client.site.site_log import SiteLog
+
+    site = _site(folder)
+    SiteLog(site).note("unpaused")
+    site.go_on()
 
 
 @client.command()
@@ -179,6 +222,25 @@ def fetch(
     from ..site_ops.fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
     say(fetch_results(site, joined, output=output))
+
+
+@client.command()
+def log(
+    folder: Folder,
+    form: Annotated[Literal["jsonl", "cef"], typer.Option("--format", help="JSON lines, or CEF for a SIEM.")] = "jsonl",
+) -> None:
+    """Print what this site's operators had done: joins, changes of the policy, and the rest, with time and user."""
+    from ...client.site.site_log import SiteLog
+    from ..views.site_log import as_cef, as_json_line
+
+    entries = list(SiteLog(_site(folder)).entries())
+    say(map(as_cef if form == "cef" else as_json_line, entries))
+    if not all(entry["intact"] for entry in entries):
+        raise StorageError(
+            "the log does not continue what was there before",
+            why="an entry was changed, or taken out or put in, after it was written",
+            fix="compare it with what was exported before; the entries without it are those that follow a change",
+        )
 
 
 @client.command()

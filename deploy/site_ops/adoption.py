@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ...client.budget.policy import POLICY, AllowedModel, Policy, Violation, violations
 from ...client.site.folder import SiteFolder
+from ...client.site.site_log import SiteLog
 from ...common.crypto.identity import shown_key
 from ...common.errors import StudyError
 from ...common.schema import validated
@@ -49,6 +50,7 @@ def offer_policy(
             fix=f"edit it: {'; '.join(map(str, points))}",
         )
     write_atomically(path, changed.encode(), mode=path.stat().st_mode & 0o777)
+    SiteLog(folder).note("policy-adopted", study=manifest.study_id, manifest=manifest.sha256)
     if (users := operators_users(folder.settings())) is not None:
         hand_over(folder, users)
 

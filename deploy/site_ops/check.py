@@ -12,11 +12,12 @@ from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.joined_study import JoinedStudy
 from ...client.site.site_records import read_site_records
+from ...client.site.survey import Survey, check_readable
 from ...client.state.database import SiteDatabase
 from ...client.training.cohort import all_units, count_learnable
 from ...client.training.rehearsal import with_most_work
 from ...common.data.records import Record
-from ...common.errors import DataError, ModelError, StudyError
+from ...common.errors import StudyError
 from ...common.model.devices import described, peak_memory_bytes
 from ...common.schema import known
 from ...server.report.claim import count
@@ -34,7 +35,7 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     settings, manifest, policy = folder.settings(), study.manifest(), folder.policy()
     identity, frozen = folder.identity(), study.frozen_adapter()
     check_policy(policy, manifest, name=settings.name)
-    _check_readable(settings)
+    check_readable(settings)
     started = monotonic()
     site_records = read_site_records(settings, policy)
     if not opt_outs_match_nobody:
@@ -64,6 +65,7 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
         f"{records} records of {units} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
+        Survey.of(settings, policy, site_records).read_by(manifest.study.data.max_tokens),
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
         f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
         + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
@@ -71,6 +73,7 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
         f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
         *site_records.told(),
+        *site_records.told_far(manifest, name),
         *_warnings(folder, settings, policy, without_target=records - learnable),
     ]
 
@@ -83,28 +86,6 @@ def _check_patients(folder: SiteFolder, policy: Policy, records: Sequence[Record
         patients.check(policy.data.asset, (record.patient_id for record in records))
     finally:
         database.close()
-
-
-def _check_readable(settings: SiteSettings) -> None:
-    """Before the model is loaded, which may take minutes, and names other causes. Raises DataError and ModelError."""
-    try:
-        settings.data.open("rb").close()
-    except OSError as error:
-        raise DataError(
-            f"{settings.data} cannot be read ({error.strerror})",
-            why="these are the records that the site trains on",
-            fix="check `data` in site.toml, and that the worker's user may read the file",
-        ) from error
-    try:
-        for path in settings.model.iterdir():
-            if path.is_file():
-                path.open("rb").close()
-    except OSError as error:
-        raise ModelError(
-            f"{error.filename} cannot be read ({error.strerror})",
-            why="the study fine-tunes this model, and every site has its files",
-            fix="check `model` in site.toml, and that the worker's user may read the folder and all its files",
-        ) from error
 
 
 def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy, *, without_target: int) -> Iterator[str]:

@@ -8,31 +8,33 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from ...client.budget.agreement import Agreement, join
+from ...client.budget.agreement import join
 from ...client.budget.patients import FingerprintKey, Patients
-from ...client.budget.policy import POLICY
+from ...client.budget.policy import POLICY, Policy
 from ...client.budget.reservations import Reservations
 from ...client.node.folder import NodeSettings
 from ...client.site.folder import FINGERPRINT_KEY, KEY, SETTINGS, SiteFolder, SiteSettings
 from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
+from ...client.site.site_log import SiteLog
+from ...client.site.survey import Survey
 from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key, shown_key
 from ...common.data.records import read_records
-from ...common.errors import StorageError, StudyError
+from ...common.errors import StoppedError, StorageError, StudyError
 from ...common.model.devices import PROCESSORS
 from ...common.schema import known, validated
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
 from ...common.system.locks import in_turn
-from ...common.system.privileges import User
 from .. import templates
 from ..builtin.models import base_model_folder
 from ..enrolment.bundle import Bundle, SiteCard
 from ..enrolment.node_keys import make_node_key, make_secret, node_public_key
 from .owner import done_as
 from .services import write_site_units
-from .users import SiteUsers, hand_over, operators_users
+from .terms import Terms
+from .users import SiteUsers, hand_over, operators_users, worker_of
 
 CARD: Final = "site.json"
 _JOINING: Final = "joining.lock"
@@ -66,30 +68,29 @@ def init(
     """Make a site's keys, settings and policy, where they are missing; what to do next.
 
     ``device`` is where the model computes, and the two users are whom the site's parts run as. Raises StudyError, also
-    where the folder names other users, and StorageError.
+    where the folder names other users, DataError and ModelError where the worker's user cannot use what it is to read,
+    and then nothing is made; and StorageError.
     """
     SiteUsers.named(worker_user, node_user)
     path, node_key = folder.path, folder.node_key
+    if (path / SETTINGS).exists():
+        settings = folder.settings()
+        stated = (settings.worker_user, settings.node_user)
+        if (worker_user, node_user) not in ((None, None), stated):
+            raise StudyError(
+                f"{path / SETTINGS} has worker_user and node_user = {stated}",
+                why="who runs what is read from there",
+                fix="edit it, and repeat this command without the two options",
+            )
+        _settle(folder)  # or the worker's user could not read what the operator has put there since
+    else:
+        places = {"data": data.absolute(), "model": base_model_folder(model).absolute()}
+        users = {"worker_user": worker_user, "node_user": node_user}
+        settings = validated(SiteSettings, {"name": name, **places, "device": device, **users})
+    policy = folder.policy() if (path / POLICY).exists() else Policy()
+    found = done_as(worker_of(settings), lambda: Survey.of(settings, policy).lines)
     make_private_folder(path)
-    if not (path / SETTINGS).exists():
-        base = base_model_folder(model)
-        fields = {"name": name, "data": str(data.absolute()), "model": str(base.absolute())}
-        validated(SiteSettings, {**fields, "device": device})
-        text = _SETTINGS.format(
-            **{field: json.dumps(value) for field, value in fields.items()},
-            worker_user=_stated("worker_user", worker_user),
-            node_user=_stated("node_user", node_user),
-            device=f"device = {json.dumps(device):24}# cpu, or a GPU: cuda, cuda:1",
-        )
-        write_atomically(path / SETTINGS, text.encode())
-    settings = folder.settings()
-    stated = (settings.worker_user, settings.node_user)
-    if (worker_user, node_user) not in ((None, None), stated):
-        raise StudyError(
-            f"{path / SETTINGS} has worker_user and node_user = {stated}",
-            why="who runs what is read from there",
-            fix="edit it, and repeat this command without the two options",
-        )
+    write_missing(path / SETTINGS, lambda: _text_of(settings))
     template = resources.files(templates).joinpath("policy.basic.toml")
     write_missing(path / POLICY, template.read_bytes)
     _settle(folder)  # before anything is read that somebody else could have written
@@ -105,9 +106,13 @@ def init(
         node_key=node_public_key(node_key),
     )
     write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
-    readable = [f"see to it that {settings.worker_user}, and no other user, can read {settings.data}, and the model"]
+    log = SiteLog(folder)
+    if not log.has_begun:
+        log.note("initialised", key=card.public_key)
+    readable = [f"see to it that no other user than {settings.worker_user} can read {settings.data}"]
     _settle(folder)
     return [
+        *found,
         f"this site's key, to be compared with whoever asks: {shown_key(card.public_key)}",
         f"send {path / CARD} to the server's operator",
         *(readable if settings.worker_user else []),
@@ -126,13 +131,7 @@ def _make_state(folder: SiteFolder) -> None:
                 SiteDatabase.open_existing(folder.state)
             SiteDatabase.open(folder.state).close()
 
-    done_as(_worker(folder), make)
-
-
-def _worker(folder: SiteFolder) -> User | None:
-    """Whom the state belongs to, where it is not whoever runs this. Raises StudyError."""
-    users = operators_users(folder.settings())
-    return users.worker if users else None
+    done_as(worker_of(folder.settings()), make)
 
 
 def recover(folder: SiteFolder) -> list[str]:
@@ -168,13 +167,21 @@ def recover(folder: SiteFolder) -> list[str]:
     _settle(folder)
     FingerprintKey.make(key)
     _settle(folder)
-    done_as(_worker(folder), spent)
+    done_as(worker_of(settings), spent)
+    SiteLog(folder).note("recovered", asset=policy.data.asset)
     left = [study.forget() for study in folder.joined()]
     return [
         f"nothing is left of the budget of {policy.data.asset}, for the patients in {settings.data}",
         "what was spent of others is forgotten: never give a patient whom a study has read an asset of another name",
         *(f"this site has left a study, of which all that was here is now in {each}" for each in left),
     ]
+
+
+def _text_of(settings: SiteSettings) -> bytes:
+    stated = {name: json.dumps(str(getattr(settings, name))) for name in ("name", "data", "model")}
+    users = {name: _stated(name, getattr(settings, name)) for name in ("worker_user", "node_user")}
+    device = f"device = {json.dumps(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
+    return _SETTINGS.format(**stated, **users, device=device).encode()
 
 
 def _stated(name: str, value: str | None) -> str:
@@ -188,26 +195,34 @@ def _settle(folder: SiteFolder) -> None:
         hand_over(folder, users)
 
 
-def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Agreement], bool]) -> list[str]:
-    """Join a study that the policy and the budget allow, if the operator has ``agreed``; what to do next.
+def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], bool]) -> list[str]:
+    """Join a study that policy, budget and data allow, if the operator has ``agreed`` to its terms; what to do next.
 
-    Nothing is reserved or written before that. Raises StudyError, PrivacyError and StorageError.
+    Nothing is reserved or written before that. Raises StoppedError where nobody agreed, what ``Terms.of`` does, and
+    StorageError.
     """
     manifest, policy, settings = bundle.manifest, folder.policy(), folder.settings()
-    worker, study = _worker(folder), folder.of(manifest.study_id)
-    if study in folder.joined() and study.manifest().study_id != manifest.study_id:
+    worker, study = worker_of(settings), folder.of(manifest.study_id)
+    joined = study.manifest() if study in folder.joined() else None
+    if joined is not None and joined.study_id != manifest.study_id:
         raise StudyError(
             f"{study.path} is another study's",
             why="each has a folder of its own, by the beginning of its id",
             fix="ask the study's author to make it anew, with another id",
         )
-    trial = SiteDatabase.in_memory()
-    try:
-        agreement = join(manifest, policy, name=settings.name, reservations=Reservations(trial))
-    finally:
-        trial.close()
-    if not agreed(agreement):
-        return ["nothing was joined"]
+    _settle(folder)  # or the worker's user could not read what the operator has edited since
+    terms = Terms.of(folder, manifest)
+    if not agreed(terms):
+        raise StoppedError(
+            "nothing was joined, and nothing was reserved",
+            why="a site takes part only in what its operator agreed to",
+            fix="to agree after all, repeat the command",
+        )
+    if joined is None or joined.sha256 != manifest.sha256:
+        log = SiteLog(folder)
+        if terms.beside:
+            log.note("asset-added", asset=terms.asset, beside=terms.beside)
+        log.note("agreed", study=manifest.study_id, manifest=manifest.sha256, budget=terms.budget)
 
     def reserve() -> None:
         database = SiteDatabase.open_existing(folder.state)
@@ -257,25 +272,32 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
 
     Raises StudyError where it was not joined or its worker runs, and StorageError.
     """
-    worker, manifest = _worker(folder), study.manifest()
+    worker, manifest = worker_of(folder.settings()), study.manifest()
     try:
         begun = done_as(worker, lambda: _cancelled(folder, study, manifest.study_id))
     except StorageError as error:
         raise StudyError(f"the study cannot be left: {error.what}", why=error.why, fix=error.fix) from error
-    has_results = study.results.is_dir()
+    is_over = study.results.is_dir()  # which the worker keeps once it has checked the study's end
+    SiteLog(folder).note("left", study=manifest.study_id, manifest=manifest.sha256, over=is_over, begun=begun)
     left = study.forget()
-    spent = (
-        "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
-        if begun
-        else "no attempt was begun here, so that the budget has back what it reserved"
-    )
+    name = folder.settings().name
+    if is_over:
+        rest = [
+            "the study is finished: this site took part to its end, nobody waits for it, and nobody need be told",
+            f"what the study left stays in {left / 'results'}, and what it reserved of the budget stays spent",
+        ]
+    else:
+        rest = [
+            "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
+            if begun
+            else "no attempt was begun here, so that the budget has back what it reserved",
+            f"tell the server's operator: {name} has left, with manifest {manifest.sha256[:16]}…; the study goes on "
+            f"while {manifest.threshold} of its sites answer",
+            "what was released before stays released; the study's claim bounds what it says of any patient",
+        ]
     return [
         f"this site has left study {study.name}, of which all that was here is now in {left}",
-        spent,
-        f"tell the server's operator: {folder.settings().name} has left, with manifest {manifest.sha256[:16]}…; the "
-        f"study goes on while {manifest.threshold} of its sites answer",
-        "what was released before stays released; the study's claim bounds what it says of any patient",
-        *([f"what the finished study left stays in {left / 'results'}"] if has_results else []),
+        *rest,
         f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
     ]
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy, not_joined
+from ...client.site.site_log import SiteLog
 from ...client.worker.log import hide_texts, log_to
 from ...common.errors import GrandRoundsError, StorageError, StudyError
 from ...common.system.locks import alone
@@ -48,6 +49,7 @@ def start(
         for study in studies:
             held.enter_context(study.starting())
             _await_port(study, say)
+        SiteLog(folder).note("started", studies=[study.name for study in studies])
         held.callback(lambda: stop_all(programs, grace_s=_GRACE_S))
         try:
             for study in studies:

@@ -71,6 +71,12 @@ def operators_users(settings: SiteSettings) -> SiteUsers | None:
     return users
 
 
+def worker_of(settings: SiteSettings) -> User | None:
+    """Whom records, key and state belong to, where that is not whoever runs this. Raises StudyError."""
+    users = operators_users(settings)
+    return users.worker if users else None
+
+
 def act_as_worker(folder: SiteFolder) -> None:
     """Go on as the user who reads the records, if site.toml names one. Raises StudyError."""
     users = SiteUsers.of(folder.settings())

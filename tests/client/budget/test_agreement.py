@@ -3,7 +3,7 @@
 import pytest
 from support.study.allowed_study import NOISELESS, SITE, manifest, policy
 
-from grandrounds.client.budget.agreement import cost_of, join
+from grandrounds.client.budget.agreement import cost_of, join, propose
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
@@ -101,3 +101,24 @@ def test_patients_cannot_be_declared_synthetic_once_a_study_has_read_them(budget
     noiseless = manifest(privacy=NOISELESS, study_id="44" * 32)
     with pytest.raises(PrivacyError, match="is registered with ε = 4"):
         join(noiseless, policy(data={"synthetic_data_only": True}), name=SITE, reservations=reservations)
+
+
+def test_what_joining_would_come_to_is_said_and_nothing_of_it_stays(budget):
+    reservations, study = Reservations(budget.database), manifest(privacy={"noise_multiplier": 8.0})
+    proposal = propose(study, policy(), name=SITE, reservations=reservations)
+    assert reservations.statements() == []
+    assert proposal.budget == (
+        "patients: ε = 4 before, 2 reserved by this study, 2 left after; "
+        "δ = 0.001 before, 0.0001 reserved by this study, 0.0009 left after"
+    )
+    join(study, policy(), name=SITE, reservations=reservations)
+    again = propose(study, policy(), name=SITE, reservations=reservations)
+    assert "ε = 2 before, 2 reserved already, 2 left after" in again.budget
+    assert again.new_beside == []
+    other = propose(
+        study.model_copy(update={"study_id": "ef" * 32}),
+        policy(data={"asset": "b"}),
+        name=SITE,
+        reservations=reservations,
+    )
+    assert other.new_beside == ["patients"]

@@ -167,7 +167,7 @@ def another_frozen_adapter(folder: SiteFolder) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (policy_below, StudyError, "breaks this site's policy: ε = 50.0, and the site allows 1.0"),
+        (policy_below, StudyError, "study.largest_epsilon is 1.0, and the study needs 50.0"),
         (another_key, StudyError, "another key for site-2"),
         (another_frozen_adapter, StudyError, "the frozen adapter is another"),
         (lambda folder: (folder.path / KEY).chmod(0o644), StorageError, "is open to other users"),
@@ -214,9 +214,17 @@ def rename_asset(folder: SiteFolder, name: str) -> None:
 def test_patients_under_another_name_have_no_second_budget(folder, study, federation, tmp_path):
     open_site(folder).close()
     leave(folder)
+    bundle = study.bundle(federation, tmp_path / "tls")
+
+    def join(folder):
+        site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+
+    (folder.path / "notes.jsonl").rename(folder.path / "away")
+    (folder.path / "notes.jsonl").write_text('{"patient_id": "patient-9", "text": "no complaints"}')
     rename_asset(folder, "renamed")
-    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
-    for refused in (open_site, check):
+    join(folder)
+    (folder.path / "away").rename(folder.path / "notes.jsonl")
+    for refused in (open_site, check, join):
         with pytest.raises(PrivacyError, match="data asset renamed has patients of data asset 1, patients") as error:
             refused(folder)
         assert "patient-" not in error.value.diagnostics()
@@ -256,9 +264,8 @@ def test_a_site_that_lost_its_state_starts_with_everything_spent(folder, study, 
     with pytest.raises(PrivacyError, match="and 0 is left"):
         site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
     rename_asset(folder, "renamed")
-    site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
     with pytest.raises(PrivacyError, match="has patients of data asset 1, patients"):
-        open_site(folder)
+        site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
 
 
 def test_a_recovery_that_was_broken_off_has_made_no_state(folder):

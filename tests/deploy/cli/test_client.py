@@ -200,10 +200,14 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     assert code == 0
     assert "tell the server's operator" in out
     networks = Path("/proc/self/ns/net").readlink()
-    for command in ("leave", "check", "start", "worker", "node"):
+    for command in ("leave", "start", "worker", "node"):
         code, out, err = run([command, str(joined)])
         assert (code, out) == (1, "")
         assert "grandrounds client join DIR study.zip" in err
+    code, out, _ = run(["check", str(joined)])
+    assert code == 0
+    assert "your median record has 13 tokens; a study that reads 64 reads all of your text" in out
+    assert "no study was joined yet; nothing was reserved, and nothing was sent" in out
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
@@ -222,10 +226,15 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
 ) -> None:
     run(["leave", str(joined)])
     monkeypatch.setattr("grandrounds.deploy.cli.client.confirmed", lambda question: False)
-    code, out, _ = run(["join", str(joined), str(tmp_path / "study.zip")])
-    assert code == 0
-    assert "nothing was joined" in out
+    code, out, err = run(["join", str(joined), str(tmp_path / "study.zip")])
+    assert code == 1
+    assert "budget    patients: ε = 99 before, 50 reserved by this study, 49 left after; δ = 0.001 before" in out
+    assert "nothing was joined" in err
     assert not list((joined / "studies").iterdir())
+    (joined / "state" / DATABASE).unlink()
+    code, _, err = run(["recover", str(joined)])
+    assert code == 1
+    assert "nothing was recovered" in err
 
 
 @pytest.mark.parametrize(

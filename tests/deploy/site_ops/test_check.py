@@ -47,9 +47,10 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
     assert "and at most 5, of which a step reads 5 at most" in said[1]
-    assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[2])
-    assert said[3] == "the model computes on processors, 2 records at a time"
-    assert said[4].startswith("updates leave 2 s after they are asked for, whatever was drawn")
+    assert said[2] == "your median record has 13 tokens; this study reads the first 16 of each, all of your text"
+    assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[3])
+    assert said[4] == "the model computes on processors, 2 records at a time"
+    assert said[5].startswith("updates leave 2 s after they are asked for, whatever was drawn")
 
 
 def test_a_machine_that_is_not_ready_at_the_instant_is_told_so_beforehand(folder, monkeypatch):
@@ -62,11 +63,11 @@ def test_files_that_every_user_may_read_and_a_pause_are_said(folder):
     (folder.path / "notes.jsonl").chmod(0o644)
     (folder.path / "opted-out.txt").chmod(0o600)
     folder.pause()
-    warnings = check(folder)[5:]
-    assert len(warnings) == 2
-    assert "may read" in warnings[0]
-    assert "notes.jsonl" in warnings[0]
-    assert "paused" in warnings[1]
+    far, readable, paused = check(folder)[6:]
+    assert "the study counts on 4 patients of this site, and 2 were read" in far
+    assert "may read" in readable
+    assert "notes.jsonl" in readable
+    assert "paused" in paused
 
 
 def test_an_operator_is_told_which_records_count_as_zero_and_which_opt_outs_match_nobody(folder):

@@ -7,22 +7,26 @@ import stat
 import pytest
 from support.process.other_users import AS_ROOT, done_as, open_folder, user
 from support.process.resident_process import SITE
-from support.study.site_study import SiteStudy
+from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.folder import SiteFolder
+from grandrounds.client.site.site_log import SiteLog
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.common.errors import DataError, StoppedError, StorageError, StudyError
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops.owner import act_as
+from grandrounds.deploy.site_ops.terms import Terms
 from grandrounds.deploy.site_ops.users import SiteUsers, operators_users
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
+def study():
+    with open_folder() as root:
+        yield SiteStudy(save_tiny_model(root / "llama"))
 
 
 @pytest.fixture
@@ -73,10 +77,38 @@ def begin(folder, federation):
     budget.close()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "notes.csv"
+    path.write_text("patient_id,text\na,no complaints\n")
+    return path
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, study, records):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be used"):
-        site_operator.init(SiteFolder(tmp_path / "file" / "site"), name="north", data=tmp_path / "d", model="tiny")
+        site_operator.init(SiteFolder(tmp_path / "file" / "site"), name="north", data=records, model=str(study.base))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (None, "notes.csv cannot be read .No such file"),
+        ("patient;note\na;no complaints\n", "separated by another sign than a comma"),
+        ("patient_id,text\n", "it holds no records"),
+    ],
+)
+def test_data_that_cannot_be_used_are_told_before_a_site_is_made(tmp_path, study, records, text, what):
+    records.unlink() if text is None else records.write_text(text)
+    with pytest.raises(DataError, match=what):
+        site_operator.init(SiteFolder(tmp_path / "site"), name="north", data=records, model=str(study.base))
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_site_is_told_what_its_data_come_to_when_it_is_made(tmp_path, study, records):
+    said = site_operator.init(SiteFolder(tmp_path / "site"), name="north", data=records, model=str(study.base))
+    assert said[0] == "notes.csv: 1 records (patient_id, text) of 1 patients, 1 of a patient in the median"
+    assert said[1].startswith("your median record has 13 tokens; a study that reads 64 reads all of your text")
 
 
 def test_init_and_join_again_change_nothing(folder, join, federation, study):
@@ -108,8 +140,49 @@ def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, joi
 
 def test_who_does_not_agree_has_joined_and_reserved_nothing(folder, join, federation):
     before = contents(folder)
-    assert join(federation, agrees=False) == ["nothing was joined"]
+    with pytest.raises(StoppedError, match="nothing was joined, and nothing was reserved"):
+        join(federation, agrees=False)
     assert contents(folder) == before
+
+
+def test_data_that_were_never_readable_reserve_nothing(folder, join, federation):
+    (folder.path / "notes.jsonl").unlink()
+    with pytest.raises(DataError, match=r"notes\.jsonl cannot be read"):
+        join(federation)
+    assert reserved(folder) == []
+    assert folder.joined() == []
+
+
+def test_an_operator_decides_on_budget_and_data_in_words_and_on_a_further_data_asset(tmp_path, folder, study):
+    terms: list[Terms] = []
+
+    def agreed(found):
+        terms.append(found)
+        return True
+
+    def join():
+        bundle = study.bundle(study.federation(), tmp_path / "tls")
+        write_policy(folder, bundle.manifest)
+        if terms:
+            (folder.path / POLICY).write_text((folder.path / POLICY).read_text().replace("[data]", '[data]\nasset="b"'))
+        site_operator.join_study(folder, bundle, agreed=agreed)
+
+    join()
+    join()
+    first, second = terms
+    assert first.budget.startswith(
+        "patients: ε = 99 before, 50 reserved by this study, 49 left after; δ = 0.001 before"
+    )
+    assert first.data == [
+        "notes.jsonl: 2 records (patient_id, text) of 2 patients, 1 of a patient in the median",
+        "your median record has 13 tokens; this study reads the first 16 of each, all of your text",
+        "warning: the study counts on 4 patients of this site, and 2 were read: its part of each step is 0.5 times as "
+        "large as the study means, and the claim is what it was. Is this the right file? If so, ask the study's author "
+        "for nominal_units near the true number, rounded",
+    ]
+    assert (first.beside, second.asset, second.beside) == ([], "b", ["patients"])
+    events = [entry["event"] for entry in SiteLog(folder).entries()]
+    assert events[2:] == ["policy-changed", "agreed", "policy-changed", "asset-added", "agreed"]
 
 
 def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, federation):
@@ -130,13 +203,22 @@ def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, 
 def test_what_was_reserved_stays_spent_once_an_attempt_was_begun(folder, join, federation):
     join(federation)
     begin(folder, federation)
-    folder.study().results.mkdir(parents=True)
     said = " ".join(leave(folder))
     assert "stays spent" in said
-    (left,) = (folder.path / "left").iterdir()
-    assert f"what the finished study left stays in {left / 'results'}" in said
-    assert (left / "results" / "study").is_dir()
+    assert "tell the server's operator" in said
     assert reserved(folder) == [federation.manifest.study_id]
+
+
+def test_who_leaves_a_finished_study_is_told_that_it_is_finished(folder, join, federation):
+    join(federation)
+    begin(folder, federation)
+    folder.study().results.mkdir(parents=True)
+    said = " ".join(leave(folder))
+    assert "the study is finished" in said
+    assert "tell the server's operator" not in said
+    (left,) = (folder.path / "left").iterdir()
+    assert f"what the study left stays in {left / 'results'}, and what it reserved of the budget stays spent" in said
+    assert (left / "results" / "study").is_dir()
 
 
 def test_leaving_that_was_broken_off_is_repeated(folder, join, federation):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 import struct
 import subprocess
@@ -28,8 +29,9 @@ PAGE, LOCKED_BYTE, MAGIC = 4096, 0x40000000, bytes.fromhex("d9d505f920a163d7")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return SiteStudy(save_tiny_model(tmp_path_factory.mktemp("llama")))
+def study():
+    with open_folder() as root:
+        yield SiteStudy(save_tiny_model(root / "llama"))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,17 @@ def recover(folder, bundle):
     site_operator.recover(folder)
 
 
+def without_model(act):
+    """Up to where the model is loaded: by then all that users could put anywhere was read."""
+
+    def acted(folder, bundle):
+        settings = folder.path / "site.toml"
+        settings.write_text(re.sub("(?m)^model = .*", 'model = "/nowhere"', settings.read_text()))
+        act(folder, bundle)
+
+    return acted
+
+
 COMMANDS = {
     "init": init,
     "recover": recover,
@@ -141,15 +154,16 @@ COMMANDS = {
     "start": lambda folder, bundle: site_programs.start(
         folder, folder.joined(), stopped=lambda: True, say=lambda line: None
     ),
-    "check": lambda folder, bundle: commands.check(folder.path),
+    "check": without_model(lambda folder, bundle: commands.check(folder.path)),
     "check --connect": lambda folder, bundle: list(check_connection(folder, folder.study())),
-    "worker": lambda folder, bundle: site_programs.worker(folder, folder.study()),
+    "worker": without_model(lambda folder, bundle: site_programs.worker(folder, folder.study())),
     "node": lambda folder, bundle: site_programs.node(folder, folder.study(), stopped=lambda: True),
     "health": lambda folder, bundle: site_health.health(folder, folder.study()),
     "pause": lambda folder, bundle: commands.pause(folder.path),
     "unpause": lambda folder, bundle: commands.unpause(folder.path),
     "fetch": lambda folder, bundle: commands.fetch(folder.path),
     "budget": budget,
+    "log": lambda folder, bundle: commands.log(folder.path),
 }
 
 

@@ -39,7 +39,6 @@ OF_THE_WORKER = (
 
 def joined(root, **users):
     study = SiteStudy(save_tiny_model(root / "model"))
-    (root / "model" / "model.safetensors").chmod(0o644)
     federation = study.federation()
     folder = study.initialised(root / "site", federation, **users)
     site_operator.join_study(folder, study.bundle(federation, root / "tls"), agreed=lambda agreement: True)

@@ -72,13 +72,14 @@ class SiteStudy:
     def initialised(self, path, federation, **options):
         """The site's folder after ``client init``, with its key of this study, a policy that allows it, and records."""
         folder, records = SiteFolder(path), path / "notes.jsonl"
+        rows = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
+        path.mkdir(exist_ok=True)
+        records.write_text("\n".join(map(json.dumps, rows)))
         for key in (None, federation.identities[SITE].secret.hex()):  # which no operator has beforehand
             if key is not None:
                 (path / KEY).write_text(key)
             site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
         write_policy(folder, federation.manifest)
-        rows = [{"patient_id": f"patient-{number}", "text": "no complaints"} for number in range(3)]
-        records.write_text("\n".join(map(json.dumps, rows)))
         records.chmod(0o600)
         (path / "opted-out.txt").write_text("patient-1\n")
         return folder

@@ -71,6 +71,7 @@ def save_tiny_model(folder: Path, architecture: str = "llama") -> Path:
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # as the other files are
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
