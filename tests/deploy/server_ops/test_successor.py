@@ -80,6 +80,12 @@ def test_a_site_joins_and_another_leaves_and_the_claim_is_that_of_the_one_schedu
     verdict = verify(federation.folder.study.path, manifest_hash=last.sha256)
     assert verdict.holds, verdict
     assert list(server_run.run(federation.folder)) == [Finished()], "without a server, since nothing is left to do"
+    server = federation.folder
+    assert bundling.bundle(server)[-1] == f"next: grandrounds server report {server.path}"
+    federation.state("rounds = 4", "rounds = 3")
+    with pytest.raises(StudyError, match=r"training\.rounds is 4, and in the study 3") as refused:
+        bundling.bundle(server)
+    assert f"grandrounds server study new {server.path} NAME" in refused.value.fix
 
 
 def test_a_site_that_left_takes_part_in_nothing_more(federation):
@@ -116,6 +122,11 @@ def test_amending_again_is_the_same_and_another_amendment_waits_for_the_signatur
 )
 def test_what_the_claim_rests_on_is_not_amended(begun, text, instead):
     begun.state(text, instead)
+    with pytest.raises(StudyError, match=f"{text.split()[0]} is .*, and in the study") as refused:
+        bundling.bundle(begun.folder)
+    assert f"grandrounds server amend {begun.folder.path}" in refused.value.fix
+    with pytest.raises(StudyError, match="the study has begun"):
+        bundling.bundle_anew(begun.folder)
     with pytest.raises(StudyError, match=f"it changes .*{text.split()[0]}"):
         bundling.amend(begun.folder)
     begun.state(instead, text)
