@@ -146,7 +146,7 @@ def data_touches(manifest: Manifest) -> tuple[str, ...]:
 def in_context(epsilon: float) -> str:
     """Where an ε stands among others, by a published scale; a scale is a custom, and proves nothing.
 
-    >>> in_context(3.99).split("; ")[-1]
+    >>> in_context(3.991).split("; ")[-1]
     'this study’s, 4.00, is reasonable by that scale.'
     """
     tier = "strong" if epsilon <= STRONG else "reasonable" if epsilon <= REASONABLE else "weak or none by itself"
