@@ -21,7 +21,7 @@ from ...common.durations import duration
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import described
 from ...common.system.files import write_atomically
-from ...common.system.ports import cannot_listen
+from ...common.system.ports import cannot_listen, holder
 from ...common.system.processes import environment
 from ..enrolment.node_keys import node_proof
 from .connection_faults import clock_fault, connection_fault, gate_fault, proxy_fault, unusable_proxy
@@ -168,11 +168,10 @@ def _machine(folder: SiteFolder, settings: NodeSettings) -> Iterator[str]:
 
 
 def _port(port: int) -> str:
-    error = cannot_listen(("127.0.0.1", port))
-    if error is not None:
-        otherwise = "choose another runtime_port in site.toml, and join again"
-        return f"not free ({error.strerror}): this site's node has it if it runs; if it does not, {otherwise}"
-    return "free for the node"
+    if cannot_listen(("127.0.0.1", port)) is None:
+        return "free for the node"
+    otherwise = "stop that, or choose another runtime_port in site.toml, and join again"
+    return f"not free: {holder(port)}; unless that is this site's own SuperNode, {otherwise}"
 
 
 def _disk(state: Path) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ...common.durations import duration
 from ...common.study.study import Study
+from ...server.report.claim import count
 from ...server.report.rounding import up
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
 from ..simulation.settings import MAX_BUILTIN_SITES, Simulation
@@ -25,7 +26,7 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
     training = study.training
     _section(console, "Proposed study", _rows(_proposal(plan)))
     _section(console, "Noise", _rows(_noise(plan)))
-    _section(console, f"Other ε ({training.rounds} rounds, the same sampling)", _by_epsilon(plan))
+    _section(console, f"Other ε ({count(training.rounds, 'round')}, the same sampling)", _by_epsilon(plan))
     _section(console, "ε of the planned noise, if a patient is at more sites", _by_overlap(plan))
     if plan.one_more_site is not None:
         more = plan.one_more_site

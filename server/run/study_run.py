@@ -17,6 +17,7 @@ from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
+from ..report.claim import count
 from ..report.report import Declared, Report, build_report, render_json
 from ..report.utility import AtPosition, published
 from ..rounds.app import Conversation
@@ -69,7 +70,7 @@ class StudyRun:
             save=self._save,
             observe=self.observe,
         )
-        with phase(self.observe, "training", f"{self.manifest.study.training.rounds} rounds"):
+        with phase(self.observe, "training", count(self.manifest.study.training.rounds, "round")):
             yield self.training
         with phase(self.observe, "report", "claims, adapter and model card"):
             files = self._results()

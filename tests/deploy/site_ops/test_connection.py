@@ -1,5 +1,6 @@
 """What a site is told of its way to the server: each step that passes, and of the first that fails what causes it."""
 
+import os
 import re
 import shutil
 import socket
@@ -125,7 +126,8 @@ def test_a_site_that_nobody_enrolled_is_told_so(federation, site):
 
 def test_a_port_that_something_else_has_is_told(known):
     with socket.create_server(("127.0.0.1", known.of(STUDY).node.settings().runtime_port)):
-        assert any("is not free" in line for line in check_connection(known))
+        taken = f"is not free: process {os.getpid()} ("
+        assert any(taken in line for line in check_connection(known))
 
 
 def test_a_node_comes_through_a_proxy_which_is_asked_for_the_gate_alone(federation, tmp_path, monkeypatch):

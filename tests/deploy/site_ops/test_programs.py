@@ -116,6 +116,16 @@ def test_the_node_s_user_reads_nothing_that_is_the_worker_s_and_may_ask_it(site)
 
 
 @AS_ROOT
+def test_root_is_told_how_both_users_programs_are_and_the_worker_s_user_how_its_own_is(site):
+    found = site_health.health(site.folder, site.study)
+    assert found.worker is not None and found.worker["last_attempt"] == 0
+    assert found.states["node"].startswith(f"is not connected: {ADDRESS} refuses the connection")
+    states = done_as(WORKER, lambda: site_health.health(site.folder, site.study).states)
+    assert states["worker"] == found.states["worker"]
+    assert states["node"] == f"not known: it is for root, or the user {NODE.uid}, to ask"
+
+
+@AS_ROOT
 def test_who_is_neither_user_gets_no_answer_even_from_the_node_s_group(site):
     assert site.health_of(STRANGER) == "PermissionError"
     assert site.health_of(STRANGER_IN_THE_NODE_S_GROUP) in ("BrokenPipeError", "ConnectionResetError")
