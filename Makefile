@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint quick coverage docs templates bench soak upgrade audit install clean
+.PHONY: demo test check lint quick coverage docs templates bench soak upgrade audit gguf install clean
 
 install: $(INSTALLED)
 
@@ -90,6 +90,10 @@ upgrade: install
 audit: install
 	$(call install_extra,audit)
 	PYTHONPATH=tests $(BIN)/python -m dependencies.audit
+
+# The converter of `grandrounds adapter export --gguf`. It brings a newer gguf, whose files take the place of gguf's own.
+gguf: install
+	$(call install_extra,gguf)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -28,7 +28,6 @@ ALLOWED = {
         "common/model/lora.py",
         "common/data/tokenisation.py",
         "deploy/builtin/models.py",
-        "deploy/examples/use_adapter.py",
     ),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
     "transformers": (
@@ -36,8 +35,8 @@ ALLOWED = {
         "common/model/language_model.py",
         "common/model/lora.py",
         "common/data/tokenisation.py",
+        "deploy/adapter/gguf_file.py",
         "deploy/builtin/models.py",
-        "deploy/examples/use_adapter.py",
     ),
 }
 

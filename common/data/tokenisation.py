@@ -61,15 +61,7 @@ class Tokenisation:
     @classmethod
     def load(cls, model: str, *, max_tokens: int, vocabulary_size: int | None = None) -> "Tokenisation":
         """With the tokenizer of a model folder or hub name. Raises ModelError; never runs code from the model."""
-        from transformers import AutoTokenizer
-
-        with library_errors(
-            f"the tokenizer of {model} cannot be loaded",
-            why="records are trained on as the model's own tokens",
-            fix="name a folder or hub model that holds its tokenizer and needs no code of its own",
-        ):
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        return cls(tokenizer, max_tokens=max_tokens, vocabulary_size=vocabulary_size)
+        return cls(load_tokenizer(model), max_tokens=max_tokens, vocabulary_size=vocabulary_size)
 
     def examples(self, records: Sequence[Record], quarantine: Quarantine | None = None) -> list[Example]:
         """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does.
@@ -249,6 +241,18 @@ class Tokenisation:
                 why="the loss is on the tokens that are marked: others would be learnt, or none",
                 fix="mend the template, so that {% generation %} stands around the assistant's content, and no more",
             )
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model folder or hub name. Raises ModelError; never runs code from the model."""
+    from transformers import AutoTokenizer
+
+    with library_errors(
+        f"the tokenizer of {model} cannot be loaded",
+        why="records are trained on as the model's own tokens",
+        fix="name a folder or hub model that holds its tokenizer and needs no code of its own",
+    ):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

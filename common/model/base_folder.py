@@ -1,6 +1,7 @@
 """The folder of a base model: where it lies, and the hash of it that the manifest fixes."""
 
 import json
+import re
 from pathlib import Path
 
 from ..crypto.identity import canonical_json, sha256
@@ -10,9 +11,16 @@ BUILTIN_MODEL = "builtin"
 # Where the built-in model is published; its weights here are the 4-bit ones, computed with in float32.
 BUILTIN_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+BUILTIN_LICENSE = "apache-2.0"
+
 MODEL_LABEL = b"grandrounds/model/v1\n"
 # What transformers makes of a folder beside its weights: architecture, tokenizer, chat template, generation.
 _CONFIGURATION = ["*.json", "*.txt", "*.model", "*.jinja", "*.codes", "*.spm", "*.tiktoken", "*.tokenizer"]
+# The front matter of a model's card, and what it says of the license: "other" where it has a name of its own.
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
+_LICENSE = re.compile(
+    r"^(license_name|license):[ \t]*[\"']?([A-Za-z0-9][A-Za-z0-9.+_-]{0,98})[\"']?[ \t]*\r?$", re.MULTILINE
+)
 _CHAT_TEMPLATES = "additional_chat_templates"
 _WHY = "the study fine-tunes it, and every site must hold the same model"
 
@@ -69,13 +77,18 @@ def _check_weights_are_the_folder_s(folder: Path) -> None:
 
 def _file_hashes(folder: Path) -> dict[str, str]:
     """The hash of every file of configuration; how tensors are split into files decides nothing."""
+    return {path: sha256((folder / path).read_bytes()) for path in configuration_files(folder)}
+
+
+def configuration_files(folder: Path) -> list[str]:
+    """The paths in a model's folder of what is neither weights nor their index: configuration, tokenizer, templates."""
     files = {file for pattern in _CONFIGURATION for file in folder.glob(pattern)}
     files |= set((folder / _CHAT_TEMPLATES).glob("*.jinja"))
-    return {
-        file.relative_to(folder).as_posix(): sha256(file.read_bytes())
+    return [
+        file.relative_to(folder).as_posix()
         for file in files
         if file.is_file() and not file.name.endswith(".index.json")
-    }
+    ]
 
 
 def _tensor_hashes(folder: Path) -> dict[str, list[object]]:
@@ -113,3 +126,16 @@ def _weight_files(folder: Path) -> list[Path]:
 def published_name(name: str) -> str:
     """What others find the model under."""
     return BUILTIN_HUB_NAME if name == BUILTIN_MODEL else name
+
+
+def stated_license(name: str) -> str | None:
+    """The license of a model, built in or in a folder, as its card's front matter states it; None where it does not."""
+    if name == BUILTIN_MODEL:
+        return BUILTIN_LICENSE
+    try:
+        with (Path(name) / "README.md").open(encoding="utf-8", errors="replace") as card:
+            front = _FRONT_MATTER.match(card.read(1 << 16))
+    except OSError:
+        return None
+    stated = dict(_LICENSE.findall(front[1])) if front else {}
+    return stated.get("license_name", stated.get("license"))

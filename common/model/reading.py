@@ -52,6 +52,14 @@ def check_causal(module: Any, *, positions: int | None) -> None:
                 )
 
 
+def probe_logits(module: Any) -> "torch.Tensor":
+    """float32 [tokens, vocabulary], of random tokens: the same ones at each call and for models of one vocabulary."""
+    import torch
+
+    with _tried(), torch.no_grad():
+        return _logits(module, _random_tokens(module, 1, _TOKENS)[0])
+
+
 def layers_reached(module: Any) -> set[str]:
     """The names of the modules that compute when the model reads text: of a model of images and text, not all."""
     import torch

@@ -54,6 +54,10 @@ class ModelSection(Section):
     ] = ("v_proj",)
     rank: Annotated[int, Option("Rank of the adapter"), Field(ge=1, le=256)] = 4
     alpha: Annotated[float, Help("The adapter's output is scaled by alpha / rank"), Field(gt=0, le=4096)] = 16.0
+    license: Annotated[
+        Words | None,
+        Help("The base model's; if left out, what its folder's README.md states", example='"apache-2.0"'),
+    ] = None
 
     @property
     def lora(self) -> Lora:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import ModelError
-from ...common.model.base_folder import BUILTIN_MODEL, model_folder
+from ...common.model.base_folder import BUILTIN_MODEL, model_folder, stated_license
 from ...common.schema import validated
 from ...common.study.study import Study
 from ...common.version import __version__
@@ -35,14 +35,15 @@ def base_model_folder(name: str) -> Path:
 
 
 def with_lasting_name(study: Study) -> Study:
-    """The study with a name of its model that means the same wherever it is read: of a folder, its whole path.
+    """The study with what lasts of its model: a folder's whole path, and the license that is stated there.
 
-    Whoever loads the adapter finds its base model by this name.
+    Whoever loads the adapter finds its base model by this name, wherever the study is read.
     """
-    name = study.model.name
-    if name in (BUILTIN_MODEL, TINY_MODEL) or not Path(name).is_dir():
-        return study
-    model = {**study.model.model_dump(), "name": str(Path(name).resolve())}
+    model = study.model.model_dump()
+    if model["name"] not in (BUILTIN_MODEL, TINY_MODEL) and Path(model["name"]).is_dir():
+        model["name"] = str(Path(model["name"]).resolve())
+    if model["license"] is None:
+        model["license"] = stated_license(model["name"])
     return validated(Study, {**study.model_dump(), "model": model})
 
 

@@ -9,6 +9,7 @@ import typer
 from ...common.errors import GrandRoundsError
 from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import QUIET_FLOWER
+from .adapter import adapter
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
@@ -40,6 +41,7 @@ app.command()(verify)
 app.command()(wheelhouse)
 app.add_typer(client)
 app.add_typer(server)
+app.add_typer(adapter)
 app.add_typer(bench)
 
 

@@ -35,6 +35,7 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
     ...
     rank = 4                          # Rank of the adapter
     alpha = 16.0                      # The adapter's output is scaled by alpha / rank
+    # license = "apache-2.0"          # The base model's; if left out, what its folder's README.md states
     <BLANKLINE>
     [data]
     max_tokens = 384                  # Tokens read of a record; what is longer is cut, and may be predicted worse

