@@ -14,6 +14,12 @@ hypothesis.settings.load_profile("untimed")
 WAITING = Path(__file__).parent / "end_to_end"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _sites_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No site of a test is noted among those of whoever runs it."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the files that wait to the front."""

@@ -32,14 +32,21 @@ def init(
     device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
+    new_budget: Annotated[
+        bool, typer.Option("--new-budget", help="Nothing was ever released of these records, though they had a site.")
+    ] = False,
 ) -> None:
     """Make the site's keys, settings and policy, where they are missing."""
     from ..site_ops import commands as site_operator
+    from ..site_ops.known_data import check_unclaimed, claim
 
     site = _site(folder)
+    if not new_budget:
+        check_unclaimed(data, folder)
     users = {"worker_user": worker_user, "node_user": node_user}
     say([_READING])
     say(site_operator.init(site, name=name, data=data, model=model, device=device, **users))
+    claim(site.settings().data, folder)
 
 
 @client.command()

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,45 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return int(exit_.value.code or 0), printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of-the-user"))
+    path = tmp_path / "north.csv"
+    path.write_text("patient_id,text\n1,well\n", encoding="utf-8")
+    return path
+
+
+def test_records_that_have_a_site_are_given_no_second_budget_unless_it_is_said(
+    records: Path, tmp_path: Path, run: Run
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+
+    def init(folder: str, data: Path, *options: str) -> tuple[int, str, str]:
+        return run(["init", str(tmp_path / folder), "--name=north", f"--data={data}", f"--model={model}", *options])
+
+    assert init("north", records)[0] == init("north", records)[0] == 0, "and it may be repeated"
+    (tmp_path / "by-another-name").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "linked.csv").hardlink_to(records)
+    for same in (records, tmp_path / "by-another-name" / "north.csv", tmp_path / "linked.csv"):
+        code, _, error = init("again", same)
+        assert (code, (tmp_path / "again").exists()) == (1, False)
+        assert f"has the records of the site in {tmp_path / 'north'}" in error
+    shutil.rmtree(tmp_path / "north")
+    assert init("again", records)[0] == 1, "what was released is not forgotten with the folder"
+    assert init("again", records, "--new-budget")[0] == 0
+    assert init("again", records)[0] == 0
+
+
+def test_a_list_of_sites_that_cannot_be_read_is_not_taken_for_none(records: Path, tmp_path: Path, run: Run) -> None:
+    known = tmp_path / "of-the-user" / "grandrounds" / "sites.json"
+    known.parent.mkdir(parents=True)
+    for spoilt in ("{", "[]", '{"/a": 1}'):
+        known.write_text(spoilt, encoding="utf-8")
+        code, _, error = run(["init", str(tmp_path / "north"), "--name=north", f"--data={records}", "--model=tiny"])
+        assert (code, (tmp_path / "north").exists()) == (1, False)
+        assert "sites.json is damaged" in error
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.study.tiny_models import save_tiny_model
+
 HEAVY = ("torch", "transformers", "peft", "opacus", "flwr", "dp_accounting", "scipy.stats", "pandas", "pyarrow")
 # Each command in its turn, and which of these were loaded after it: one process, so that none hides behind another.
 PROGRAM = """
@@ -27,8 +29,7 @@ print("\\n" + json.dumps(found))
 def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Path) -> None:
     server, site, records = (str(tmp_path / name) for name in ("server", "site", "north.csv"))
     Path(records).write_text("patient_id,text\n1,well\n", encoding="utf-8")
-    model = tmp_path / "model"
-    model.mkdir()
+    model = save_tiny_model(tmp_path / "model")
     done = ["--help", "server init", "server status", "client init", "server enroll", "client pause", "client budget"]
     refused = ["client health", "client join", "client leave", "client start", "server report", "server run", "verify"]
     options = {
