@@ -54,6 +54,10 @@ def init(
         str | None, typer.Option(help="The last day on which it may run.", metavar="DAY", rich_help_panel=ABOUT)
     ] = None,
     study: StudyFile = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Public or synthetic records that adapters are evaluated on (.jsonl .csv .parquet)."),
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="With its chain (PEM).", rich_help_panel=CERTIFICATES)
     ] = None,
@@ -80,6 +84,7 @@ def init(
             superlink_port=superlink_port,
             certificates=certificates,
             study=study,
+            evaluation=evaluation,
             about=about,
         )
     )

@@ -45,7 +45,7 @@ port = {port}
 superlink_port = {superlink_port}          # of Flower's SuperLink, on loopback alone
 
 # Records that adapters are evaluated on, without noise: public or synthetic, and no patient's.
-evaluation = "evaluation.jsonl"
+evaluation = {evaluation}
 evaluation_source = "records that the server's operator gave"
 
 # model = "/srv/models/base"      # the base model's folder, where its name in study.toml does not find it
@@ -60,13 +60,15 @@ def init(
     superlink_port: int,
     certificates: tuple[Path, Path, Path] | None = None,
     study: Path | None = None,
+    evaluation: Path | None = None,
     about: AboutSection | None = None,
 ) -> list[str]:
     """Make keys, certificates, settings and a study to edit, where they are missing.
 
     ``certificates`` are given ones for the gate: certificate with its chain, its key, and the authority that sites are
-    to trust. ``study`` is a file to begin with, such as `plan` writes, and ``about`` what the study is to say of
-    itself. Raises StudyError, also where the folder has other settings or its study says otherwise, and StorageError.
+    to trust. ``study`` is a file to begin with, such as `plan` writes, ``evaluation`` the evaluation records, and
+    ``about`` what the study is to say of itself. Raises StudyError, also where the folder has other settings or its
+    study says otherwise, and StorageError.
     """
     about, file = about or AboutSection(), study or _TEMPLATE
     stated = read_study(file)
@@ -81,8 +83,15 @@ def init(
     make_private_folder(folder.path)
     make_key(folder.path / KEY)
     fields = {"host": json.dumps(host), "port": port, "superlink_port": superlink_port}
-    folder.write_settings(_SETTINGS.format(**fields))
+    given = "evaluation.jsonl" if evaluation is None else str(evaluation.absolute())
+    folder.write_settings(_SETTINGS.format(**fields, evaluation=json.dumps(given, ensure_ascii=False)))
     settings = folder.settings()
+    if evaluation is not None and settings.evaluation.resolve() != evaluation.resolve():
+        raise StudyError(
+            f"{folder.path / SETTINGS} names the evaluation records {settings.evaluation}",
+            why="what stands in it may have been edited, and is not written over",
+            fix=f"edit it, or leave out --evaluation {evaluation}",
+        )
     if (settings.host, settings.port, settings.superlink_port) != (host, port, superlink_port):
         raise StudyError(
             f"{folder.path / SETTINGS} has {settings.address} and the SuperLink's port {settings.superlink_port}",

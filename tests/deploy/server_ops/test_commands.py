@@ -57,6 +57,9 @@ def test_a_second_init_changes_nothing(tmp_path):
     assert contents(folder) == before
     with pytest.raises(StudyError, match="localhost:"):
         server_operator.init(folder, **{**again, "port": 1})
+    with pytest.raises(StudyError, match="names the evaluation records"):
+        server_operator.init(folder, **again, evaluation=tmp_path / "other.jsonl")
+    server_operator.init(folder, **again, evaluation=folder.path / "evaluation.jsonl")
     assert contents(folder) == before
 
 

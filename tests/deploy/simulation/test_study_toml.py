@@ -1,12 +1,13 @@
 """A study file that is written says what the study is."""
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grandrounds.common.schema import validated
-from grandrounds.common.study.study import Study
+from grandrounds.common.study.study import Study, read_study
 from grandrounds.deploy.simulation.config import read_simulation
 from grandrounds.deploy.simulation.settings import Simulation
 from grandrounds.deploy.simulation.study_toml import study_toml
@@ -34,12 +35,14 @@ SITES = [{"name": name, "nominal_units": units} for name, units in (("north", 20
         ),
     ],
 )
-def test_what_is_written_is_read_back(fields: dict[str, Any], run: dict[str, Any]) -> None:
+def test_what_is_written_is_read_back(fields: dict[str, Any], run: dict[str, Any], tmp_path: Path) -> None:
     fields = {"data": {"evaluation": "public"}, "privacy": {"delta": 1e-4}, **fields}
     study, simulation = validated(Study, {**fields, "sites": SITES}), validated(Simulation, run)
     text = study_toml(study, simulation, heading="two\nlines")
     assert text.startswith("# two\n# lines\n")
     assert read_simulation(tomllib.loads(text)) == (study, simulation)
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    assert read_study(tmp_path / "study.toml") == study, "a server passes over what is for a simulation"
 
 
 def test_what_sites_and_sampling_state_is_not_stated_twice() -> None:
