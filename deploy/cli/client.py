@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -258,8 +259,10 @@ def budget(
 ) -> None:
     """Show what the site's patients may be asked to bear, what studies have set aside of it, and what is left."""
     from ...client.budget.reservations import Reservations
+    from ...client.site.folder import SETTINGS, SiteFolder
     from ...client.state.database import SiteDatabase
     from ...common.system.files import write_atomically
+    from ..site_ops.known_studies import known_studies
     from ..site_ops.owner import done_as, owner_of
     from ..views.budget import budget_figures, print_budget, render_budget
     from ..views.console import plain_console
@@ -276,7 +279,17 @@ def budget(
         else:
             print_budget(plain_console(highlight=False), statements)
         sys.stdout.flush()
-        return render_budget(statements) if html is not None else ""
+        if html is None:
+            return ""
+        site = SiteFolder(state.absolute().parent)
+        is_site = (site.path / SETTINGS).is_file()  # else it is a state alone
+        return render_budget(
+            statements,
+            site=site.settings().name if is_site else "",
+            written=datetime.now(UTC),
+            studies=known_studies(site, statements) if is_site else {},
+            beside=html.absolute().parent,
+        )
 
     page = done_as(owner_of(state), read)
     if html is not None:

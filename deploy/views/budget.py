@@ -1,12 +1,15 @@
 """How a site's budgets are shown: on the terminal, as figures for machines, and as a page of its own."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib import resources
 from itertools import accumulate, cycle
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -15,6 +18,7 @@ from rich.text import Text
 from ...client.budget.amounts import TRILLION, Amounts, shown_down, shown_up
 from ...client.budget.asset import COUNTED
 from ...client.budget.reservations import BudgetStatement
+from ..site_ops.known_studies import KnownStudy
 
 _CELLS: Final = 32
 # Two fills in turn, so that neighbouring studies can be told apart without colours too.
@@ -23,6 +27,8 @@ _FREE: Final = "░"
 DISJOINT: Final = "Each budget holds for itself only if no patient is in two of these data assets."
 EMPTY: Final = "No data asset is registered yet: joining a study registers the one that the policy names."
 NOTHING: Final = "No study has reserved any of it."
+# What the page explains, of the report's glossary.
+_TERMS: Final = ("Differential privacy", "ε (epsilon)", "δ (delta)", "Privacy budget")
 RESERVED: Final = (
     "A study reserves its whole schedule before it reads a record. Ending early gives nothing back, since when to end "
     "is chosen along the way."
@@ -92,15 +98,43 @@ def print_budget(console: Console, statements: Sequence[BudgetStatement]) -> Non
     console.print(f"\n{RESERVED}{'' if len(statements) == 1 else ' ' + DISJOINT}")
 
 
-def render_budget(statements: Sequence[BudgetStatement]) -> str:
-    """One page that loads nothing from elsewhere and runs no script."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["up"] = shown_up
+def render_budget(
+    statements: Sequence[BudgetStatement],
+    *,
+    site: str,
+    written: datetime,
+    studies: Mapping[str, KnownStudy],
+    beside: Path,
+) -> str:
+    """One page that loads nothing from elsewhere and runs no script; its links start from the folder ``beside``."""
+    # Imported here: they load jinja2 and numpy, which the terminal does not need.
+    from ...server.report.glossary import glossary
+    from ...server.report.page import environment
+    from ...server.report.rounding import odds_factor
+
     template = resources.files(__package__).joinpath("budget.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        budgets=[(statement, bars(statement)) for statement in statements],
-        nothing=NOTHING,
-        notes=[EMPTY] if not statements else [RESERVED, *([DISJOINT] if len(statements) > 1 else [])],
+    terms = glossary(private=True)
+    return (
+        environment(autoescape=True)
+        .from_string(template)
+        .render(
+            site=site,
+            written=f"{written:%Y-%m-%d %H:%M} UTC",
+            budgets=[(statement, bars(statement)) for statement in statements],
+            studies=studies,
+            links={
+                study: quote(Path(os.path.relpath(known.report, beside)).as_posix())
+                for study, known in studies.items()
+                if known.report is not None
+            },
+            odds={
+                statement.asset.name: odds_factor(statement.asset.limit.epsilon / TRILLION) for statement in statements
+            },
+            glossary={term: terms[term] for term in _TERMS},
+            shown=shown_up,
+            nothing=NOTHING,
+            notes=[EMPTY] if not statements else [RESERVED, *([DISJOINT] if len(statements) > 1 else [])],
+        )
     )
 
 

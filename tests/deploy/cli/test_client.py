@@ -8,20 +8,27 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from support.study.federation import small_manifest, small_study
 from support.study.site_study import SiteStudy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
+from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import DATABASE
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.study.about import AboutSection
+from grandrounds.common.study.artefacts import MANIFEST, PAGE
 from grandrounds.deploy.cli.main import main
 from grandrounds.deploy.views.budget import print_budget, render_budget
 
@@ -157,7 +164,7 @@ def test_the_page_stands_alone_and_draws_what_is_reserved(run: Run, state: Path,
     assert code == 0
     text = (tmp_path / "budget.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.outside == []
+    assert page.outside == ["href"] and 'href="#budgets"' in text
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert page.widths == pytest.approx([49.946, 12.5, 10, 10, 100 * 0.5 / 2.7844551, 10], abs=1e-3)
@@ -165,11 +172,34 @@ def test_the_page_stands_alone_and_draws_what_is_reserved(run: Run, state: Path,
         assert part in text
 
 
+def test_the_page_says_where_each_study_stands_and_has_its_report(run: Run, state: Path, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text('name = "north"\ndata = "notes.jsonl"\nmodel = "model"\n', encoding="utf-8")
+    identities = {f"site-{number}": Identity.generate() for number in range(1, 6)}
+    for study_id, title in ((FIRST, "Letters <2026>"), (SECOND, None)):
+        study = small_study().model_copy(update={"about": AboutSection(title=title)})
+        manifest = small_manifest(study, identities, Identity.generate(), dimension=7, study_id=study_id)
+        joined = SiteFolder(tmp_path).of(study_id)
+        joined.results.mkdir(parents=True)
+        (joined.path / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
+    (SiteFolder(tmp_path).of(FIRST).results / PAGE).write_text("a page", encoding="utf-8")
+    (tmp_path / "pages").mkdir()
+    html = tmp_path / "pages" / "budget.html"
+    assert run(["budget", f"--state={state}", f"--html={html}"])[0] == 0
+    page = html.read_text(encoding="utf-8")
+    assert "the patients of north" in page and "Letters &lt;2026&gt;" in page
+    (link,) = re.findall('finished: <a href="([^"]*)">', page)
+    assert (html.parent / link).read_text() == "a page"
+    assert ">joined, not begun<" in page and ">left, or not joined here<" in page
+
+
 def test_one_asset_needs_no_word_about_others(tmp_path: Path) -> None:
     reservations = Reservations(SiteState.open(tmp_path).database)
-    assert "No data asset is registered" in render_budget(reservations.statements())
+    page_of = partial(render_budget, site="north", written=datetime(2026, 11, 30), studies={}, beside=tmp_path)
+    assert "No data asset is registered" in page_of(reservations.statements())
     reservations.register(Asset.summed("patients", epsilon=8.0, delta=1e-4))
-    page = render_budget(reservations.statements())
+    page = page_of(reservations.statements())
+    assert "2026-11-30 00:00 UTC" in page and "the patients of north" in page
+    assert "at most 2,981 times as likely with a patient as without" in page and "Smaller is stronger" in page
     assert "No study has reserved any of it." in page
     assert "no patient is in two" not in page
 
