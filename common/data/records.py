@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, NoReturn, TypeGuard
 
 from .identifiers import Similar, canonical, clashes, names_nobody
 from .quarantine import Quarantine
@@ -84,6 +84,15 @@ def read_records(path: Path, *, similar: Similar | None = None, quarantine: Quar
     return _parse_rows(source, source.rows(), similar, quarantine)
 
 
+def check_beginning(path: Path) -> None:
+    """Raises DataError where columns or first record show that ``read_records`` will refuse the file."""
+    source = Source(path)
+    first = next(iter(source.rows()), None)
+    if first is None:
+        _refuse_empty(source)
+    _parse_row(source, *first)
+
+
 def parse_records(
     name: str,
     rows: Iterable[Mapping[str, object]],
@@ -102,7 +111,7 @@ def parse_records(
 def _parse_rows(source: Source, rows: Rows, similar: Similar | None, quarantine: Quarantine | None) -> list[Record]:
     parsed = [_parse_row(source, position, row) for position, row in rows]
     if not parsed:
-        source.refuse("", "it holds no records", "give a file with at least one patient")
+        _refuse_empty(source)
     # Not the first record's: it would decide over all others.
     kinds = Counter(type(content) for _, _, content in parsed)
     del kinds[Malformed]
@@ -125,6 +134,10 @@ def _parse_rows(source: Source, rows: Rows, similar: Similar | None, quarantine:
         what = f"{first.what}, and most of the file cannot be used, for this or other reasons"
         source.refuse(position, what, first.fix)
     return _one_spelling_each(source, records, similar)
+
+
+def _refuse_empty(source: Source) -> NoReturn:
+    source.refuse("", "it holds no records", "give a file with at least one patient")
 
 
 def _parse_row(

@@ -27,7 +27,9 @@ def simulate(
 
     Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
     """
-    from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, read_tables
+    from ...server.run.progress import phase
+    from ..simulation.config import check_files, chosen_dropouts, prepare_records, read_simulation, read_tables
+    from ..views.display import Display
 
     tables = read_tables(config, context.obj)
     if resume:
@@ -36,14 +38,14 @@ def simulate(
     else:
         folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
-    from ...common.model.devices import open_device
-
-    open_device(simulation.device)  # which is told before data are made for minutes
-    from ..simulation.simulate import resume as resume_simulation
-    from ..simulation.simulate import simulate as run_simulation
-    from ..views.display import Display
-
+    check_files(simulation)
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
+        with phase(display.observe, "libraries", "PyTorch and Flower"):
+            from ...common.model.devices import open_device
+            from ..simulation.simulate import resume as resume_simulation
+            from ..simulation.simulate import simulate as run_simulation
+
+            open_device(simulation.device)  # which is told before data are made for minutes
         records = prepare_records(simulation, display.observe)
         inputs: dict[str, Any] = {
             **records.inputs,
@@ -99,9 +101,11 @@ def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
 
 def _absolute(path: object) -> str:
     """A path as it is found from another folder too."""
+    from ..simulation.settings import BUILTIN_EVALUATION
+
     if not isinstance(path, Path):
         raise TypeError(type(path).__name__)
-    return str(path.absolute())
+    return str(path if path == BUILTIN_EVALUATION else path.absolute())
 
 
 def _free_folder(wanted: Path) -> Path:

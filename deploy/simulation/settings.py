@@ -21,6 +21,8 @@ _Files = dict[Name, Annotated[Path, Field(strict=False)]]
 
 # Where evaluation records come from that a caller says nothing of.
 UNDESCRIBED: Final = "records given to the simulation"
+# In the place of a file of evaluation records: synthetic patients of a hospital that takes no part.
+BUILTIN_EVALUATION: Final = Path("builtin")
 
 
 class Simulation(Section):
@@ -49,7 +51,12 @@ class Simulation(Section):
     ] = Field(default_factory=dict)
     evaluation: Annotated[
         Path | None,
-        Option("Records to evaluate on: public or synthetic only", only="simulate", example='"evaluation.jsonl"'),
+        Option(
+            "Records to evaluate on: public or synthetic only; builtin are synthetic patients",
+            unset="builtin without data",
+            only="simulate",
+            example='"evaluation.jsonl"',
+        ),
         Field(strict=False),
     ] = None
     builtin_sites: Annotated[

@@ -128,20 +128,12 @@ def simulate(
     check_evaluation(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
+    read = _read(study, cohorts, evaluation, opted_out=opted_out, similar=similar_identifiers, observe=observe)
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
         study = complete_study(with_lasting_name(study))
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(
-        study,
-        cohorts,
-        evaluation,
-        opted_out=opted_out,
-        similar=similar_identifiers,
-        seed=seed,
-        device=device,
-        observe=observe,
-    )
+    prepared = _prepare(study, read, opted_out=opted_out, seed=seed, device=device, observe=observe)
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -183,12 +175,11 @@ def resume(
     folder = SimulationFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
+    read = _read(manifest.study, cohorts, evaluation, opted_out=opted_out, similar=similar_identifiers, observe=observe)
     prepared = _prepare(
         manifest.study,
-        cohorts,
-        evaluation,
+        read,
         opted_out=opted_out,
-        similar=similar_identifiers,
         seed=private.seed,
         device=device,
         observe=observe,
@@ -207,6 +198,14 @@ def resume(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Read:
+    """The records of a simulation, read before anything is computed, so that a fault in a file costs no more."""
+
+    cohorts: Mapping[str, SiteRecords]
+    evaluation: Sequence[Record]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """What a simulation has in memory before its first attempt: the sites share one model and swap adapters."""
 
@@ -219,29 +218,17 @@ class _Prepared:
     sampler: GradSampler
 
 
-def _prepare(
+def _read(
     study: Study,
     cohorts: Mapping[str, RecordSource],
     evaluation: RecordSource,
     *,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
-    seed: int,
-    device: str,
     observe: Observer,
-    model_sha256: str | None = None,
-) -> _Prepared:
+) -> _Read:
     _tell_of_budget(study, cohorts)
-    with phase(observe, "model", study.model.name):
-        base = base_model_folder(study.model.name)
-        # A is public: anyone may know the seed that drew it.
-        model = LanguageModel.load(
-            base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
-        )
     with phase(observe, "records", f"{len(cohorts)} sites"):
-        tokenisation = Tokenisation.load(
-            str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size
-        )
         own = {
             name: SiteRecords.read(partial(_records, name, source, similar), opted_out.get(name))
             for name, source in cohorts.items()
@@ -249,16 +236,39 @@ def _prepare(
         held_out = _records("evaluation", evaluation, "different")
         if study.privacy.noise:
             check_held_out(held_out, [record for records in own.values() for record in records.records])
+    return _Read(cohorts=own, evaluation=held_out)
+
+
+def _prepare(
+    study: Study,
+    read: _Read,
+    *,
+    opted_out: Mapping[str, Path],
+    seed: int,
+    device: str,
+    observe: Observer,
+    model_sha256: str | None = None,
+) -> _Prepared:
+    with phase(observe, "model", study.model.name):
+        base = base_model_folder(study.model.name)
+        # A is public: anyone may know the seed that drew it.
+        model = LanguageModel.load(
+            base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
+        )
+    with phase(observe, "tokens", "of every record"):
+        tokenisation = Tokenisation.load(
+            str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size
+        )
         site_cohorts = {}
         for site in study.sites:
-            records = own[site.name]
+            records = read.cohorts[site.name]
             bound = known(site.max_units)
             cohort = cohort_of(study, records.records, tokenisation, records.quarantine, max_units=bound)
             _check_learnable(site.name, cohort)
             for line in records.told():
                 observe(Told(text=f"{site.name}: {line}"))
             site_cohorts[site.name] = cohort
-        evaluation_set = tokenisation.evaluation_set(held_out, positions=model.positions)
+        evaluation_set = tokenisation.evaluation_set(read.evaluation, positions=model.positions)
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
     return _Prepared(

@@ -8,47 +8,57 @@ from pathlib import Path
 from support.study.tiny_models import save_tiny_model
 
 HEAVY = ("torch", "transformers", "peft", "opacus", "flwr", "dp_accounting", "scipy.stats", "pandas", "pyarrow")
-# Each command in its turn, and which of these were loaded after it: one process, so that none hides behind another.
+# Runs commands in their turn, all in one process: what each said, and which of these were loaded after it.
 PROGRAM = """
 import json, sys
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.deploy.cli.main import app
 heavy, commands = json.loads(sys.argv[1])
 found = {}
-for command in commands:
+for name, command in commands.items():
     try:
         app(command, standalone_mode=False)
         said = "done"
     except GrandRoundsError as error:
         said = error.what
-    found[" ".join(command[:2])] = [said, [name for name in heavy if name in sys.modules]]
+    found[name] = [said, [name for name in heavy if name in sys.modules]]
 print("\\n" + json.dumps(found))
 """
 
 
 def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Path) -> None:
-    server, site, records = (str(tmp_path / name) for name in ("server", "site", "north.csv"))
+    server, site, records, model = (str(tmp_path / name) for name in ("server", "site", "north.csv", "model"))
     Path(records).write_text("patient_id,text\n1,well\n", encoding="utf-8")
-    model = save_tiny_model(tmp_path / "model")
-    done = ["--help", "server init", "server status", "client init", "server enroll", "client pause", "client budget"]
-    refused = ["client health", "client join", "client leave", "client start", "server report", "server run", "verify"]
-    options = {
-        "client init": [site, "--name", "north", "--data", records, "--model", str(model)],
+    save_tiny_model(Path(model))
+    data = {"north": records, "south": records, "west": str(tmp_path / "wesst.csv")}
+    units = [f"--nominal-units={name}=20" for name in data]
+    done = {
+        "--help": [],
+        "server init": [server],
+        "server status": [server],
+        "client init": [site, "--name", "north", "--data", records, "--model", model],
         "server enroll": [server, str(Path(site, "site.json"))],
-        "client join": [site, str(tmp_path / "study.zip")],
+        "client pause": [site],
         "client budget": ["--state", str(Path(site, "state"))],
-        "verify": [str(tmp_path / "nothing")],
     }
-    commands = [
-        [*words.split(), *options.get(words, [server if words.startswith("server") else site] * (words != "--help"))]
-        for words in [*done, *refused]
-    ]
-    asked = json.dumps([HEAVY, commands])
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, asked], capture_output=True, text=True, timeout=120, check=False
-    )
+    refused = {
+        "client health": [site],
+        "client join": [site, str(tmp_path / "study.zip")],
+        "client leave": [site],
+        "client start": [site],
+        "server report": [server],
+        "server run": [server],
+        "verify": [str(tmp_path / "nothing")],
+        "simulate": [*(f"--data={name}={path}" for name, path in data.items()), *units, "--evaluation=builtin"],
+    }
+    commands = {name: [*name.split(), *options] for name, options in {**done, **refused}.items()}
+    program = [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, commands])]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert len(found) == len(commands)
     assert {name for name, (said, _) in found.items() if said == "done"} == set(done)
-    assert {name: loaded for name, (_, loaded) in found.items() if loaded} == {}
+    assert found["simulate"][0].startswith("wesst.csv: it cannot be read")
+    # Of Flower, whose server the simulation's modules name, nothing heavier is loaded.
+    loaded = {name: set(modules) for name, (_, modules) in found.items()}
+    assert loaded.pop("simulate") <= {"flwr"}
+    assert {name for name, modules in loaded.items() if modules} == set()

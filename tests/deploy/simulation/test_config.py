@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from grandrounds.common.errors import StudyError
-from grandrounds.deploy.simulation.config import prepare_records, read_simulation, read_tables
+from grandrounds.common.errors import DataError, StudyError
+from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
 
 SYNTHETIC = {"data": {"evaluation": "synthetic"}}
 STATED = {"north": 33, "south": 12, "west": 7}
@@ -82,6 +82,7 @@ def test_units_that_are_stated_twice_or_without_data_are_refused() -> None:
 
 
 def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "north.txt").write_text("nobody\n", encoding="utf-8")
     opted_out = {"north": str(tmp_path / "north.txt")}
     _, simulation = read_simulation(
         tables(data=files, nominal_units=STATED, evaluation=files["west"], opted_out=opted_out) | SYNTHETIC
@@ -121,3 +122,42 @@ def test_an_option_wins_over_the_file_and_what_was_not_given_leaves_it(tmp_path:
         "training": {"rounds": 5, "learning_rate": 0.1},
         "model": {"rank": 2},
     }
+
+
+def test_data_without_evaluation_records_are_refused_with_what_to_add(files: dict[str, str]) -> None:
+    _, simulation = read_simulation(tables(data=files, nominal_units=STATED))
+    with pytest.raises(StudyError, match="no records to evaluate") as refused:
+        check_files(simulation)
+    assert "--evaluation builtin" in refused.value.fix
+    for chosen in (files["west"], "builtin"):
+        _, simulation = read_simulation(
+            tables(data=files, nominal_units=STATED, evaluation=chosen) | {"data": {"evaluation": "synthetic"}}
+        )
+        check_files(simulation)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("west.jsonl", None, r"^west\.jsonl: it cannot be read"),
+        ("west.csv", "", r"^west\.csv: it holds no records"),
+        ("west.csv", "patient_id,text\n", r"^west\.csv: it holds no records"),
+        ("west.csv", "subject;note\n1;well\n", "separated by another sign"),
+        ("west.csv", "subject,note\n1,well\n", "no column is called patient_id"),
+        ("west.jsonl", '{"text": "well"}\n', "line 1: has no patient_id"),
+        ("west.txt", "well\n", "the ending '.txt' is not known"),
+    ],
+)
+@pytest.mark.parametrize("place", ["data", "evaluation"])
+def test_a_file_that_begins_as_none_of_records_is_refused_before_anything_is_computed(
+    name: str, text: str | None, complaint: str, place: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong" / name
+    path.parent.mkdir()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    given = {"data": files | {"west": str(path)}, "evaluation": "builtin"}
+    given = given if place == "data" else {"data": files, "evaluation": str(path)}
+    _, simulation = read_simulation(tables(nominal_units=STATED, **given) | SYNTHETIC)
+    with pytest.raises(DataError, match=complaint):
+        prepare_records(simulation, lambda event: None)

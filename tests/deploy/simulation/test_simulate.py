@@ -219,9 +219,10 @@ def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]
     _, events = finished
     names = [event.name for event in events if isinstance(event, PhaseStarted)]
     assert names == [
+        "records",
         "calibration",
         "model",
-        "records",
+        "tokens",
         "independence",
         "signing",
         "evaluation",
