@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from support.study.tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError
 from grandrounds.common.model.base_folder import stated_license
