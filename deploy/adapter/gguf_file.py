@@ -1,7 +1,9 @@
 """Base model and adapter as one file for llama.cpp, by llama.cpp's own converter, loaded again and compared."""
 
+import contextlib
 import errno
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -96,5 +98,5 @@ def _loaded(file: Path) -> Any:
         why="what cannot be compared with the merged model is not handed out",
         fix="use what `grandrounds adapter merge` writes; transformers reads GGUF files of some architectures only",
     )
-    with reading, quiet():
+    with reading, quiet(), contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
         return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()

@@ -188,7 +188,7 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
         Limit(
             title="Patients at several sites",
             text=f"That a patient’s records are at {assumed} is assumed and never checked. "
-            "The table of overlaps shows what more would mean.",
+            "The report’s table of overlaps shows what more would mean.",
         ),
         Limit(
             title="Other studies on the same patients",
@@ -206,8 +206,8 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
         ),
         Limit(
             title="Side channels",
-            text="The timing and the volume of traffic may depend on data. The deadline of an exchange must be long "
-            "enough for a draw far larger than average; nothing more is claimed.",
+            text="What a site’s machine shows beside its messages, such as load and power, may depend on data. Of when "
+            f"they leave: {_instant(manifest)}. A site that is not ready in time stays silent, which is seen.",
         ),
         Limit(
             title="What those who ran the study declare",

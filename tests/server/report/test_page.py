@@ -16,7 +16,7 @@ from support.study.verified_study import SmallStudy, eventful
 from grandrounds.server.report.charts import chart, charts_of, ticks
 from grandrounds.server.report.claim import in_context
 from grandrounds.server.report.page import markdown, render_html, render_model_card
-from grandrounds.server.report.rounding import up
+from grandrounds.server.report.rounding import odds_factor, up
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,12 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_the_card_says_what_epsilon_means_and_counts_in_words(report: dict[str, Any]) -> None:
+    card = render_model_card({**report, "rounds": 1})
+    assert f"at most {odds_factor(report['epsilon'])} times as likely with any one patient as without" in card
+    assert "after one round." in card and in_context(report["epsilon"]) in card
 
 
 def test_the_card_s_front_matter_is_what_a_hub_reads(report: dict[str, Any], without_noise: dict[str, Any]) -> None:
