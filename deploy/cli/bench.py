@@ -18,6 +18,7 @@ def noise(
     as_json: AsJson = False,
 ) -> None:
     """Exact noise from a secret key, beside numpy's normal."""
+    _begin("draws of noise")
     from ..bench.noise import bench_noise, noise_line
 
     figures = bench_noise(count=count, stddev=stddev)
@@ -35,6 +36,7 @@ def dp_step(
     as_json: AsJson = False,
 ) -> None:
     """A private training step, beside the same step without privacy and beside Opacus's hooks."""
+    _begin("private steps; first the model is loaded")
     from ...common.model.lora import Lora
     from ..bench.dp_step import StepBench, step_line
     from ..builtin.models import base_model_folder
@@ -57,6 +59,7 @@ def secagg(
     as_json: AsJson = False,
 ) -> None:
     """An attempt of secure aggregation, beside Flower's SecAgg+ and the machine's own speed."""
+    _begin("attempts of secure aggregation")
     from ..bench.secagg import SecaggBench, secagg_lines, secagg_table, table_lines
 
     measured = SecaggBench(
@@ -82,6 +85,7 @@ def accountant(
     as_json: AsJson = False,
 ) -> None:
     """Epsilon of releases that differ in their noise, beside dp_accounting on a few of them."""
+    _begin("the accountant")
     from ..bench.accountant import accountant_lines, bench_accountant
 
     figures = bench_accountant(sites=sites, rounds=rounds, identical=identical, for_library=20)
@@ -96,11 +100,17 @@ def round_(
     as_json: AsJson = False,
 ) -> None:
     """A round of a deployment on this machine, beside empty messages of Flower's and beside the simulation."""
+    _begin("rounds of a deployment; first its programs are started")
     from ..bench.round import RoundBench, round_table
 
     measured = RoundBench(sites=sites, rounds=rounds, trips=trips)
     figures = measured.run(lambda line: typer.echo(line, err=True))
     _print(figures, round_table(figures, measured), as_json)
+
+
+def _begin(what: str) -> None:
+    """One line before anything is loaded, and none while it is measured."""
+    typer.echo(f"measuring {what} …", err=True)
 
 
 def _print(figures: dict[str, Any], line: str, as_json: bool) -> None:

@@ -227,6 +227,7 @@ def fetch(
     site = _site(folder)
     joined = site.study(study)
     act_as_worker(site)
+    say([f"verifying what study {joined.name} left here …"])
     from ..site_ops.fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
     say(fetch_results(site, joined, output=output))

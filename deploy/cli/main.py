@@ -3,12 +3,14 @@
 import io
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from ...common.errors import GrandRoundsError
 from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import QUIET_FLOWER
+from ...common.version import __version__
 from .adapter import adapter
 from .bench import bench
 from .client import client
@@ -28,7 +30,6 @@ _ENVIRONMENT = {
 
 app = typer.Typer(
     name="grandrounds",
-    help="Fine-tune one language model across hospitals, with patient-level privacy; no note leaves a hospital.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,6 +44,24 @@ app.add_typer(client)
 app.add_typer(server)
 app.add_typer(adapter)
 app.add_typer(bench)
+
+
+def _version(asked: bool) -> None:
+    """Both of what a study pins."""
+    if asked:
+        from ...common.system.package_hash import running_sha256
+
+        typer.echo(f"grandrounds {__version__}\nSHA-256 of its files: {running_sha256()}")
+        raise typer.Exit
+
+
+@app.callback()
+def grandrounds(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and hash of the program.")
+    ] = False,
+) -> None:
+    """Fine-tune one language model across hospitals, with patient-level privacy; no note leaves a hospital."""
 
 
 @app.command()

@@ -57,7 +57,7 @@ def plan(
     from ...common.system.files import write_atomically
     from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation.config import read_simulation, read_tables
-    from ..views.console import plain_console
+    from ..views.console import plain_console, steps
     from ..views.plan import print_plan, study_file
 
     tables = read_tables(config, context.obj)
@@ -67,15 +67,16 @@ def plan(
         _require_free(output)
     study, simulation = read_simulation(tables)
     given = set(tables.get("privacy", {}))
-    with plain_console(stderr=True).status("accountant") as status:
+    with steps() as step:
         trial = None
         if not no_benchmark:
+            step("loading PyTorch")
             from ..plan.trial import run_trial
 
-            trial = run_trial(study, public_text, status.update)
+            trial = run_trial(study, public_text, step)
             if "clipping_norm" not in given:
                 study = with_clipping_norm(study, trial)
-        status.update("accountant")
+        step("calibrating the noise")
         if simulation.units_per_step is None and not given & {"sampling_probability", "noise_multiplier"}:
             study = with_enough_units(study, trial)
         target = study.privacy.target_epsilon or DEFAULT_TARGET_EPSILON

@@ -30,11 +30,14 @@ def verify(
 ) -> None:
     """Recompute every claim of a study, finished or running: offline, from DIR alone. Exit codes:"""
     from ..verify.claims import CLAIMS, verify
+    from ..views.console import steps
 
     names = [claim.name for claim in CLAIMS]
     if unknown := set(require or ()) - set(names):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the claims are {', '.join(names)}")
-    verdict = verify(folder, manifest_hash=manifest_hash)
+    with steps() as step:
+        step(f"recomputing every claim of {folder}")
+        verdict = verify(folder, manifest_hash=manifest_hash)
     outcome = verdict.outcome_of(require or names)
     if as_json:
         findings = [

@@ -22,6 +22,10 @@ def wheelhouse(
     They fit machines like this one. pip takes them from where it is set up to, and refuses a file whose hash is not in
     constraints.txt.
     """
+    from ..views.console import steps
     from ..wheelhouse.build import make_wheelhouse
 
-    say(make_wheelhouse(folder, wheel=wheel, extras=extra or (), python=python, constraints=constraints))
+    with steps() as step:
+        step("collecting wheels: pip fetches or compares what the program needs, some GB")
+        lines = make_wheelhouse(folder, wheel=wheel, extras=extra or (), python=python, constraints=constraints)
+    say(lines)

