@@ -42,8 +42,9 @@ def offer_policy(
         return
     if keys and not confirmed("Was each of these keys compared with its owner, not by e-mail alone?"):
         return
-    changed = adopted(path.read_text(encoding="utf-8"), points, owners)
-    if not _allows(changed, manifest, name):
+    text = path.read_text(encoding="utf-8")
+    changed = adopted(text, points, owners)
+    if not (_but_for(points, changed) == _but_for(points, text) and _allows(changed, manifest, name)):
         raise StudyError(
             f"{path} states what is to be changed in a form that this does not know",
             why="nothing in it may change but what was shown",
@@ -56,10 +57,17 @@ def offer_policy(
 
 
 def _allows(text: str, manifest: Manifest, name: str) -> bool:
+    return not list(violations(validated(Policy, tomllib.loads(text)), manifest, name=name))
+
+
+def _but_for(points: Sequence[Violation], text: str) -> dict[str, Any] | None:
+    """What policy.toml says of all but the points; None if it is no policy."""
     try:
-        return not list(violations(validated(Policy, tomllib.loads(text)), manifest, name=name))
+        fields = validated(Policy, tomllib.loads(text)).model_dump()
     except (ValueError, StudyError):
-        return False
+        return None
+    named = {point.field.removeprefix("study.") for point in points}
+    return fields | {"study": {field: value for field, value in fields["study"].items() if field not in named}}
 
 
 def adopted(text: str, points: Sequence[Violation], owners: Mapping[str, str]) -> str:
@@ -91,4 +99,11 @@ def _with(text: str, field: str, needed: Any, owners: Mapping[str, str]) -> str:
 
 def _table(model: AllowedModel) -> str:
     stated = model.model_dump(exclude_none=True)
-    return "\n".join(["", "[[study.models]]", *(f"{name} = {json.dumps(value)}" for name, value in stated.items()), ""])
+    return "\n".join(
+        [
+            "",
+            "[[study.models]]",
+            *(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in stated.items()),
+            "",
+        ]
+    )

@@ -80,8 +80,9 @@ class ServerFolder:
     @property
     def home(self) -> "ServerFolder":
         """The folder of the server's first study, below which those of the others are."""
-        path = self.path.absolute()
-        return ServerFolder(path.parents[1]) if path.parent.name == STUDIES else self
+        beside = self.path.absolute().parent
+        is_another = beside.name == STUDIES and (beside.parent / SETTINGS).is_file()
+        return ServerFolder(beside.parent) if is_another else self
 
     @property
     def certificates(self) -> Path:

@@ -45,6 +45,10 @@ def test_making_it_again_changes_nothing_and_it_begins_no_study_below_itself(fol
     assert [folder.path.name for folder in studies_of(folder)] == ["server", "second", "third"]
 
 
+def test_a_server_s_folder_that_lies_in_one_of_that_name_is_no_study_of_another(tmp_path):
+    assert ServerFolder(tmp_path / "studies" / "server").home.path == tmp_path / "studies" / "server"
+
+
 def test_each_study_is_listed_with_where_it_stands_and_what_comes_next(folder, second):
     first, other, *_ = list_studies(second)
     assert first == (f"{folder.path}  {folder.settings().address}  fixed; next: grandrounds server start {folder.path}")

@@ -92,6 +92,14 @@ def test_who_declines_a_point_or_has_not_compared_the_keys_keeps_the_policy(site
     assert next(answers, None) is None
 
 
+def test_what_reads_like_a_setting_inside_another_is_not_taken_for_it(site):
+    said = '[study]\nmodels = [{ name = """\nlargest_epsilon = 1.0\n""" }]\nlargest_epsilon = 1.0\n'
+    site.file.write_text(said)
+    with pytest.raises(StudyError, match="in a form that this does not know"):
+        offer_policy(site, manifest(), confirmed=lambda question: True, say=lambda line: None)
+    assert site.file.read_text() == said
+
+
 def test_a_policy_in_a_form_that_cannot_be_changed_line_by_line_is_left_as_it_is(site):
     site.file.write_text("study = { largest_epsilon = 1.0, models = [] }\n")
     with pytest.raises(StudyError, match="in a form that this does not know"):
