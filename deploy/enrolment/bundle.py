@@ -25,6 +25,7 @@ CONNECTION_LABEL: Final = b"grandrounds/connection/v1\n"
 _LARGEST: Final = {_ADAPTER: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 24
 _NOT_STATED: Final = "not stated"
+_UNREADABLE: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
 _WHY: Final = "every site runs exactly this study, and speaks to this server alone"
 
 
@@ -41,6 +42,8 @@ class SiteCard(Section):
         """The card in a file. Raises StudyError."""
         try:
             card = cls.model_validate_json(path.read_bytes())
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
         except (OSError, ValidationError, ValueError, RecursionError) as error:
             raise StudyError(
                 f"{path} is no site's card",
@@ -103,12 +106,22 @@ class Bundle:
             return cls(manifest=manifest, frozen_adapter=parts[_ADAPTER], certificates=parts[_CA], flower=flower)
         except StudyError:
             raise
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from error
         except Exception as error:  # zipfile raises what it likes over flags and lengths that nobody writes
             raise StudyError(
                 f"{path} is no study's bundle ({type(error).__name__})",
                 why=_WHY,
                 fix="ask the server's operator for the file study.zip again",
             ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> StudyError:
+    return StudyError(
+        f"{path} cannot be read ({error.strerror})",
+        why="server and sites hand each other keys and study as files",
+        fix="check the path, and who may read the file",
+    )
 
 
 def _parts(path: Path) -> dict[str, bytes]:

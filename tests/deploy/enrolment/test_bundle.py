@@ -11,7 +11,7 @@ from support.study.federation import small_manifest, small_study
 from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.errors import StudyError
 from grandrounds.common.system.package_hash import running_sha256
-from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256, described
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower, SiteCard, connection_sha256, described
 
 OTHER = "12" * 32
 ADDRESS = "server.example:9092"
@@ -75,6 +75,14 @@ ODD = {
     "longer than it is": (20, b"\xff\xff\x00\x00\xff\xff\x00\x00"),
     "elsewhere": (42, b"\xff\xff\xff\x7f"),
 }
+
+
+def test_a_path_at_which_there_is_no_file_is_told_as_that(tmp_path):
+    for read in (Bundle.read, SiteCard.read):
+        with pytest.raises(StudyError, match=r"nowhere cannot be read \(No such file"):
+            read(tmp_path / "nowhere")
+        with pytest.raises(StudyError, match=r"cannot be read \(Is a directory"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("odd", ODD)
