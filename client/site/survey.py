@@ -61,8 +61,8 @@ class Survey:
     def read_by_studies(self) -> str:
         """How much of the text studies read, by how many tokens of a record they read."""
         first, *others = ((f"{most:,}", self._share(most)) for most in _USUAL)
-        more = "".join(f", one that reads {most} {share}" for most, share in others)
-        return f"{self._median}; a study that reads {first[0]} reads {first[1]} of your text{more}"
+        more = "".join(f", one of {most} {share}" for most, share in others)
+        return f"{self._median}; a study that reads {first[0]} of each reads {first[1]} of your text{more}"
 
     def read_by(self, max_tokens: int) -> str:
         """How much of the text one study reads."""

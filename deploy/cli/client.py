@@ -3,6 +3,7 @@
 import json
 import sys
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -84,7 +85,7 @@ def join(
     from ..site_ops.terms import Terms
 
     def agreed(terms: Terms) -> bool:
-        say(f"{'your data':10}{text}" for text in terms.data)
+        say(f"{name:10}{text}" for name, text in zip_longest(("data",), terms.data, fillvalue=""))
         say([f"{'budget':10}{terms.budget}"])
         other = ", ".join(terms.beside)
         question = f"Has {terms.asset}, a data asset that is new here, other patients than {other}, and none of theirs?"

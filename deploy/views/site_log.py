@@ -35,7 +35,8 @@ def as_json_line(entry: Mapping[str, Any]) -> str:
 def as_cef(entry: Mapping[str, Any]) -> str:
     r"""An entry as one line of CEF, in which no value can begin another field or line.
 
-    >>> as_cef({"event": "paused", "time": "2026-01-01T00:00:00+00:00", "user": "a=b\nc", "intact": True})[32:]
+    >>> entry = {"event": "paused", "time": "2026-01-01T00:00:00+00:00", "user": "a=b\nc", "intact": True}
+    >>> as_cef(entry).partition("paused")[2]
     '|The site takes part in nothing new|3|rt=1767225600000 suser=a\\=b�c duser=a\\=b�c'
     """
     event = str(entry.get("event"))
@@ -46,7 +47,7 @@ def as_cef(entry: Mapping[str, Any]) -> str:
         "rt": round(datetime.fromisoformat(entry["time"]).timestamp() * 1000) if "time" in entry else None,
         **{name: entry.get(field) for field, name in _NAMED.items()},
         "suser": entry.get("login", entry.get("user")),
-        "msg": json.dumps(rest, sort_keys=True) if rest else None,
+        "msg": json.dumps(rest, sort_keys=True, ensure_ascii=False) if rest else None,
     }
     extension = " ".join(f"{name}={_escaped(str(value), '=')}" for name, value in fields.items() if value is not None)
     return f"CEF:0|Grand Rounds|client|{head}|{extension}"

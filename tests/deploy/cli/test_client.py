@@ -249,6 +249,20 @@ def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, sta
     assert result.stdout.endswith("set()\n")
 
 
+def test_the_log_is_exported_and_a_change_in_it_is_an_exit_code(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('name = "north"\ndata = "notes.csv"\nmodel = "tiny"\n')
+    assert run(["pause", str(tmp_path)])[0] == 0
+    assert run(["unpause", str(tmp_path)])[0] == 0
+    code, out, _ = run(["log", str(tmp_path)])
+    assert (code, [json.loads(line)["event"] for line in out.splitlines()]) == (0, ["paused", "unpaused"])
+    file = tmp_path / "site-log.jsonl"
+    file.write_text(file.read_text().replace('"paused"', '"started"'))
+    code, out, err = run(["log", str(tmp_path), "--format", "cef"])
+    assert code == 1
+    assert out.splitlines()[1].startswith("CEF:0|Grand Rounds|client|")
+    assert "the log does not continue what was there before" in err
+
+
 @pytest.fixture
 def joined(run: Run, tmp_path: Path) -> Path:
     """A site's folder after its operator's first commands."""
@@ -276,7 +290,7 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
         assert "grandrounds client join DIR study.zip" in err
     code, out, _ = run(["check", str(joined)])
     assert code == 0
-    assert "your median record has 13 tokens; a study that reads 64 reads all of your text" in out
+    assert "your median record has 13 tokens; a study that reads 64 of each reads all of your text" in out
     assert "no study was joined yet; nothing was reserved, and nothing was sent" in out
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
@@ -295,12 +309,21 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
     run: Run, joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(["leave", str(joined)])
-    monkeypatch.setattr("grandrounds.deploy.cli.client.confirmed", lambda question: False)
+    questions: list[str] = []
+    monkeypatch.setattr("grandrounds.deploy.cli.client.confirmed", lambda question: questions.append(question))
     code, out, err = run(["join", str(joined), str(tmp_path / "study.zip")])
     assert code == 1
     assert "budget    patients: ε = 99 before, 50 reserved by this study, 49 left after; δ = 0.001 before" in out
     assert "nothing was joined" in err
     assert not list((joined / "studies").iterdir())
+    policy = joined / "policy.toml"
+    policy.write_text(policy.read_text().replace("[data]", '[data]\nasset = "others"'))
+    assert run(["join", str(joined), str(tmp_path / "study.zip"), "--yes"])[0] == 1
+    assert questions == [
+        "Does this site agree?",
+        "Has others, a data asset that is new here, other patients than patients, and none of theirs?",
+    ]
+    assert run(["join", str(joined), str(tmp_path / "study.zip"), "--yes", "--new-asset"])[0] == 0
     (joined / "state" / DATABASE).unlink()
     code, _, err = run(["recover", str(joined)])
     assert code == 1

@@ -108,7 +108,7 @@ def test_data_that_cannot_be_used_are_told_before_a_site_is_made(tmp_path, study
 def test_a_site_is_told_what_its_data_come_to_when_it_is_made(tmp_path, study, records):
     said = site_operator.init(SiteFolder(tmp_path / "site"), name="north", data=records, model=str(study.base))
     assert said[0] == "notes.csv: 1 records (patient_id, text) of 1 patients, 1 of a patient in the median"
-    assert said[1].startswith("your median record has 13 tokens; a study that reads 64 reads all of your text")
+    assert said[1].startswith("your median record has 13 tokens; a study that reads 64 of each reads all of your text")
 
 
 def test_init_and_join_again_change_nothing(folder, join, federation, study):
