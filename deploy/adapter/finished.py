@@ -133,7 +133,7 @@ class FinishedAdapter:
         The folder's hash is compared before anything is loaded from it. Raises StudyError where it is not the study's,
         ModelError where the adapter does not fit or the model cannot be loaded.
         """
-        model = LanguageModel.load(base, self.lora, seed=0, sha256=self.base_sha256)
+        model = LanguageModel.load(base, self.lora, seed=0, sha256=self.base_sha256, setting="--base")
         layout = AdapterLayout.of({name: tensor.shape for name, tensor in self.tensors.items()})
         if layout != model.layout:
             raise ModelError(

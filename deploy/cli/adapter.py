@@ -77,7 +77,7 @@ def export(
 
 def _opened(folder: Path, base: str | None) -> "tuple[FinishedAdapter, Path]":
     """The adapter and its base model's folder, which is compared when it is loaded."""
-    say([f"the adapter in {folder} is compared with its study"])
+    say([f"the adapter in {folder} is read, and held against its study"])
     from ..adapter.finished import FinishedAdapter
 
     found = FinishedAdapter.read(folder)

@@ -162,7 +162,8 @@ def test_another_base_model_is_refused_by_its_hash_and_a_missing_one_asked_for(
 ) -> None:
     other = shutil.copytree(base, tmp_path / "other")
     changed(other / "model.safetensors", "embed")
-    assert "another than the study's" in refused("try", folder, "x", "--base", other)
+    said = refused("try", folder, "x", "--base", other)
+    assert "another than the study's" in said and "the right folder (--base)" in said
     assert "nor a model that can be fetched" in refused("try", folder, "x", "--base", "/nowhere")
     base.rename(tmp_path / "gone")
     try:
