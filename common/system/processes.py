@@ -19,12 +19,16 @@ ENVIRONMENT: Final = {**QUIET_FLOWER, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment for its children: no telemetry, and no proxy between programs of one machine."""
-    local = "127.0.0.1,localhost"
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    proxies = {"no_proxy": ",".join(filter(None, (given, local)))}
     # Flower starts its programs by name: those of this installation.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return {**os.environ, **ENVIRONMENT, **proxies, "NO_PROXY": proxies["no_proxy"], "PATH": path, **extra}
+    return {**os.environ, **ENVIRONMENT, **without_proxy(), "PATH": path, **extra}
+
+
+def without_proxy() -> dict[str, str]:
+    """What of an environment keeps calls to this machine from a proxy."""
+    given = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    hosts = ",".join(dict.fromkeys(filter(None, (*given, "127.0.0.1", "localhost"))))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 class Process:

@@ -19,7 +19,7 @@ from ...common.system.supervision import stop_all
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE
 from ..enrolment.node_keys import make_node_key
-from ..server_ops.flwr import FlowerCli
+from ..server_ops.flwr import FlowerControl
 from .loopback import descendants, free_ports
 
 _APP: Final = Path(__file__).parent / "empty_app"
@@ -42,7 +42,7 @@ class StockNodes:
 
     def start(self) -> None:
         """Enroll the nodes, once the server is up, and start them. Raises StudyError."""
-        settings, flower = self.server.settings(), FlowerCli(self.server)
+        settings, flower = self.server.settings(), FlowerControl(self.server)
         _await(lambda: listens(("127.0.0.1", settings.port)), _START_S, "the gate is not open")
         for name, port in zip(self._names, free_ports(self.count), strict=True):
             folder = self.path / name

@@ -42,6 +42,11 @@ def check_node_key(text: str) -> None:
     _public(text)
 
 
+def node_pem(text: str) -> bytes:
+    """A node's public key as Flower has it (PEM). Raises StudyError unless it is one."""
+    return _pem(_public(text))
+
+
 def _public(text: str) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_ssh_public_key(text.strip().encode())

@@ -10,8 +10,13 @@ def app_folder() -> Path:
     return Path(str(resources.files(__package__).joinpath("app")))
 
 
-def app_sha256() -> str:
-    """The hash of the app's archive, as Flower builds it on this machine."""
+def app_archive() -> bytes:
+    """The app's archive, as Flower builds it on this machine."""
     from flwr.cli.build import build_fab_from_disk
 
-    return hashlib.sha256(build_fab_from_disk(app_folder())).hexdigest()
+    return build_fab_from_disk(app_folder())
+
+
+def app_sha256() -> str:
+    """The archive's hash."""
+    return hashlib.sha256(app_archive()).hexdigest()

@@ -33,7 +33,7 @@ from ..enrolment.node_keys import make_secret
 from ..plan.spare_site import no_spare_site
 from .about import check_said, with_about
 from .certificate_watch import RENEW_WITHIN, CertificateWatch
-from .flwr import FlowerCli
+from .flwr import FlowerControl
 from .programs import ServerPrograms
 from .services import write_server_units
 
@@ -186,7 +186,7 @@ def admit_nodes(folder: ServerFolder) -> None:
     Who is enrolled, and who is no more, is written before Flower hears of it: whoever is killed in between, or cannot
     reach it, leaves it to the next start. Flower's database may have been lost, too.
     """
-    flower = FlowerCli(folder)
+    flower = FlowerControl(folder)
     with folder.enrolling():
         known = {node.node_id for node in flower.nodes()}
         for gone in known & folder.withdrawn:
@@ -257,7 +257,7 @@ def _prepare_flower(folder: ServerFolder) -> None:
     _certify(folder.inside, "localhost")
     if not folder.secret.exists():
         make_secret(folder.secret)
-    FlowerCli(folder).configure()
+    FlowerControl(folder).configure()
 
 
 def _certify(folder: Path, host: str) -> None:

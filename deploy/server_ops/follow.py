@@ -23,7 +23,7 @@ from ..enrolment.certificates import check_certificates
 from ..flower.archive import app_sha256
 from .certificate_watch import RENEW_WITHIN
 from .commands import once_enrolled
-from .flwr import FlowerCli
+from .flwr import FlowerControl
 
 _WATCH_S: Final = 0.2
 _ONLINE: Final = "online"  # a node's status, of Flower's
@@ -45,7 +45,7 @@ def run(folder: ServerFolder) -> Iterator[Told]:
         yield from _followed(folder, folder.progress.last_run(), run_id=None)
     else:
         start = folder.progress.size_bytes
-        yield from _followed(folder, start, run_id=FlowerCli(folder).run())
+        yield from _followed(folder, start, run_id=FlowerControl(folder).run())
 
 
 def _is_finished(folder: ServerFolder) -> bool:
@@ -113,7 +113,7 @@ def _has_ended(folder: ServerFolder, run_id: int | None, *, since: float) -> boo
     """Whether Flower says so of a run that has not begun; asked only now and then."""
     if run_id is None or time.monotonic() - since <= _ASK_FLOWER_S:
         return False
-    return FlowerCli(folder).run_status(run_id).startswith("finished")
+    return FlowerControl(folder).run_status(run_id).startswith("finished")
 
 
 def status(folder: ServerFolder) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def audit(folder: ServerFolder) -> VerifiedLedger:
 
 def _sites(folder: ServerFolder, lost: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
     """Who is enrolled, what Flower says of their nodes, and where an attempt last lost them."""
-    nodes = {node.node_id: node for node in FlowerCli(folder).nodes()} if folder.is_serving else {}
+    nodes = {node.node_id: node for node in FlowerControl(folder).nodes()} if folder.is_serving else {}
     found: dict[str, dict[str, str | None]] = {}
     for name, site in folder.sites().items():
         node = None if site.node_id is None else nodes.get(site.node_id)

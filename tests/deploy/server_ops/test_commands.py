@@ -17,7 +17,7 @@ from grandrounds.common.errors import StudyError
 from grandrounds.deploy.enrolment.certificates import CERTIFICATE, make_certificates
 from grandrounds.deploy.server_ops import commands as server_operator
 from grandrounds.deploy.server_ops import follow as server_run
-from grandrounds.deploy.server_ops.flwr import FlowerCli
+from grandrounds.deploy.server_ops.flwr import FlowerControl
 from grandrounds.deploy.server_ops.programs import ServerPrograms
 from grandrounds.server.run.progress_file import Waiting
 from grandrounds.server.run.server_folder import ServerFolder
@@ -138,7 +138,9 @@ def test_a_file_that_is_no_site_s_card_is_refused(tmp_path, content):
 
 def test_the_nodes_of_all_sites_are_let_in_and_their_sites_are_named_until_they_connect(server):
     folder, said = server
-    assert {node.node_id for node in FlowerCli(folder).nodes()} == {site.node_id for site in folder.sites().values()}
+    assert {node.node_id for node in FlowerControl(folder).nodes()} == {
+        site.node_id for site in folder.sites().values()
+    }
     status = server_run.status(folder)
     assert {site["connection"] for site in status["sites"].values()} == {"registered"}
     called = "have north, south, west run: grandrounds client start DIR"
@@ -147,7 +149,7 @@ def test_the_nodes_of_all_sites_are_let_in_and_their_sites_are_named_until_they_
 
 
 def let_in(folder):
-    return {node.node_id for node in FlowerCli(folder).nodes()}
+    return {node.node_id for node in FlowerControl(folder).nodes()}
 
 
 def test_a_node_whose_id_was_not_noted_is_found_again(server):
@@ -172,7 +174,7 @@ def test_who_is_enrolled_is_let_in_and_nobody_else_whenever_flower_hears_of_it(s
     for one in (east, card(tmp_path, "centre")):
         server_operator.enroll(folder, one)
     card(tmp_path, "stranger")
-    FlowerCli(folder).register("stranger", (tmp_path / "stranger.pub").read_text())
+    FlowerControl(folder).register("stranger", (tmp_path / "stranger.pub").read_text())
     server_operator.admit_nodes(folder)  # as each start does
     known = {site.node_id for site in folder.sites().values()}
     for name in ("east", "centre"):
@@ -191,7 +193,7 @@ def test_a_site_is_dismissed_before_flower_hears_of_it(server, tmp_path, monkeyp
     folder, _ = server
     before = folder.sites()
     folder.save_sites({**before, "east": before["north"]})
-    monkeypatch.setattr(FlowerCli, "_call", killed)
+    monkeypatch.setattr(FlowerControl, "_control", killed)
     with pytest.raises(KeyboardInterrupt):
         server_operator.dismiss(folder, "east")
     monkeypatch.undo()
@@ -210,7 +212,7 @@ def test_a_node_of_a_machine_that_was_lost_is_let_in_no_more(server, tmp_path):
     lost = folder.sites()["east"].node_id
     server_operator.enroll(folder, card(tmp_path, "east", key))
     new = folder.sites()["east"].node_id
-    assert {node.node_id for node in FlowerCli(folder).nodes()} == {*(site.node_id for site in sites.values()), new}
+    assert {node.node_id for node in FlowerControl(folder).nodes()} == {*(site.node_id for site in sites.values()), new}
     assert new != lost
     server_operator.dismiss(folder, "east")
     assert folder.sites() == sites

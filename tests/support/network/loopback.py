@@ -20,7 +20,7 @@ from grandrounds.deploy.bench.loopback import free_ports
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.enrolment.node_keys import make_node_key, make_secret
 from grandrounds.deploy.server_ops import commands as server_operator
-from grandrounds.deploy.server_ops.flwr import FlowerCli
+from grandrounds.deploy.server_ops.flwr import FlowerControl
 from grandrounds.server.run.server_folder import ServerFolder
 
 APP = Path(__file__).parent / "loopback_app"
@@ -38,7 +38,7 @@ class Loopback:
         self.root = root
         self._host = host
         self.server = ServerFolder(root / "server")
-        self.flower = FlowerCli(self.server)
+        self.flower = FlowerControl(self.server)
         self._stopped = threading.Event()
         self._threads = []
 
