@@ -41,7 +41,6 @@ class SiteLog:
 
         On disk before it returns. Raises StudyError and StorageError.
         """
-
         site = self._folder.settings().name
 
         def lines(held: bytes) -> bytes:
@@ -60,7 +59,7 @@ class SiteLog:
         seen = sha256()
         for line in self._read().splitlines(keepends=True):
             entry = _parsed(line)
-            yield {"intact": entry.get(_BEFORE) == seen.hexdigest(), **entry} if entry else _CUT_SHORT
+            yield {**entry, "intact": entry.get(_BEFORE) == seen.hexdigest()} if entry else _CUT_SHORT
             seen.update(line)
 
     def _read(self) -> bytes:
@@ -78,8 +77,10 @@ class SiteLog:
             policy = _flat(self._folder.policy().model_dump(mode="json"))
         except GrandRoundsError:  # which the command that needs it says
             return
-        noted = [entry for entry in map(_parsed, held.splitlines()) if entry.get("event") == _POLICY_CHANGED]
-        last = noted[-1]["policy"] if noted else {}
+        noted = [
+            found for found in (_parsed(line).get("policy") for line in held.splitlines()) if isinstance(found, dict)
+        ]
+        last = noted[-1] if noted else {}
         changed = {name: [last.get(name), value] for name, value in policy.items() if last.get(name) != value}
         if changed:
             modified = _time((self._folder.path / POLICY).stat().st_mtime)

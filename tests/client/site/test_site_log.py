@@ -4,11 +4,13 @@ import json
 import threading
 
 import pytest
+from support.process.other_users import AS_ROOT, done_as, user
 
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.site.site_log import FILE, SiteLog
 from grandrounds.common.errors import StorageError
+from grandrounds.common.system.privileges import whoever_runs_this
 from grandrounds.deploy.views.site_log import as_cef, as_json_line
 
 
@@ -39,6 +41,15 @@ def test_each_entry_has_site_time_and_user_and_the_first_the_policy(log):
     assert all(entry["site"] == "north" and entry["user"] and entry["time"].endswith("+00:00") for entry in entries)
 
 
+@AS_ROOT
+def test_the_login_that_sudo_names_is_believed_of_root_alone(monkeypatch):
+    monkeypatch.setenv("SUDO_USER", "somebody-else")
+    said = done_as(user(65533), whoever_runs_this)
+    assert said["user"] == "65533"
+    assert said.get("login") != "somebody-else"
+    assert whoever_runs_this()["user"] == "root"
+
+
 def test_a_changed_policy_is_noted_with_what_changed_by_the_next_command_and_once(folder, log):
     (folder.path / POLICY).write_text("# only said in other words")
     log.note("paused")
@@ -66,6 +77,7 @@ def test_a_policy_that_cannot_be_read_keeps_no_command_from_being_noted(folder, 
         lambda lines: [lines[0], lines[2]],
         lambda lines: [lines[0], lines[1].replace(b'"user":"', b'"user":"not-'), lines[2]],
         lambda lines: [lines[0], b"not json\n", lines[2]],
+        lambda lines: [lines[0], lines[2].replace(b"{", b'{"intact":true,')],
     ],
 )
 def test_an_entry_that_was_changed_taken_out_or_replaced_shows(folder, log, change):
