@@ -37,7 +37,7 @@ def as_cef(entry: Mapping[str, Any]) -> str:
 
     >>> entry = {"event": "paused", "time": "2026-01-01T00:00:00+00:00", "user": "a=b\nc", "intact": True}
     >>> as_cef(entry).partition("paused")[2]
-    'paused|The site takes part in nothing new|3|rt=1767225600000 suser=a\\=b�c duser=a\\=b�c'
+    '|The site takes part in nothing new|3|rt=1767225600000 suser=a\\=b�c duser=a\\=b�c'
     """
     event = str(entry.get("event"))
     title, severity = _EVENTS.get(event, (event, 3)) if entry.get("intact") else _TAMPERED
