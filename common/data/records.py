@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn, TypeGuard
 
 from .identifiers import Similar, canonical, clashes, names_nobody
 from .quarantine import Quarantine
-from .rows import COLUMNS, KINDS, PATIENT_ID, Malformed, Rows, Source, has_surrogates
+from .rows import COLUMNS, KINDS, PATIENT_ID, Malformed, RecordFile, Rows, Source, has_surrogates
 
 _LARGEST_EXACT_FLOAT: Final = 2.0**53
 _CLASHES_NAMED: Final = 5
@@ -64,7 +64,9 @@ class Record:
     content: Content = field(repr=False)
 
 
-def read_records(path: Path, *, similar: Similar | None = None, quarantine: Quarantine | None = None) -> list[Record]:
+def read_records(
+    file: Path | RecordFile, *, similar: Similar | None = None, quarantine: Quarantine | None = None
+) -> list[Record]:
     """Every record of a ``.jsonl`` (``.ndjson``), ``.csv`` or ``.parquet`` file, in its order.
 
     A record has ``patient_id`` and either ``text``, or ``prompt`` and ``completion``, or ``messages`` (a list of
@@ -80,13 +82,13 @@ def read_records(path: Path, *, similar: Similar | None = None, quarantine: Quar
     and is a record with ``SetAsideContent``, or none where its line has no patient. A file of which most is so is
     refused all the same.
     """
-    source = Source(path)
+    source = Source(file)
     return _parse_rows(source, source.rows(), similar, quarantine)
 
 
-def check_beginning(path: Path) -> None:
+def check_beginning(file: Path | RecordFile) -> None:
     """Raises DataError where columns or first record show that ``read_records`` will refuse the file."""
-    source = Source(path)
+    source = Source(file)
     first = next(iter(source.rows()), None)
     if first is None:
         _refuse_empty(source)

@@ -4,16 +4,17 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn, get_args
 
 from ..errors import DataError
 
 PATIENT_ID: Final = "patient_id"
 KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
 COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
-_KNOWN: Final = {PATIENT_ID}.union(*KINDS)
+Column = Literal["patient_id", "text", "prompt", "completion", "messages"]
+_KNOWN: Final = frozenset(get_args(Column))
 _PANDAS_INDEX: Final = "__index_level_"
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP: Final = b"\x1f\x8b"
@@ -30,6 +31,19 @@ class Malformed:
     fix: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordFile:
+    """A file of records that is written otherwise: ``columns`` has its names of columns by those of records.
+
+    Where there are some, columns that no record has are left out. ``delimiter`` is of CSV.
+    """
+
+    path: Path
+    columns: Mapping[Column, str] = field(default_factory=dict)
+    encoding: str = "utf-8"
+    delimiter: str = ","
+
+
 # A row with its place in the file; Malformed where a place holds none.
 Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
 
@@ -37,8 +51,10 @@ Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
 class Source:
     """A file that is being read, and the one way to refuse it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: Path | RecordFile) -> None:
+        self.file = file if isinstance(file, RecordFile) else RecordFile(path=file)
+        self.path = self.file.path
+        self._ours = {theirs: ours for ours, theirs in self.file.columns.items()}
 
     def rows(self) -> Rows:
         """The rows of the file, by its ending. Raises DataError where it cannot be told whose they are."""
@@ -51,6 +67,16 @@ class Source:
             self.refuse("", f"the ending {self.path.suffix!r} is not known", fix)
         return read(self)
 
+    def named(self, row: Mapping[str, object]) -> Mapping[str, object]:
+        """The row by the names of records."""
+        if not self._ours:
+            return row
+        return {ours: value for name, value in row.items() if (ours := self._our(name)) in _KNOWN}
+
+    def _our(self, name: str) -> str:
+        """What the column of this name is among those of records; "" where another was named for what it is called."""
+        return self._ours.get(name, "" if name in self.file.columns else name)
+
     def refuse(self, position: str, what: str, fix: str) -> NoReturn:
         """Raise the DataError; ``from None`` because a parser's own exception may quote the record."""
         where = f"{self.path.name}, {position}:" if position else f"{self.path.name}:"
@@ -59,24 +85,36 @@ class Source:
     def lines(self, *, newline: str) -> Iterator[str]:
         """The file's lines, one held at a time, split as ``newline`` of ``open`` says.
 
-        Bytes that are not UTF-8 are lone surrogates, which no text of a record may hold.
+        Bytes that the encoding does not have are lone surrogates, which no text of a record may hold.
         """
+        encoding = "utf-8-sig" if self.file.encoding == "utf-8" else self.file.encoding
         try:
             with self.path.open("rb") as file:
                 if file.peek(len(_GZIP)).startswith(_GZIP):
                     self.refuse("", "it is compressed (gzip)", "unpack it: gunzip takes a file whose name ends in .gz")
-                yield from io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
+                yield from io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
         except OSError as error:
             self.refuse("", f"it cannot be read ({error.strerror})", "check the path and its permissions")
 
-    def check_columns(self, position: str, names: Sequence[str]) -> None:
+    def check_columns(self, position: str, header: Sequence[str]) -> None:
         """Raises DataError unless the columns are those of records; they are told by number, never by name."""
+        for theirs in self.file.columns.values():
+            if theirs not in header and len(header) > 1:
+                fix = "compare --column with the first line of the file"
+                self.refuse(position, f"no column is called {theirs}", fix)
+        names = list(header)
+        if self._ours:
+            names = [ours for name in header if (ours := self._our(name)) in _KNOWN]
         if len(set(names)) != len(names):
             self.refuse(position, "two columns have one name", "give each column one name")
         if PATIENT_ID not in names:
-            what, fix = "no column is called patient_id", "give every record a patient_id (for CSV, in a header line)"
-            if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-                what, fix = "its columns are separated by another sign than a comma", "separate them by commas"
+            what = "no column is called patient_id"
+            fix = "give every record a patient_id (for CSV, in a header line); simulate has --column patient_id=NAME"
+            if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
+                what = "its columns are separated by another sign than a comma"
+                if self.file.delimiter != ",":
+                    what = f"its columns are not separated by {self.file.delimiter!r}"
+                fix = "separate them by commas; simulate has --delimiter, too"
             self.refuse(position, what, fix)
         extra = [number for number, name in enumerate(names, start=1) if name not in _KNOWN]
         if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
@@ -84,7 +122,9 @@ class Source:
             self.refuse(position, f"{what}: {_numbered(extra, names)}", f"leave it out (index=False); {COLUMNS}")
         if extra:
             self.refuse(
-                position, f"not all columns are known: {_numbered(extra, names)}", f"leave these out; {COLUMNS}"
+                position,
+                f"not all columns are known: {_numbered(extra, names)}",
+                f"leave these out, or name yours (simulate has --column text=NAME); {COLUMNS}",
             )
         if set(names) - {PATIENT_ID} not in KINDS:
             self.refuse(position, "a column is missing, or there are those of two kinds of records", COLUMNS)
@@ -98,7 +138,8 @@ def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
 def _jsonl(source: Source) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
     for number, line in enumerate(source.lines(newline="\n"), start=1):
         if line.strip():
-            yield f"line {number}", _json_row(line)
+            row = _json_row(line)
+            yield f"line {number}", row if isinstance(row, Malformed) else source.named(row)
 
 
 def _json_row(line: str) -> Mapping[str, object] | Malformed:
@@ -106,7 +147,7 @@ def _json_row(line: str) -> Mapping[str, object] | Malformed:
         row = json.loads(line)
     except (ValueError, RecursionError):
         if has_surrogates(line):
-            return Malformed(what="is not UTF-8", fix="save the file as UTF-8")
+            return Malformed(what="is not UTF-8", fix="save the file as UTF-8; simulate has --encoding, too")
         row = None
     if isinstance(row, dict):
         return row
@@ -123,7 +164,7 @@ def has_surrogates(text: str) -> bool:
 
 
 def _csv(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(source.lines(newline=""), strict=True)
+    reader = csv.reader(source.lines(newline=""), strict=True, delimiter=source.file.delimiter)
     header: list[str] | None = None
     while True:
         position = f"line {reader.line_num + 1}"
@@ -137,7 +178,7 @@ def _csv(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
             header = cells
             source.check_columns(position, header)
         elif len(cells) == len(header):
-            yield position, dict(zip(header, cells, strict=True))
+            yield position, source.named(dict(zip(header, cells, strict=True)))
         elif cells:  # as where a text was not quoted, whose parts may look like another patient's record
             fix = "give every line one cell a column"
             source.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
@@ -156,7 +197,7 @@ def _parquet(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
             for batch in file.iter_batches(_BATCH):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
-                    yield f"row {number}", dict(zip(names, map(_python, cells), strict=True))
+                    yield f"row {number}", source.named(dict(zip(names, map(_python, cells), strict=True)))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
         source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
 

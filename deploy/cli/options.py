@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # declarations load pydantic and numpy, which `grandrounds --
     from ...common.schema import Option, Section
 
 ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file; options given beside it win.")]
-# What is given for one site: a number, or a file.
-_NAMED: Mapping[Any, str] = {int: "SITE=N", Path: "NAME=FILE"}
+# What is given for one site, a number or a file, or for one column.
+_NAMED: Mapping[Any, str] = {int: "SITE=N", Path: "SITE=FILE", str: "COLUMN=NAME"}
+_EXAMPLES: Mapping[Any, str] = {int: "north=200", Path: "north=north.jsonl", str: "text=note"}
 # Text is taken for all others; of bool, click makes a flag.
 _TYPES: Mapping[Any, Any] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path), bool: None}
 
@@ -97,8 +98,8 @@ class FieldOption(TyperOption):
         return named(self.opts[0], given, self._value_kind) if self._origin is dict else given
 
 
-def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path]) -> dict[str, Any]:
-    """The values that ``SITE=VALUE`` gives sites, by their names; raises StudyError."""
+def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path] | type[str]) -> dict[str, Any]:
+    """The values that ``SITE=VALUE`` gives sites (or columns), by their names; raises StudyError."""
     from ...common.errors import StudyError
 
     values: dict[str, Any] = {}
@@ -106,9 +107,9 @@ def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path]) -> dict
         name, _, value = text.partition("=")
         if not (name and value) or name in values or (kind is int and not re.fullmatch("[0-9]{1,10}", value)):
             raise StudyError(
-                f"{flag} {text} is not {_NAMED[kind]}, once for each site",
-                why="what is said of one site holds for no other",
-                fix=f"write for example {flag} north={'200' if kind is int else 'north.jsonl'}",
+                f"{flag} {text} is not {_NAMED[kind]}, once for each {_NAMED[kind].split('=')[0].lower()}",
+                why="what is said of one holds for no other",
+                fix=f"write for example {flag} {_EXAMPLES[kind]}",
             )
         values[name] = kind(value)
     return values

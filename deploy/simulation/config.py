@@ -10,6 +10,7 @@ from ...client.site.opt_outs import OptOuts
 from ...client.site.site_records import SiteRecords
 from ...common.data.identifiers import Similar
 from ...common.data.records import check_beginning, read_records
+from ...common.data.rows import RecordFile
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
@@ -54,9 +55,10 @@ def check_files(simulation: Simulation) -> None:
             fix="add --evaluation FILE --evaluation-kind synthetic (or public); or, for built-in synthetic patients, "
             f"--evaluation {BUILTIN_EVALUATION}",
         )
-    given = [] if simulation.evaluation in (None, BUILTIN_EVALUATION) else [simulation.evaluation]
-    for path in (*simulation.data.values(), *given):
-        check_beginning(path)
+    for file in simulation.files.values():
+        check_beginning(file)
+    if simulation.evaluation not in (None, BUILTIN_EVALUATION):
+        check_beginning(simulation.evaluation)
     for path in simulation.opted_out.values():
         OptOuts.read(path)
 
@@ -145,7 +147,7 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
-    read = partial(read_records, simulation.data[name], similar=simulation.similar_identifiers)
+    read = partial(read_records, simulation.files[name], similar=simulation.similar_identifiers)
     records = SiteRecords.read(lambda quarantine: read(quarantine=quarantine), simulation.opted_out.get(name)).records
     return len(records) if unit == "record" else len({record.patient_id for record in records})
 
@@ -154,7 +156,7 @@ def _count_units(simulation: Simulation, name: str, unit: str) -> int:
 class RecordFiles:
     """Each site's file, those of patients who opted out, and the evaluation file with where it comes from."""
 
-    cohorts: dict[str, Path]
+    cohorts: dict[str, Path] | dict[str, RecordFile]
     opted_out: dict[str, Path]
     similar_identifiers: Similar | None
     evaluation: Path
@@ -182,7 +184,7 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
     own = None if simulation.evaluation == BUILTIN_EVALUATION else simulation.evaluation
     if simulation.data and own:
         return RecordFiles(
-            cohorts=dict(simulation.data),
+            cohorts=simulation.files,
             evaluation=own,
             opted_out=dict(simulation.opted_out),
             similar_identifiers=simulation.similar_identifiers,
@@ -194,7 +196,7 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
             options, progress=lambda done, total: observe(PhaseProgress(name="data", done=done, total=total))
         )
     return RecordFiles(
-        cohorts=dict(simulation.data) or builtin.hospitals,
+        cohorts=simulation.files or builtin.hospitals,
         evaluation=own or builtin.evaluation,
         opted_out=dict(simulation.opted_out),
         similar_identifiers=simulation.similar_identifiers,

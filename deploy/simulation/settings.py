@@ -1,12 +1,13 @@
 """The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from ...common.crypto.identity import Name
 from ...common.data.identifiers import Similar
+from ...common.data.rows import Column, RecordFile
 from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Help, Option, Section
 from ...common.study.study import MODEL, TRAINING
@@ -38,6 +39,22 @@ class Simulation(Section):
         _Files,
         Option("A site and its records (.jsonl .csv .parquet)", only="simulate", example='{ north = "north.jsonl" }'),
     ] = Field(default_factory=dict)
+    columns: Annotated[
+        dict[Column, str],
+        Option(
+            "What a column of records is called in the files of --data",
+            unset="as records have it",
+            name="column",
+            only="simulate",
+            example='{ patient_id = "subject_id", text = "note" }',
+        ),
+    ] = Field(default_factory=dict)
+    encoding: Annotated[Literal["utf-8", "cp1252", "latin-1"], Option("Of the files of --data", only="simulate")] = (
+        "utf-8"
+    )
+    delimiter: Annotated[Literal[",", ";", "|", "tab"], Option("Between the columns of their CSV", only="simulate")] = (
+        ","
+    )
     nominal_units: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
         Option("A site's number of units, public or coarse: one for each with data", only="simulate"),
@@ -83,3 +100,12 @@ class Simulation(Section):
         Device,
         Option("Where the model computes: cpu, cuda, cuda:1", metavar="NAME", only="simulate", panel=TRAINING),
     ] = PROCESSORS
+
+    @property
+    def files(self) -> dict[str, RecordFile]:
+        """Each site's file, as it is written."""
+        delimiter = "\t" if self.delimiter == "tab" else self.delimiter
+        return {
+            name: RecordFile(path=path, columns=self.columns, encoding=self.encoding, delimiter=delimiter)
+            for name, path in self.data.items()
+        }

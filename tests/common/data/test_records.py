@@ -3,6 +3,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from grandrounds.common.data.records import (
     parse_records,
     read_records,
 )
+from grandrounds.common.data.rows import RecordFile
 from grandrounds.common.errors import DataError
 
 Row = dict[str, Any]
@@ -422,3 +424,49 @@ def test_a_csv_whose_rows_may_be_anybody_s_is_refused_and_nothing_of_it_set_asid
     with pytest.raises(DataError):
         read_records(path, quarantine=quarantine)
     assert not quarantine.set_aside
+
+
+OTHERWISE: dict[str, Any] = {
+    "columns": {"patient_id": "subject_id", "text": "note"},
+    "encoding": "cp1252",
+    "delimiter": ";",
+}
+
+
+def test_a_file_with_other_names_another_encoding_and_semicolons_is_read_as_it_is_described(tmp_path: Path) -> None:
+    path = tmp_path / "site.csv"
+    path.write_text('hadm;subject_id;text;note\n7;p;short;"müde; 38°"\n', "cp1252")
+    (found,) = read_records(RecordFile(path=path, **OTHERWISE))
+    assert (found.patient_id, found.content) == ("p", Text(text="müde; 38°"))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_other_names_are_those_of_every_kind_of_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"site.{ending}"
+    rows = [{"subject_id": "p", "note": "well", "ward": 3}]
+    if ending == "jsonl":
+        path.write_text(json.dumps(rows[0]), encoding="utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (found,) = read_records(RecordFile(path=path, columns=OTHERWISE["columns"]))
+    assert (found.patient_id, found.content) == ("p", Text(text="well"))
+
+
+@pytest.mark.parametrize(
+    ("header", "described", "complaint"),
+    [
+        ("subject;note", OTHERWISE, "line 1: no column is called subject_id"),
+        ("subject_id,note", OTHERWISE, "its columns are not separated by ';'"),
+        ("subject_id;note", OTHERWISE | {"delimiter": ","}, "separated by another sign than a comma"),
+        ("subject_id;note;note", OTHERWISE, "two columns have one name"),
+        ("subject_id;body", OTHERWISE | {"columns": {"patient_id": "subject_id"}}, "a column is missing"),
+    ],
+)
+def test_a_description_that_does_not_fit_its_file_is_refused(
+    tmp_path: Path, header: str, described: dict[str, Any], complaint: str
+) -> None:
+    path = tmp_path / "site.csv"
+    path.write_text(f"{header}\np;{QUOTE}\n", "cp1252")
+    with pytest.raises(DataError, match=re.escape(complaint)) as refused:
+        read_records(RecordFile(path=path, **described))
+    assert QUOTE not in refused.value.diagnostics()

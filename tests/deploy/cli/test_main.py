@@ -133,7 +133,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a dropout that is none": (["--dropout=north"], "SITE@ROUND"),
     "a dropout of nobody": (["--dropout=nobody@1"], "nobody"),
     "a dropout after the end": (["--dropout=north@3"], "round 3"),
-    "data without a name": (["--data=north.jsonl"], "NAME=FILE"),
+    "data without a name": (["--data=north.jsonl"], "SITE=FILE"),
     "units that are no number": (["--nominal-units=north=many"], "SITE=N"),
     "units of nobody": (["--nominal-units=20"], "SITE=N"),
     "units stated twice": (["--nominal-units=north=20", "--nominal-units=north=30"], "SITE=N"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from grandrounds.common.data.rows import RecordFile
 from grandrounds.common.errors import DataError, StudyError
 from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
 
@@ -89,7 +90,7 @@ def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict
     )
     prepared = prepare_records(simulation, lambda event: None)
     assert prepared.opted_out == {"north": tmp_path / "north.txt"}
-    assert prepared.cohorts == {site: Path(path) for site, path in files.items()}
+    assert prepared.cohorts == {site: RecordFile(path=Path(path)) for site, path in files.items()}
     assert prepared.evaluation == Path(files["west"])
 
 
