@@ -99,7 +99,7 @@ def test_where_no_worker_comes_up_in_time_the_exchange_raises(tmp_path):
 
 
 def test_the_health_of_a_worker_that_is_not_up_is_known_at_once(tmp_path):
-    with pytest.raises(ConnectionError, match="no worker"):
+    with pytest.raises(ConnectionError, match="it is not up"):
         health(tmp_path / "worker.sock", timeout_s=600)
 
 

@@ -132,7 +132,7 @@ def lying_adverts(attempt: Attempt) -> dict[str, tuple[str, list[bytes]]]:
         "a non-canonical key": ("not canonical", peer_says(channel_key="ff" * 32)),
         "a fallen charge counter": ("fell", peer_says(charge_counter=2)),
         "a payload on an advert": ("payload", [*wires[:2], padded, *wires[3:]]),
-        "no advert": ("it is empty", [*wires[:2], b"", *wires[3:]]),
+        "no advert": ("its worker did not answer", [*wires[:2], b"", *wires[3:]]),
     }
 
 

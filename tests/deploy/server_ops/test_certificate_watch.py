@@ -54,13 +54,13 @@ def test_the_certificate_between_the_programs_of_the_machine_is_watched_too(fold
     said: list[str] = []
     reissue(folder.inside, ends=datetime.now(UTC) + 9 * DAY)
     CertificateWatch(folder, said.append).tend()
-    assert [line.split(", ")[0] for line in said] == [f"the certificate in {folder.inside} ends in 8 days"]
+    assert [line.split(", ")[0] for line in said] == [f"the certificate in {folder.inside} ends in eight days"]
 
 
 def test_the_status_says_until_when_sites_can_connect(folder):
     assert follow.status(folder)["certificate"].startswith("holds until ")
     reissue(folder.certificates, ends=datetime.now(UTC) + 9 * DAY)
-    assert ", in 8 days: `grandrounds server init` renews it" in follow.status(folder)["certificate"]
+    assert ", in eight days: `grandrounds server init` renews it" in follow.status(folder)["certificate"]
     (folder.certificates / CERTIFICATE).unlink()
     assert "cannot be read" in follow.status(folder)["certificate"]
 

@@ -1,5 +1,6 @@
 """What other users of this machine can and cannot do, where the tests run as root."""
 
+import encodings.utf_8_sig  # noqa: F401
 import json
 import os
 import shutil
@@ -9,11 +10,14 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import dp_accounting.pld  # noqa: F401
 import pytest
+import scipy.signal  # noqa: F401
 
 from grandrounds.common.system.privileges import User, become
 from support.places import ROOT
 
+# What a child would load is loaded here: as another user it may not read root's Python.
 AS_ROOT = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root can act as other users"
 )
