@@ -24,6 +24,16 @@ class GrandRoundsError(Exception):
         return printable(f"{self.what}. Why it matters: {self.why}. What to do: {self.fix}.")
 
 
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in words that hold nothing of it: the system's, or that its contents are at fault.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory")), reason(ValueError("Jane"))
+    ('No such file or directory', 'its contents are not what they should be')
+    """
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or "its contents are not what they should be"
+
+
 class StudyError(GrandRoundsError):
     """The study's parameters are contradictory, unsafe or unknown."""
 

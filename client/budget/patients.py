@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ...common.data.identifiers import canonical
-from ...common.errors import PrivacyError, StorageError
+from ...common.errors import PrivacyError, StorageError, reason
 from ...common.system.crash_points import CrashPoint
 from ...common.system.files import write_missing
 from ..state.database import SiteDatabase
@@ -39,7 +39,7 @@ class FingerprintKey:
             if len(secret) != _SECRET_BYTES:
                 raise ValueError("no key of this length")
         except (OSError, ValueError) as error:
-            raise _lost(f"{path} is missing, damaged or cannot be read ({type(error).__name__})") from error
+            raise _lost(f"{path} is missing, damaged or cannot be read ({reason(error)})") from error
         return cls(secret)
 
     def of(self, patient: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from ...common.crypto.identity import Hex32, canonical_json
-from ...common.errors import StudyError
+from ...common.errors import StudyError, reason
 from ...common.schema import Address, Section, Version
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
@@ -96,7 +96,7 @@ class NodeFolder:
             ) from error
         except (OSError, ValidationError, RecursionError) as error:
             raise StudyError(
-                f"{path} cannot be read ({type(error).__name__})",
+                f"{path} cannot be read ({reason(error)})",
                 why="it names the server, and the app archive that the site answers for",
                 fix="run this as the node's user; if the file is damaged, join the study again",
             ) from error

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..crypto.identity import canonical_json, sha256
-from ..errors import ModelError
+from ..errors import ModelError, reason
 
 BUILTIN_MODEL = "builtin"
 # Where the built-in model is published; its weights here are the 4-bit ones, computed with in float32.
@@ -57,7 +57,7 @@ def model_folder_sha256(folder: Path) -> str:
         contents = {"files": _file_hashes(folder), "tensors": _tensor_hashes(folder)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{folder} holds no readable config.json and model.safetensors ({type(error).__name__})",
+            f"{folder} holds no readable config.json and model.safetensors ({reason(error)})",
             why=_WHY,
             fix="save the model as safetensors; other formats can run code when they are read",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
-from ...common.errors import StudyError
+from ...common.errors import StudyError, reason
 from ...common.schema import Address, Section
 from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
@@ -110,7 +110,7 @@ class Bundle:
             raise _unreadable(path, error) from error
         except Exception as error:  # zipfile raises what it likes over flags and lengths that nobody writes
             raise StudyError(
-                f"{path} is no study's bundle ({type(error).__name__})",
+                f"{path} is no study's bundle ({reason(error)})",
                 why=_WHY,
                 fix="ask the server's operator for the file study.zip again",
             ) from error

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ...common.errors import StorageError, StudyError
+from ...common.errors import StorageError, StudyError, reason
 from ...common.system.files import write_atomically
 
 CA_CERTIFICATE: Final = "ca.crt"
@@ -83,7 +83,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         ca = x509.load_pem_x509_certificate((folder / CA_CERTIFICATE).read_bytes())
         key = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise _no_authority(folder, f"its files cannot be read ({type(error).__name__})") from error
+        raise _no_authority(folder, f"its files cannot be read ({reason(error)})") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
         raise _no_authority(folder, f"{CA_KEY} is another authority's")
     return ca, key

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ...common.errors import StorageError, StudyError
+from ...common.errors import StorageError, StudyError, reason
 from ...common.system.files import write_atomically
 from .certificates import new_key, private_pem
 
@@ -81,7 +81,7 @@ def _read(private: Path) -> ec.EllipticCurvePrivateKey:
             raise ValueError("a key of another kind")
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(
-            f"{private} cannot be read as a node's key ({type(error).__name__})",
+            f"{private} cannot be read as a node's key ({reason(error)})",
             why="Flower knows the site's node by it",
             fix="run this as the node's user; if the file is damaged, put it back",
         ) from error

@@ -18,7 +18,7 @@ from ...client.node.folder import NodeFolder, NodeSettings
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
 from ...common.durations import duration
-from ...common.errors import StorageError, StudyError
+from ...common.errors import StorageError, StudyError, reason
 from ...common.model.devices import described
 from ...common.system.files import write_atomically
 from ...common.system.ports import cannot_listen, holder
@@ -93,7 +93,7 @@ def _answer(node: NodeFolder, address: str, proxy: str | None) -> tuple[httpx.Re
         trusted.load_verify_locations(cadata=node.certificates.read_text("ascii"))
     except (OSError, ValueError) as error:
         raise StorageError(
-            f"{node.certificates} cannot be read as a certificate ({type(error).__name__})",
+            f"{node.certificates} cannot be read as a certificate ({reason(error)})",
             why="a node knows the server by the authority in it",
             fix="join the study again, with the study.zip that the server's operator sent",
         ) from error

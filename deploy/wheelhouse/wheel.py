@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ...common.crypto.identity import sha256
-from ...common.errors import StudyError
+from ...common.errors import StudyError, reason
 
 _METADATA: Final = re.compile(r"[^/]+\.dist-info/METADATA")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -49,7 +49,7 @@ class Wheel:
             )
         except Exception as error:  # zipfile raises what it likes over flags and lengths that nobody writes
             raise StudyError(
-                f"{path} is no wheel ({type(error).__name__})",
+                f"{path} is no wheel ({reason(error)})",
                 why="a machine without a network gets every package as one",
                 fix="give a file that ends in .whl, as `pip wheel` makes it",
             ) from error
