@@ -132,7 +132,10 @@ def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, joi
     written = json.loads((place.path / "node.json").read_text())
     assert (written["address"], written["socket"]) == ("localhost:9", "run/worker.sock")
     unit = place.supernode()
-    assert (unit.socket, unit.runtime_port) == (folder.study().path / "run" / "worker.sock", 9094)
+    assert (unit.socket, unit.runtime_port) == (
+        folder.study().path / "run" / "worker.sock",
+        folder.settings().runtime_port,
+    )
     assert unit.app_sha256 == federation.manifest.app_sha256
     assert unit.timeout_s == federation.manifest.study.training.deadline_s
     assert all(path.parent == place.path for path in (unit.certificates, unit.node_key, unit.secret))

@@ -5,11 +5,12 @@ import secrets
 import shutil
 
 from grandrounds.client.budget.policy import POLICY
-from grandrounds.client.site.folder import KEY, SiteFolder
+from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.bench.loopback import free_ports
 from grandrounds.deploy.enrolment.bundle import Bundle, Flower, connection_sha256
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -79,6 +80,8 @@ class SiteStudy:
             if key is not None:
                 (path / KEY).write_text(key)
             site_operator.init(folder, name=SITE, data=records, model=str(self.base), **options)
+        with (path / SETTINGS).open("a") as settings:  # others of this machine have programs at the usual one
+            settings.write(f"runtime_port = {free_ports(1)[0]}\n")
         write_policy(folder, federation.manifest)
         records.chmod(0o600)
         (path / "opted-out.txt").write_text("patient-1\n")
