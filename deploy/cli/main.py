@@ -3,9 +3,10 @@
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument
 
 from ...common.errors import GrandRoundsError
 from ...common.system.privileges import keep_memory_private
@@ -44,6 +45,18 @@ app.add_typer(client)
 app.add_typer(server)
 app.add_typer(adapter)
 app.add_typer(bench)
+
+
+_make_argument = TyperArgument.__init__
+
+
+def _with_its_help(argument: TyperArgument, **given: Any) -> None:
+    """typer 0.20 gives an argument its help before click 8.5 makes it, which takes that away."""
+    _make_argument(argument, **given)
+    argument.help = given["help"]
+
+
+TyperArgument.__init__ = _with_its_help  # type: ignore[assignment, method-assign]
 
 
 def _version(asked: bool) -> None:

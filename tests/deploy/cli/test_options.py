@@ -83,6 +83,16 @@ def options(command: str) -> dict[str, click.Option]:
 SECTIONS: tuple[type[Section], ...] = (Simulation, *Study.sections().values())
 
 
+def test_every_argument_and_option_of_every_command_says_what_it_is() -> None:
+    commands, silent = {"grandrounds": typer.main.get_command(app)}, []
+    while commands:
+        name, command = commands.popitem()
+        context = click.Context(command)
+        silent += [f"{name} {each.name}" for each in command.get_params(context) if not getattr(each, "help", None)]
+        commands |= {f"{name} {one}": each for one, each in getattr(command, "commands", {}).items()}
+    assert silent == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_declared_as_an_option_is_one_of_both_commands_with_its_default(command: str) -> None:
     offered, declared = options(command), 0
