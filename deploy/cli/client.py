@@ -64,7 +64,7 @@ def recover(
         raise StoppedError(
             "nothing was recovered, and nothing was changed",
             why="what the site's patients had left would count as spent",
-            fix="mount or put back the folder `state` if it is not lost; if it is, repeat the command and agree",
+            fix="mount or put back the folder `state` if it is not lost; else repeat this and agree, or give --yes",
         )
     say(site_operator.recover(site))
 
@@ -173,7 +173,7 @@ def node(folder: Folder, study: Study = "") -> None:
 def health(
     folder: Folder, study: Study = "", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Say how worker, node and relay are, and what keeps them from the study; exits with 1 unless all is well."""
+    """Say how worker, node and relay are, and what keeps them from the study (exit code 1 where one is away)."""
     from ..site_ops.health import health as site_health
 
     site = _site(folder)

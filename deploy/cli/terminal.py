@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 
+import click
 import typer
 
 from ...common.printable import printable
@@ -25,8 +26,14 @@ def until_stopped() -> Callable[[], bool]:
 
 
 def confirmed(question: str) -> bool:
-    """Whether somebody at the terminal said yes."""
-    return typer.confirm(question, default=False)
+    """Whether somebody said yes; where nobody is there to be asked, nobody did."""
+    try:
+        return typer.confirm(question, default=False)
+    except click.Abort as error:
+        if not isinstance(error.__context__, EOFError):  # somebody was, and stopped the command
+            raise
+        typer.echo()
+        return False
 
 
 def at_terminal() -> bool:

@@ -216,7 +216,8 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
         raise StoppedError(
             "nothing was joined, and nothing was reserved",
             why="a site takes part only in what its operator agreed to",
-            fix="to agree after all, repeat the command",
+            fix="to agree after all, repeat the command; where nobody can be asked, --yes agrees, and --new-asset to a "
+            "data asset that is new",
         )
     if joined is None or joined.sha256 != manifest.sha256:
         log = SiteLog(folder)

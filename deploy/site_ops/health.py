@@ -30,7 +30,8 @@ _CONNECTION: Final = re.compile(
 class Health:
     """``worker`` is what it says of itself, where it answers; ``states`` say in words how worker, node and relay are.
 
-    It ``is_well`` where the worker answers and the node is connected, also while the site is paused.
+    It ``is_well`` where the worker answers, and the node is connected or another user's to see; also while the site is
+    paused.
     """
 
     worker: dict[str, Any] | None

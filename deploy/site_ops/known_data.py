@@ -1,6 +1,7 @@
 """Which site's the records are, among the sites that a user of this machine made: a second one is a second budget."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,7 @@ def check_unclaimed(data: Path, site: Path) -> None:
     Copies, other users' sites and those of other machines are not seen.
     """
     for known, owner in _known().items():
-        same = Path(known) == data.resolve() or (data.exists() and Path(known).exists() and data.samefile(known))
-        if same and owner != str(site.resolve()):
+        if owner != str(site.resolve()) and _is_one_file(data, Path(known)):
             raise StudyError(
                 f"{data} has the records of the site in {owner}",
                 why="a second site would give their patients a second budget, and nobody would add up the two",
@@ -35,6 +35,12 @@ def claim(data: Path, site: Path) -> None:
     with in_turn(_place().with_suffix(".lock")):
         known = {**_known(), str(data.resolve()): str(site.resolve())}
         write_atomically(_place(), json.dumps(known, indent=2).encode(), mode=0o600)
+
+
+def _is_one_file(data: Path, known: Path) -> bool:
+    with suppress(OSError):  # one of them is gone, or not for this user
+        return data.samefile(known)
+    return data.resolve() == known
 
 
 def _known() -> dict[str, str]:

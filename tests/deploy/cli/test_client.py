@@ -71,6 +71,8 @@ def test_records_that_have_a_site_are_given_no_second_budget_unless_it_is_said(
         code, _, error = init("again", same)
         assert (code, (tmp_path / "again").exists()) == (1, False)
         assert f"has the records of the site in {tmp_path / 'north'}" in error
+    known = tmp_path / "of-the-user" / "grandrounds" / "sites.json"
+    known.write_text(json.dumps({**json.loads(known.read_text()), f"/{'x' * 300}": "/of/others"}))  # for stat an error
     shutil.rmtree(tmp_path / "north")
     assert init("again", records)[0] == 1, "what was released is not forgotten with the folder"
     assert init("again", records, "--new-budget")[0] == 0
@@ -309,6 +311,9 @@ def test_a_bundle_is_not_joined_unless_somebody_agrees(
     run: Run, joined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(["leave", str(joined)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    code, _, err = run(["join", str(joined), str(tmp_path / "study.zip")])
+    assert (code, "nothing was joined" in err, "Aborted" in err) == (1, True, False), "where nobody can be asked"
     questions: list[str] = []
     monkeypatch.setattr("grandrounds.deploy.cli.client.confirmed", lambda question: questions.append(question))
     code, out, err = run(["join", str(joined), str(tmp_path / "study.zip")])
