@@ -123,21 +123,23 @@ def _without_about(study: Study) -> Study:
 
 
 def enroll(folder: ServerFolder, *cards: Path) -> list[str]:
-    """Know sites by their cards, and let their nodes in if the server is started.
+    """Know sites by their cards, all or none, and let their nodes in if the server is started.
 
     Raises StudyError and StorageError.
     """
     said = []
-    for site in map(SiteCard.read, cards):
-        with folder.enrolling():
-            _check_keys(site, folder.sites())
-            known = folder.sites().get(site.name)
+    with folder.enrolling():
+        sites, withdrawn = dict(folder.sites()), folder.withdrawn
+        for site in map(SiteCard.read, cards):
+            _check_keys(site, sites)
+            known = sites.get(site.name)
             if known is None or known.node_key != site.node_key:
-                new = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
+                sites[site.name] = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
                 # A site with another node key may have lost its machine: whoever has that is let in no more.
-                folder.save_sites({**folder.sites(), site.name: new}, withdrawn=folder.withdrawn | _node_of(known))
-        said += [f"{site.name}'s key, to be compared with the site by telephone, not by mail:"]
-        said += [f"  {shown_key(site.public_key)}"]
+                withdrawn |= _node_of(known)
+            said += [f"{site.name}'s key, to be compared with the site by telephone, not by mail:"]
+            said += [f"  {shown_key(site.public_key)}"]
+        folder.save_sites(sites, withdrawn=withdrawn)
     if folder.is_serving:
         admit_nodes(folder)
     return [*said, f"enrolled: {', '.join(folder.sites())}", f"next: {once_enrolled(folder)}"]

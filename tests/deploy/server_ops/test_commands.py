@@ -133,7 +133,8 @@ def test_a_file_that_is_no_site_s_card_is_refused(tmp_path, content):
     folder, file = initialised(tmp_path / "server"), tmp_path / "site.json"
     file.write_text(content)
     with pytest.raises(StudyError, match="no site's card"):
-        server_operator.enroll(folder, file)
+        server_operator.enroll(folder, card(tmp_path, "north"), file)
+    assert not folder.sites(), "all of the cards, or none: the keys of all are printed, to be compared"
 
 
 def test_the_nodes_of_all_sites_are_let_in_and_their_sites_are_named_until_they_connect(server):
