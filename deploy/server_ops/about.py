@@ -10,6 +10,7 @@ from ...common.study.about import AboutSection
 from ...common.study.study import read_study
 
 _TABLE: Final = re.compile(r"^\[about\].*?\n(?=\[|\Z)", re.MULTILINE | re.DOTALL)
+_VALUE: Final = r"(\[[^\]]*\])?.*"  # a list may have several lines
 
 
 def with_about(text: str, about: AboutSection) -> str:
@@ -22,11 +23,12 @@ def with_about(text: str, about: AboutSection) -> str:
     contact = "dpo"
     [model]
     """
+    text = text.rstrip("\n") + "\n"
     found = _TABLE.search(text)
     table = found.group() if found else "\n[about]\n"
     for name, value in about.model_dump(mode="json", exclude_defaults=True).items():
         line = f"{name} = {json.dumps(value, ensure_ascii=False)}"
-        table, stated = re.subn(rf"^(# )?{name} = .*$", line.replace("\\", r"\\"), table, flags=re.MULTILINE)
+        table, stated = re.subn(rf"^(# )?{name} = {_VALUE}$", line.replace("\\", r"\\"), table, flags=re.MULTILINE)
         if not stated:
             table += f"{line}\n"
     return text.replace(found.group(), table, 1) if found else text + table

@@ -2,16 +2,19 @@
 
 import json
 import re
+import tomllib
 
 import pytest
 from typer.testing import CliRunner
 
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
+from grandrounds.common.study.about import AboutSection
 from grandrounds.common.study.study import read_study
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.enrolment.bundle import SiteCard
 from grandrounds.deploy.enrolment.node_keys import make_node_key
+from grandrounds.deploy.server_ops.about import with_about
 from grandrounds.server.rounds.training import ExchangeClosed
 from grandrounds.server.run.server_folder import ServerFolder
 
@@ -60,6 +63,12 @@ def test_what_is_said_of_a_study_stands_in_it_and_is_not_written_over(folder):
     with pytest.raises(StudyError, match="ends: 2026-11-30 is before it begins"):
         call("init", folder.with_name("other"), "--begins=2026-12-01", "--ends=2026-11-30")
     assert not folder.with_name("other").exists()
+
+
+def test_what_is_said_comes_in_the_place_of_what_a_file_says_in_whatever_form():
+    text = '[model]\nrank = 8\n[about]\ninstitutions = [\n  "Oslo",\n  "Bergen",\n]\ntitle = "Notes"'  # no line's end
+    said = tomllib.loads(with_about(text, AboutSection(title="Letters", institutions=("Turku",), contact="dpo")))
+    assert said == {"model": {"rank": 8}, "about": {"title": "Letters", "institutions": ["Turku"], "contact": "dpo"}}
 
 
 def test_at_a_terminal_what_was_not_given_is_asked_for_once_and_again_where_it_cannot_be(folder, monkeypatch):
