@@ -115,7 +115,7 @@ class _Errors:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read = path.stat().st_size if path.exists() else 0
+        self._read = size_of(path)
 
     def found(self) -> str:
         with self._path.open("rb") as file:

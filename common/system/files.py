@@ -86,7 +86,7 @@ def append(path: Path, make: Callable[[bytes], bytes], *, mode: int = 0o640) -> 
     except OSError as error:
         raise StorageError(
             f"{path} cannot be appended to: {error.strerror}",
-            why="nothing is done that does not stand there",
+            why="what is done has to stand there",
             fix="free space, or run this as the user whose folder it is",
         ) from error
 

@@ -57,6 +57,6 @@ def _open(path: Path) -> int:
     except OSError as error:
         raise StorageError(
             f"{path} cannot be opened: {error.strerror}",
-            why="two processes at once would begin the same attempts",
+            why="two processes at once would each undo what the other does",
             fix="run this as the user whose folder it is",
         ) from error

@@ -67,7 +67,7 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
             aside = folder.path / "replaced" / before.sha256[:16]
             make_folder(aside)
             said = [f"what was fixed before is in {aside}; sites that joined it `client leave` it, and join this"]
-            for path in (folder.study.path, folder.bundle, folder.progress.path):
+            for path in (folder.bundle, folder.progress.path, folder.study.path):  # by the last, what is fixed is known
                 if path.exists():
                     path.rename(aside / path.name)
         _save(folder, manifest, frozen)

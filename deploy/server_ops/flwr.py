@@ -130,9 +130,9 @@ root-certificates = {json.dumps(authority, ensure_ascii=False)}
         try:
             yield control
         except httpx.HTTPStatusError as error:
-            raise _failed(_said(error)[1]) from error
+            raise _failed(f"refuses: {_said(error)[1]}") from error
         except (httpx.HTTPError, OSError) as error:
-            raise _failed(f"it cannot be reached ({error})") from error
+            raise _failed(f"cannot be reached: {error}") from error
         finally:
             control.close()
 
@@ -153,7 +153,7 @@ def _said(error: "httpx.HTTPStatusError") -> tuple[int | None, str]:
 
 def _failed(said: str) -> StudyError:
     return StudyError(
-        f"Flower's SuperLink refuses: {' '.join(said.split())[:400]}",
+        f"Flower's SuperLink {' '.join(said.split())[:400]}",
         why="sites reach the study through it",
         fix="start it with `grandrounds server start`; flower/superlink.log in its folder says what it met",
     )

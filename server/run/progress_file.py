@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from ...common.errors import GrandRoundsError
+from ...common.system.files import size_of
 from ..rounds.training import ExchangeClosed, RoundOutcome
 from .progress import Event, PhaseEnded, PhaseProgress, PhaseStarted, StudyReady
 
@@ -103,7 +104,7 @@ class ProgressFile:
     @property
     def size_bytes(self) -> int:
         """Where what is told from now on will begin."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return size_of(self.path)
 
     def read(self, start: int = 0) -> tuple[Sequence[Told], int]:
         """The events from byte ``start`` on, and where the next begins; lines of another version are passed over."""
