@@ -21,7 +21,8 @@ class GrandRoundsError(Exception):
         >>> print(StudyError("threshold is 9", why="only 5 sites exist", fix="choose 4").diagnostics())
         threshold is 9. Why it matters: only 5 sites exist. What to do: choose 4.
         """
-        return printable(f"{self.what}. Why it matters: {self.why}. What to do: {self.fix}.")
+        end = "" if self.what.endswith("?") else "."
+        return printable(f"{self.what}{end} Why it matters: {self.why}. What to do: {self.fix}.")
 
 
 def reason(error: Exception) -> str:

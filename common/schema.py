@@ -176,7 +176,7 @@ def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{place}: it is missing"
     if kind == "value_error":
         said = str(item["ctx"]["error"])
-        if isinstance(value, Mapping):  # of several of its fields
+        if isinstance(value, Mapping | BaseModel):  # of several of its fields
             return f"{place}.{said}".lstrip(".")
     elif kind == _OWN:
         said = item["msg"]

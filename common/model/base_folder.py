@@ -38,7 +38,7 @@ def model_folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*_CONFIGURATION, "*.safetensors"]))
     except Exception as error:  # the client raises errors of many libraries: its own, HTTP's, the operating system's
         raise ModelError(
-            f"{name} is neither a folder nor a model that can be fetched from the hub ({type(error).__name__})",
+            f"{name} is neither a folder nor a model that can be fetched from the hub",
             why=_WHY,
             fix="check the spelling, or download the model where there is a network and give its folder",
         ) from error
