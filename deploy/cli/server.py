@@ -67,13 +67,14 @@ def init(
     ] = None,
 ) -> None:
     """Make keys, certificates, settings and a study to edit, where they are missing."""
+    from ...server.run.server_folder import ServerFolder
     from ..server_ops import commands as server_operator
 
     given = [path for path in (certificate, certificate_key, ca) if path is not None]
     if len(given) not in (0, 3):
         raise typer.BadParameter("give --certificate, --certificate-key and --ca together, or none of them")
     certificates = (given[0], given[1], given[2]) if given else None
-    place = _folder(folder)
+    place = ServerFolder(folder)
     said = {"title": title, "purpose": purpose, "institutions": institution, "contact": contact}
     about = _about({**said, "begins": begins, "ends": ends}, ask=at_terminal() and not place.study_toml.exists())
     say(
@@ -251,9 +252,12 @@ def _answer(name: str, text: str) -> str | list[str]:
 
 
 def _folder(path: Path) -> "ServerFolder":
+    """The folder that ``init`` made; raises StudyError where there is none, or its settings cannot be used."""
     from ...server.run.server_folder import ServerFolder
 
-    return ServerFolder(path)
+    place = ServerFolder(path)
+    place.settings()
+    return place
 
 
 # What Flower says of a node, as its server's operator would. Of a worker behind it this tells nothing.

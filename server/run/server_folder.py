@@ -1,5 +1,6 @@
 """The aggregation server's folder: keys, certificates, the sites it knows, its settings, and the study."""
 
+import tomllib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from ...common.crypto.identity import GivenKey, Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
-from ...common.schema import Section, Spelt, Words, read_settings
+from ...common.schema import Section, Spelt, Words, read_settings, validated
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ...common.system.locks import alone, in_turn, is_held
@@ -195,8 +196,9 @@ class ServerFolder:
         return settings.model_copy(update=places)
 
     def write_settings(self, text: str) -> None:
-        """Write ``server.toml``, unless there is one. Raises StorageError."""
+        """Write ``server.toml``, unless there is one. Raises StudyError that names the field, and StorageError."""
         if not (self.path / SETTINGS).exists():
+            validated(ServerSettings, tomllib.loads(text))
             write_atomically(self.path / SETTINGS, text.encode())
 
     def sites(self) -> dict[str, EnrolledSite]:

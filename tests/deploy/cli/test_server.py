@@ -109,6 +109,22 @@ def test_a_certificate_is_given_with_its_key_and_authority_or_not_at_all(folder,
     assert not folder.exists()
 
 
+def test_what_cannot_be_a_server_s_address_leaves_nothing_to_correct(folder):
+    for wrong in ("--port=99999", "--superlink-port=0", "--host=exa mple"):
+        with pytest.raises(StudyError, match=f"^{wrong[2:].partition('=')[0].replace('-', '_')} = .*: needs "):
+            call("init", folder, wrong)
+    call("init", folder)
+
+
+@pytest.mark.parametrize("command", ["enroll", "dismiss", "status", "run", "report", "amend"])
+def test_a_folder_that_init_did_not_make_is_named_and_nothing_is_made_of_it(folder, card, command):
+    named = {"enroll": [card], "dismiss": ["north"]}.get(command, [])
+    with pytest.raises(StudyError, match=r"server.toml cannot be read: No such file") as refused:
+        call(command, folder, *named)
+    assert refused.value.fix == "give the folder that `grandrounds server init` made"
+    assert not folder.exists()
+
+
 def test_a_study_that_is_not_fixed_is_neither_run_nor_reported(folder):
     call("init", folder)
     for command in ("run", "report"):
