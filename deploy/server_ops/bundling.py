@@ -118,6 +118,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
         from ..plan.instant import answer_after_s
 
         instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
+        _check_in_time(instant["answer_after_s"], complete.training.deadline_s)
         complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})
     manifest = new_manifest(
         complete,
@@ -129,6 +130,17 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
         connection_sha256=connection_of(folder),
     )
     return manifest, vector_bytes(model.get_frozen_adapter())
+
+
+def _check_in_time(instant_s: float, deadline_s: float) -> None:
+    if instant_s >= deadline_s:
+        raise StudyError(
+            f"this machine needs {instant_s:g} s for the most work that an update can be, and an exchange ends after "
+            f"{deadline_s:g} s (training.deadline_s)",
+            why="updates leave that long after they are asked for, and every site would be too late",
+            fix=f"set training.deadline_s = {2 * instant_s:g} in study.toml; or, where this machine is slower than the "
+            "sites' or busy, training.answer_after_s to what `grandrounds client check` says there",
+        )
 
 
 def _save(folder: ServerFolder, manifest: Manifest, frozen: bytes) -> None:

@@ -32,6 +32,12 @@ def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
         bundling.bundle(folder)
 
 
+def test_a_machine_too_slow_for_the_deadline_is_told_both_settings():
+    with pytest.raises(StudyError, match=r"needs 860 s .* ends after 600 s \(training.deadline_s\)") as refused:
+        bundling._check_in_time(860.0, 600.0)
+    assert "set training.deadline_s = 1720" in refused.value.fix and "training.answer_after_s" in refused.value.fix
+
+
 def test_the_bundle_has_what_sites_need(bundled):
     bundle = Bundle.read(bundled.bundle)
     assert bundle.manifest.server_key == bundled.identity().public_key
