@@ -8,16 +8,19 @@ messages.
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 from ...common.crypto.identity import Name
 from ...common.schema import Section, validated
-from ...common.system.files import make_private_folder, write_atomically
+from ...common.study.about import AboutSection
+from ...common.system.files import make_private_folder, write_atomically, write_missing
 from ...common.system.ports import cannot_listen
 from ...server.run.server_folder import KEY, SETTINGS, STUDIES, ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CA_KEY, CERTIFICATE, CERTIFICATE_KEY
+from .about import with_about
 from .commands import init
 from .follow import audit, next_step
 
@@ -39,7 +42,7 @@ def new_study(
     """Make the folder of another study, with the server's keys and sites; what comes next. It may be repeated.
 
     Ports that are not given are the next that no study of the server has and nobody listens on. ``study`` is a file to
-    begin with. Raises StudyError and StorageError.
+    begin with; without one it begins as the server's first, dated today. Raises StudyError and StorageError.
     """
     validated(_Named, {"name": name})
     folder = folder.home
@@ -60,6 +63,9 @@ def new_study(
         if settings.model is not None:
             stated["model"] = str(settings.model.absolute())
         other.write_settings(_with((folder.path / SETTINGS).read_text(encoding="utf-8"), stated))
+        if study is None and folder.study_toml.exists():
+            today = AboutSection(dated=datetime.now(UTC).date().isoformat())
+            write_missing(other.study_toml, lambda: with_about(folder.study_toml.read_text("utf-8"), today).encode())
     return [
         f"{other.path} has the keys and sites of {folder.path}; hospitals reach its study at port {port}",
         *init(other, host=settings.host, port=port, superlink_port=superlink_port, study=study),

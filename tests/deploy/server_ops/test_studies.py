@@ -4,6 +4,7 @@ import pytest
 from support.study.enrolled_server import SITES, write_study
 
 from grandrounds.common.errors import StudyError
+from grandrounds.common.study.study import read_study
 from grandrounds.deploy.server_ops import commands as server_operator
 from grandrounds.deploy.server_ops.studies import list_studies, new_study, studies_of
 from grandrounds.server.run.server_folder import ServerFolder
@@ -53,6 +54,16 @@ def test_each_study_is_listed_with_where_it_stands_and_what_comes_next(folder, s
     first, other, *_ = list_studies(second)
     assert first == (f"{folder.path}  {folder.settings().address}  fixed; next: grandrounds server start {folder.path}")
     assert f"{second.path}  {second.settings().address}  not fixed yet; next: grandrounds server " in other
+
+
+def test_it_begins_as_the_server_s_first_dated_today(folder):
+    write_study(folder)
+    with_about = folder.study_toml.read_text() + '[about]\ntitle = "Letters"\ndated = "2020-01-01"\n'
+    folder.study_toml.write_text(with_about)
+    new_study(folder, "second")
+    first, other = read_study(folder.study_toml), read_study(folder.path / "studies" / "second" / "study.toml")
+    assert other.about.title == "Letters" and str(other.about.dated) > "2026"
+    assert other.model_copy(update={"about": first.about}) == first
 
 
 def test_the_study_that_a_plan_wrote_begins_it(folder, tmp_path):
