@@ -44,6 +44,7 @@ def run(folder: ServerFolder) -> Iterator[Told]:
     if folder.is_running:
         yield from _followed(folder, folder.progress.last_run(), run_id=None)
     else:
+        yield PhaseStarted(name="starting", detail="the study's process")
         start = folder.progress.size_bytes
         yield from _followed(folder, start, run_id=FlowerControl(folder).run())
 
@@ -179,13 +180,13 @@ def next_step(folder: ServerFolder, verified: VerifiedLedger, away: Sequence[str
     manifest = folder.study.manifest()
     away = [name for name in away if name in manifest.site_keys]
     connect = f"have {', '.join(away)} run: grandrounds client start DIR (client health DIR says what keeps them)"
+    run = f"{program} run {folder.path}"
     if not folder.is_running:
         needed = manifest.threshold if verified.is_in_force(manifest) else len(manifest.site_keys)
-        run = f"{program} run {folder.path}"
         if len(manifest.site_keys) - len(away) < needed:
             return f"{connect}; then {run}"
         return f"{run}, which goes on without {', '.join(away)}" if away else run
-    return f"{connect}; the study runs, and waits where it needs them" if away else "nothing: the study runs"
+    return f"{connect}; the study runs, and waits where it needs them" if away else f"{run}, which follows it"
 
 
 def report(folder: ServerFolder) -> Report:
