@@ -80,11 +80,12 @@ def _print(verdict: "Verdict", outcome: Outcome) -> None:
         console.print(Text(f"{mark}: ", style=style).append(finding.claim, style="bold"))
         console.print(Text(f"  from {finding.recomputed_from}: ", style="dim").append(finding.detail, style="not dim"))
     counts = Counter(finding.status for finding in verdict.findings)
+    wrong = counts[Status.DISAGREES]
     nothing = ", and one is not claimed at all" if counts[Status.NOTHING] else ""
     console.print()
     console.print(
-        f"Of {len(verdict.findings)} claims {counts[Status.AGREES]} agree, {counts[Status.DISAGREES]} do not, and "
-        f"{counts[Status.OPEN]} cannot be established{nothing}.",
+        f"Of {len(verdict.findings)} claims {counts[Status.AGREES]} agree, "
+        f"{wrong} {'does' if wrong == 1 else 'do'} not, and {counts[Status.OPEN]} cannot be established{nothing}.",
     )
     sentence = outcome.said[0].upper() + outcome.said[1:]
     console.print(

@@ -250,11 +250,19 @@ def _report(case: Case) -> str:
     return "every field; what it declares of itself are all perplexities and the evaluation set"
 
 
+def _by_another(case: Case) -> str:
+    """What may explain it, where another program than this one wrote it."""
+    pinned = case.verified.manifest.package_sha256
+    return (
+        "" if pinned == running_sha256() else ", or another program wrote it: verify it with the one that the study ran"
+    )
+
+
 def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], str]:
     def check(case: Case) -> str:
         there = case.result(path)
         if there != render(case.sound_report).encode():
-            raise DisagreesError(f"{path} says something else")
+            raise DisagreesError(f"{path} says something else{_by_another(case)}")
         return "byte for byte"
 
     return check
