@@ -125,8 +125,8 @@ def _check_stated_units(simulation: Simulation, *, sites_given: bool, claims_not
         unknown, missing = sorted(stated - sites), sorted(sites - stated)
         raise StudyError(
             "; ".join(
-                [f"nominal units are stated for {name}, of which there is no data" for name in unknown]
-                + [f"nominal units are not stated for {name}" for name in missing]
+                [f"nominal units are stated for {', '.join(unknown)}, of which there is no data"] * bool(unknown)
+                + [f"nominal units are not stated for {', '.join(missing)}"] * bool(missing)
             ),
             why="every site signs them and the noise follows from them: were they counted in the records, the manifest "
             "would tell how many patients there are",

@@ -42,7 +42,7 @@ def test_units_of_sites_in_the_study_stand() -> None:
 
 
 def test_units_that_nobody_states_are_refused_and_no_record_is_read() -> None:
-    with pytest.raises(StudyError, match=r"not stated for north; .* south; .* west"):
+    with pytest.raises(StudyError, match=r"^nominal units are not stated for north, south, west$"):
         read_simulation(tables())
 
 
@@ -78,7 +78,7 @@ def test_units_that_are_stated_twice_or_without_data_are_refused() -> None:
     sites = [{"name": site, "nominal_units": number} for site, number in STATED.items()]
     with pytest.raises(StudyError, match="stated twice"):
         read_simulation(tables(nominal_units=STATED) | {"sites": sites})
-    with pytest.raises(StudyError, match="for north, of which there is no data"):
+    with pytest.raises(StudyError, match="for north, south, west, of which there is no data"):
         read_simulation({"simulation": {"nominal_units": STATED}})
 
 
