@@ -111,11 +111,13 @@ class SiteFolder:
             return whole
         found = [study for study in self.joined() if study.name.startswith(name)]
         if not found and not name:
+            self.settings()  # without which this is no site's folder
             raise not_joined(self.path)
         if len(found) != 1:
             names = ", ".join(study.name for study in self.joined()) or "none"
+            begun = f" whose name begins with {name!r}" if name else ""
             raise StudyError(
-                f"{len(found)} studies of {self.path} have a name that begins with {name!r}",
+                f"{self.path} has {len(found) or 'no'} {'study' if not found else 'studies'}{begun}",
                 why="each has a worker of its own, and this is for one",
                 fix=f"name one of those that were joined: {names}",
             )

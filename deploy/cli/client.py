@@ -34,6 +34,9 @@ def init(
     device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
+    runtime_port: Annotated[
+        int | None, typer.Option(help="Of the first study's SuperNode, on loopback: one for each site of a machine.")
+    ] = None,
     new_budget: Annotated[
         bool, typer.Option("--new-budget", help="Nothing was ever released of these records, though they had a site.")
     ] = False,
@@ -47,7 +50,7 @@ def init(
         check_unclaimed(data, folder)
     users = {"worker_user": worker_user, "node_user": node_user}
     say([_READING])
-    say(site_operator.init(site, name=name, data=data, model=model, device=device, **users))
+    say(site_operator.init(site, name=name, data=data, model=model, device=device, runtime_port=runtime_port, **users))
     claim(site.settings().data, folder)
 
 
@@ -60,6 +63,7 @@ def recover(
     from ..site_ops import commands as site_operator
 
     site = _site(folder)
+    site.settings()
     if not yes and not confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
         raise StoppedError(
             "nothing was recovered, and nothing was changed",
@@ -144,7 +148,7 @@ def start(folder: Folder, study: Study = "") -> None:
     from ..site_ops import programs as site_programs
 
     site = _site(folder)
-    studies = [site.study(study)] if study else site.joined()
+    studies = [site.study(study)] if study else site_programs.runnable(site, say=lambda text: say([text]))
     site_programs.start(site, studies, stopped=until_stopped(), say=lambda text: say([text]))
 
 

@@ -51,7 +51,7 @@ model = {model}                   # the folder of the base model
 {node_user}
 # socket = "run/worker.sock"      # in each study's folder; elsewhere with its name: "/run/site/{{study}}/worker.sock"
 # users = []                      # ids of further users who may ask the workers
-# runtime_port = 9094             # of the first study's SuperNode, on loopback; the others' are above it
+{runtime_port:34}# of the first study's SuperNode, on loopback; the others' are above it
 """
 
 
@@ -64,12 +64,13 @@ def init(
     device: str = PROCESSORS,
     worker_user: str | None = None,
     node_user: str | None = None,
+    runtime_port: int | None = None,
 ) -> list[str]:
     """Make a site's keys, settings and policy, where they are missing; what to do next.
 
-    ``device`` is where the model computes, and the two users are whom the site's parts run as. Raises StudyError, also
-    where the folder names other users, DataError and ModelError where the worker's user cannot use what it is to read,
-    and then nothing is made; and StorageError.
+    ``device`` is where the model computes, the two users are whom the site's parts run as, and ``runtime_port`` is
+    another than the usual. Raises StudyError, also where the folder names other users, DataError and ModelError where
+    the worker's user cannot use what it is to read, and then nothing is made; and StorageError.
     """
     SiteUsers.named(worker_user, node_user)
     path, node_key = folder.path, folder.node_key
@@ -86,7 +87,8 @@ def init(
     else:
         places = {"data": data.absolute(), "model": base_model_folder(model).absolute()}
         users = {"worker_user": worker_user, "node_user": node_user}
-        settings = validated(SiteSettings, {"name": name, **places, "device": device, **users})
+        port = {} if runtime_port is None else {"runtime_port": runtime_port}
+        settings = validated(SiteSettings, {"name": name, **places, "device": device, **users, **port})
     policy = folder.policy() if (path / POLICY).exists() else Policy()
     found = done_as(worker_of(settings), lambda: Survey.of(settings, policy).lines)
     make_private_folder(path)
@@ -181,7 +183,9 @@ def _text_of(settings: SiteSettings) -> bytes:
     stated = {name: json.dumps(str(getattr(settings, name))) for name in ("name", "data", "model")}
     users = {name: _stated(name, getattr(settings, name)) for name in ("worker_user", "node_user")}
     device = f"device = {json.dumps(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
-    return _SETTINGS.format(**stated, **users, device=device).encode()
+    usual = settings.runtime_port == SiteSettings.model_fields["runtime_port"].default
+    port = f"{'# ' if usual else ''}runtime_port = {settings.runtime_port}"
+    return _SETTINGS.format(**stated, **users, device=device, runtime_port=port).encode()
 
 
 def _stated(name: str, value: str | None) -> str:
@@ -240,8 +244,8 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
     path, name = folder.path, study.name
     return [
         f"joined {name}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
-        f"then: grandrounds client check {path} {name}, and grandrounds client start {path}, which starts the workers "
-        "of all studies: start it anew where it runs",
+        f"next: grandrounds client check {path} {name}",
+        f"then: grandrounds client start {path}, for all studies of this site; where it runs already, stop it first",
         *units,
     ]
 
@@ -292,8 +296,8 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
             "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
             if begun
             else "no attempt was begun here, so that the budget has back what it reserved",
-            f"tell the server's operator: {name} has left, with manifest {manifest.sha256[:16]}…; the study goes on "
-            f"while {manifest.threshold} of its sites answer",
+            f"tell the server's operator: {name} has left, with manifest {manifest.sha256[:16]}…; "
+            f"{_without(threshold=manifest.threshold, others=len(manifest.site_keys) - 1)}",
             "what was released before stays released; the study's claim bounds what it says of any patient",
         ]
     return [
@@ -301,6 +305,12 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
         *rest,
         f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
     ]
+
+
+def _without(*, threshold: int, others: int) -> str:
+    if threshold > others:
+        return f"the study goes no further, for all {threshold} of its sites must answer"
+    return f"the study goes on while {threshold} of the other {others} answer"
 
 
 def _cancelled(folder: SiteFolder, joined: JoinedStudy, study: str) -> bool:

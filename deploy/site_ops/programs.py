@@ -26,6 +26,25 @@ _PORT_S: Final = 15.0  # a SuperNode whose supervisor was killed takes a while t
 _log = logging.getLogger(__name__)
 
 
+def runnable(folder: SiteFolder, *, say: Callable[[str], None]) -> list[JoinedStudy]:
+    """The studies that pinned the program that is installed; of others, which an update left behind, it is said.
+
+    Raises StudyError where all are others.
+    """
+    found, other = [], None
+    for study in folder.joined():
+        try:
+            study.check_code()
+            found.append(study)
+        except StudyError as error:
+            other = error
+            how = f"if it is over, `grandrounds client leave {folder.path} {study.name}` keeps its results"
+            say(f"study {study.name} is not started: {error.what}; {how}")
+    if other is not None and not found:
+        raise other
+    return found
+
+
 def start(
     folder: SiteFolder, studies: Sequence[JoinedStudy], *, stopped: Callable[[], bool], say: Callable[[str], None]
 ) -> None:

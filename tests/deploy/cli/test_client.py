@@ -297,6 +297,13 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
+def test_a_folder_that_init_did_not_make_is_named_before_anything_is_asked(run: Run, tmp_path: Path) -> None:
+    for command in ("leave", "health", "recover"):
+        code, out, err = run([command, str(tmp_path / "site")])
+        assert (code, out) == (1, "")
+        assert "site.toml cannot be read" in err and "give the folder that `grandrounds client init` made" in err
+
+
 def test_a_site_whose_programs_are_away_says_so_for_people_and_for_machines(run: Run, joined: Path) -> None:
     code, out, _ = run(["health", str(joined)])
     assert code == 1

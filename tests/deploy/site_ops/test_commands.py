@@ -193,6 +193,7 @@ def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, 
     name = folder.study().name
     said = " ".join(leave(folder))
     assert "the budget has back what it reserved" in said
+    assert f"has left, with manifest {federation.manifest.sha256[:16]}…; the study goes " in said
     assert reserved(folder) == []
     left = {path.name for path in (folder.path / "left" / name).iterdir()}
     assert left >= {"study.json", "frozen-adapter.bin", "results"}

@@ -1,6 +1,8 @@
 """A site's two programs as real processes: of two users where root starts them, and what each of these reaches."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.worker_socket import health
 from grandrounds.common.errors import StudyError
+from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.common.system.files import write_atomically
 from grandrounds.common.system.locks import alone
 from grandrounds.common.system.privileges import User
@@ -184,6 +187,25 @@ def test_root_that_runs_both_parts_itself_is_told_what_that_means(away):
     said: list[str] = []
     site_programs.start(away, away.joined(), stopped=lambda: True, say=said.append)
     assert (WARNING in said) == (os.geteuid() == 0)
+
+
+def test_a_study_of_another_program_keeps_no_other_from_starting(away):
+    study = away.study()
+    said: list[str] = []
+    assert site_programs.runnable(away, say=said.append) == [study] and not said
+    other = away.path / "studies" / ("0" * 12)
+    shutil.copytree(study.path, other)
+    try:
+        manifest = json.loads((other / MANIFEST).read_bytes())
+        (other / MANIFEST).write_text(json.dumps(manifest | {"package_sha256": "ab" * 32}))
+        assert site_programs.runnable(away, say=said.append) == [study]
+        assert said[0].startswith(f"study {'0' * 12} is not started: the study runs grandrounds ")
+        study.path.rename(aside := away.path / "aside")
+        with pytest.raises(StudyError, match="the study runs grandrounds"):
+            site_programs.runnable(away, say=said.append)
+        aside.rename(study.path)
+    finally:
+        shutil.rmtree(other)
 
 
 def test_a_site_that_has_joined_nothing_starts_nothing(tmp_path):
