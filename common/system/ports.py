@@ -50,26 +50,23 @@ def holder(port: int) -> str:
     return "a process that this user cannot see has it" if sockets else "no process listens there"
 
 
-def taken(address: tuple[str, int], error: OSError, *, program: str, setting: str) -> StudyError:
-    """That ``program`` cannot listen where ``setting`` says."""
-    host, port = address
-    return StudyError(
-        f"port {port} of {host}, where {program} is to listen, cannot be had: {error.strerror}; {holder(port)}",
-        why=f"{program} has a port of its own, and without it nothing of the study comes through",
-        fix=f"stop what uses it, or change it: {setting}",
-    )
-
-
 def await_free(
     address: tuple[str, int], *, program: str, setting: str, patience_s: float, say: Callable[[str], None]
 ) -> None:
-    """Until nobody else listens there: what is ending may need a while. Raises StudyError as ``taken`` makes it."""
-    deadline = time.monotonic() + patience_s
-    told = False
+    """Until nobody else listens there: what is ending may need a while.
+
+    Raises StudyError that says who has the port of ``program``, which ``setting`` names.
+    """
+    host, port = address
+    deadline, told = time.monotonic() + patience_s, False
     while (error := cannot_listen(address)) is not None:
         if time.monotonic() > deadline:
-            raise taken(address, error, program=program, setting=setting) from error
+            raise StudyError(
+                f"port {port} of {host}, where {program} is to listen, cannot be had: {error.strerror}; {holder(port)}",
+                why=f"{program} has a port of its own, and without it nothing of the study comes through",
+                fix=f"stop what uses it, or change it: {setting}",
+            ) from error
         if not told:
-            say(f"waiting up to {patience_s:g} s for port {address[1]}: {holder(address[1])}")
+            say(f"waiting up to {patience_s:g} s for port {port}: {holder(port)}")
             told = True
         time.sleep(_WATCH_S)
