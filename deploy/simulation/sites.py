@@ -64,14 +64,14 @@ def check_held_out(evaluation: Iterable[Record], trained: Collection[Record]) ->
 def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:
     """A simulated site's policy: this one study, on records that this one study may use up.
 
-    All keys count as compared, because one process made them.
+    What the study says of the site's own limits is so. All keys count as compared, because one process made them.
     """
     privacy, delta = manifest.study.privacy, manifest.delta
     # Without noise there is no target, and nothing that these would limit.
     epsilon = privacy.target_epsilon or 1.0
     return Policy(
         study=StudyPolicy(
-            largest_epsilon=epsilon,
+            largest_epsilon=site.largest_epsilon or epsilon,
             largest_delta=delta,
             trust=(privacy.trust,),
             smallest_honest_shares=2,
@@ -80,7 +80,7 @@ def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) 
         ),
         data=DataPolicy(
             unit=privacy.unit,
-            epsilon=epsilon,
+            epsilon=site.budget_epsilon or epsilon,
             delta=delta,
             synthetic_data_only=not privacy.noise or site.sensitivity == "synthetic",
             opted_out=opted_out,

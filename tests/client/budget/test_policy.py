@@ -8,6 +8,7 @@ from grandrounds.common.crypto.identity import shown_key
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.common.version import __version__
+from grandrounds.deploy.simulation.sites import simulated_policy
 
 
 def shown(*keys):
@@ -160,6 +161,13 @@ def test_limits_that_a_study_quotes_of_a_site_are_its_policy_s():
     for field, stated in (("largest_epsilon", "study.largest_epsilon"), ("budget_epsilon", "data.epsilon")):
         (point,) = broken(own, saying(**{**right, field: 99.0}))
         assert point == f"{stated} is {right[field]}, and the study needs 99.0 (it says so of this site)"
+
+
+@pytest.mark.parametrize("fields", [{}, {"largest_epsilon": 8.0}, {"budget_epsilon": 9.0}])
+def test_a_simulated_site_s_limits_are_those_that_the_study_quotes(fields):
+    study = saying(**fields)
+    for site in study.study.sites:
+        check_policy(simulated_policy(study, site, opted_out=None), study, name=site.name)
 
 
 def test_only_the_site_itself_calls_its_records_synthetic():
