@@ -14,6 +14,7 @@ from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.model.lora import Lora
 from ...common.study.artefacts import ADAPTER, CONFIG, MANIFEST, WEIGHTS
+from ...server.report.claim import NO_PRIVACY
 from ..builtin.models import base_model_folder
 from ..verify.adapter_claims import ADAPTER_CLAIMS
 from ..verify.case import Case
@@ -37,7 +38,7 @@ class FinishedAdapter:
         base_sha256: of the base model's folder (``model_folder_sha256``); None where no study states it.
         published: what the base model is called elsewhere.
         license: the base model's, as its publisher states it, or words for none known.
-        origin: whose adapter it is, in a sentence.
+        origin: whose adapter it is, in words; that it has no privacy, if it has none.
     """
 
     tensors: Mapping[str, Vector]
@@ -88,7 +89,8 @@ class FinishedAdapter:
             base_sha256=manifest.model_sha256,
             published=published_name(manifest.study.model.name),
             license=manifest.study.model.license or _NO_LICENSE,
-            origin=f"what study {manifest.study_id[:12]} left, by its manifest {manifest.sha256}",
+            origin=f"what study {manifest.study_id[:12]} left, by its manifest {manifest.sha256}"
+            + ("" if manifest.study.privacy.noise else f". {NO_PRIVACY}"),
         )
 
     @classmethod

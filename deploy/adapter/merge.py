@@ -26,10 +26,10 @@ _CARD: Final = """\
 # {base} with an adapter merged in
 
 - Base model: {base}, whose license ({license}) applies to these files.
-- Adapter: {origin}.
+- Adapter: {origin}
 
-`grandrounds adapter merge` made them; transformers loads them without peft, and all weights are in float32. What the
-study's report says of privacy holds of them too: but for the adapter, nothing of any patient went into them.
+`grandrounds adapter merge` made them; transformers loads them without peft, and all weights are in float32. What a
+report claims of the adapter's privacy holds of them too: all else in them is the base model's.
 """
 
 

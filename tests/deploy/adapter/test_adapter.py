@@ -101,7 +101,8 @@ def test_the_merged_model_loads_without_peft_and_is_the_base_model_in_all_but_wh
     for name in ("tokenizer.json", "tokenizer_config.json", "LICENSE"):
         assert (out / name).read_bytes() == (base / name).read_bytes()
     assert [path for path in out.iterdir() if path.stat().st_mode & 0o777 != 0o644] == []
-    assert "(mit)" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "(mit)" in card and "NO PRIVACY. This study ran without noise" in card and "NO PRIVACY" in said
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
 
 
