@@ -109,12 +109,12 @@ class Source:
             self.refuse(position, "two columns have one name", "give each column one name")
         if PATIENT_ID not in names:
             what = "no column is called patient_id"
-            fix = "give every record a patient_id (for CSV, in a header line); simulate has --column patient_id=NAME"
+            fix = "give every record a patient_id (for CSV, in a header line); simulate has --column for --data"
             if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
                 what = "its columns are separated by another sign than a comma"
                 if self.file.delimiter != ",":
                     what = f"its columns are not separated by {self.file.delimiter!r}"
-                fix = "separate them by commas; simulate has --delimiter, too"
+                fix = "separate them by commas; simulate has --delimiter for --data"
             self.refuse(position, what, fix)
         extra = [number for number, name in enumerate(names, start=1) if name not in _KNOWN]
         if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
@@ -124,7 +124,7 @@ class Source:
             self.refuse(
                 position,
                 f"not all columns are known: {_numbered(extra, names)}",
-                f"leave these out, or name yours (simulate has --column text=NAME); {COLUMNS}",
+                f"leave these out, or name yours (simulate has --column for --data); {COLUMNS}",
             )
         if set(names) - {PATIENT_ID} not in KINDS:
             self.refuse(position, "a column is missing, or there are those of two kinds of records", COLUMNS)
@@ -147,7 +147,7 @@ def _json_row(line: str) -> Mapping[str, object] | Malformed:
         row = json.loads(line)
     except (ValueError, RecursionError):
         if has_surrogates(line):
-            return Malformed(what="is not UTF-8", fix="save the file as UTF-8; simulate has --encoding, too")
+            return Malformed(what="is not UTF-8", fix="save the file as UTF-8; simulate has --encoding for --data")
         row = None
     if isinstance(row, dict):
         return row
