@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...common.crypto.identity import shown_key
+from ...common.data.records import check_beginning
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
@@ -37,7 +38,8 @@ _MEASURED: Final = frozenset({"training.answer_after_s", "privacy.noise_multipli
 def bundle(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Fix the study, once, and write it as the sites get it; what it is, in plain words. ``say`` is told what is done.
 
-    Raises StudyError, also where what was fixed is no longer what study.toml says, ModelError and StorageError.
+    Raises StudyError, also where what was fixed is no longer what study.toml says, DataError where the evaluation
+    records cannot be used, ModelError and StorageError.
     """
     _check_ready(folder)
     if folder.has_study:
@@ -91,6 +93,7 @@ def _check_ready(folder: ServerFolder) -> None:
             why="every round's perplexity is measured on them, and the report says where they come from",
             fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
         )
+    check_beginning(settings.evaluation)
 
 
 def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, bytes]:

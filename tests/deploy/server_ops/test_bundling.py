@@ -4,7 +4,7 @@ import pytest
 from support.study.enrolled_server import SITES, card, initialised, write_study
 
 from grandrounds.client.budget.policy import read_policy, violations
-from grandrounds.common.errors import StudyError
+from grandrounds.common.errors import DataError, StudyError
 from grandrounds.deploy.enrolment.bundle import Bundle, described
 from grandrounds.deploy.flower.archive import app_sha256
 from grandrounds.deploy.server_ops import bundling
@@ -29,6 +29,9 @@ def test_a_study_is_of_the_sites_that_are_enrolled_and_of_no_others(tmp_path):
 def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
     folder = initialised(tmp_path / "server")
     with pytest.raises(StudyError, match="no evaluation records"):
+        bundling.bundle(folder)
+    folder.settings().evaluation.write_text('{"note": "of nobody"}\n')
+    with pytest.raises(DataError, match=r"evaluation.jsonl, line 1"):
         bundling.bundle(folder)
 
 
