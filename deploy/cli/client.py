@@ -209,6 +209,7 @@ def unpause(folder: Folder) -> None:
     site = _site(folder)
     SiteLog(site).note("unpaused")
     site.go_on()
+    say(["this site takes part again"])
 
 
 @client.command()

@@ -254,7 +254,7 @@ def test_looking_needs_no_lock_and_the_help_loads_no_model_library(run: Run, sta
 def test_the_log_is_exported_and_a_change_in_it_is_an_exit_code(run: Run, tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('name = "north"\ndata = "notes.csv"\nmodel = "tiny"\n')
     assert run(["pause", str(tmp_path)])[0] == 0
-    assert run(["unpause", str(tmp_path)])[0] == 0
+    assert run(["unpause", str(tmp_path)])[:2] == (0, "this site takes part again\n")
     code, out, _ = run(["log", str(tmp_path)])
     assert (code, [json.loads(line)["event"] for line in out.splitlines()]) == (0, ["paused", "unpaused"])
     file = tmp_path / "site-log.jsonl"
