@@ -43,15 +43,16 @@ def init(
 ) -> None:
     """Make the site's keys, settings and policy, where they are missing."""
     from ..site_ops import commands as site_operator
-    from ..site_ops.known_data import check_unclaimed, claim
+    from ..site_ops.known_data import claimed
 
     site = _site(folder)
-    if not new_budget:
-        check_unclaimed(data, folder)
     users = {"worker_user": worker_user, "node_user": node_user}
-    say([_READING])
-    say(site_operator.init(site, name=name, data=data, model=model, device=device, runtime_port=runtime_port, **users))
-    claim(site.settings().data, folder)
+    with claimed(data, site, new_budget=new_budget):
+        say([_READING])
+        said = site_operator.init(
+            site, name=name, data=data, model=model, device=device, runtime_port=runtime_port, **users
+        )
+        say(said)
 
 
 @client.command()
@@ -63,7 +64,7 @@ def recover(
     from ..site_ops import commands as site_operator
 
     site = _site(folder)
-    site.settings()
+    site.settings()  # or it is no site
     if not yes and not confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
         raise StoppedError(
             "nothing was recovered, and nothing was changed",
@@ -196,8 +197,9 @@ def pause(folder: Folder) -> None:
     from ...client.site.site_log import SiteLog
 
     site = _site(folder)
+    site.settings()  # or it is no site
+    site.pause()  # before it is noted: it has to be possible on a full disk, too
     SiteLog(site).note("paused")
-    site.pause()
     say([f"this site takes part in nothing new until: grandrounds client unpause {folder}"])
 
 

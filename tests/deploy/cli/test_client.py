@@ -81,10 +81,16 @@ def test_records_that_have_a_site_are_given_no_second_budget_unless_it_is_said(
 
 def test_a_list_of_sites_that_cannot_be_read_is_not_taken_for_none(records: Path, tmp_path: Path, run: Run) -> None:
     known = tmp_path / "of-the-user" / "grandrounds" / "sites.json"
+    known.parent.parent.write_text("as of a user who has no home")
+    init = ["init", str(tmp_path / "north"), "--name=north", f"--data={records}", "--model=tiny"]
+    code, _, error = run(init)
+    assert (code, (tmp_path / "north").exists()) == (1, False)
+    assert "sites.lock cannot be opened" in error
+    known.parent.parent.unlink()
     known.parent.mkdir(parents=True)
     for spoilt in ("{", "[]", '{"/a": 1}'):
         known.write_text(spoilt, encoding="utf-8")
-        code, _, error = run(["init", str(tmp_path / "north"), "--name=north", f"--data={records}", "--model=tiny"])
+        code, _, error = run(init)
         assert (code, (tmp_path / "north").exists()) == (1, False)
         assert "sites.json is damaged" in error
 
@@ -263,6 +269,11 @@ def test_the_log_is_exported_and_a_change_in_it_is_an_exit_code(run: Run, tmp_pa
     assert code == 1
     assert out.splitlines()[1].startswith("CEF:0|Grand Rounds|client|")
     assert "the log does not continue what was there before" in err
+    file.unlink()
+    file.mkdir()
+    assert run(["pause", str(tmp_path)])[0] == 1
+    assert SiteFolder(tmp_path).is_paused, "a site can be stopped, whatever can be noted"
+    assert run(["pause", str(tmp_path / "none")])[0] == 1 and not (tmp_path / "none").exists()
 
 
 @pytest.fixture
