@@ -202,7 +202,10 @@ def _edits(folder: ServerFolder, manifest: Manifest) -> Iterator[str]:
     stated = read_study(folder.study_toml)
     begun = has_begun(audit(folder))
     now = overlaid(manifest.study, folder.study_toml) if begun else complete_study(with_lasting_name(stated))
-    new, old, said = (_leaves(study) for study in (now, manifest.study, stated))
+    here, there = ({site.name for site in study.sites} for study in (now, manifest.study))
+    for name in sorted(here ^ there):
+        yield f"study.toml {'names' if name in here else 'does not name'} the site {name}, unlike the study"
+    new, old, said = (_leaves(study, here & there) for study in (now, manifest.study, stated))
     for name in sorted(new.keys() | old.keys()):
         if new.get(name) != old.get(name) and not (name in _MEASURED and said[name] is None):
             yield f"{name} is {_shown(new, name)}, and in the study {_shown(old, name)}"
@@ -217,11 +220,12 @@ def _edits(folder: ServerFolder, manifest: Manifest) -> Iterator[str]:
         yield "the installed program is another than the study's"
 
 
-def _leaves(study: Study) -> dict[str, Any]:
-    """A study's fields by dotted names, a site's by its name."""
+def _leaves(study: Study, named: set[str]) -> dict[str, Any]:
+    """A study's fields by dotted names, those of the sites that are ``named`` by theirs."""
     fields = study.model_dump(mode="json")
-    sites = {f"sites.{site['name']}.{field}": value for site in fields.pop("sites") for field, value in site.items()}
-    return sites | {f"{section}.{name}": value for section, table in fields.items() for name, value in table.items()}
+    sites = [site for site in fields.pop("sites") if site["name"] in named]
+    of_sites = {f"sites.{site['name']}.{field}": value for site in sites for field, value in site.items()}
+    return of_sites | {f"{section}.{name}": value for section, table in fields.items() for name, value in table.items()}
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:

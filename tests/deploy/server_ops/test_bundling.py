@@ -79,7 +79,7 @@ EDITS = (
         'south"\nnominal_units = 21',
         "sites.south.nominal_units is 21, and in the study 20",
     ),
-    ('"west"', '"east"', 'sites.west.name is not there, and in the study "west"'),
+    ('"west"', '"east"', "; study.toml does not name the site west, unlike the study; "),
 )
 
 
@@ -91,6 +91,7 @@ def test_every_edit_of_a_study_that_is_fixed_is_named_and_refused(folder):
         bundling.bundle(folder)
     for _, _, said in EDITS:
         assert said in refused.value.what
+    assert "west.nominal_units" not in refused.value.what, "a site that is named here or there alone is told as one"
     assert f"grandrounds server bundle {folder.path} --redo" in refused.value.fix
     assert folder.bundle.read_bytes() == before
 
