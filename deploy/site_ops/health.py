@@ -74,7 +74,8 @@ def _worker(study: JoinedStudy, socket: Path, start: str) -> tuple[dict[str, Any
             return None, f"runs, and does not answer yet ({error}): it loads the model and judges the records first"
         return None, f"does not run; {_last(study.log, study.path / 'worker.out')}; {start}"
     doing = f"answers {said['exchange']}" if said["exchange"] else "waits to be asked"
-    return said, f"up since {said['up_since']}, last attempt {said['last_attempt']}, {doing}"
+    up_since = said["up_since"].replace("T", " ").replace("+00:00", "Z")  # as the server's status has it
+    return said, f"up since {up_since}, last attempt {said['last_attempt']}, {doing}"
 
 
 def _node(node: NodeFolder) -> tuple[bool, bool, str, str] | None:

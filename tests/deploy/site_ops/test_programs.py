@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -125,6 +126,7 @@ def test_root_is_told_how_both_users_programs_are_and_the_worker_s_user_how_its_
     assert found.states["node"].startswith(f"is not connected: {ADDRESS} refuses the connection")
     states = done_as(WORKER, lambda: site_health.health(site.folder, site.study).states)
     assert states["worker"] == found.states["worker"]
+    assert re.match(r"up since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ, ", states["worker"]), "as the server's status has it"
     assert states["node"] == f"not known: it is for root, or the user {NODE.uid}, to ask"
 
 
