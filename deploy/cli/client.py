@@ -123,10 +123,13 @@ def check(
     site = _site(folder)
     if not study and not connect and not site.joined():
         from ...client.site.survey import Survey
+        from ...common.model.devices import PROCESSORS, open_device
 
         act_as_worker(site)
         say([_READING])
         say(Survey.of(site.settings(), site.policy()).lines)
+        if site.settings().device != PROCESSORS:  # of which there is always one, and torch takes a second to load
+            open_device(site.settings().device)
         say(["no study was joined yet; nothing was reserved, and nothing was sent"])
         return
     joined = site.study(study)

@@ -305,6 +305,10 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     assert code == 0
     assert "your median record has 13 tokens; a study that reads 64 of each reads all of your text" in out
     assert "no study was joined yet; nothing was reserved, and nothing was sent" in out
+    settings = joined / "site.toml"
+    settings.write_text(settings.read_text().replace('"cpu"', '"cuda:99"', 1))
+    code, _, err = run(["check", str(joined)])
+    assert code == 1 and "or choose cpu" in err.replace("is free, or cpu", "or choose cpu"), "before any study"
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
