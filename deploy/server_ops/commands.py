@@ -111,7 +111,7 @@ def init(
         "this server's key, for every site to compare:",
         f"  {shown_key(folder.identity().public_key)}",
         *write_server_units(folder),
-        f"edit {folder.study_toml}: it names its sites as their site.json do",
+        f"edit {folder.study_toml} until it is the study you mean; in it a site has the name of its site.json",
         *([] if settings.evaluation.exists() else [f"put public or synthetic records there: {settings.evaluation}"]),
         *filter(None, [no_spare_site(sites=len(stated.sites), threshold=threshold)]),
         f"next: {once_enrolled(folder)}",

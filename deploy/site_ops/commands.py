@@ -218,7 +218,7 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
     terms = Terms.of(folder, manifest)
     if not agreed(terms):
         raise StoppedError(
-            "nothing was joined, and nothing was reserved",
+            "nothing was joined, and nothing more was reserved",
             why="a site takes part only in what its operator agreed to",
             fix="to agree after all, repeat the command; where nobody can be asked, --yes agrees, and --new-asset to a "
             "data asset that is new",

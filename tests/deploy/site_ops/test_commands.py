@@ -143,7 +143,7 @@ def test_what_a_node_needs_is_below_node_and_says_nothing_of_records(folder, joi
 
 def test_who_does_not_agree_has_joined_and_reserved_nothing(folder, join, federation):
     before = contents(folder)
-    with pytest.raises(StoppedError, match="nothing was joined, and nothing was reserved"):
+    with pytest.raises(StoppedError, match="nothing was joined, and nothing more was reserved"):
         join(federation, agrees=False)
     assert contents(folder) == before
 
