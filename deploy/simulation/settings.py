@@ -1,9 +1,10 @@
 """The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Name
 from ...common.data.identifiers import Similar
@@ -31,7 +32,7 @@ class Simulation(Section):
 
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
     site's file of patients whose records are left out; ``similar_identifiers`` is as in a site's settings; all sites
-    compute on one ``device``.
+    compute on one ``device``. ``columns``, ``encoding`` and ``delimiter`` are of the files of the sites in ``exports``.
     """
 
     panel: ClassVar[str] = MODEL
@@ -55,6 +56,16 @@ class Simulation(Section):
     delimiter: Annotated[Literal[",", ";", "|", "tab"], Option("Between the columns of their CSV", only="simulate")] = (
         ","
     )
+    exports: Annotated[
+        tuple[Name, ...],
+        Option(
+            "Sites whose files --column, --encoding and --delimiter describe",
+            unset="all",
+            only="simulate",
+            metavar="SITE,SITE",
+        ),
+        Field(strict=False),
+    ] = ()
     nominal_units: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
         Option("A site's number of units, public or coarse: one for each with data", only="simulate"),
@@ -105,7 +116,12 @@ class Simulation(Section):
     def files(self) -> dict[str, RecordFile]:
         """Each site's file, as it is written."""
         delimiter = "\t" if self.delimiter == "tab" else self.delimiter
-        return {
-            name: RecordFile(path=path, columns=self.columns, encoding=self.encoding, delimiter=delimiter)
-            for name, path in self.data.items()
-        }
+        export = partial(RecordFile, columns=self.columns, encoding=self.encoding, delimiter=delimiter)
+        exports = self.exports or self.data
+        return {name: (export if name in exports else RecordFile)(path=path) for name, path in self.data.items()}
+
+    @model_validator(mode="after")
+    def _exported(self) -> Self:
+        if unknown := set(self.exports) - set(self.data):
+            raise ValueError(f"exports: there is no data of {', '.join(sorted(unknown))}")
+        return self

@@ -137,6 +137,17 @@ def test_data_without_evaluation_records_are_refused_with_what_to_add(files: dic
         check_files(simulation)
 
 
+def test_exports_are_those_of_all_sites_or_of_the_named(files: dict[str, str]) -> None:
+    asked = {"data": files, "nominal_units": STATED, "delimiter": ";", "columns": {"text": "note"}}
+    _, simulation = read_simulation(SYNTHETIC | {"simulation": asked})
+    assert {file.delimiter for file in simulation.files.values()} == {";"}
+    _, simulation = read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["west"]}})
+    assert [name for name, file in simulation.files.items() if file.delimiter == ";"] == ["west"]
+    assert simulation.files["north"] == RecordFile(path=Path(files["north"]))
+    with pytest.raises(StudyError, match=r"simulation\.exports: there is no data of east"):
+        read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["east"]}})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
