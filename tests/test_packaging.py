@@ -157,7 +157,7 @@ def test_one_changed_byte_and_no_command_of_a_site_goes_on(site: Path, joined: P
         ["client", "join", joined, study, "--yes"],
     ]
     done = called(changed, *commands)
-    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    ends = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert ends == [[1, str(changed / "grandrounds" / "__init__.py"), []]] * len(commands)
     said = [line for line in done.stderr.splitlines() if line.startswith("grandrounds: ")]
     refusal = (
