@@ -16,7 +16,7 @@ _VALUE: Final = r"(\[[^\]]*\])?.*"  # a list may have several lines
 def with_about(text: str, about: AboutSection) -> str:
     """The text of a study file with what is said of the study in it, wherever it has its [about]; the rest stays.
 
-    >>> print(with_about('[about]\n# title = "…"\n\n[model]', AboutSection(title="Letters", contact="dpo")), end="")
+    >>> print(with_about('[about]\\n# title = "…"\\n\\n[model]', AboutSection(title="Letters", contact="dpo")), end="")
     [about]
     title = "Letters"
     <BLANKLINE>
