@@ -150,7 +150,14 @@ def read_settings(model: type[ModelT], path: Path, *, made_by: str) -> ModelT:
         ) from error
 
 
-def validated(model: type[ModelT], fields: Mapping[str, Any], *, source: Path | None = None, table: str = "") -> ModelT:
+def validated(
+    model: type[ModelT],
+    fields: Mapping[str, Any],
+    *,
+    source: Path | None = None,
+    table: str = "",
+    why: str = WHY_STUDY,
+) -> ModelT:
     """``model`` from untrusted fields, the ``table`` of the file ``source`` if they are one of a file.
 
     Raises StudyError that names the file and each wrong field, in dotted form, with its value and what it needs.
@@ -164,7 +171,7 @@ def validated(model: type[ModelT], fields: Mapping[str, Any], *, source: Path | 
         wrong = {item["loc"][:-1] for item in items}
         told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong]
         problems = "; ".join(at + _problem(item, model) for item in told)
-        raise StudyError(f"{where}{problems}", why=WHY_STUDY, fix="correct the named fields") from error
+        raise StudyError(f"{where}{problems}", why=why, fix="correct the named fields") from error
 
 
 def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:

@@ -130,7 +130,11 @@ class TrainingSection(Section):
     local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
     local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
     physical_batch: Annotated[int, Option("Records computed at a time, for speed alone"), Field(ge=1, le=1024)] = 2
-    deadline_s: Annotated[float, Help("Of an exchange; who is later has dropped out"), Field(ge=1, le=604_800)] = 600.0
+    deadline_s: Annotated[
+        float,
+        Help("Of an exchange; who is later has dropped out; at least twice a measured answer_after_s"),
+        Field(ge=1, le=604_800),
+    ] = 600.0
     answer_after_s: Annotated[
         float | None,
         Help(

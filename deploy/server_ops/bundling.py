@@ -18,7 +18,7 @@ from ...common.model.adapter import vector_bytes
 from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
-from ...common.study.study import Study, read_study
+from ...common.study.study import Study, TrainingSection, read_study
 from ...common.system.files import make_folder, write_atomically
 from ...common.system.package_hash import running_sha256
 from ...server.run.server_folder import FROZEN_ADAPTER, SETTINGS, ServerFolder
@@ -32,7 +32,7 @@ from .follow import audit, next_step
 from .successor import connection_of, fix_successor, overlaid
 
 # What is measured or calculated where study.toml leaves it open, and may differ from one time to the next.
-_MEASURED: Final = frozenset({"training.answer_after_s", "privacy.noise_multiplier"})
+_MEASURED: Final = frozenset({"training.answer_after_s", "training.deadline_s", "privacy.noise_multiplier"})
 
 
 def bundle(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -120,9 +120,9 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
         from ...client.site.assembly import sampler_of
         from ..plan.instant import answer_after_s
 
-        instant = {"answer_after_s": answer_after_s(complete, sampler_of(complete, model))}
-        _check_in_time(instant["answer_after_s"], complete.training.deadline_s)
-        complete = complete.model_copy(update={"training": complete.training.model_copy(update=instant)})
+        instant_s = answer_after_s(complete, sampler_of(complete, model))
+        training = _in_time(complete.training, instant_s, is_stated=_is_stated(study, "training.deadline_s"))
+        complete = complete.model_copy(update={"training": training})
     manifest = new_manifest(
         complete,
         site_keys={name: site.public_key for name, site in enrolled.items()},
@@ -135,7 +135,9 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
     return manifest, vector_bytes(model.get_frozen_adapter())
 
 
-def _check_in_time(instant_s: float, deadline_s: float) -> None:
+def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) -> TrainingSection:
+    """With the instant, and where its deadline is not stated, one that leaves as long again. Raises StudyError."""
+    deadline_s = training.deadline_s if is_stated else max(training.deadline_s, 2 * instant_s)
     if instant_s >= deadline_s:
         raise StudyError(
             f"this machine needs {instant_s:g} s for the most work that an update can be, and an exchange ends after "
@@ -144,6 +146,7 @@ def _check_in_time(instant_s: float, deadline_s: float) -> None:
             fix=f"set training.deadline_s = {2 * instant_s:g} in study.toml; or, where this machine is slower than the "
             "sites' or busy, training.answer_after_s to what `grandrounds client check` says there",
         )
+    return training.model_copy(update={"answer_after_s": instant_s, "deadline_s": deadline_s})
 
 
 def _save(folder: ServerFolder, manifest: Manifest, frozen: bytes) -> None:
@@ -205,9 +208,9 @@ def _edits(folder: ServerFolder, manifest: Manifest) -> Iterator[str]:
     here, there = ({site.name for site in study.sites} for study in (now, manifest.study))
     for name in sorted(here ^ there):
         yield f"study.toml {'names' if name in here else 'does not name'} the site {name}, unlike the study"
-    new, old, said = (_leaves(study, here & there) for study in (now, manifest.study, stated))
+    new, old = (_leaves(study, here & there) for study in (now, manifest.study))
     for name in sorted(new.keys() | old.keys()):
-        if new.get(name) != old.get(name) and not (name in _MEASURED and said[name] is None):
+        if new.get(name) != old.get(name) and not (name in _MEASURED and not _is_stated(stated, name)):
             yield f"{name} is {_shown(new, name)}, and in the study {_shown(old, name)}"
     enrolled = {name: site.public_key for name, site in folder.sites().items()}
     for name in sorted(enrolled.keys() | manifest.site_keys.keys()):
@@ -218,6 +221,12 @@ def _edits(folder: ServerFolder, manifest: Manifest) -> Iterator[str]:
         yield f"{address} or the authority in {folder.certificates} is another than the study was fixed with"
     if manifest.package_sha256 != running_sha256():
         yield "the installed program is another than the study's"
+
+
+def _is_stated(study: Study, name: str) -> bool:
+    """Whether study.toml has the field of this dotted name."""
+    section, _, field = name.partition(".")
+    return field in getattr(study, section).model_fields_set
 
 
 def _leaves(study: Study, named: set[str]) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def init(
         places = {"data": data.absolute(), "model": base_model_folder(model).absolute()}
         users = {"worker_user": worker_user, "node_user": node_user}
         port = {} if runtime_port is None else {"runtime_port": runtime_port}
-        settings = validated(SiteSettings, {"name": name, **places, "device": device, **users, **port})
+        given = {"name": name, **places, "device": device, **users, **port}
+        settings = validated(SiteSettings, given, why="site.toml says so of this machine, and nothing else does")
     policy = folder.policy() if (path / POLICY).exists() else Policy()
     found = done_as(worker_of(settings), lambda: Survey.of(settings, policy).lines)
     make_private_folder(path)

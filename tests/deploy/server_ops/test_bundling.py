@@ -5,6 +5,7 @@ from support.study.enrolled_server import SITES, card, initialised, write_study
 
 from grandrounds.client.budget.policy import read_policy, violations
 from grandrounds.common.errors import DataError, StudyError
+from grandrounds.common.study.study import TrainingSection
 from grandrounds.deploy.enrolment.bundle import Bundle, described
 from grandrounds.deploy.flower.archive import app_sha256
 from grandrounds.deploy.server_ops import bundling
@@ -35,10 +36,17 @@ def test_no_study_is_fixed_without_records_to_evaluate_on(tmp_path):
         bundling.bundle(folder)
 
 
-def test_a_machine_too_slow_for_the_deadline_is_told_both_settings():
+def test_a_machine_too_slow_for_the_stated_deadline_is_told_both_settings():
     with pytest.raises(StudyError, match=r"needs 860 s .* ends after 600 s \(training.deadline_s\)") as refused:
-        bundling._check_in_time(860.0, 600.0)
+        bundling._in_time(TrainingSection(rounds=4), 860.0, is_stated=True)
     assert "set training.deadline_s = 1720" in refused.value.fix and "training.answer_after_s" in refused.value.fix
+
+
+def test_a_deadline_that_is_not_stated_leaves_as_long_again_for_slower_sites():
+    training = TrainingSection(rounds=4)
+    slow, quick = (bundling._in_time(training, instant_s, is_stated=False) for instant_s in (620.0, 2.0))
+    assert (slow.answer_after_s, slow.deadline_s) == (620.0, 1240.0)
+    assert (quick.answer_after_s, quick.deadline_s) == (2.0, training.deadline_s)
 
 
 def test_the_bundle_has_what_sites_need(bundled):
@@ -72,7 +80,7 @@ def test_each_site_gets_what_its_policy_has_to_allow(bundled):
 EDITS = (
     ("rounds = 1", "rounds = 2", "training.rounds is 2, and in the study 1"),
     ("target_epsilon = 4.0", "target_epsilon = 3.0", "privacy.target_epsilon is 3.0, and in the study 4.0"),
-    (", deadline_s = 1.0", "", "training.deadline_s is 600.0, and in the study 1.0"),
+    ("deadline_s = 1.0", "deadline_s = 2.0", "training.deadline_s is 2.0, and in the study 1.0"),
     ("answer_after_s = 0.5", "answer_after_s = 0.75", "training.answer_after_s is 0.75, and in the study 0.5"),
     (
         'south"\nnominal_units = 20',
@@ -97,7 +105,7 @@ def test_every_edit_of_a_study_that_is_fixed_is_named_and_refused(folder):
 
 
 def test_what_is_left_open_is_no_edit_and_neither_is_what_is_for_a_simulation(folder):
-    edit(folder.study_toml, ", answer_after_s = 0.5", "")
+    edit(folder.study_toml, ", deadline_s = 1.0, answer_after_s = 0.5", "")
     with folder.study_toml.open("a") as file:
         file.write('[simulation]\ndropouts = ["none"]\n')
     bundling.bundle(folder)
