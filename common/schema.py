@@ -30,6 +30,13 @@ _MAX_DOTS = 200
 _OWN: Final = "own"  # the kind of an error that is in our words
 
 
+def _printable(text: str) -> str:
+    """The text, unless it has a character that is newer than this Python, which would show it by its number."""
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True)
 class Spelt:
     """Annotates text of one ``pattern``, which ``words`` describe to whoever wrote another."""
@@ -41,7 +48,8 @@ class Spelt:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """The text's schema, all of whose errors are these words."""
         text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length, strict=True)
-        return core_schema.custom_error_schema(text, custom_error_type=_OWN, custom_error_message=self.words)
+        shown = core_schema.no_info_after_validator_function(_printable, text)
+        return core_schema.custom_error_schema(shown, custom_error_type=_OWN, custom_error_message=self.words)
 
 
 # One line of words that can be seen, a single space between them: nothing in it ends the line, moves the cursor, turns

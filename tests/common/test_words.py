@@ -26,6 +26,7 @@ HOSTILE = [
     "a\u00a0b",
     "a\ufeff",
     "a\ue000",
+    "a\U00013460",  # of Unicode 16, which the validator knows and Python does not
     "a" + 80 * " " + "b",
     " a",
     "a ",
