@@ -6,7 +6,7 @@ In this process: a process of ``flwr`` takes a second to load for each call.
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -121,20 +121,20 @@ root-certificates = {json.dumps(authority, ensure_ascii=False)}
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         os.environ.update(without_proxy())
-        control = ControlHttpClient.from_server_address(
-            self._folder.settings().superlink,
-            insecure=False,
-            root_certificates=(self._folder.inside / CA_CERTIFICATE).read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
         try:
-            yield control
+            with closing(
+                ControlHttpClient.from_server_address(
+                    self._folder.settings().superlink,
+                    insecure=False,
+                    root_certificates=(self._folder.inside / CA_CERTIFICATE).read_bytes(),
+                    interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+                )
+            ) as control:
+                yield control
         except httpx.HTTPStatusError as error:
             raise _failed(f"refuses: {_said(error)[1]}") from error
         except (httpx.HTTPError, OSError) as error:
             raise _failed(f"cannot be reached: {error}") from error
-        finally:
-            control.close()
 
 
 def _node(info: "NodeInfo") -> Node:

@@ -219,6 +219,14 @@ def test_a_node_of_a_machine_that_was_lost_is_let_in_no_more(server, tmp_path):
     assert folder.sites() == sites
 
 
+def test_a_superlink_that_is_away_or_that_nobody_vouches_for_is_a_diagnosis(tmp_path):
+    folder = initialised(tmp_path / "server")
+    for _ in range(2):
+        with pytest.raises(StudyError, match="Flower's SuperLink cannot be reached"):
+            FlowerControl(folder).nodes()
+        (folder.inside / "ca.crt").unlink(missing_ok=True)
+
+
 def test_a_server_is_started_once(server):
     folder, _ = server
     with pytest.raises(StudyError, match="started already"):
