@@ -1,5 +1,6 @@
 """What a study is for and who answers for it: what a reader needs who files its report."""
 
+from contextlib import suppress
 from datetime import date
 from typing import Annotated, Self
 
@@ -14,11 +15,9 @@ def _spelt(value: object) -> object:
 
 
 def _day(value: str) -> str:
-    try:
+    with suppress(ValueError):
         if date.fromisoformat(value).isoformat() == value:
             return value
-    except ValueError:
-        pass
     raise ValueError("this is no day; write it as 2026-11-30")
 
 
