@@ -11,6 +11,7 @@ from ...common.data.identifiers import Similar
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Section, read_settings
+from ...common.sources.source import DataSource
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ..budget.patients import FingerprintKey
@@ -34,8 +35,8 @@ class SiteSettings(Section):
     """
 
     name: Name
-    data: Path = Field(strict=False)
-    held_out: Path | None = Field(default=None, strict=False)
+    data: DataSource
+    held_out: DataSource | None = None
     similar_identifiers: Similar | None = None
     model: Path = Field(strict=False)
     device: Device = PROCESSORS
@@ -70,8 +71,9 @@ class SiteFolder:
     def settings(self) -> SiteSettings:
         """The settings, whose paths start from this folder. Raises StudyError that names the field."""
         settings = read_settings(SiteSettings, self.path / SETTINGS, made_by="grandrounds client init")
-        given = {name: getattr(settings, name) for name in ("data", "held_out", "model")}
-        return settings.model_copy(update={name: self.path / place for name, place in given.items() if place})
+        held_out = settings.held_out and settings.held_out.below(self.path)
+        below = {"data": settings.data.below(self.path), "held_out": held_out, "model": self.path / settings.model}
+        return settings.model_copy(update=below)
 
     def policy(self) -> Policy:
         """The site's policy. Raises StudyError that names the field."""

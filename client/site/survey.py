@@ -81,10 +81,11 @@ class Survey:
 def check_readable(settings: SiteSettings) -> None:
     """Before the model is loaded, which may take minutes, and names other causes. Raises DataError and ModelError."""
     try:
-        settings.data.open("rb").close()
+        for path in settings.data.paths:
+            path.open("rb").close()
     except OSError as error:
         raise DataError(
-            f"{settings.data} cannot be read ({error.strerror})",
+            f"{error.filename} cannot be read ({error.strerror})",
             why="these are the records that the site trains on",
             fix="check the path (`data` in site.toml, --data of init), and that the worker's user may read the file",
         ) from error

@@ -1,19 +1,20 @@
-"""Records of a site as its file holds them: JSONL, CSV or Parquet, every record checked before anything uses it."""
+"""Records of a site as its source holds them, every one checked before anything uses it."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
+from ..sources.rows import COLUMNS, KINDS, PATIENT_ID, Malformed, Rows, has_surrogates, refuse
+from ..sources.source import DataSource, read_rows
 from .identifiers import Similar, canonical, clashes, names_nobody
 from .quarantine import Quarantine
-from .rows import COLUMNS, KINDS, PATIENT_ID, Malformed, RecordFile, Rows, Source, has_surrogates
 
 _LARGEST_EXACT_FLOAT: Final = 2.0**53
 _CLASHES_NAMED: Final = 5
+_PLACES_KEPT: Final = 1000
 _ONE_KIND: Final = "keep one kind a file: text, prompt with completion, or messages"
 
 
@@ -64,35 +65,34 @@ class Record:
     content: Content = field(repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What stands at a place of a source: a record's patient (None where there is no row) and its content."""
+
+    position: str
+    patient_id: str | None = field(repr=False)
+    content: Content | Malformed = field(repr=False)
+
+
 def read_records(
-    file: Path | RecordFile, *, similar: Similar | None = None, quarantine: Quarantine | None = None
+    source: DataSource | Path, *, similar: Similar | None = None, quarantine: Quarantine | None = None
 ) -> list[Record]:
-    """Every record of a ``.jsonl`` (``.ndjson``), ``.csv`` or ``.parquet`` file, in its order.
+    """Every record of a source, in its order; ``RecordChecks`` says what is refused. Raises DataError.
 
     A record has ``patient_id`` and either ``text``, or ``prompt`` and ``completion``, or ``messages`` (a list of
     ``role`` and ``content``; in CSV, that list as JSON). Patient ids lose surrounding whitespace, and a number is the
-    same id as its decimal text. Raises DataError, which names the file and the line or row but never quotes from it,
-    not even a column's name: in a CSV without a header that would be a record.
-
-    Whatever casts doubt on *whose* the records are is refused: ids that are missing, also in words (``nan``, ``n/a``),
-    columns or quotes that are not clear, and ids that differ in spelling alone (``identifiers.canonical``), unless
-    ``similar`` says that these are the "same" patient, who then has the first of the spellings, or "different" ones.
-
-    A record whose *content* alone cannot be read is refused, too, unless there is a ``quarantine``: it is listed there,
-    and is a record with ``SetAsideContent``, or none where its line has no patient. A file of which most is so is
-    refused all the same.
+    same id as its decimal text. Errors name the file and the line or row but never quote from it, not even a column's
+    name: in a CSV without a header that would be a record.
     """
-    source = Source(file)
-    return _parse_rows(source, source.rows(), similar, quarantine)
+    source = DataSource.of(source)
+    return _records(source.name, parsed(read_rows(source)), similar, quarantine)
 
 
-def check_beginning(file: Path | RecordFile) -> None:
-    """Raises DataError where columns or first record show that ``read_records`` will refuse the file."""
-    source = Source(file)
-    first = next(iter(source.rows()), None)
-    if first is None:
-        _refuse_empty(source)
-    _parse_row(source, *first)
+def check_beginning(source: DataSource | Path) -> None:
+    """Raises DataError where columns or first record show that ``read_records`` will refuse the source."""
+    source = DataSource.of(source)
+    if next(parsed(read_rows(source)), None) is None:
+        _refuse_empty(source.name)
 
 
 def parse_records(
@@ -106,88 +106,155 @@ def parse_records(
 
     Values may be numpy's, or of whatever else has ``tolist``.
     """
-    numbered = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-    return _parse_rows(Source(Path(name)), numbered, similar, quarantine)
+    return _records(name, parsed(named_rows(name, rows)), similar, quarantine)
 
 
-def _parse_rows(source: Source, rows: Rows, similar: Similar | None, quarantine: Quarantine | None) -> list[Record]:
-    parsed = [_parse_row(source, position, row) for position, row in rows]
-    if not parsed:
-        _refuse_empty(source)
-    # Not the first record's: it would decide over all others.
-    kinds = Counter(type(content) for _, _, content in parsed)
-    del kinds[Malformed]
-    kind, _ = kinds.most_common(1)[0] if kinds else (Malformed, 0)
-    records: list[Record] = []
-    malformed: list[tuple[str, Malformed]] = []
-    for position, patient_id, content in parsed:
-        if not isinstance(content, Malformed | kind):
-            content = Malformed(what="holds another kind of record than most", fix=_ONE_KIND)
+def named_rows(name: str, rows: Iterable[Mapping[str, object]]) -> Rows:
+    """Rows in memory, with their places."""
+    return ((f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def parsed(rows: Rows) -> Iterator[Parsed]:
+    """Each row's record, one after another. Raises DataError where it cannot be told whose one is."""
+    for position, row in rows:
+        if isinstance(row, Malformed):
+            yield Parsed(position=position, patient_id=None, content=row)
+        else:
+            yield Parsed(position=position, patient_id=_patient_id(position, row), content=_content(row))
+
+
+class RecordChecks:
+    """What a source's records have to be together; told of each in turn, it holds patients and counts, no record.
+
+    Whatever casts doubt on *whose* the records are is refused: ids that are missing, also in words (``nan``, ``n/a``),
+    columns or quotes that are not clear, and ids that differ in spelling alone (``identifiers.canonical``), unless
+    ``similar`` says that these are the "same" patient, who then has the first of the spellings, or "different" ones.
+
+    A record whose *content* alone cannot be read is refused, too, unless there is a ``quarantine``: it is listed there,
+    and is a record with ``SetAsideContent``, or none where its line has no patient. So is one of another kind than
+    most. A source of which most is so is refused all the same.
+    """
+
+    def __init__(self, name: str, similar: Similar | None, quarantine: Quarantine | None) -> None:
+        self._name = name
+        self._similar = similar
+        self._quarantine = quarantine
+        self._count = 0
+        self._malformed = 0
+        self._first: tuple[str, Malformed] | None = None
+        self._kinds: dict[type[Content], _Kind] = {}
+        self._places: dict[str, str] = {}  # of each patient's first record
+
+    def admit(self, one: Parsed) -> Record | None:
+        """The record, or None where its place has no patient. Raises DataError where nothing can be set aside."""
+        self._count += 1
+        content = one.content
         if isinstance(content, Malformed):
-            if quarantine is None:
-                source.refuse(position, content.what, content.fix)
-            malformed.append((position, content))
-            quarantine.add(f"{source.path.name}, {position}", content.what)
+            self._set_aside(one.position, content)
             content = SetAsideContent()
-        if patient_id is not None:
-            records.append(Record(patient_id=patient_id, position=f"{source.path.name}, {position}", content=content))
-    if 2 * len(malformed) > len(parsed):
-        position, first = malformed[0]
-        what = f"{first.what}, and most of the file cannot be used, for this or other reasons"
-        source.refuse(position, what, first.fix)
-    return _one_spelling_each(source, records, similar)
+        else:
+            self._kinds.setdefault(type(content), _Kind()).add(one.position)
+        if one.patient_id is None:
+            return None
+        self._places.setdefault(one.patient_id, one.position)
+        return Record(patient_id=one.patient_id, position=one.position, content=content)
+
+    def finish(self) -> "Findings":
+        """What follows once all were told. Raises DataError."""
+        if not self._count:
+            _refuse_empty(self._name)
+        # Not the first record's kind: it would decide over all others.
+        kind = max(self._kinds, key=lambda each: self._kinds[each].count, default=SetAsideContent)
+        for other, found in self._kinds.items():
+            if other is not kind:
+                self._malformed += found.count - len(found.places)
+                for place in found.places:
+                    self._set_aside(place, Malformed(what="holds another kind of record than most", fix=_ONE_KIND))
+        if self._first and 2 * self._malformed > self._count:
+            place, first = self._first
+            refuse(place, f"{first.what}, and most of the source cannot be used, for this or other reasons", first.fix)
+        return Findings(kind=kind, spellings=self._spellings())
+
+    def _set_aside(self, place: str, found: Malformed) -> None:
+        if self._quarantine is None:
+            refuse(place, found.what, found.fix)
+        self._malformed += 1
+        self._first = self._first or (place, found)
+        self._quarantine.add(place, found.what)
+
+    def _spellings(self) -> Mapping[str, str]:
+        """Each patient's identifier by the spellings of it."""
+        patients = list(self._places)
+        if self._similar == "different":
+            return {patient: patient for patient in patients}
+        found = clashes(patients)
+        if found and self._similar is None:
+            pairs = [
+                f"{self._places[patients[one]]} and {self._places[patients[other]]}"
+                for one, other in found[:_CLASHES_NAMED]
+            ]
+            more = f", and {len(found) - _CLASHES_NAMED} more" if len(found) > _CLASHES_NAMED else ""
+            refuse(
+                self._name,
+                f"patients' identifiers differ in spelling alone (case, hyphens, zeros, decimals, invisible "
+                f"characters): {'; '.join(pairs)}{more}",
+                "write each patient in one way, or say whether such identifiers are one patient's: similar_identifiers "
+                '= "same" or "different" in site.toml, --similar-identifiers of a simulation',
+            )
+        first_of: dict[str, str] = {}
+        return {patient: first_of.setdefault(canonical(patient), patient) for patient in patients}
 
 
-def _refuse_empty(source: Source) -> NoReturn:
-    source.refuse("", "it holds no records", "give a file with at least one patient")
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What records are together: the ``kind`` of most, and each patient's identifier by the ``spellings`` of it."""
+
+    kind: type[Content]
+    spellings: Mapping[str, str]
+
+    def settled(self, record: Record) -> Record:
+        """The record under its patient's one identifier, set aside if it is of another kind."""
+        content = record.content if isinstance(record.content, self.kind) else SetAsideContent()
+        return replace(record, patient_id=self.spellings[record.patient_id], content=content)
 
 
-def _parse_row(
-    source: Source, position: str, row: Mapping[str, object] | Malformed
-) -> tuple[str, str | None, Content | Malformed]:
-    """Its position, its patient (None where it is no row), and its content."""
-    if isinstance(row, Malformed):
-        return position, None, row
-    return position, _patient_id(source, position, row), _content(row)
+@dataclass
+class _Kind:
+    """How many records are of a kind, and where the first of them are."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.count += 1
+        if len(self.places) < _PLACES_KEPT:
+            self.places.append(place)
 
 
-def _one_spelling_each(source: Source, records: list[Record], similar: Similar | None) -> list[Record]:
-    """The records, whose patients are told apart as ``similar`` says."""
-    if similar == "different":
-        return records
-    found = clashes(record.patient_id for record in records)
-    if not found:
-        return records
-    if similar is None:
-        place = f"{source.path.name}, "
-        where = [record.position.removeprefix(place) for record in records]
-        pairs = [f"{where[one]} and {where[other]}" for one, other in found[:_CLASHES_NAMED]]
-        more = f", and {len(found) - _CLASHES_NAMED} more" if len(found) > _CLASHES_NAMED else ""
-        source.refuse(
-            "",
-            f"patients' identifiers differ in spelling alone (case, hyphens, zeros, decimals, invisible characters): "
-            f"{'; '.join(pairs)}{more}",
-            "write each patient in one way, or say whether such identifiers are one patient's: similar_identifiers = "
-            '"same" or "different" in site.toml, --similar-identifiers of a simulation',
-        )
-    first_of: dict[str, str] = {}
-    return [
-        replace(record, patient_id=first_of.setdefault(canonical(record.patient_id), record.patient_id))
-        for record in records
-    ]
+def _records(
+    name: str, found: Iterable[Parsed], similar: Similar | None, quarantine: Quarantine | None
+) -> list[Record]:
+    checks = RecordChecks(name, similar, quarantine)
+    records = [record for one in found if (record := checks.admit(one)) is not None]
+    findings = checks.finish()
+    return [findings.settled(record) for record in records]
 
 
-def _patient_id(source: Source, position: str, row: Mapping[str, object]) -> str:
+def _refuse_empty(name: str) -> NoReturn:
+    refuse(name, "it holds no records", "give a source with at least one patient")
+
+
+def _patient_id(position: str, row: Mapping[str, object]) -> str:
     if PATIENT_ID not in row:
-        source.refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
+        refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
     value = _own(row[PATIENT_ID])
     patient_id = _parse_patient_id(value)
     if patient_id is None:
         what = f"has an empty or unusable patient_id ({type(value).__name__})"
-        source.refuse(position, what, "give every record its patient's identifier, as text or as a whole number")
+        refuse(position, what, "give every record its patient's identifier, as text or as a whole number")
     if names_nobody(patient_id):
         what = "has a patient_id that stands for a missing one"
-        source.refuse(position, what, "give every record its patient's identifier, or leave the record out")
+        refuse(position, what, "give every record its patient's identifier, or leave the record out")
     return patient_id
 
 

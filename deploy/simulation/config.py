@@ -10,10 +10,10 @@ from ...client.site.opt_outs import OptOuts
 from ...client.site.site_records import SiteRecords
 from ...common.data.identifiers import Similar
 from ...common.data.records import check_beginning, read_records
-from ...common.data.rows import RecordFile
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
+from ...common.sources.source import DataSource
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
@@ -156,7 +156,7 @@ def _count_units(simulation: Simulation, name: str, unit: str) -> int:
 class RecordFiles:
     """Each site's file, those of patients who opted out, and the evaluation file with where it comes from."""
 
-    cohorts: dict[str, Path] | dict[str, RecordFile]
+    cohorts: dict[str, DataSource] | dict[str, Path]
     opted_out: dict[str, Path]
     similar_identifiers: Similar | None
     evaluation: Path

@@ -2,15 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Name
 from ...common.data.identifiers import Similar
-from ...common.data.rows import Column, RecordFile
 from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Help, Option, Section
+from ...common.sources.rows import Column
+from ...common.sources.source import DataSource, Delimiter, Encoding
 from ...common.study.study import MODEL, TRAINING
 
 MAX_BUILTIN_SITES: Final = 50
@@ -50,12 +51,8 @@ class Simulation(Section):
             example='{ patient_id = "subject_id", text = "note" }',
         ),
     ] = Field(default_factory=dict)
-    encoding: Annotated[Literal["utf-8", "cp1252", "latin-1"], Option("Of the files of --data", only="simulate")] = (
-        "utf-8"
-    )
-    delimiter: Annotated[Literal[",", ";", "|", "tab"], Option("Between the columns of their CSV", only="simulate")] = (
-        ","
-    )
+    encoding: Annotated[Encoding, Option("Of the files of --data", only="simulate")] = "utf-8"
+    delimiter: Annotated[Delimiter, Option("Between the columns of their CSV", only="simulate")] = ","
     exports: Annotated[
         tuple[Name, ...],
         Option(
@@ -113,12 +110,11 @@ class Simulation(Section):
     ] = PROCESSORS
 
     @property
-    def files(self) -> dict[str, RecordFile]:
+    def files(self) -> dict[str, DataSource]:
         """Each site's file, as it is written."""
-        delimiter = "\t" if self.delimiter == "tab" else self.delimiter
-        export = partial(RecordFile, columns=self.columns, encoding=self.encoding, delimiter=delimiter)
+        export = partial(DataSource, columns=self.columns, encoding=self.encoding, delimiter=self.delimiter)
         exports = self.exports or self.data
-        return {name: (export if name in exports else RecordFile)(path=path) for name, path in self.data.items()}
+        return {name: (export if name in exports else DataSource)(files=(path,)) for name, path in self.data.items()}
 
     @model_validator(mode="after")
     def _exported(self) -> Self:

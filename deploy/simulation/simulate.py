@@ -26,7 +26,6 @@ from ...common.crypto.identity import Identity
 from ...common.data.identifiers import Similar
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, parse_records, read_records
-from ...common.data.rows import RecordFile
 from ...common.data.tokenisation import EvaluationSet, Tokenisation
 from ...common.errors import DataError, StudyError
 from ...common.ledger.replay import VerifiedLedger
@@ -34,6 +33,7 @@ from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
+from ...common.sources.source import DataSource
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Site, Study
@@ -49,9 +49,9 @@ from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
 from .sites import check_evaluation, check_held_out, check_newest, simulated_policy
 
-# A file, or rows as such a file holds them.
-_File = str | Path | RecordFile
-RecordSource = _File | Sequence[Mapping[str, object]]
+# A file or another source, or rows as a file holds them.
+_Source = str | Path | DataSource
+RecordSource = _Source | Sequence[Mapping[str, object]]
 
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
 Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
@@ -345,9 +345,8 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
 def _records(
     name: str, source: RecordSource, similar: Similar | None, quarantine: Quarantine | None = None
 ) -> list[Record]:
-    if isinstance(source, _File):
-        file = Path(source) if isinstance(source, str) else source
-        return read_records(file, similar=similar, quarantine=quarantine)
+    if isinstance(source, _Source):
+        return read_records(DataSource.of(source), similar=similar, quarantine=quarantine)
     return parse_records(name, source, similar=similar, quarantine=quarantine)
 
 
@@ -361,7 +360,7 @@ def _check_learnable(site: str, cohort: Cohort[Example]) -> None:
 def _tell_of_budget(study: Study, cohorts: Mapping[str, RecordSource]) -> None:
     """Each time, on standard error: two runs on the same patients cost the sum of both, and nothing here adds it up."""
     declared = {site.name for site in study.sites if site.sensitivity == "synthetic"}
-    real = [name for name, source in cohorts.items() if isinstance(source, _File) and name not in declared]
+    real = [name for name, source in cohorts.items() if isinstance(source, _Source) and name not in declared]
     if real:
         print(
             f"grandrounds: this simulation keeps no budget. The records of {', '.join(real)} are not declared "

@@ -94,7 +94,8 @@ def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy, *, wit
             f"warning: {count(without_target, 'record')} of them have no token left to learn within the study's "
             "max_tokens, and contribute nothing: is what comes before completions too long?"
         )
-    for path in (settings.data, settings.held_out, policy.data.opted_out):
+    sources = (settings.data, settings.held_out)
+    for path in (*(path for source in sources if source for path in source.paths), policy.data.opted_out):
         if path is not None and path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield f"warning: every user of this machine may read {path}; the worker's alone needs to: chmod o-r"
     if folder.is_paused:

@@ -112,7 +112,7 @@ def init(
     log = SiteLog(folder)
     if not log.has_begun:
         log.note("initialised", key=card.public_key)
-    readable = [f"see to it that no other user than {settings.worker_user} can read {settings.data}"]
+    readable = [f"see to it that no other user than {settings.worker_user} can read {_paths(settings)}"]
     _settle(folder)
     return [
         *found,
@@ -174,19 +174,24 @@ def recover(folder: SiteFolder) -> list[str]:
     SiteLog(folder).note("recovered", asset=policy.data.asset)
     left = [study.forget() for study in folder.joined()]
     return [
-        f"nothing is left of the budget of {policy.data.asset}, for the patients in {settings.data}",
+        f"nothing is left of the budget of {policy.data.asset}, for the patients in {_paths(settings)}",
         "what was spent of others is forgotten: never give a patient whom a study has read an asset of another name",
         *(f"this site has left a study, of which all that was here is now in {each}" for each in left),
     ]
 
 
 def _text_of(settings: SiteSettings) -> bytes:
-    stated = {name: json.dumps(str(getattr(settings, name))) for name in ("name", "data", "model")}
+    places = {"name": settings.name, "data": settings.data.paths[0], "model": settings.model}
+    stated = {name: json.dumps(str(place)) for name, place in places.items()}
     users = {name: _stated(name, getattr(settings, name)) for name in ("worker_user", "node_user")}
     device = f"device = {json.dumps(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
     usual = settings.runtime_port == SiteSettings.model_fields["runtime_port"].default
     port = f"{'# ' if usual else ''}runtime_port = {settings.runtime_port}"
     return _SETTINGS.format(**stated, **users, device=device, runtime_port=port).encode()
+
+
+def _paths(settings: SiteSettings) -> str:
+    return ", ".join(map(str, settings.data.paths))
 
 
 def _stated(name: str, value: str | None) -> str:

@@ -30,7 +30,7 @@ def claimed(data: Path, site: SiteFolder, *, new_budget: bool) -> Iterator[None]
         if not new_budget:
             _check_unclaimed(known, data, str(site.path.resolve()))
         yield
-        known[str(site.settings().data.resolve())] = str(site.path.resolve())
+        known |= {str(path.resolve()): str(site.path.resolve()) for path in site.settings().data.paths}
         write_atomically(place, json.dumps(known, indent=2).encode(), mode=0o600)
 
 

@@ -21,7 +21,8 @@ def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     settings, path, own = folder.settings(), folder.path.absolute(), study.path.absolute()
     study = JoinedStudy(own)
     socket = study.socket(settings.socket)
-    data, model, run = (place.absolute() for place in (settings.data, settings.model, socket.parent))
+    model, run = settings.model.absolute(), socket.parent.absolute()
+    records = [path.absolute() for source in (settings.data, settings.held_out) if source for path in source.paths]
     worker, node = f"{_WORKER}-{study.name}.service", f"{_NODE}-{study.name}.service"
     values = {
         "site": settings.name,
@@ -32,10 +33,9 @@ def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
         "node": study.node.path,
         "node_written": study.node.written,
         "run": run,
-        "data": data,
         "model": model,
         "on_gpu": settings.device != PROCESSORS,
-        "records": [place.absolute() for place in (data, settings.held_out) if place],
+        "records": records,
         "written": [path / folder.state.name, study.store, study.kept, run],
         "worker_user": settings.worker_user or _WORKER,
         "node_user": settings.node_user or _NODE,
@@ -43,7 +43,7 @@ def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
         "node_account": _account(settings.node_user, _NODE),
         "worker_in_container": User.named(_id_of(settings.worker_user, FIRST_ID)),
         "node_in_container": User.named(_id_of(settings.node_user, _SECOND_ID)),
-        "protect_home": protect_home((path, data, model)),
+        "protect_home": protect_home((path, *records, model)),
     }
     templates = {
         worker: "grandrounds-worker.service",

@@ -126,7 +126,7 @@ def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder
 
 def test_identifiers_that_differ_in_spelling_alone_stop_a_site_until_its_settings_say_whose_they_are(folder, study):
     break_records(folder, ['{"patient_id": "Patient-02", "text": "ill"}'])
-    with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and line 4"):
+    with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and notes.jsonl, line 4"):
         open_site(folder)
     for similar, sizes in (("same", [1, 2]), ("different", [1, 1, 1])):
         assert [

@@ -27,8 +27,8 @@ from grandrounds.common.data.records import (
     parse_records,
     read_records,
 )
-from grandrounds.common.data.rows import RecordFile
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.source import DataSource
 
 Row = dict[str, Any]
 
@@ -337,7 +337,7 @@ def test_identifiers_that_differ_in_spelling_alone_are_refused_by_place_unless_i
     first = 2 if ending == "csv" else 1
     place = "row" if ending == "parquet" else "line"
     for one, other in ((0, 2), (3, 4)):
-        assert f"{place} {first + one} and {place} {first + other}" in said
+        assert f"{path.name}, {place} {first + one} and {path.name}, {place} {first + other}" in said
     assert "zebedee" not in said.casefold()
     same = [record.patient_id for record in read_records(path, similar="same")]
     assert same == ["7", "8", "7", "Zebedee-07", "Zebedee-07", "8"]
@@ -411,7 +411,7 @@ def test_one_record_of_another_kind_does_not_decide_over_the_rest_though_it_is_t
 def test_a_file_of_which_most_cannot_be_read_is_refused_with_the_first_reason(tmp_path: Path) -> None:
     path = tmp_path / "site.jsonl"
     path.write_text('{"patient_id": 1, "note": "a"}\n{"patient_id": 2, "note": "b"}\n{"patient_id": 3, "text": "c"}')
-    with pytest.raises(DataError, match="line 1: lacks a field, or has one that is not known, and most of the file"):
+    with pytest.raises(DataError, match="line 1: lacks a field, or has one that is not known, and most of the source"):
         read_records(path, quarantine=Quarantine())
 
 
@@ -436,7 +436,7 @@ OTHERWISE: dict[str, Any] = {
 def test_a_file_with_other_names_another_encoding_and_semicolons_is_read_as_it_is_described(tmp_path: Path) -> None:
     path = tmp_path / "site.csv"
     path.write_text('hadm;subject_id;text;note\n7;p;short;"müde; 38°"\n', "cp1252")
-    (found,) = read_records(RecordFile(path=path, **OTHERWISE))
+    (found,) = read_records(DataSource(files=(path,), **OTHERWISE))
     assert (found.patient_id, found.content) == ("p", Text(text="müde; 38°"))
 
 
@@ -448,7 +448,7 @@ def test_other_names_are_those_of_every_kind_of_file(tmp_path: Path, ending: str
         path.write_text(json.dumps(rows[0]), encoding="utf-8")
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (found,) = read_records(RecordFile(path=path, columns=OTHERWISE["columns"]))
+    (found,) = read_records(DataSource(files=(path,), columns=OTHERWISE["columns"]))
     assert (found.patient_id, found.content) == ("p", Text(text="well"))
 
 
@@ -468,5 +468,5 @@ def test_a_description_that_does_not_fit_its_file_is_refused(
     path = tmp_path / "site.csv"
     path.write_text(f"{header}\np;{QUOTE}\n", "cp1252")
     with pytest.raises(DataError, match=re.escape(complaint)) as refused:
-        read_records(RecordFile(path=path, **described))
+        read_records(DataSource(files=(path,), **described))
     assert QUOTE not in refused.value.diagnostics()

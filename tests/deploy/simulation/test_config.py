@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from grandrounds.common.data.rows import RecordFile
 from grandrounds.common.errors import DataError, StudyError
+from grandrounds.common.sources.source import DataSource
 from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
 
 SYNTHETIC = {"data": {"evaluation": "synthetic"}}
@@ -90,7 +90,7 @@ def test_opt_outs_are_read_for_sites_with_data_and_for_built_in_ones(files: dict
     )
     prepared = prepare_records(simulation, lambda event: None)
     assert prepared.opted_out == {"north": tmp_path / "north.txt"}
-    assert prepared.cohorts == {site: RecordFile(path=Path(path)) for site, path in files.items()}
+    assert prepared.cohorts == {site: DataSource(files=(Path(path),)) for site, path in files.items()}
     assert prepared.evaluation == Path(files["west"])
 
 
@@ -143,7 +143,7 @@ def test_exports_are_those_of_all_sites_or_of_the_named(files: dict[str, str]) -
     assert {file.delimiter for file in simulation.files.values()} == {";"}
     _, simulation = read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["west"]}})
     assert [name for name, file in simulation.files.items() if file.delimiter == ";"] == ["west"]
-    assert simulation.files["north"] == RecordFile(path=Path(files["north"]))
+    assert simulation.files["north"] == DataSource(files=(Path(files["north"]),))
     with pytest.raises(StudyError, match=r"simulation\.exports: there is no data of east"):
         read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["east"]}})
 

@@ -1,20 +1,15 @@
-"""The rows of a records' file, JSONL, CSV or Parquet, each with its place: whole, or the file is refused."""
+"""Files of records, JSONL, CSV or Parquet, as rows with their places: whole, or the file is refused."""
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, get_args
+from typing import Any, Final, NoReturn
 
-from ..errors import DataError
+from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, Column, Malformed, Rows, has_surrogates, refuse
 
-PATIENT_ID: Final = "patient_id"
-KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
-COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
-Column = Literal["patient_id", "text", "prompt", "completion", "messages"]
-_KNOWN: Final = frozenset(get_args(Column))
 _PANDAS_INDEX: Final = "__index_level_"
 _COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _GZIP: Final = b"\x1f\x8b"
@@ -24,37 +19,16 @@ csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Malformed:
-    """Why a row or its content cannot be used, and what to do: without a word of it."""
+class _Table:
+    """A file that is being read, and the one way to refuse it.
 
-    what: str
-    fix: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordFile:
-    """A file of records that is written otherwise: ``columns`` has its names of columns by those of records.
-
-    Where there are some, columns that no record has are left out. ``delimiter`` is of CSV.
+    ``columns`` has its names of columns by those of records; ``delimiter`` is of CSV.
     """
 
     path: Path
-    columns: Mapping[Column, str] = field(default_factory=dict)
-    encoding: str = "utf-8"
-    delimiter: str = ","
-
-
-# A row with its place in the file; Malformed where a place holds none.
-Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
-
-
-class Source:
-    """A file that is being read, and the one way to refuse it."""
-
-    def __init__(self, file: Path | RecordFile) -> None:
-        self.file = file if isinstance(file, RecordFile) else RecordFile(path=file)
-        self.path = self.file.path
-        self._ours = {theirs: ours for ours, theirs in self.file.columns.items()}
+    columns: Mapping[Column, str]
+    encoding: str
+    delimiter: str
 
     def rows(self) -> Rows:
         """The rows of the file, by its ending. Raises DataError where it cannot be told whose they are."""
@@ -67,27 +41,34 @@ class Source:
             self.refuse("", f"the ending {self.path.suffix!r} is not known", fix)
         return read(self)
 
+    @property
+    def _ours(self) -> Mapping[str, Column]:
+        return {theirs: ours for ours, theirs in self.columns.items()}
+
     def named(self, row: Mapping[str, object]) -> Mapping[str, object]:
         """The row by the names of records."""
         if not self._ours:
             return row
-        return {ours: value for name, value in row.items() if (ours := self._our(name)) in _KNOWN}
+        return {ours: value for name, value in row.items() if (ours := self._our(name)) in KNOWN}
 
     def _our(self, name: str) -> str:
         """What the column of this name is among those of records; "" where another was named for what it is called."""
-        return self._ours.get(name, "" if name in self.file.columns else name)
+        return self._ours.get(name, "" if name in self.columns else name)
+
+    def place(self, position: str) -> str:
+        """The file's name with the line or row."""
+        return f"{self.path.name}, {position}" if position else self.path.name
 
     def refuse(self, position: str, what: str, fix: str) -> NoReturn:
-        """Raise the DataError; ``from None`` because a parser's own exception may quote the record."""
-        where = f"{self.path.name}, {position}:" if position else f"{self.path.name}:"
-        raise DataError(f"{where} {what}", why="a study trains only on data that was read whole", fix=fix) from None
+        """Raise the DataError of what stands there."""
+        refuse(self.place(position), what, fix)
 
     def lines(self, *, newline: str) -> Iterator[str]:
         """The file's lines, one held at a time, split as ``newline`` of ``open`` says.
 
         Bytes that the encoding does not have are lone surrogates, which no text of a record may hold.
         """
-        encoding = "utf-8-sig" if self.file.encoding == "utf-8" else self.file.encoding
+        encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
         try:
             with self.path.open("rb") as file:
                 if file.peek(len(_GZIP)).startswith(_GZIP):
@@ -98,13 +79,13 @@ class Source:
 
     def check_columns(self, position: str, header: Sequence[str]) -> None:
         """Raises DataError unless the columns are those of records; they are told by number, never by name."""
-        for theirs in self.file.columns.values():
+        for theirs in self.columns.values():
             if theirs not in header and len(header) > 1:
                 fix = "compare --column with the first line of the file"
                 self.refuse(position, f"no column is called {theirs}", fix)
         names = list(header)
         if self._ours:
-            names = [ours for name in header if (ours := self._our(name)) in _KNOWN]
+            names = [ours for name in header if (ours := self._our(name)) in KNOWN]
         if len(set(names)) != len(names):
             self.refuse(position, "two columns have one name", "give each column one name")
         if PATIENT_ID not in names:
@@ -112,11 +93,11 @@ class Source:
             fix = "give every record a patient_id (for CSV, in a header line); simulate has --column for --data"
             if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
                 what = "its columns are separated by another sign than a comma"
-                if self.file.delimiter != ",":
-                    what = f"its columns are not separated by {self.file.delimiter!r}"
+                if self.delimiter != ",":
+                    what = f"its columns are not separated by {self.delimiter!r}"
                 fix = "separate them by commas; simulate has --delimiter for --data"
             self.refuse(position, what, fix)
-        extra = [number for number, name in enumerate(names, start=1) if name not in _KNOWN]
+        extra = [number for number, name in enumerate(names, start=1) if name not in KNOWN]
         if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
             what = f"column {extra[0]} has no name, as where pandas writes its index"
             self.refuse(position, f"{what}: {_numbered(extra, names)}", f"leave it out (index=False); {COLUMNS}")
@@ -135,11 +116,11 @@ def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
     return f"of {len(names)}, {len(extra)} too many (number {some})"
 
 
-def _jsonl(source: Source) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
-    for number, line in enumerate(source.lines(newline="\n"), start=1):
+def _jsonl(table: _Table) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
+    for number, line in enumerate(table.lines(newline="\n"), start=1):
         if line.strip():
             row = _json_row(line)
-            yield f"line {number}", row if isinstance(row, Malformed) else source.named(row)
+            yield table.place(f"line {number}"), row if isinstance(row, Malformed) else table.named(row)
 
 
 def _json_row(line: str) -> Mapping[str, object] | Malformed:
@@ -154,52 +135,43 @@ def _json_row(line: str) -> Mapping[str, object] | Malformed:
     return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
 
 
-def has_surrogates(text: str) -> bool:
-    """Whether it holds what UTF-8 cannot: bytes of another encoding, or halves of pairs, which JSON can spell."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _csv(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(source.lines(newline=""), strict=True, delimiter=source.file.delimiter)
+def _csv(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
+    reader = csv.reader(table.lines(newline=""), strict=True, delimiter=table.delimiter)
     header: list[str] | None = None
     while True:
         position = f"line {reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error:  # and whose the lines after it are, is anybody's guess
-            source.refuse(position, "is not valid CSV", "quote cells as RFC 4180 says")
+            table.refuse(position, "is not valid CSV", "quote cells as RFC 4180 says")
         if cells is None:
             return
         if header is None:
             header = cells
-            source.check_columns(position, header)
+            table.check_columns(position, header)
         elif len(cells) == len(header):
-            yield position, source.named(dict(zip(header, cells, strict=True)))
+            yield table.place(position), table.named(dict(zip(header, cells, strict=True)))
         elif cells:  # as where a text was not quoted, whose parts may look like another patient's record
             fix = "give every line one cell a column"
-            source.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
+            table.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
 
 
-def _parquet(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _parquet(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
-        with pyarrow.parquet.ParquetFile(source.path) as file:
+        with pyarrow.parquet.ParquetFile(table.path) as file:
             names = file.schema_arrow.names
-            source.check_columns("", names)
+            table.check_columns("", names)
             for batch in file.iter_batches(_BATCH):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
-                    yield f"row {number}", source.named(dict(zip(names, map(_python, cells), strict=True)))
+                    yield table.place(f"row {number}"), table.named(dict(zip(names, map(_python, cells), strict=True)))
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
-        source.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
+        table.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
 
 
 def _python(scalar: Any) -> object:
@@ -210,3 +182,8 @@ def _python(scalar: Any) -> object:
         return scalar.as_py()
     except (ValueError, OverflowError, pyarrow.ArrowException):
         return None
+
+
+def file_rows(path: Path, *, columns: Mapping[Column, str], encoding: str, delimiter: str) -> Rows:
+    """The rows of a file, by its ending. Raises DataError where it cannot be told whose they are."""
+    return _Table(path=path, columns=columns, encoding=encoding, delimiter=delimiter).rows()

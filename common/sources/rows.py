@@ -1,0 +1,39 @@
+"""Rows of a source, each with its place, by the names that records have; and the one way to refuse a source."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn, get_args
+
+from ..errors import DataError
+
+PATIENT_ID: Final = "patient_id"
+KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
+COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
+Column = Literal["patient_id", "text", "prompt", "completion", "messages"]
+KNOWN: Final = frozenset(get_args(Column))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Malformed:
+    """Why a row or its content cannot be used, and what to do: without a word of it."""
+
+    what: str
+    fix: str
+
+
+# A row by the names of records, with its place, as "notes.jsonl, line 7"; Malformed where a place holds none.
+Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
+
+
+def refuse(place: str, what: str, fix: str) -> NoReturn:
+    """Raise the DataError of what stands at ``place``; ``from None``, for a reader's own exception may quote it."""
+    raise DataError(f"{place}: {what}", why="a study trains only on data that was read whole", fix=fix) from None
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether it holds what UTF-8 cannot: bytes of another encoding, or halves of pairs, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
