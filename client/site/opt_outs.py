@@ -40,9 +40,14 @@ class OptOuts:
         numbered = enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1)
         return cls(lines={number: forms for number, line in numbered if (forms := frozenset(_forms(line)))})
 
+    @property
+    def patients(self) -> frozenset[str]:
+        """The canonical forms of all whom a line may mean."""
+        return frozenset[str]().union(*self.lines.values())
+
     def without(self, records: Iterable[Record]) -> list[Record]:
         """The records, in order, of the patients whom no line may mean."""
-        opted_out = frozenset[str]().union(*self.lines.values())
+        opted_out = self.patients
         return [record for record in records if canonical(record.patient_id) not in opted_out]
 
     @property
@@ -50,10 +55,10 @@ class OptOuts:
         """How many lines there are but blank ones and comments."""
         return sum(not _is_comment(forms) for forms in self.lines.values())
 
-    def unmatched(self, records: Iterable[Record]) -> list[int]:
-        """The numbers of those lines that mean no patient of the records."""
-        patients = {canonical(patient) for patient in {record.patient_id for record in records}}
-        return [number for number, forms in self.lines.items() if not forms & patients and not _is_comment(forms)]
+    def unmatched(self, patients: Iterable[str]) -> list[int]:
+        """The numbers of those lines that mean none of the ``patients``, whoever else."""
+        known = {canonical(patient) for patient in patients}
+        return [number for number, forms in self.lines.items() if not forms & known and not _is_comment(forms)]
 
 
 def without_opted_out(records: Iterable[Record], path: Path | None) -> list[Record]:

@@ -43,7 +43,7 @@ class SiteRecords:
             records=opt_outs.without(records),
             quarantine=quarantine,
             opt_out_lines=opt_outs.count,
-            unmatched=opt_outs.unmatched(records),
+            unmatched=opt_outs.unmatched({record.patient_id for record in records}),
         )
 
     def told(self) -> Iterator[str]:
@@ -57,15 +57,8 @@ class SiteRecords:
         return [record.patient_id for record in self.records]
 
     def told_far(self, manifest: Manifest, name: str) -> Iterator[str]:
-        """A line where the study counts on quite another number of units of the site ``name``."""
-        unit, nominal = manifest.study.privacy.unit, manifest.nominal_units(name)
-        units = len(set(self.patients) if unit == "patient" else self.records)
-        if max(units, nominal) > _FAR * min(units, nominal):
-            yield (
-                f"warning: the study counts on {nominal} {unit}s of this site, and {units} were read: its part of each "
-                f"step is {units / nominal:.2g} times as large as the study means, and the claim is what it was. Is "
-                "this the right file? If so, ask the study's author for nominal_units near the true number, rounded"
-            )
+        """What ``told_far`` says of them."""
+        return told_far(len(set(self.patients)), len(self.records), manifest, name)
 
     def check_opt_outs(self) -> None:
         """Raises DataError where there are opt-outs and none of them matches a patient."""
@@ -76,6 +69,18 @@ class SiteRecords:
                 fix="write identifiers as in the records, one a line; if it is right that none has records here, say "
                 "--opt-outs-match-nobody",
             )
+
+
+def told_far(patients: int, records: int, manifest: Manifest, name: str) -> Iterator[str]:
+    """A line where the study counts on quite another number of units of the site ``name``."""
+    unit, nominal = manifest.study.privacy.unit, manifest.nominal_units(name)
+    units = patients if unit == "patient" else records
+    if max(units, nominal) > _FAR * min(units, nominal):
+        yield (
+            f"warning: the study counts on {nominal} {unit}s of this site, and {units} were read: its part of each "
+            f"step is {units / nominal:.2g} times as large as the study means, and the claim is what it was. Is "
+            "this the right file? If so, ask the study's author for nominal_units near the true number, rounded"
+        )
 
 
 def read_site_records(settings: SiteSettings, policy: Policy) -> SiteRecords:

@@ -1,81 +1,200 @@
 """What a site's data come to, before any study: in aggregate, for the site's own operator and nobody else."""
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from statistics import median
 from typing import Final
 
-from ...common.data.records import Chat, PromptCompletion, Record, Text, read_records
-from ...common.data.text_lengths import TextLengths
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.data.identifiers import Similar, canonical
+from ...common.data.quarantine import Quarantine
+from ...common.data.records import Chat, Content, PromptCompletion, RecordChecks, Text, parsed
+from ...common.data.text_lengths import TextLengths, TextSample, text_of
 from ...common.errors import DataError, ModelError
+from ...common.sources.source import DataSource, read_rows
 from ..budget.policy import Policy
 from .folder import SiteSettings
-from .site_records import SiteRecords, read_site_records
+from .opt_outs import OptOuts, told_unmatched
+from .reading import Reading, windows_in
 
-_COLUMNS: Final = {Text: "text", PromptCompletion: "prompt, completion", Chat: "messages"}
-# What studies read of a record, for an operator who does not know yet what one will: tokens.
+_COLUMNS: Final[dict[type[Content], str]] = {Text: "text", PromptCompletion: "prompt, completion", Chat: "messages"}
+# What studies read of a record at a time, for an operator who does not know yet what one will: tokens.
 _USUAL: Final = (64, 256, 1024)
+_DIGEST_BYTES: Final = 8  # of a million records two have one digest with a probability below one in ten million
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Records, patients and lengths of a site's data, as they were read; nothing of it leaves the site."""
+    """Records, patients and lengths of a site's data, read one after another; nothing of it leaves the site.
+
+    Attributes:
+        file: what people call the source.
+        kind: of which most records are.
+        patients: how many records each has, of those who did not opt out.
+        lengths: of some of their records.
+        repeated: how many records say what another of the same patient says.
+        shared: how many texts several patients have.
+        opted_out: how many patients opted out, of those who have records.
+        quarantine: what cannot be read.
+        opt_out_lines: how many lines of the opt-outs may mean a patient.
+        unmatched: the numbers of those that mean none.
+    """
 
     file: str
-    site_records: SiteRecords
+    kind: type[Content]
+    patients: Counter[str]
     lengths: TextLengths
+    repeated: int
+    shared: int
+    opted_out: int
+    quarantine: Quarantine
+    opt_out_lines: int
+    unmatched: list[int]
 
     @classmethod
-    def of(cls, settings: SiteSettings, policy: Policy, site_records: SiteRecords | None = None) -> "Survey":
-        """Read all that site.toml names, or what was read of it already. Raises DataError and ModelError."""
-        if site_records is None:
-            check_readable(settings)
-            site_records = read_site_records(settings, policy)
+    def of(cls, settings: SiteSettings, policy: Policy) -> "Survey":
+        """Read all that site.toml names, holding no record. Raises DataError and ModelError."""
+        check_readable(settings)
+        opt_outs, quarantine, similar = OptOuts.read(policy.data.opted_out), Quarantine(), settings.similar_identifiers
+        checks = RecordChecks(settings.data.name, similar, quarantine)
+        left_out, sample, said = opt_outs.patients, TextSample(), _Said()
+        counts, forms = Counter[str](), dict[str, str]()
+        for one in parsed(read_rows(settings.data)):
+            record = checks.admit(one)
+            if record is None:
+                continue
+            counts[record.patient_id] += 1
+            form = forms.get(record.patient_id) or forms.setdefault(record.patient_id, canonical(record.patient_id))
+            if form not in left_out and (text := text_of(record.content)):
+                sample.add(text)
+                said.add(form, text)
+        findings = checks.finish()
         if settings.held_out is not None:
-            read_records(settings.held_out, similar=settings.similar_identifiers)
-        if not site_records.records:
+            _check(settings.held_out, similar)
+        patients, opted_out = Counter[str](), set[str]()
+        for spelling, patient in findings.spellings.items():
+            if forms[spelling] in left_out:
+                opted_out.add(patient)
+            else:
+                patients[patient] += counts[spelling]
+        if not patients:
             raise DataError(
                 f"of {settings.data.name} no record is left: all of its patients are among the opt-outs",
                 why="there is nothing to train on",
                 fix="check the file that data.opted_out in policy.toml names",
             )
-        lengths = TextLengths.of(site_records.records, settings.model)
-        return cls(file=settings.data.name, site_records=site_records, lengths=lengths)
+        return cls(
+            file=settings.data.name,
+            kind=findings.kind,
+            patients=patients,
+            lengths=sample.lengths(settings.model),
+            repeated=said.repeated,
+            shared=said.shared,
+            opted_out=len(opted_out),
+            quarantine=quarantine,
+            opt_out_lines=opt_outs.count,
+            unmatched=opt_outs.unmatched(counts),
+        )
 
     @property
     def lines(self) -> list[str]:
         """All that can be said before there is a study."""
-        return [self.counts, self.read_by_studies, *self.site_records.told()]
+        return [self.counts, self.read_by_studies, *self.told()]
+
+    def told(self) -> Iterator[str]:
+        """Lines for the site's operator, who alone gets them."""
+        yield from self.quarantine.lines()
+        yield from told_unmatched(self.opt_out_lines, self.unmatched)
+
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+        return self.patients.total()
 
     @property
     def counts(self) -> str:
         """What was read, in one line."""
-        records = self.site_records.records
-        each = Counter(record.patient_id for record in records)
         return (
-            f"{self.file}: {len(records):,} records (patient_id, {_columns(records)}) of {len(each):,} patients, "
-            f"{median(each.values()):g} of a patient in the median"
+            f"{self.file}: {self.records:,} records (patient_id, {_COLUMNS.get(self.kind, 'no content')}) of "
+            f"{len(self.patients):,} patients, {median(self.patients.values()):g} of a patient in the median"
         )
 
     @property
     def read_by_studies(self) -> str:
-        """How much of the text studies read, by how many tokens of a record they read."""
-        first, *others = ((f"{most:,}", self._share(most)) for most in _USUAL)
-        more = "".join(f", one of {most} {share}" for most, share in others)
-        return f"{self._median}; a study that reads {first[0]} of each reads {first[1]} of your text{more}"
-
-    def read_by(self, max_tokens: int) -> str:
-        """How much of the text one study reads."""
+        """How many windows the text makes, by how many tokens a study reads at a time."""
+        made = [f"{self.windows(most).sum():,.0f} of {most:,}" for most in _USUAL]
         return (
-            f"{self._median}; this study reads the first {max_tokens:,} of each, {self._share(max_tokens)} of your text"
+            f"{self._median}; studies read windows of your text, of which it makes about {made[0]} tokens, "
+            f"{' or '.join(made[1:])}"
         )
+
+    def read_by(self, reading: Reading) -> str:
+        """How much of the text one study reads."""
+        windows = self.windows(reading.max_tokens, reading.overlap)
+        return f"{self._median}; {reading.told(reading.units(windows, self.records_each))}"
+
+    @property
+    def records_each(self) -> NDArray[np.int64]:
+        """How many records each patient has: int64 [patients]."""
+        return np.fromiter(self.patients.values(), dtype=np.int64)
+
+    @property
+    def tokens(self) -> NDArray[np.float64]:
+        """How many tokens each record has: [records], those that were counted standing for the others."""
+        return np.resize(np.asarray(self.lengths.tokens or [0.0]), self.records)
+
+    def windows(self, max_tokens: int, overlap: int = 0) -> NDArray[np.int64]:
+        """How many windows each record makes: int64 [records], as ``tokens``."""
+        prompts = self.kind is PromptCompletion  # which lose their beginnings instead
+        return np.ones(self.records, dtype=np.int64) if prompts else windows_in(self.tokens, max_tokens, overlap)
 
     @property
     def _median(self) -> str:
         return f"your median record has {self.lengths.median:,.0f} tokens"
 
-    def _share(self, max_tokens: int) -> str:
-        return _percent(self.lengths.share_read(max_tokens))
+
+class _Said:
+    """Who says what, by digests."""
+
+    def __init__(self) -> None:
+        self._texts, self._of_patients = array("Q"), array("Q")
+
+    def add(self, patient: str, text: str) -> None:
+        said = text.encode()
+        self._texts.append(_digest(said))
+        self._of_patients.append(_digest(b"\0".join([patient.encode(), said])))
+
+    @property
+    def repeated(self) -> int:
+        """How many say what another of the same patient says."""
+        return len(self._of_patients) - len(self._first())
+
+    @property
+    def shared(self) -> int:
+        """How many texts several patients have."""
+        _, patients = np.unique(np.asarray(self._texts)[self._first()], return_counts=True)
+        return int((patients > 1).sum())
+
+    def _first(self) -> NDArray[np.int64]:
+        """Where a patient says something for the first time."""
+        return np.unique(np.asarray(self._of_patients), return_index=True)[1]
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=_DIGEST_BYTES).digest())
+
+
+def _check(source: DataSource, similar: Similar | None) -> None:
+    """Raises DataError where records cannot be used."""
+    checks = RecordChecks(source.name, similar, None)
+    for one in parsed(read_rows(source)):
+        checks.admit(one)
+    checks.finish()
 
 
 def check_readable(settings: SiteSettings) -> None:
@@ -99,18 +218,3 @@ def check_readable(settings: SiteSettings) -> None:
             why="the study fine-tunes this model, and every site has its files",
             fix="check `model` in site.toml, and that the worker's user may read the folder and all its files",
         ) from error
-
-
-def _columns(records: list[Record]) -> str:
-    return next((_COLUMNS[kind] for record in records if (kind := type(record.content)) in _COLUMNS), "no content")
-
-
-def _percent(share: float) -> str:
-    """A share for people.
-
-    >>> _percent(0.0321), _percent(0.004), _percent(1.0)
-    ('3 %', 'less than 1 %', 'all')
-    """
-    if share > 0.995:
-        return "all"
-    return f"{100 * share:.0f} %" if share >= 0.01 else "less than 1 %"

@@ -8,13 +8,13 @@ from statistics import median
 from typing import Final
 
 from ..model.library_errors import library_errors
-from .records import Chat, PromptCompletion, Record, Text
+from .records import Chat, Content, PromptCompletion, Text
 from .tokenisation import Tokenisation
 
-# Of so many records, anywhere in the file, so many characters each are read: a second's work, however many
+# Of so many records, anywhere in the source, so many characters each are read: seconds, however many
 # and however long the records are.
-_RECORDS: Final = 256
-_CHARACTERS: Final = 16_000
+_RECORDS: Final = 1024
+_CHARACTERS: Final = 8_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,32 +23,42 @@ class TextLengths:
 
     tokens: Sequence[float]
 
-    @classmethod
-    def of(cls, records: Sequence[Record], model: Path) -> "TextLengths":
-        """Of a sample of ``records``, by the tokenizer in the folder ``model``. Raises ModelError."""
-        sample = Random(0).sample(range(len(records)), min(len(records), _RECORDS))  # noqa: S311 (the same each time)
-        texts = [text for number in sample if (text := _text_of(records[number]))]
-        counted = _counter(model)([text[:_CHARACTERS] for text in texts])
-        return cls(
-            tokens=[tokens * max(1.0, len(text) / _CHARACTERS) for text, tokens in zip(texts, counted, strict=True)]
-        )
-
     @property
     def median(self) -> float:
         """The tokens of a record in the middle; 0 where no record has a text."""
         return median(self.tokens) if self.tokens else 0.0
 
-    def share_read(self, max_tokens: int) -> float:
-        """Of all the tokens, the share that a study reads which reads ``max_tokens`` of each record.
 
-        >>> TextLengths(tokens=[50, 150]).share_read(100)
-        0.75
-        """
-        return sum(min(length, max_tokens) for length in self.tokens) / (sum(self.tokens) or 1.0)
+class TextSample:
+    """Texts of records that are told one after another: as many at most, and each as likely to be among them."""
+
+    def __init__(self) -> None:
+        self._random = Random(0)  # noqa: S311 (the same each time)
+        self._told = 0
+        self._texts: list[tuple[str, int]] = []
+
+    def add(self, text: str) -> None:
+        """Tell of one more."""
+        self._told += 1
+        kept = text[:_CHARACTERS], len(text)
+        if len(self._texts) < _RECORDS:
+            self._texts.append(kept)
+        elif (place := self._random.randrange(self._told)) < _RECORDS:
+            self._texts[place] = kept
+
+    def lengths(self, model: Path) -> TextLengths:
+        """By the tokenizer in the folder ``model``. Raises ModelError."""
+        counted = _counter(model)([text for text, _ in self._texts])
+        return TextLengths(
+            tokens=[
+                tokens * whole / len(text) for (text, whole), tokens in zip(self._texts, counted, strict=True) if text
+            ]
+        )
 
 
-def _text_of(record: Record) -> str:
-    match record.content:
+def text_of(content: Content) -> str:
+    """All that is written in a record; nothing of one that is set aside."""
+    match content:
         case Text(text=text):
             return text
         case PromptCompletion(prompt=prompt, completion=completion):

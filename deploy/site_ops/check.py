@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Final
 
+import numpy as np
+
 from ...client.budget.patients import Patients
 from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.joined_study import JoinedStudy
+from ...client.site.reading import Reading
 from ...client.site.site_records import read_site_records
-from ...client.site.survey import Survey, check_readable
+from ...client.site.survey import check_readable
 from ...client.state.database import SiteDatabase
 from ...client.training.cohort import all_units, count_learnable
 from ...client.training.rehearsal import with_most_work
@@ -59,13 +62,14 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
     name, unit = settings.name, manifest.study.privacy.unit
-    units = len(all_units(update.cohort))
+    units = all_units(update.cohort)
+    windows = np.array([len(unit) for unit in units])
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
-        f"{records} records of {units} {unit}s were read; the study counts on "
+        f"{records} records of {len(units)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
-        Survey.of(settings, policy, site_records).read_by(manifest.study.data.max_tokens),
+        Reading.of(manifest.study).told(windows),
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
         f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
         + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),

@@ -7,6 +7,8 @@ from ...client.budget.agreement import propose
 from ...client.budget.patients import Patients
 from ...client.budget.reservations import Reservations
 from ...client.site.folder import SiteFolder
+from ...client.site.reading import Reading
+from ...client.site.site_records import told_far
 from ...client.site.survey import Survey
 from ...client.state.database import SiteDatabase
 from ...common.study.manifest import Manifest
@@ -43,13 +45,13 @@ def _terms(folder: SiteFolder, manifest: Manifest) -> dict[str, Any]:
     try:
         proposal = propose(manifest, policy, name=settings.name, reservations=Reservations(database))
         survey = Survey.of(settings, policy)
-        Patients(database, folder.fingerprint_key()).check(policy.data.asset, survey.site_records.patients)
+        Patients(database, folder.fingerprint_key()).check(policy.data.asset, survey.patients)
     finally:
         database.close()
     data = [
         survey.counts,
-        survey.read_by(manifest.study.data.max_tokens),
-        *survey.site_records.told_far(manifest, settings.name),
+        survey.read_by(Reading.of(manifest.study)),
+        *told_far(len(survey.patients), survey.records, manifest, settings.name),
     ]
     asset = proposal.agreement.budget.asset.name
     return {"budget": proposal.budget, "data": data, "asset": asset, "beside": proposal.new_beside}

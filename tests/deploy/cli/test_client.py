@@ -303,7 +303,7 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
         assert "grandrounds client join DIR study.zip" in err
     code, out, _ = run(["check", str(joined)])
     assert code == 0
-    assert "your median record has 13 tokens; a study that reads 64 of each reads all of your text" in out
+    assert "your median record has 13 tokens; studies read windows of your text, of which it makes about 2 of 64" in out
     assert "no study was joined yet; nothing was reserved, and nothing was sent" in out
     settings = joined / "site.toml"
     settings.write_text(settings.read_text().replace('"cpu"', '"cuda:99"', 1))

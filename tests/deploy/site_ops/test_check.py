@@ -47,7 +47,10 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
     assert "and at most 5, of which a step reads 5 at most" in said[1]
-    assert said[2] == "your median record has 13 tokens; this study reads the first 16 of each, all of your text"
+    assert said[2] == (
+        "your text makes 2 windows of at most 16 tokens; a step draws all of your patients, and reads at most 1 of "
+        "each, at random: over the study's 1 step, all of your text is read at least once, on average"
+    )
     assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[3])
     assert said[4] == "the model computes on processors, 2 records at a time"
     assert said[5].startswith("updates leave 2 s after they are asked for, whatever was drawn")

@@ -1,0 +1,85 @@
+"""What a site's operator is told of the data before a study: read one after another, and right in aggregate."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from support.study.tiny_models import tiny_tokenizer
+
+from grandrounds.client.budget.policy import Policy
+from grandrounds.client.site.folder import SiteSettings
+from grandrounds.client.site.reading import Reading
+from grandrounds.client.site.survey import Survey
+from grandrounds.common.data import text_lengths
+from grandrounds.common.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(folder)  # of bytes: a token a letter
+    return folder
+
+
+@pytest.fixture
+def surveyed(model, tmp_path):
+    def survey(*rows, opted_out="", **settings):
+        (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / "out.txt").write_text(opted_out)
+        policy = Policy.model_validate({"data": {"opted_out": tmp_path / "out.txt"}})
+        return Survey.of(SiteSettings(name="n", data=tmp_path / "notes.jsonl", model=model, **settings), policy)
+
+    return survey
+
+
+def row(patient, text):
+    return {"patient_id": patient, "text": text}
+
+
+def test_what_repeats_is_told_apart_from_what_patients_share_and_who_opted_out_counts_nowhere(surveyed):
+    rows = [row("a", "x"), row("A", "x"), row("a", "y"), row("b", "y"), row("c", "x"), row("c", ""), row("d", "x")]
+    found = surveyed(*rows, opted_out="c\ne\n", similar_identifiers="same")
+    assert (dict(found.patients), found.records) == ({"a": 3, "b": 1, "d": 1}, 5)
+    assert (found.repeated, found.shared, found.opted_out, found.unmatched) == (1, 2, 1, [2])
+    assert list(found.told())[1] == "  notes.jsonl, line 6: its text is empty, or not text in UTF-8"
+    with pytest.raises(DataError, match="no record is left: all of its patients are among the opt-outs"):
+        surveyed(*rows, opted_out="a\nb\nc\nd", similar_identifiers="same")
+
+
+def test_a_source_is_not_held_in_memory(surveyed, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_lengths, "_RECORDS", 10)
+    surveyed(*(row(number, f"{number} {'x' * 20_000}") for number in range(200)))  # and what is loaded once is there
+    tracemalloc.start()
+    assert Survey.of(SiteSettings(name="n", data=tmp_path / "notes.jsonl", model=model), Policy()).records == 200
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000, "of a file of 4 MB"
+    tracemalloc.stop()
+
+
+def test_a_study_reads_of_long_and_short_units_what_many_draws_read():
+    reading = Reading(max_tokens=8, overlap=0, unit="patient", windows_per_unit=2, sampling_probability=0.25, steps=6)
+    windows, random = np.array([1, 2, 5, 9]), np.random.default_rng(3)
+    shares = []
+    for _ in range(4000):
+        read = [np.zeros(count, dtype=bool) for count in windows]
+        for _ in range(6):
+            for unit in read:
+                if random.random() < 0.25:
+                    unit[random.permutation(len(unit))[:2]] = True
+        shares.append(sum(unit.sum() for unit in read) / windows.sum())
+    error = 5 * np.std(shares) / np.sqrt(len(shares))  # false alarm: below one in a million, and the seed is fixed
+    assert abs(reading.share_read(windows) - np.mean(shares)) < error
+    assert reading.units(np.array([1, 2, 3, 4]), np.array([1, 3])).tolist() == [1, 9]
+
+
+def test_lengths_of_some_records_stand_for_all_and_prompts_are_cut_and_not_continued(surveyed):
+    found = surveyed(row("a", "x" * 30), row("b", "x" * 9), row("b", "x" * 30))
+    reading = Reading(max_tokens=8, overlap=0, unit="patient", windows_per_unit=2, sampling_probability=1.0, steps=1)
+    assert found.windows(8).tolist() == [4, 2, 4]
+    assert found.read_by(reading) == (
+        "your median record has 30 tokens; your text makes 10 windows of at most 8 tokens; a step draws all of your "
+        "patients, and reads at most 2 of each, at random: over the study's 1 step, 40 % of your text is read "
+        "at least once, on average"
+    )
+    asked = surveyed({"patient_id": "a", "prompt": "x" * 30, "completion": "y"})
+    assert asked.windows(8).tolist() == [1]
