@@ -1,189 +1,158 @@
-"""Files of records, JSONL, CSV or Parquet, as rows with their places: whole, or the file is refused."""
+"""The files that a source names, by files, globs and folders; how they are opened; and how far their reading is."""
 
-import csv
+import glob
 import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
-from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, Column, Malformed, Rows, has_surrogates, refuse
+from ..errors import reason
+from .rows import refuse
 
-_PANDAS_INDEX: Final = "__index_level_"
-_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_GZIP: Final = b"\x1f\x8b"
-_BATCH: Final = 1024  # rows of Parquet held at a time
-# One long note must not keep its site away. The limit is the whole process's, and no cell is longer than its file.
-csv.field_size_limit(2**31 - 1)
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+# By what a file begins with; pyarrow has both, and goes on where one stream ends and another follows.
+_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSED_ENDINGS: Final = (".gz", ".zst")
+_PACKED: Final = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_LONGEST_MAGIC: Final = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A file that is being read, and the one way to refuse it.
-
-    ``columns`` has its names of columns by those of records; ``delimiter`` is of CSV.
-    """
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source, and what messages call it: its name, with its folders where two have one name."""
 
     path: Path
-    columns: Mapping[Column, str]
-    encoding: str
-    delimiter: str
-
-    def rows(self) -> Rows:
-        """The rows of the file, by its ending. Raises DataError where it cannot be told whose they are."""
-        ending = self.path.suffix.lower()
-        read = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(ending)
-        if ending in _COMPRESSED:
-            self.refuse("", "it is compressed", "unpack it (gunzip, unzip), and name the file that comes out")
-        if read is None:
-            fix = "name it .jsonl, .csv or .parquet, as it is"
-            self.refuse("", f"the ending {self.path.suffix!r} is not known", fix)
-        return read(self)
+    name: str
 
     @property
-    def _ours(self) -> Mapping[str, Column]:
-        return {theirs: ours for ours, theirs in self.columns.items()}
-
-    def named(self, row: Mapping[str, object]) -> Mapping[str, object]:
-        """The row by the names of records."""
-        if not self._ours:
-            return row
-        return {ours: value for name, value in row.items() if (ours := self._our(name)) in KNOWN}
-
-    def _our(self, name: str) -> str:
-        """What the column of this name is among those of records; "" where another was named for what it is called."""
-        return self._ours.get(name, "" if name in self.columns else name)
+    def ending(self) -> str:
+        """What the name ends in, as ".csv", whether or not ".gz" or ".zst" follows."""
+        return ending(self.path)
 
     def place(self, position: str) -> str:
         """The file's name with the line or row."""
-        return f"{self.path.name}, {position}" if position else self.path.name
+        return f"{self.name}, {position}" if position else self.name
 
     def refuse(self, position: str, what: str, fix: str) -> NoReturn:
         """Raise the DataError of what stands there."""
         refuse(self.place(position), what, fix)
 
-    def lines(self, *, newline: str) -> Iterator[str]:
-        """The file's lines, one held at a time, split as ``newline`` of ``open`` says.
 
-        Bytes that the encoding does not have are lone surrogates, which no text of a record may hold.
+def ending(path: Path) -> str:
+    """What a file's name ends in, without what says that it is compressed.
+
+    >>> ending(Path("notes.CSV.gz")), ending(Path("notes.gz"))
+    ('.csv', '')
+    """
+    name = path.with_suffix("") if path.suffix.lower() in _COMPRESSED_ENDINGS else path
+    return name.suffix.lower()
+
+
+def found_files(named: Sequence[Path], endings: Collection[str]) -> list[SourceFile]:
+    """The files that are named: files, globs, and in folders all with one of these endings, each once, in the order of
+    their paths. Raises DataError where nothing is there.
+    """
+    paths = sorted({path.absolute() for one in named for path in _files(one, endings)})
+    names = [path.name for path in paths]
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    return [
+        SourceFile(path, path.name if names.count(path.name) == 1 else path.relative_to(top).as_posix())
+        for path in paths
+    ]
+
+
+def is_glob(path: Path) -> bool:
+    """Whether it is a pattern of names, and no file's own name."""
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def fixed_part(path: Path) -> Path:
+    """The path, or of a glob the last folder that it names."""
+    while is_glob(path):
+        path = path.parent
+    return path
+
+
+def _files(named: Path, endings: Collection[str]) -> Iterator[Path]:
+    at = [Path(path) for path in glob.iglob(str(named), recursive=True)] if is_glob(named) else [named]  # noqa: PTH207
+    files = [path for path in at if not path.is_dir()]
+    for folder in at:
+        if folder.is_dir():
+            files += [path for path in folder.rglob("*") if ending(path) in endings and _is_data(path, folder)]
+    if not files:
+        what = "no file has such a name" if is_glob(named) else "the folder holds no file of a known kind"
+        refuse(named.name, what, f"compare the path with what is there; known are {', '.join(sorted(endings))}")
+    return iter(files)
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Whether it is a file of data: what begins with a dot or an underscore, programs leave beside them."""
+    return path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+@dataclass
+class Reading:
+    """How far the reading of a source is: ``done`` of ``total`` bytes of files, or of what else its reader counts."""
+
+    total: int = 0
+    done: int = 0
+
+    @property
+    def share(self) -> float:
+        """How much of the source was read, from 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def expect(self, files: Sequence[SourceFile]) -> None:
+        """Count the bytes of these files to what will be read. Raises DataError where one is not there."""
+        self.total += sum(state.st_size for state in map(file_state, files))
+
+    @contextmanager
+    def open(self, file: SourceFile) -> Iterator[BinaryIO]:
+        """The file's bytes, unpacked if they are compressed by gzip or zstd; what is read of it is ``done``.
+
+        What fails in reading it is a DataError that quotes nothing.
         """
-        encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
         try:
-            with self.path.open("rb") as file:
-                if file.peek(len(_GZIP)).startswith(_GZIP):
-                    self.refuse("", "it is compressed (gzip)", "unpack it: gunzip takes a file whose name ends in .gz")
-                yield from io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
+            with io.BufferedReader(_Counted(file.path, self)) as raw:
+                yield _unpacked(file, raw)
         except OSError as error:
-            self.refuse("", f"it cannot be read ({error.strerror})", "check the path and its permissions")
-
-    def check_columns(self, position: str, header: Sequence[str]) -> None:
-        """Raises DataError unless the columns are those of records; they are told by number, never by name."""
-        for theirs in self.columns.values():
-            if theirs not in header and len(header) > 1:
-                fix = "compare --column with the first line of the file"
-                self.refuse(position, f"no column is called {theirs}", fix)
-        names = list(header)
-        if self._ours:
-            names = [ours for name in header if (ours := self._our(name)) in KNOWN]
-        if len(set(names)) != len(names):
-            self.refuse(position, "two columns have one name", "give each column one name")
-        if PATIENT_ID not in names:
-            what = "no column is called patient_id"
-            fix = "give every record a patient_id (for CSV, in a header line); simulate has --column for --data"
-            if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
-                what = "its columns are separated by another sign than a comma"
-                if self.delimiter != ",":
-                    what = f"its columns are not separated by {self.delimiter!r}"
-                fix = "separate them by commas; simulate has --delimiter for --data"
-            self.refuse(position, what, fix)
-        extra = [number for number, name in enumerate(names, start=1) if name not in KNOWN]
-        if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
-            what = f"column {extra[0]} has no name, as where pandas writes its index"
-            self.refuse(position, f"{what}: {_numbered(extra, names)}", f"leave it out (index=False); {COLUMNS}")
-        if extra:
-            self.refuse(
-                position,
-                f"not all columns are known: {_numbered(extra, names)}",
-                f"leave these out, or name yours (simulate has --column for --data); {COLUMNS}",
-            )
-        if set(names) - {PATIENT_ID} not in KINDS:
-            self.refuse(position, "a column is missing, or there are those of two kinds of records", COLUMNS)
+            file.refuse("", f"it cannot be read ({reason(error)})", "check the path, its permissions and its end")
 
 
-def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
-    some = ", ".join(map(str, extra[:10])) + (", …" if len(extra) > 10 else "")
-    return f"of {len(names)}, {len(extra)} too many (number {some})"
-
-
-def _jsonl(table: _Table) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
-    for number, line in enumerate(table.lines(newline="\n"), start=1):
-        if line.strip():
-            row = _json_row(line)
-            yield table.place(f"line {number}"), row if isinstance(row, Malformed) else table.named(row)
-
-
-def _json_row(line: str) -> Mapping[str, object] | Malformed:
+def file_state(file: SourceFile) -> os.stat_result:
+    """What the system says of a file. Raises DataError where it is not there."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        if has_surrogates(line):
-            return Malformed(what="is not UTF-8", fix="save the file as UTF-8; simulate has --encoding for --data")
-        row = None
-    if isinstance(row, dict):
-        return row
-    return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
+        return file.path.stat()
+    except OSError as error:
+        file.refuse("", f"it cannot be read ({reason(error)})", "check the path and its permissions")
 
 
-def _csv(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(table.lines(newline=""), strict=True, delimiter=table.delimiter)
-    header: list[str] | None = None
-    while True:
-        position = f"line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error:  # and whose the lines after it are, is anybody's guess
-            table.refuse(position, "is not valid CSV", "quote cells as RFC 4180 says")
-        if cells is None:
-            return
-        if header is None:
-            header = cells
-            table.check_columns(position, header)
-        elif len(cells) == len(header):
-            yield table.place(position), table.named(dict(zip(header, cells, strict=True)))
-        elif cells:  # as where a text was not quoted, whose parts may look like another patient's record
-            fix = "give every line one cell a column"
-            table.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
-
-
-def _parquet(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
-        with pyarrow.parquet.ParquetFile(table.path) as file:
-            names = file.schema_arrow.names
-            table.check_columns("", names)
-            for batch in file.iter_batches(_BATCH):
-                for cells in zip(*batch.columns, strict=True):
-                    number += 1
-                    yield table.place(f"row {number}"), table.named(dict(zip(names, map(_python, cells), strict=True)))
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
-        table.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
-
-
-def _python(scalar: Any) -> object:
-    """A cell's value as Python has it; None where it has none, as for strings that are not UTF-8."""
+def _unpacked(file: SourceFile, raw: "io.BufferedReader[_Counted]") -> BinaryIO:
+    begins = raw.peek(_LONGEST_MAGIC)
+    for magic, packed in _PACKED.items():
+        if begins.startswith(magic):
+            file.refuse("", f"it is compressed by {packed}", "unpack it; gzip and zstd are read as they are")
+    codec = next((codec for magic, codec in _COMPRESSED.items() if begins.startswith(magic)), None)
+    if codec is None:
+        return raw
     import pyarrow
 
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError, pyarrow.ArrowException):
-        return None
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), codec))
 
 
-def file_rows(path: Path, *, columns: Mapping[Column, str], encoding: str, delimiter: str) -> Rows:
-    """The rows of a file, by its ending. Raises DataError where it cannot be told whose they are."""
-    return _Table(path=path, columns=columns, encoding=encoding, delimiter=delimiter).rows()
+class _Counted(io.FileIO):
+    """A file of which it is counted how much was read."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        super().__init__(path)
+        self._reading = reading
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        number = super().readinto(buffer)
+        self._reading.done += number or 0
+        return number

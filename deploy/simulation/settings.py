@@ -1,6 +1,5 @@
 """The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Self
 
@@ -112,9 +111,13 @@ class Simulation(Section):
     @property
     def files(self) -> dict[str, DataSource]:
         """Each site's file, as it is written."""
-        export = partial(DataSource, columns=self.columns, encoding=self.encoding, delimiter=self.delimiter)
+        named = {"patient" if ours == "patient_id" else ours: theirs for ours, theirs in self.columns.items()}
+        described = {"encoding": self.encoding, "delimiter": self.delimiter, **named}
         exports = self.exports or self.data
-        return {name: (export if name in exports else DataSource)(files=(path,)) for name, path in self.data.items()}
+        return {
+            name: DataSource.model_validate({"files": (path,), **(described if name in exports else {})})
+            for name, path in self.data.items()
+        }
 
     @model_validator(mode="after")
     def _exported(self) -> Self:

@@ -1,6 +1,5 @@
 import contextlib
 import csv
-import gzip
 import io
 import json
 import re
@@ -223,11 +222,16 @@ def test_what_is_not_utf_8_is_refused_by_line(tmp_path: Path, ending: str, text:
     assert_refused(path, "line 2")
 
 
-@pytest.mark.parametrize("name", ["site.csv", "site.csv.gz", "site.jsonl"])
-def test_a_compressed_file_is_refused_as_one(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(GOOD.encode()))
-    assert_refused(path, "unpack it")
+@pytest.mark.parametrize("name", ["site.jsonl.gz", "site.jsonl", "site.jsonl.zst"])
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_compressed_file_is_read_whatever_its_name_says_of_that(tmp_path: Path, name: str, codec: str) -> None:
+    packed = b"".join(pyarrow.compress(f"{GOOD}\n".encode(), codec=codec, asbytes=True) for _ in range(2))
+    (tmp_path / name).write_bytes(packed)
+    assert len(read_records(tmp_path / name)) == 2
+    (tmp_path / name).write_bytes(packed[:-3])
+    assert_refused(tmp_path / name, "cannot be read")
+    (tmp_path / name).write_bytes(b"PK\x03\x04" + packed)
+    assert_refused(tmp_path / name, "it is compressed by zip")
 
 
 def test_ndjson_is_jsonl(tmp_path: Path) -> None:
@@ -427,7 +431,8 @@ def test_a_csv_whose_rows_may_be_anybody_s_is_refused_and_nothing_of_it_set_asid
 
 
 OTHERWISE: dict[str, Any] = {
-    "columns": {"patient_id": "subject_id", "text": "note"},
+    "patient": "subject_id",
+    "text": "note",
     "encoding": "cp1252",
     "delimiter": ";",
 }
@@ -448,7 +453,7 @@ def test_other_names_are_those_of_every_kind_of_file(tmp_path: Path, ending: str
         path.write_text(json.dumps(rows[0]), encoding="utf-8")
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    (found,) = read_records(DataSource(files=(path,), columns=OTHERWISE["columns"]))
+    (found,) = read_records(DataSource(files=(path,), patient="subject_id", text="note"))
     assert (found.patient_id, found.content) == ("p", Text(text="well"))
 
 
@@ -459,7 +464,7 @@ def test_other_names_are_those_of_every_kind_of_file(tmp_path: Path, ending: str
         ("subject_id,note", OTHERWISE, "its columns are not separated by ';'"),
         ("subject_id;note", OTHERWISE | {"delimiter": ","}, "separated by another sign than a comma"),
         ("subject_id;note;note", OTHERWISE, "two columns have one name"),
-        ("subject_id;body", OTHERWISE | {"columns": {"patient_id": "subject_id"}}, "a column is missing"),
+        ("subject_id;body", OTHERWISE | {"text": None}, "a column is missing"),
     ],
 )
 def test_a_description_that_does_not_fit_its_file_is_refused(
