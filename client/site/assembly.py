@@ -1,16 +1,11 @@
 """How a site's resident worker comes out of its folder and a study's."""
 
 import logging
-from collections.abc import Sequence
 
 from ...common.crypto.identity import Identity
-from ...common.data.quarantine import Quarantine
-from ...common.data.records import Record
-from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.devices import within_memory
-from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.study.manifest import Manifest
@@ -29,8 +24,9 @@ from ..worker.service import WorkerService
 from ..worker.worker import Worker
 from .folder import SiteFolder, SiteSettings
 from .joined_study import JoinedStudy
+from .prepared import prepared
 from .results import keep_results
-from .site_records import SiteRecords, read_site_records
+from .site_records import SiteRecords
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +45,9 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         frozen_adapter = study.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
-        site_records = read_site_records(settings, policy)
+        site_records = open_records(folder, manifest.study, model=model)
         patients = Patients(state.database, folder.fingerprint_key())
-        patients.claim(policy.data.asset, (record.patient_id for record in site_records.records))
+        patients.claim(policy.data.asset, site_records.patients)
         update = open_update(settings, manifest, site_records, model=model)
         for line in (
             *site_records.told(),
@@ -90,37 +86,26 @@ def open_model(
     return model
 
 
+def open_records(folder: SiteFolder, study: Study, *, model: LanguageModel) -> SiteRecords:
+    """The site's records as the study reads them, prepared before or now, without who opted out.
+
+    Raises DataError, ModelError and StorageError.
+    """
+    found = prepared(folder.prepared, folder.settings(), study.data, vocabulary_size=model.vocabulary_size)
+    return SiteRecords.of(found, folder.policy().data.opted_out)
+
+
 def open_update(
     settings: SiteSettings, manifest: Manifest, site_records: SiteRecords, *, model: LanguageModel
 ) -> SiteUpdate:
-    """What the site computes from its records, laid out as the model reads them. Raises DataError and ModelError."""
-    tokenisation = Tokenisation.load(
-        str(settings.model), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
+    """What the site computes from its records. Raises DataError and ModelError."""
+    study = manifest.study
+    cohort = Cohort.stated(
+        site_records.units(study),
+        privacy_unit=study.privacy.unit,
+        max_units=manifest.max_units(settings.name),
     )
-    return SiteUpdate(
-        manifest=manifest,
-        name=settings.name,
-        cohort=cohort_of(
-            manifest.study,
-            site_records.records,
-            tokenisation,
-            site_records.quarantine,
-            max_units=manifest.max_units(settings.name),
-        ),
-        sampler=sampler_of(manifest.study, model),
-    )
-
-
-def cohort_of(
-    study: Study, records: Sequence[Record], tokenisation: Tokenisation, quarantine: Quarantine, *, max_units: int
-) -> Cohort[Example]:
-    """The records as the study's privacy units, those of the ``quarantine`` in their places. Raises DataError.
-
-    Raises ModelError as ``Tokenisation.examples`` does.
-    """
-    patients = [record.patient_id for record in records]
-    examples = tokenisation.examples(records, quarantine)
-    return Cohort.grouped(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit, max_units=max_units)
+    return SiteUpdate(manifest=manifest, name=settings.name, cohort=cohort, sampler=sampler_of(study, model))
 
 
 def sampler_of(study: Study, model: LanguageModel) -> GradSampler:

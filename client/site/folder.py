@@ -64,6 +64,11 @@ class SiteFolder:
         return self.path / "studies"
 
     @property
+    def prepared(self) -> Path:
+        """Where records are, tokenised, for the worker alone."""
+        return self.path / "prepared"
+
+    @property
     def node_key(self) -> Path:
         """The key by which Flower knows the site's nodes; each study's has a copy."""
         return self.path / "node" / "node.key"

@@ -30,7 +30,7 @@ class Reading:
         """How a study does."""
         return cls(
             max_tokens=study.data.max_tokens,
-            overlap=0,
+            overlap=study.data.overlap,
             unit=study.privacy.unit,
             windows_per_unit=study.data.records_per_unit,
             sampling_probability=study.privacy.sampling_probability,

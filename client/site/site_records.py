@@ -1,16 +1,17 @@
 """A site's own records as studies may read them: without who opted out, and with what its operator is told of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...common.data.blocks import Offsets
+from ...common.data.preparation import Prepared
 from ...common.data.quarantine import Quarantine
-from ...common.data.records import Record, read_records
+from ...common.data.store import Store, Units
 from ...common.errors import DataError
 from ...common.study.manifest import Manifest
-from ..budget.policy import Policy
-from .folder import SiteSettings
+from ...common.study.study import Study
 from .opt_outs import OptOuts, told_unmatched
 
 # How far the units that a study counts on may be from those that were read before the operator is warned.
@@ -23,42 +24,68 @@ class SiteRecords:
     """The records of patients who did not opt out, and what stays at the site of how they were read.
 
     Attributes:
-        records: in the file's order; what ``quarantine`` lists of them counts as zero.
-        quarantine: grows where a record cannot be laid out as the model reads it.
+        store: of all patients whose records were prepared.
+        kept: int64 [patients], the numbers in it of those who did not opt out.
+        quarantine: what counts as zero of all.
+        cut: how many prompts lost their beginning.
         opt_out_lines: how many lines of the opt-outs may mean a patient.
         unmatched: the numbers of those that mean none.
     """
 
-    records: list[Record]
+    store: Store
+    kept: Offsets
     quarantine: Quarantine
+    cut: int
     opt_out_lines: int
     unmatched: list[int]
 
     @classmethod
-    def read(cls, read: Callable[[Quarantine], list[Record]], opted_out: Path | None) -> "SiteRecords":
-        """What ``read`` gives, without whom the file ``opted_out`` means. Raises DataError."""
-        quarantine, opt_outs = Quarantine(), OptOuts.read(opted_out)
-        records = read(quarantine)
+    def of(cls, prepared: Prepared, opted_out: Path | None) -> "SiteRecords":
+        """What was ``prepared``, without whom the file ``opted_out`` means.
+
+        Raises DataError, also where nobody is left.
+        """
+        opt_outs, store = OptOuts.read(opted_out), prepared.store
+        kept = store.kept(opt_outs.patients)
+        if not len(kept):
+            raise DataError(
+                "all patients of the records are among the opt-outs",
+                why="there is nothing to train on",
+                fix="check the file that data.opted_out in policy.toml names",
+            )
         return cls(
-            records=opt_outs.without(records),
-            quarantine=quarantine,
+            store=store,
+            kept=kept,
+            quarantine=prepared.quarantine,
+            cut=prepared.cut,
             opt_out_lines=opt_outs.count,
-            unmatched=opt_outs.unmatched({record.patient_id for record in records}),
+            unmatched=opt_outs.unmatched(store.patients),
         )
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose records they are, each once."""
+        return [self.store.patients[number] for number in self.kept.tolist()]
+
+    def told_far(self, manifest: Manifest, name: str) -> Iterator[str]:
+        """What ``told_far`` says of them."""
+        records = len(self.store.select("record", self.kept, max_tokens=1))
+        return told_far(len(self.kept), records, manifest, name)
+
+    def contents(self) -> Iterator[bytes]:
+        """The tokens of each record, all of its windows one after another."""
+        return self.store.contents(self.kept)
+
+    def units(self, study: Study) -> Units:
+        """The study's privacy units, of which windows are read as they are drawn."""
+        return self.store.select(study.privacy.unit, self.kept, max_tokens=study.data.max_tokens)
 
     def told(self) -> Iterator[str]:
         """Lines for the site's operator, who alone gets them."""
         yield from self.quarantine.lines()
         yield from told_unmatched(self.opt_out_lines, self.unmatched)
-
-    @property
-    def patients(self) -> list[str]:
-        """Whose records they are, one after another."""
-        return [record.patient_id for record in self.records]
-
-    def told_far(self, manifest: Manifest, name: str) -> Iterator[str]:
-        """What ``told_far`` says of them."""
-        return told_far(len(set(self.patients)), len(self.records), manifest, name)
+        if self.cut:
+            yield f"{self.cut} prompts lost their beginning, so that their completions stay whole"
 
     def check_opt_outs(self) -> None:
         """Raises DataError where there are opt-outs and none of them matches a patient."""
@@ -68,6 +95,16 @@ class SiteRecords:
                 why=_WHY_MATCHED,
                 fix="write identifiers as in the records, one a line; if it is right that none has records here, say "
                 "--opt-outs-match-nobody",
+            )
+
+    def check_learnable(self, units: Units) -> None:
+        """Raises DataError where no window has a token to learn: noise alone would look like training."""
+        if not units.learnable:
+            raise DataError(
+                f"none of the {units.windows} windows of the records has a token left to learn",
+                why="every gradient would be zero, and the site would contribute noise alone",
+                fix="see that there are completions, or assistant's turns, that the model's template marks; or ask the "
+                "study's author for a larger data.max_tokens",
             )
 
 
@@ -81,11 +118,3 @@ def told_far(patients: int, records: int, manifest: Manifest, name: str) -> Iter
             f"step is {units / nominal:.2g} times as large as the study means, and the claim is what it was. Is "
             "this the right file? If so, ask the study's author for nominal_units near the true number, rounded"
         )
-
-
-def read_site_records(settings: SiteSettings, policy: Policy) -> SiteRecords:
-    """The records that the site's settings and policy name. Raises DataError."""
-    similar = settings.similar_identifiers
-    return SiteRecords.read(
-        lambda quarantine: read_records(settings.data, similar=similar, quarantine=quarantine), policy.data.opted_out
-    )

@@ -1,14 +1,13 @@
 """The cohort: one site's privacy units, and the only door to them, a Poisson sample."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from ...common.crypto.csprng import Stream
 from ...common.errors import DataError, PrivacyError
-from ...common.model.example import Example
 from ...common.study.study import PrivacyUnit
 
 T = TypeVar("T")
@@ -26,10 +25,10 @@ class Cohort(Generic[T]):
     under a key drawn inside each call; nothing can seed it.
     """
 
-    def __init__(self, units: Iterable[Sequence[T]]) -> None:
-        """Raises DataError when there is no unit, or one without a record."""
-        self._units = [tuple(unit) for unit in units]
-        if not self._units or not all(self._units):
+    def __init__(self, units: Sequence[Sequence[T]]) -> None:
+        """Units that need not be in memory. Raises DataError when there is none, or one without a record."""
+        self._units = units
+        if not units or not all(map(len, units)):
             raise DataError(
                 "the cohort has no patients, or one without a record",
                 why="there is nothing to train on",
@@ -37,12 +36,8 @@ class Cohort(Generic[T]):
             )
 
     @classmethod
-    def grouped(cls, records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit, max_units: int) -> "Cohort[T]":
-        """The cohort of (patient id, record) pairs: all records of a patient one unit, or each record a unit.
-
-        Raises DataError where these are more than ``max_units``, the site's stated bound.
-        """
-        units = grouped_units(records, privacy_unit=privacy_unit)
+    def stated(cls, units: Sequence[Sequence[T]], *, privacy_unit: PrivacyUnit, max_units: int) -> "Cohort[T]":
+        """The cohort of a site that states its bound: DataError where there are more than ``max_units``."""
         if len(units) > max_units:
             raise DataError(
                 f"the data have {len(units)} {privacy_unit}s, and the study states at most {max_units} (max_units)",
@@ -65,11 +60,12 @@ class Cohort(Generic[T]):
                 fix="choose a sampling probability in (0, 1] and at least one record a unit",
             )
         stream = Stream.fresh()
-        # Python integers: at q = 1 the bound is 2**64, above every word, and would not fit in one.
+        # At q = 1 the bound is 2**64, above every word, and would not fit in one.
         bound = math.floor(math.ldexp(sampling_probability, 64))
-        words = stream.words(len(self._units)).tolist()
-        drawn = [unit for unit, word in zip(self._units, words, strict=True) if word < bound]
-        return [_random_subset(unit, records_per_unit, stream) for unit in _random_subset(drawn, cap, stream)]
+        words = stream.words(len(self._units))
+        drawn = np.flatnonzero(words < bound) if bound < 1 << 64 else np.arange(len(words))
+        units = (self._units[number] for number in _random_subset(drawn.tolist(), cap, stream))
+        return [_random_subset(unit, records_per_unit, stream) for unit in units]
 
 
 def _random_subset(items: Sequence[U], limit: int, stream: Stream) -> tuple[U, ...]:
@@ -77,33 +73,3 @@ def _random_subset(items: Sequence[U], limit: int, stream: Stream) -> tuple[U, .
     if len(items) <= limit:
         return tuple(items)
     return tuple(items[index] for index in np.argsort(stream.words(len(items)))[:limit])
-
-
-def grouped_units(records: Iterable[tuple[str, T]], *, privacy_unit: PrivacyUnit) -> list[list[T]]:
-    """(Patient id, record) pairs as units: all records of a patient one unit, or each record a unit."""
-    units: dict[str | int, list[T]] = {}
-    for position, (patient_id, record) in enumerate(records):
-        units.setdefault(patient_id if privacy_unit == "patient" else position, []).append(record)
-    return list(units.values())
-
-
-def all_units(cohort: Cohort[T]) -> list[tuple[T, ...]]:
-    """Every unit with all its records: for the site's own operator, and nobody else."""
-    return cohort.draw(sampling_probability=1.0, records_per_unit=2**31, cap=2**31)
-
-
-def count_learnable(cohort: Cohort[Example]) -> tuple[int, int]:
-    """How many records have a token to learn, and how many there are: for the site's own operator, and nobody else.
-
-    Raises DataError where none has: the site would add noise and nothing else, which looks like training.
-    """
-    records = [record for unit in all_units(cohort) for record in unit]
-    learnable = sum(record.has_target for record in records)
-    if not learnable:
-        raise DataError(
-            f"none of the {len(records)} records has a token left to learn",
-            why="every gradient would be zero, and the site would contribute noise alone",
-            fix="see that completions, or the assistant's turns, begin within the first max_tokens tokens of a record: "
-            "shorten the prompts, or ask the study's author for a larger data.max_tokens",
-        )
-    return learnable, len(records)

@@ -75,7 +75,7 @@ def _counter(model: Path) -> Callable[[list[str]], list[int]]:
     """
     file = model / "tokenizer.json"
     if not file.is_file():
-        return Tokenisation.load(str(model), max_tokens=1).counts
+        return Tokenisation.load(str(model)).counts
     from tokenizers import Tokenizer
 
     with library_errors(

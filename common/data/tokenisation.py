@@ -1,25 +1,21 @@
-"""Tokenisation: a record becomes an example of fixed length, which looks the same whatever lies beside it."""
+"""Tokenisation: a record becomes tokens, of which some are learnt: the same whatever lies beside it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from ..errors import DataError, GrandRoundsError, ModelError
-from ..model.example import NO_LOSS, Example
+from ..model.example import Example
 from ..model.library_errors import library_errors
-from .quarantine import Quarantine
-from .records import Chat, PromptCompletion, Record, SetAsideContent, Text
+from .records import Chat, PromptCompletion, Record, Text
+from .windows import Layout, Span, Window, windows_of
 
 # Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.
 MAX_EVALUATED_TOKENS: Final = 8192
-# A text is first cut to so many characters a token that is needed, and then to more, before it is read to its end.
-_TOKEN_CHARACTERS: Final = 8
-_LONG_TOKEN_CHARACTERS: Final = 64
-# Where a text was cut, so many tokens may be others than the whole text's; they lie beyond those that are used.
-_CUT_TOKENS: Final = 64
+_PROBE: Final = ("The patient's pulse: 72/min.\n\n- no  pain", " a", "a", "Gr\u00fc\u00dfe \u2603")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -39,120 +35,112 @@ class EvaluationSet:
 
 
 class Tokenisation:
-    """Records -> examples, through one model's tokenizer and, for conversations, its chat template.
+    """Records -> tokens, through one model's tokenizer and, for conversations, its chat template.
 
     The loss is on every token of a ``text``, on the ``completion`` only, and in ``messages`` on the assistant's turns
     where the template marks them (``{% generation %}``), else on the whole conversation. Text and completion end in
-    the model's end-of-text token where there is room; what exceeds ``max_tokens`` is cut off at the end.
+    the model's end-of-text token.
     """
 
-    def __init__(self, tokenizer: Any, *, max_tokens: int, vocabulary_size: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, *, vocabulary_size: int | None = None) -> None:
         """Raises ModelError where tokens are not the model's, which has ``vocabulary_size`` of them (None: unknown)."""
-        self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._opening, self._closing = _frame(tokenizer)
         self._break = _break(tokenizer)
         self._marks_assistant = bool(_GENERATION_BLOCK.search(str(tokenizer.chat_template or "")))
+        self._encode_batch = _batch_encoder(tokenizer)
         self._check_vocabulary()
         if self._marks_assistant:
             self._check_marks()
 
     @classmethod
-    def load(cls, model: str, *, max_tokens: int, vocabulary_size: int | None = None) -> "Tokenisation":
+    def load(cls, model: str, *, vocabulary_size: int | None = None) -> "Tokenisation":
         """With the tokenizer of a model folder or hub name. Raises ModelError; never runs code from the model."""
-        return cls(load_tokenizer(model), max_tokens=max_tokens, vocabulary_size=vocabulary_size)
+        return cls(load_tokenizer(model), vocabulary_size=vocabulary_size)
 
-    def examples(self, records: Sequence[Record], quarantine: Quarantine | None = None) -> list[Example]:
-        """One example a record, in order. Raises DataError (position only) or ModelError as ``example`` does.
+    @property
+    def size(self) -> int:
+        """A bound on its tokens, from 0 on."""
+        return max(len(self._tokenizer), self._vocabulary_size or 0)
 
-        With a ``quarantine``, what ``example`` refuses is noted there, and is a padding in its place: a zero in its
-        unit's mean. So is a record that was set aside before. Where most records are refused, it is raised all the
-        same, for then the model does not fit the study.
+    def layouts(self, records: Sequence[Record]) -> list[Layout | DataError]:
+        """Each record laid out whole, or why it cannot be: the same as alone, in less time.
+
+        Raises ModelError where records are conversations and the model has no chat template.
         """
-        if quarantine is None:
-            return [self.example(record) for record in records]
-        made, refused = [], []
-        for record in records:
-            try:
-                is_readable = not isinstance(record.content, SetAsideContent)
-                made.append(self.example(record) if is_readable else Example.padding(self.max_tokens))
-            except DataError as error:
-                refused.append(error)
-                quarantine.add(record.position, error.what.removeprefix(f"{record.position}: "))
-                made.append(Example.padding(self.max_tokens))
-        if 2 * len(refused) > len(records):
-            raise refused[0]
-        return made
-
-    def example(self, record: Record) -> Example:
-        """The record at fixed length.
-
-        Raises DataError if it cannot be laid out, or has a token that the model does not have; ModelError without a
-        chat template.
-        """
-        return self._example(*self._tokens(record, self.max_tokens), length=self.max_tokens)
+        texts = [text for record in records for text in self._texts(record)]
+        try:
+            encoded = iter(self._encode_batch(texts))
+            return [self._laid_out(record, [next(encoded) for _ in self._texts(record)]) for record in records]
+        except GrandRoundsError:
+            raise
+        except Exception:  # of the tokenizer's library, over one of them: which, is found one by one
+            return [self._alone(record) for record in records]
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each of some texts has."""
-        return [len(self._encode(text, len(text))) for text in texts]
+        return [len(tokens) for tokens in self._encode_batch(texts)]
 
     def evaluation_set(self, records: Sequence[Record], *, positions: int | None) -> EvaluationSet:
-        """The records whole, for a model that can read ``positions`` tokens; None: any number. Raises as ``example``.
+        """The records whole, for a model that can read ``positions`` tokens; None: any number.
 
-        ``max_tokens`` plays no part: what an adapter does to a record's end shows, whether it was trained there or not.
+        No study's ``max_tokens`` plays a part: what an adapter does to a record's end shows, whether it was trained
+        there or not. Raises DataError where a record cannot be laid out, and ModelError as ``layouts`` does.
         """
         most = min(positions or MAX_EVALUATED_TOKENS, MAX_EVALUATED_TOKENS)
-        laid_out = [self._tokens(record, most) for record in records]
+        whole = [_whole(layout) for layout in self.layouts(records)]
         return EvaluationSet(
-            examples=[self._example(*one, length=min(len(one[0]), most)) for one in laid_out],
+            examples=[_beginning(window, most).example(min(len(window.tokens), most)) for window in whole],
             max_tokens=most,
-            cut=sum(len(tokens) > most for tokens, _ in laid_out),
+            cut=sum(len(window.tokens) > most for window in whole),
         )
 
-    def _example(self, tokens: list[int], learnt: list[bool], *, length: int) -> Example:
-        tokens, learnt = tokens[:length], learnt[:length]
-        # Without effect: attention is causal and nothing follows the padding. A padding token may be no token of the
-        # model's: it is often added to a tokenizer alone.
-        pad = self._tokenizer.pad_token_id or 0
-        token_ids = np.full(length, 0 if self._is_beyond(pad) else pad, dtype=np.int32)
-        token_ids[: len(tokens)] = tokens
-        labels = np.full(length, NO_LOSS, dtype=np.int32)
-        labels[: len(tokens)] = np.where(np.asarray(learnt, dtype=bool), tokens, NO_LOSS)
-        return Example(token_ids=token_ids, labels=labels)
+    def _texts(self, record: Record) -> list[str]:
+        """What the tokenizer is to read of a record, one text after another."""
+        match record.content:
+            case Text(text=text):
+                return [text]
+            case PromptCompletion(prompt=prompt, completion=completion):
+                # Tokenised apart, so that no token straddles the border between what is read and what is learnt; and
+                # as a text that goes on, so without the space that opens a text in some models.
+                return [prompt, "\n" + completion, completion] if self._break else [prompt, completion]
+        return []
 
-    def _tokens(self, record: Record, most: int) -> tuple[list[int], list[bool]]:
-        """The tokens of a record, or more than ``most`` of them; and for each whether it is to be learnt."""
-        try:
-            tokens, learnt = self._laid_out(record, most)
-        except GrandRoundsError:
-            raise
-        except Exception:  # of the tokenizer's library, whose message may quote the record
-            raise _refused(record, "the model's tokenizer refuses it") from None
+    def _laid_out(self, record: Record, encoded: Sequence[Sequence[int]]) -> Layout | DataError:
+        """The layout of a record whose texts are ``encoded``."""
+        opening, prompt = self._opening, 0
+        match record.content:
+            case Text():
+                tokens, learnt = self._ended(list(encoded[0])), None
+            case PromptCompletion():
+                prompt = len(encoded[0])
+                tokens, learnt = [*encoded[0], *self._ended(self._continued(encoded[1:]))], None
+            case Chat():
+                opening = []
+                found = self._chat_tokens(record, record.content)
+                if isinstance(found, DataError):
+                    return found
+                tokens, learnt = found
+            case _:
+                return _refused(record, "it could not be read")
         if self._is_beyond(max(tokens, default=0)):
-            raise DataError(
+            return DataError(
                 f"{record.position}: it has a token that the model does not have",
                 why="the tokenizer knows it, and the model can neither read nor predict it",
                 fix="take out of the record what is written like a special token, in angle or square brackets",
             )
-        return tokens, learnt
+        spans = ((prompt, len(tokens)),) if learnt is None else _spans(learnt)
+        return Layout(opening=opening, tokens=np.array(tokens, dtype=np.int32), learnt=spans, prompt=prompt)
 
-    def _laid_out(self, record: Record, most: int) -> tuple[list[int], list[bool]]:
-        match record.content:
-            case Text(text=text):
-                tokens = self._opening + self._ended(self._encode(text, most))
-                return tokens, [True] * len(tokens)
-            case PromptCompletion(prompt=prompt, completion=completion):
-                # Tokenised apart, so that no token straddles the border between what is read and what is learnt.
-                read = self._opening + self._encode(prompt, most)
-                learnt = self._ended(self._continued(completion, most))
-                return read + learnt, [False] * len(read) + [True] * len(learnt)
-            case Chat():
-                return self._chat_tokens(record, record.content)
-            case SetAsideContent():
-                raise _refused(record, "it could not be read")
+    def _alone(self, record: Record) -> Layout | DataError:
+        try:
+            encoded = [self._encode_batch([text])[0] for text in self._texts(record)]
+        except Exception:  # whose message may quote the record
+            return _refused(record, "the model's tokenizer refuses it")
+        return self._laid_out(record, encoded)
 
-    def _chat_tokens(self, record: Record, chat: Chat) -> tuple[list[int], list[bool]]:
+    def _chat_tokens(self, record: Record, chat: Chat) -> tuple[list[int], list[bool]] | DataError:
         if not self._tokenizer.chat_template:
             raise ModelError(
                 "the model has no chat template",
@@ -162,8 +150,8 @@ class Tokenisation:
         turns = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:
             return self._templated(turns)
-        except Exception:  # templates raise what they like, and may quote the record: hence also `from None`
-            raise _refused(record, "the model's chat template refuses these messages") from None
+        except Exception:  # templates raise what they like, and may quote the record
+            return _refused(record, "the model's chat template refuses these messages")
 
     def _templated(self, turns: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
         laid_out = self._tokenizer.apply_chat_template(
@@ -173,33 +161,18 @@ class Tokenisation:
         learnt = [bool(mark) for mark in laid_out["assistant_masks"]] if self._marks_assistant else [True] * len(tokens)
         return tokens, learnt
 
-    def _encode(self, text: str, most: int) -> list[int]:
-        """The tokens of a text alone, or more than ``most`` of them: what nobody uses of a long text costs nothing.
+    def _continued(self, encoded: Sequence[Sequence[int]]) -> Sequence[int]:
+        """The tokens of a text that goes on from another: as behind a break, if it keeps the break apart, or alone."""
+        if self._break and list(encoded[0][: len(self._break)]) == self._break:
+            return encoded[0][len(self._break) :]
+        return encoded[-1]
 
-        With none that the tokenizer puts around a text.
-        """
-        enough = most + _CUT_TOKENS
-        for characters in (_TOKEN_CHARACTERS * enough, _LONG_TOKEN_CHARACTERS * enough, len(text)):
-            tokens = self._tokenizer(text[:characters], add_special_tokens=False, verbose=False)["input_ids"]
-            if characters >= len(text) or len(tokens) >= enough:
-                break
-        return list(tokens)
-
-    def _continued(self, text: str, most: int) -> list[int]:
-        """As ``_encode``, of a text that goes on from another: without the space that opens a text in some models."""
-        if (
-            self._break
-            and (tokens := self._encode("\n" + text, most + len(self._break)))[: len(self._break)] == self._break
-        ):
-            return tokens[len(self._break) :]
-        return self._encode(text, most)
-
-    def _ended(self, tokens: list[int]) -> list[int]:
+    def _ended(self, tokens: Sequence[int]) -> list[int]:
         """The tokens with what the tokenizer ends a text in, else an end-of-text token unless they or it have none."""
         end = self._tokenizer.eos_token_id
         if self._closing:
-            return tokens + self._closing
-        return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
+            return [*tokens, *self._closing]
+        return list(tokens) if end is None or list(tokens[-1:]) == [end] else [*tokens, end]
 
     def _is_beyond(self, token: int) -> bool:
         return self._vocabulary_size is not None and token >= self._vocabulary_size
@@ -253,6 +226,48 @@ def load_tokenizer(model: str) -> Any:
         fix="name a folder or hub model that holds its tokenizer and needs no code of its own",
     ):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def _batch_encoder(tokenizer: Any) -> Callable[[Sequence[str]], Sequence[Sequence[int]]]:
+    """What gives the tokens of texts alone: the library's own batches where they are the tokenizer's, in threads."""
+
+    def one_by_one(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        return [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if not hasattr(backend, "encode_batch_fast"):
+        return one_by_one
+    backend.no_truncation()
+    backend.no_padding()
+
+    def batch(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    try:
+        return batch if list(map(list, one_by_one(_PROBE))) == batch(_PROBE) else one_by_one
+    except Exception:  # a tokenizer that reads no such text is left to the records
+        return one_by_one
+
+
+def _whole(layout: Layout | DataError) -> Window:
+    if isinstance(layout, DataError):
+        raise layout
+    return windows_of(layout, max_tokens=len(layout.opening) + max(len(layout.tokens), 1), overlap=0)[0]
+
+
+def _beginning(window: Window, most: int) -> Window:
+    learnt = tuple((start, min(end, most)) for start, end in window.learnt if start < most)
+    return Window(tokens=window.tokens[:most], learnt=learnt)
+
+
+def _spans(marks: Sequence[bool]) -> tuple[Span, ...]:
+    """The stretches of marks that are true.
+
+    >>> _spans([False, True, True, False, True])
+    ((1, 3), (4, 5))
+    """
+    edges = np.flatnonzero(np.diff(np.array([False, *marks, False], dtype=np.int8))).tolist()
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:

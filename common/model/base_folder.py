@@ -75,6 +75,26 @@ def _check_weights_are_the_folder_s(folder: Path) -> None:
         )
 
 
+def configuration_sha256(folder: Path) -> str:
+    """SHA-256 over what is neither weights nor their index, by which a record becomes tokens. Raises ModelError."""
+    try:
+        return sha256(canonical_json(_file_hashes(folder)))
+    except OSError as error:
+        raise ModelError(
+            f"{folder} cannot be read ({reason(error)})", why=_WHY, fix="check the folder and who may read it"
+        ) from error
+
+
+def vocabulary_size_of(folder: Path) -> int | None:
+    """How many tokens the model in a folder says that it has; None where its configuration does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    except (OSError, ValueError, AttributeError):  # which is told when the model is loaded
+        return None
+    return size if isinstance(size, int) else None
+
+
 def _file_hashes(folder: Path) -> dict[str, str]:
     """The hash of every file of configuration; how tensors are split into files decides nothing."""
     return {path: sha256((folder / path).read_bytes()) for path in configuration_files(folder)}

@@ -66,13 +66,16 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """How a record becomes one training example, and how many of a unit's records one step may read."""
+    """How a record becomes windows, each a training example, and how many of a unit's one step may read."""
 
     panel: ClassVar[str] = MODEL
     max_tokens: Annotated[
-        int, Option("Tokens read of a record; what is longer is cut, and may be predicted worse"), Field(ge=8, le=8192)
+        int, Option("Tokens of a window; a longer record is several, each read by itself"), Field(ge=8, le=8192)
     ] = 384
-    records_per_unit: Annotated[int, Option("Records of a patient read in a step, at random"), Field(ge=1, le=64)] = 1
+    overlap: Annotated[
+        int, Help("Tokens that a record's windows share: read again, and learnt once"), Field(ge=0, le=4096)
+    ] = 0
+    records_per_unit: Annotated[int, Option("Windows of a patient read in a step, at random"), Field(ge=1, le=64)] = 1
     evaluation: Annotated[
         Literal["synthetic", "public"] | None,
         Option("What your evaluation records are; nobody's records of care", name="evaluation-kind"),
@@ -263,6 +266,11 @@ class Study(Section):
             )
         if self.privacy.trust == "distributed" and self.secagg.modulus_bits == 16:
             raise ValueError("secagg.modulus_bits: distributed trust sums noisy integers and needs 32")
+        if 2 * self.data.overlap > self.data.max_tokens:
+            raise ValueError(
+                f"data.overlap: {self.data.overlap} is above half of the {self.data.max_tokens} tokens of a window, "
+                "most of which would be read for nothing"
+            )
         instant, deadline = self.training.answer_after_s, self.training.deadline_s
         if instant is not None and instant >= deadline:
             raise ValueError(

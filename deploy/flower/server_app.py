@@ -169,9 +169,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         )
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
-        tokenisation = Tokenisation.load(
-            str(base), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
-        )
+        tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
         records = read_records(settings.evaluation, similar="different")  # of no patient who is protected
         evaluation = tokenisation.evaluation_set(records, positions=model.positions)
     return StudyRun(

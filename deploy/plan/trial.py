@@ -9,13 +9,13 @@ from statistics import fmean, quantiles
 import numpy as np
 
 from ...client.training.batch_invariance import independent_batch_size
-from ...client.training.cohort import grouped_units
 from ...client.training.grad_samples import GradSampler
-from ...common.data.records import read_records
+from ...common.data.preparation import Preparation
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.sources.source import DataSource
 from ...common.study.study import Study
 from ..builtin.models import base_model_folder
 from ..builtin.patients import demo_data
@@ -80,13 +80,10 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
         if public_text is None
         else (public_text.name, public_text)
     )
-    records = read_records(path, similar="different")  # public: nobody has to be protected
     tell(f"loading the model {study.model.name}")
     base = base_model_folder(study.model.name)
     model = LanguageModel.load(base, study.model.lora, seed=0)
-    tokenisation = Tokenisation.load(str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size)
-    patients = [record.patient_id for record in records]
-    units = _units(patients, tokenisation.examples(records), study)
+    units = _units(path, study, Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size))
     tell(f"computing gradients of {len(units)} public units")
     batch_size = independent_batch_size(
         model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
@@ -105,8 +102,15 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     )
 
 
-def _units(patients: Sequence[str], examples: Sequence[Example], study: Study) -> list[Unit]:
-    """At most ``MAX_UNITS`` units, evenly out of all, each with the records that one step may read."""
-    grouped = grouped_units(zip(patients, examples, strict=True), privacy_unit=study.privacy.unit)
-    units: list[Unit] = [unit[: study.data.records_per_unit] for unit in grouped]
-    return units[:: max(1, -(-len(units) // MAX_UNITS))]
+def _units(path: Path, study: Study, tokenisation: Tokenisation) -> list[Unit]:
+    """At most ``MAX_UNITS`` units, evenly out of all, each with the windows that one step may read."""
+    data = study.data
+    preparation = Preparation(
+        tokenisation=tokenisation,
+        max_tokens=data.max_tokens,
+        overlap=data.overlap,
+        similar="different",  # public: nobody has to be protected
+    )
+    store = preparation.of_source(DataSource.of(path)).store
+    every = store.select(study.privacy.unit, np.arange(len(store.patients)), max_tokens=data.max_tokens)
+    return [unit[: data.records_per_unit] for unit in every[:: max(1, -(-len(every) // MAX_UNITS))]]

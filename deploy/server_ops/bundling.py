@@ -113,7 +113,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
     # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
     model = LanguageModel.load(base, complete.model.lora, seed=0)
     # Tried here as every site will, before anybody is asked to sign.
-    Tokenisation.load(str(base), max_tokens=complete.data.max_tokens, vocabulary_size=model.vocabulary_size)
+    Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:
         say("trying steps of private training, for the instant at which updates leave")
         # Imported here: they load torch, before which something was said.

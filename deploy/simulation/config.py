@@ -1,19 +1,19 @@
 """What a simulation is asked for, from a TOML file and the command line, as a study and its data files."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...client.site.opt_outs import OptOuts
-from ...client.site.site_records import SiteRecords
-from ...common.data.identifiers import Similar
-from ...common.data.records import check_beginning, read_records
+from ...common.data.identifiers import Similar, canonical
+from ...common.data.quarantine import Quarantine
+from ...common.data.records import RecordChecks, check_beginning, parsed
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
-from ...common.sources.source import DataSource
+from ...common.sources.source import DataSource, read_rows
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
@@ -147,9 +147,13 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
-    read = partial(read_records, simulation.files[name], similar=simulation.similar_identifiers)
-    records = SiteRecords.read(lambda quarantine: read(quarantine=quarantine), simulation.opted_out.get(name)).records
-    return len(records) if unit == "record" else len({record.patient_id for record in records})
+    source = simulation.files[name]
+    checks = RecordChecks(source.name, simulation.similar_identifiers, Quarantine())
+    admitted = (checks.admit(one) for one in parsed(read_rows(source)))
+    records = Counter(record.patient_id for record in admitted if record)
+    opted_out = OptOuts.read(simulation.opted_out.get(name)).patients
+    kept = {patient: one for patient, one in checks.finish().spellings.items() if canonical(one) not in opted_out}
+    return sum(records[patient] for patient in kept) if unit == "record" else len(set(kept.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

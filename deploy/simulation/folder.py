@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from ...common.crypto.identity import Identity
@@ -11,6 +12,7 @@ from ...common.system.files import make_folder, write_atomically
 from ...server.run.study_folder import StudyFolder, damaged, unwritable
 
 _PRIVATE: Final = "server/private.json"
+_PREPARED: Final = "server/prepared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,11 @@ class SimulationFolder(StudyFolder):
             raise unwritable(path.parent, error) from error
         write_atomically(path, json.dumps(fields).encode(), mode=0o600)
         self.save_manifest(manifest)
+
+    @property
+    def prepared(self) -> Path:
+        """Where the sites' records are, tokenised, beside the keys."""
+        return self.path / _PREPARED
 
     def private(self) -> Private:
         """What ``begin`` kept. Raises StorageError if it is damaged."""

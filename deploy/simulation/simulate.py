@@ -4,7 +4,6 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,22 @@ from numpy.typing import NDArray
 from ...client.budget.agreement import join
 from ...client.budget.reservations import Reservations
 from ...client.node.app import make_app as make_client_app
-from ...client.site.assembly import admit, cohort_of, sampler_of
-from ...client.site.site_records import SiteRecords
+from ...client.site.assembly import admit, sampler_of
 from ...client.state.site_state import SiteState
-from ...client.training.cohort import Cohort, count_learnable
+from ...client.training.cohort import Cohort
 from ...client.training.grad_samples import GradSampler
 from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
 from ...client.worker_socket import AskWorker
 from ...common.crypto.identity import Identity
 from ...common.data.identifiers import Similar
-from ...common.data.quarantine import Quarantine
-from ...common.data.records import Record, parse_records, read_records
-from ...common.data.tokenisation import EvaluationSet, Tokenisation
-from ...common.errors import DataError, StudyError
+from ...common.data.tokenisation import EvaluationSet
+from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
-from ...common.sources.source import DataSource
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Site, Study
@@ -47,11 +42,8 @@ from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
-from .sites import check_evaluation, check_held_out, check_newest, simulated_policy
-
-# A file or another source, or rows as a file holds them.
-_Source = str | Path | DataSource
-RecordSource = _Source | Sequence[Mapping[str, object]]
+from .site_data import RecordSource, SiteData, Source, read_all
+from .sites import check_evaluation, check_newest, simulated_policy
 
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
 Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
@@ -130,12 +122,22 @@ def simulate(
     check_evaluation(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
-    read = _read(study, cohorts, evaluation, opted_out=opted_out, similar=similar_identifiers, observe=observe)
+    base = base_model_folder(study.model.name)
+    data = _read(
+        study,
+        cohorts,
+        evaluation,
+        base=base,
+        folder=folder,
+        opted_out=opted_out,
+        similar=similar_identifiers,
+        observe=observe,
+    )
     with phase(observe, "calibration", "noise for every attempt of the schedule"):
         study = complete_study(with_lasting_name(study))
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, read, opted_out=opted_out, seed=seed, device=device, observe=observe)
+    prepared = _prepare(study, data, base, opted_out=opted_out, seed=seed, device=device, observe=observe)
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -177,10 +179,21 @@ def resume(
     folder = SimulationFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
-    read = _read(manifest.study, cohorts, evaluation, opted_out=opted_out, similar=similar_identifiers, observe=observe)
+    base = base_model_folder(manifest.study.model.name)
+    data = _read(
+        manifest.study,
+        cohorts,
+        evaluation,
+        base=base,
+        folder=folder,
+        opted_out=opted_out,
+        similar=similar_identifiers,
+        observe=observe,
+    )
     prepared = _prepare(
         manifest.study,
-        read,
+        data,
+        base,
         opted_out=opted_out,
         seed=private.seed,
         device=device,
@@ -197,14 +210,6 @@ def resume(
         observe=observe,
         network=in_process,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """The records of a simulation, read before anything is computed, so that a fault in a file costs no more."""
-
-    cohorts: Mapping[str, SiteRecords]
-    evaluation: Sequence[Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,25 +230,34 @@ def _read(
     cohorts: Mapping[str, RecordSource],
     evaluation: RecordSource,
     *,
+    base: Path,
+    folder: SimulationFolder | None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
     observe: Observer,
-) -> _Read:
+) -> SiteData:
+    """The records, before anything is computed, so that a fault in a file costs no more."""
     _tell_of_budget(study, cohorts)
-    with phase(observe, "records", f"{len(cohorts)} sites"):
-        own = {
-            name: SiteRecords.read(partial(_records, name, source, similar), opted_out.get(name))
-            for name, source in cohorts.items()
-        }
-        held_out = _records("evaluation", evaluation, "different")
-        if study.privacy.noise:
-            check_held_out(held_out, [record for records in own.values() for record in records.records])
-    return _Read(cohorts=own, evaluation=held_out)
+    with phase(observe, "records", f"of {len(cohorts)} sites, and their tokens"):
+        data = read_all(
+            study,
+            cohorts,
+            evaluation,
+            base=base,
+            folder=None if folder is None else folder.prepared,
+            opted_out=opted_out,
+            similar=similar,
+        )
+    for name, records in data.sites.items():
+        for line in records.told():
+            observe(Told(text=f"{name}: {line}"))
+    return data
 
 
 def _prepare(
     study: Study,
-    read: _Read,
+    data: SiteData,
+    base: Path,
     *,
     opted_out: Mapping[str, Path],
     seed: int,
@@ -252,32 +266,24 @@ def _prepare(
     model_sha256: str | None = None,
 ) -> _Prepared:
     with phase(observe, "model", study.model.name):
-        base = base_model_folder(study.model.name)
         # A is public: anyone may know the seed that drew it.
         model = LanguageModel.load(
             base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
         )
-    with phase(observe, "tokens", "of every record"):
-        tokenisation = Tokenisation.load(
-            str(base), max_tokens=study.data.max_tokens, vocabulary_size=model.vocabulary_size
+        evaluation_set = data.tokenisation.evaluation_set(data.evaluation, positions=model.positions)
+    cohorts = {
+        site.name: Cohort.stated(
+            data.sites[site.name].units(study), privacy_unit=study.privacy.unit, max_units=known(site.max_units)
         )
-        site_cohorts = {}
-        for site in study.sites:
-            records = read.cohorts[site.name]
-            bound = known(site.max_units)
-            cohort = cohort_of(study, records.records, tokenisation, records.quarantine, max_units=bound)
-            _check_learnable(site.name, cohort)
-            for line in records.told():
-                observe(Told(text=f"{site.name}: {line}"))
-            site_cohorts[site.name] = cohort
-        evaluation_set = tokenisation.evaluation_set(read.evaluation, positions=model.positions)
+        for site in study.sites
+    }
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
     return _Prepared(
         base=base,
         model=model,
         model_sha256=model.folder_sha256,
-        cohorts=site_cohorts,
+        cohorts=cohorts,
         opted_out=opted_out,
         evaluation=evaluation_set,
         sampler=sampler,
@@ -342,25 +348,10 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
     return Worker(name=site.name, identity=identity, manifest=manifest, release=update, state=state)
 
 
-def _records(
-    name: str, source: RecordSource, similar: Similar | None, quarantine: Quarantine | None = None
-) -> list[Record]:
-    if isinstance(source, _Source):
-        return read_records(DataSource.of(source), similar=similar, quarantine=quarantine)
-    return parse_records(name, source, similar=similar, quarantine=quarantine)
-
-
-def _check_learnable(site: str, cohort: Cohort[Example]) -> None:
-    try:
-        count_learnable(cohort)
-    except DataError as error:
-        raise DataError(f"{site}: {error.what}", why=error.why, fix=error.fix) from error
-
-
 def _tell_of_budget(study: Study, cohorts: Mapping[str, RecordSource]) -> None:
     """Each time, on standard error: two runs on the same patients cost the sum of both, and nothing here adds it up."""
     declared = {site.name for site in study.sites if site.sensitivity == "synthetic"}
-    real = [name for name, source in cohorts.items() if isinstance(source, _Source) and name not in declared]
+    real = [name for name, source in cohorts.items() if isinstance(source, Source) and name not in declared]
     if real:
         print(
             f"grandrounds: this simulation keeps no budget. The records of {', '.join(real)} are not declared "

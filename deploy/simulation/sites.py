@@ -1,13 +1,11 @@
 """What a simulated site decides for itself: its policy, and that it follows no older ledger than its own."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
 from ...client.state.site_state import SiteState
-from ...common.data.identifiers import canonical
-from ...common.data.records import Record
-from ...common.errors import DataError, StudyError
+from ...common.errors import StudyError
 from ...common.schema import Section, Words, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import Site, Study
@@ -41,24 +39,6 @@ def check_evaluation(study: Study, source: str) -> None:
             why="their figures are released without noise, so records of patients must not be among them",
             fix="say --evaluation-kind public or synthetic, or set data.evaluation",
         )
-
-
-def check_held_out(evaluation: Iterable[Record], trained: Collection[Record]) -> None:
-    """Raises DataError where an evaluation record has a patient or a text of those that are ``trained`` on.
-
-    Perplexities are released without noise: what was trained on shows in them, and so does who.
-    """
-    patients, texts = ({canonical(record.patient_id) for record in trained}, {record.content for record in trained})
-    for record in evaluation:
-        shared = (
-            "a patient" if canonical(record.patient_id) in patients else "a text" if record.content in texts else None
-        )
-        if shared:
-            raise DataError(
-                f"{record.position}: it has {shared} of the sites' records",
-                why="figures of the evaluation set are released without noise, and would tell who was trained on",
-                fix="evaluate on public or synthetic records of nobody in the cohorts",
-            )
 
 
 def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) -> Policy:

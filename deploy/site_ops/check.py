@@ -2,24 +2,20 @@
 
 import resource
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from time import monotonic
 from typing import Final
 
-import numpy as np
-
 from ...client.budget.patients import Patients
 from ...client.budget.policy import Policy, check_policy
-from ...client.site.assembly import open_model, open_update
+from ...client.site.assembly import open_model, open_records, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.joined_study import JoinedStudy
 from ...client.site.reading import Reading
-from ...client.site.site_records import read_site_records
+from ...client.site.site_records import SiteRecords
 from ...client.site.survey import check_readable
 from ...client.state.database import SiteDatabase
-from ...client.training.cohort import all_units, count_learnable
 from ...client.training.rehearsal import with_most_work
-from ...common.data.records import Record
 from ...common.errors import StudyError
 from ...common.model.devices import described, peak_memory_bytes
 from ...common.schema import known
@@ -40,13 +36,13 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     check_policy(policy, manifest, name=settings.name)
     check_readable(settings)
     started = monotonic()
-    site_records = read_site_records(settings, policy)
+    model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
+    site_records = open_records(folder, manifest.study, model=model)
     if not opt_outs_match_nobody:
         site_records.check_opt_outs()
-    model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
-    _check_patients(folder, policy, site_records.records)
-    update = open_update(settings, manifest, site_records, model=model)
-    learnable, records = count_learnable(update.cohort)
+    _check_patients(folder, policy, site_records)
+    update, read = open_update(settings, manifest, site_records, model=model), site_records.units(manifest.study)
+    site_records.check_learnable(read)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
     update(adapter)
@@ -62,14 +58,12 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
     name, unit = settings.name, manifest.study.privacy.unit
-    units = all_units(update.cohort)
-    windows = np.array([len(unit) for unit in units])
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
-        f"{records} records of {len(units)} {unit}s were read; the study counts on "
+        f"{read.windows} windows of the records of {len(read)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
-        Reading.of(manifest.study).told(windows),
+        Reading.of(manifest.study).told(read.sizes),
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
         f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
         + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
@@ -78,16 +72,16 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
         *site_records.told(),
         *site_records.told_far(manifest, name),
-        *_warnings(folder, settings, policy, without_target=records - learnable),
+        *_warnings(folder, settings, policy, without_target=read.windows - read.learnable),
     ]
 
 
-def _check_patients(folder: SiteFolder, policy: Policy, records: Sequence[Record]) -> None:
+def _check_patients(folder: SiteFolder, policy: Policy, site_records: SiteRecords) -> None:
     """Raises PrivacyError where they have another budget already, and StorageError."""
     database = SiteDatabase.open_existing(folder.state)
     try:
         patients = Patients(database, folder.fingerprint_key())
-        patients.check(policy.data.asset, (record.patient_id for record in records))
+        patients.check(policy.data.asset, site_records.patients)
     finally:
         database.close()
 
@@ -95,8 +89,7 @@ def _check_patients(folder: SiteFolder, policy: Policy, records: Sequence[Record
 def _warnings(folder: SiteFolder, settings: SiteSettings, policy: Policy, *, without_target: int) -> Iterator[str]:
     if without_target:
         yield (
-            f"warning: {count(without_target, 'record')} of them have no token left to learn within the study's "
-            "max_tokens, and contribute nothing: is what comes before completions too long?"
+            f"warning: {count(without_target, 'window')} of them have no token left to learn, and contribute nothing"
         )
     sources = (settings.data, settings.held_out)
     for path in (*(path for source in sources if source for path in source.paths), policy.data.opted_out):

@@ -105,9 +105,7 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
     _check_apart(records, read_records(settings.data, similar=similar, quarantine=Quarantine()), similar)
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
-    tokenisation = Tokenisation.load(
-        str(settings.model), max_tokens=manifest.study.data.max_tokens, vocabulary_size=model.vocabulary_size
-    )
+    tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
     examples = tokenisation.evaluation_set(records, positions=model.positions).examples
     before = model.perplexity(examples, model.get_adapter())  # which changes nothing yet: its B is zero
     after = model.perplexity(examples, adapter_vector(case, trained=True))

@@ -104,6 +104,7 @@ def _hand_over(folder: SiteFolder, worker: User, node: User) -> None:
         if (folder.path / name).exists():
             _set(folder.path / name, worker.uid, worker.gid, 0o600)
     _give(folder.state, worker)
+    _give(folder.prepared, worker)
     make_folder(folder.studies)
     _set(folder.studies, 0, 0, 0o711)
     for study in folder.joined():

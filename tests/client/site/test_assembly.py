@@ -13,13 +13,11 @@ from support.study.tiny_models import save_tiny_model
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site import assembly
-from grandrounds.client.site.assembly import open_update
+from grandrounds.client.site.assembly import open_records, open_update
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
 from grandrounds.client.site.joined_study import FROZEN_ADAPTER
-from grandrounds.client.site.site_records import read_site_records
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.client.training.cohort import all_units
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
@@ -74,14 +72,11 @@ def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerSe
     assert np.abs(attempt.aggregate).max() > 10, "its noise is in the sum"
 
 
-def test_who_opted_out_is_not_among_the_records(folder, monkeypatch):
-    cohorts = []
-    monkeypatch.setattr(
-        "grandrounds.client.site.assembly.cohort_of",
-        lambda study, records, tokenisation, quarantine, max_units: cohorts.append(records),
-    )
-    open_site(folder).close()
-    assert [record.patient_id for record in cohorts[0]] == ["patient-0", "patient-2"]
+def test_who_opted_out_is_not_among_the_records(folder, study):
+    assert open_records(folder, folder.study().manifest().study, model=study.model).patients == [
+        "patient-0",
+        "patient-2",
+    ]
 
 
 BROKEN = [
@@ -96,10 +91,11 @@ def break_records(folder, lines=BROKEN):
         file.write("\n" + "\n".join(lines))
 
 
-def updated(folder, model, **fields):
-    """What the site computes, with these settings."""
-    settings = folder.settings().model_copy(update=fields)
-    return open_update(settings, folder.study().manifest(), read_site_records(settings, folder.policy()), model=model)
+def updated(folder, model):
+    """What the site computes, and the units that it computes it from."""
+    manifest = folder.study().manifest()
+    records = open_records(folder, manifest.study, model=model)
+    return open_update(folder.settings(), manifest, records, model=model), list(records.units(manifest.study))
 
 
 def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn(folder, study, federation, caplog):
@@ -110,17 +106,17 @@ def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn
         assert SITE in finish(federation, federation.attempt(), resident.answer).survivors
     finally:
         resident.close()
-    units = all_units(updated(folder, study.model).cohort)
+    _, units = updated(folder, study.model)
     assert [len(unit) for unit in units] == [1, 2, 1], "each whose patient is known keeps its place, and its unit"
-    assert [[bool((one.labels != NO_LOSS).any()) for one in unit] for unit in units] == [[True], [True, False], [False]]
+    assert [[bool((one.labels != NO_LOSS).any()) for one in unit] for unit in units] == [[True], [False, True], [False]]
     assert [number for number in range(1, 8) if f"notes.jsonl, line {number}" in caplog.text] == [4, 5, 6]
     assert "Wilhelmina" not in caplog.text
 
 
 def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder, study):
     break_records(folder, BROKEN[:1])
-    update = updated(folder, study.model)
-    whole, halved = DpSgd.unit_gradients(update._dp_sgd, all_units(update.cohort))
+    update, units = updated(folder, study.model)
+    whole, halved = DpSgd.unit_gradients(update._dp_sgd, units)
     np.testing.assert_allclose(halved, whole / 2)
 
 
@@ -128,10 +124,10 @@ def test_identifiers_that_differ_in_spelling_alone_stop_a_site_until_its_setting
     break_records(folder, ['{"patient_id": "Patient-02", "text": "ill"}'])
     with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and notes.jsonl, line 4"):
         open_site(folder)
+    unsaid = (folder.path / SETTINGS).read_text()
     for similar, sizes in (("same", [1, 2]), ("different", [1, 1, 1])):
-        assert [
-            len(unit) for unit in all_units(updated(folder, study.model, similar_identifiers=similar).cohort)
-        ] == sizes
+        (folder.path / SETTINGS).write_text(f'{unsaid}similar_identifiers = "{similar}"\n')
+        assert [len(unit) for unit in updated(folder, study.model)[1]] == sizes
 
 
 def test_what_a_study_costs_is_reserved_before_a_record_is_read(folder):

@@ -1,7 +1,7 @@
 import inspect
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from typing import Literal
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from grandrounds.client.training.cohort import Cohort, count_learnable
+from grandrounds.client.training.cohort import Cohort
 from grandrounds.common.errors import DataError, PrivacyError
-from grandrounds.common.model.example import NO_LOSS, Example
 
 FALSE_ALARM = 1e-7  # of one call of smallest_p_value on honest draws
 UNITS, PROBABILITY, DRAWS = 16, 0.25, 4000
@@ -48,7 +47,7 @@ def smallest_p_value(draws: Draws) -> tuple[float, str]:
 
 
 def poisson(count: int) -> Draws:
-    cohort = Cohort([unit] for unit in range(UNITS))
+    cohort = Cohort([[unit] for unit in range(UNITS)])
     drawn = (cohort.draw(sampling_probability=PROBABILITY, records_per_unit=1, cap=UNCAPPED) for _ in range(count))
     return [frozenset(unit for (unit,) in draw) for draw in drawn]
 
@@ -110,13 +109,13 @@ def test_broken_sampling_fails_the_same_test(broken: Callable[[int], Draws]) -> 
 
 
 def test_with_probability_one_every_unit_is_drawn() -> None:
-    cohort = Cohort([unit] for unit in range(1000))
+    cohort = Cohort([[unit] for unit in range(1000)])
     assert cohort.draw(sampling_probability=1, records_per_unit=1, cap=UNCAPPED) == [(unit,) for unit in range(1000)]
 
 
 @pytest.mark.parametrize("probability", [2.0**-64, 1e-300])
 def test_with_a_tiny_probability_the_draw_is_empty_and_valid(probability: float) -> None:
-    cohort = Cohort([unit] for unit in range(1000))  # a false alarm has probability below 1e-16
+    cohort = Cohort([[unit] for unit in range(1000)])  # a false alarm has probability below 1e-16
     assert cohort.draw(sampling_probability=probability, records_per_unit=1, cap=UNCAPPED) == []
 
 
@@ -135,7 +134,7 @@ def test_two_draws_share_no_randomness_and_no_seed_reaches_them() -> None:
     def draw() -> list[tuple[int, ...]]:
         random.seed(7)
         np.random.seed(7)
-        cohort = Cohort([unit] for unit in range(256))
+        cohort = Cohort([[unit] for unit in range(256)])
         return cohort.draw(sampling_probability=0.5, records_per_unit=1, cap=UNCAPPED)
 
     assert draw() != draw()  # equal with probability 2**-256
@@ -160,7 +159,7 @@ def test_a_unit_with_fewer_records_gives_all_of_them() -> None:
 
 def test_a_draw_above_its_cap_keeps_a_uniform_subset_of_that_size() -> None:
     units, cap = 6, 2
-    cohort = Cohort([unit] for unit in range(units))
+    cohort = Cohort([[unit] for unit in range(units)])
     draws = [cohort.draw(sampling_probability=1, records_per_unit=1, cap=cap) for _ in range(DRAWS)]
     counts = Counter(frozenset(unit for (unit,) in draw) for draw in draws)
     subsets = list(map(frozenset, combinations(range(units), cap)))
@@ -170,30 +169,17 @@ def test_a_draw_above_its_cap_keeps_a_uniform_subset_of_that_size() -> None:
 
 
 def test_a_draw_within_its_cap_is_whole() -> None:
-    cohort = Cohort([unit] for unit in range(5))
+    cohort = Cohort([[unit] for unit in range(5)])
     drawn = cohort.draw(sampling_probability=1, records_per_unit=1, cap=5)
     assert sorted(unit for (unit,) in drawn) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("unit", ["patient", "record"])
 def test_data_of_more_units_than_the_site_states_are_refused(unit: Literal["patient", "record"]) -> None:
-    records = [("a", 1), ("b", 2), ("c", 3)]
-    assert Cohort.grouped(records, privacy_unit=unit, max_units=3)
+    units = [[1], [2], [3]]
+    assert Cohort.stated(units, privacy_unit=unit, max_units=3)
     with pytest.raises(DataError, match="max_units"):
-        Cohort.grouped(records, privacy_unit=unit, max_units=2)
-
-
-def drawn_whole(records: Sequence[tuple[str, int]], unit: str) -> list[tuple[int, ...]]:
-    cohort = Cohort.grouped(records, privacy_unit="patient" if unit == "patient" else "record", max_units=100)
-    return cohort.draw(sampling_probability=1, records_per_unit=9, cap=UNCAPPED)
-
-
-def test_all_records_of_a_patient_are_one_unit_however_they_are_spread() -> None:
-    assert drawn_whole([("a", 1), ("b", 2), ("a", 3)], "patient") == [(1, 3), (2,)]
-
-
-def test_with_the_record_as_unit_each_record_stands_alone() -> None:
-    assert drawn_whole([("a", 1), ("b", 2), ("a", 3)], "record") == [(1,), (2,), (3,)]
+        Cohort.stated(units, privacy_unit=unit, max_units=2)
 
 
 @pytest.mark.parametrize("units", [[], [[1], []]])
@@ -205,19 +191,3 @@ def test_a_cohort_without_patients_or_with_an_empty_one_is_refused(units: list[l
 def test_a_printed_cohort_does_not_tell_how_many_units_it_has() -> None:
     assert not hasattr(Cohort([[1]]), "__len__")
     assert repr(Cohort([[1]])).startswith("<")
-
-
-def labelled(*labels: int) -> Example:
-    return Example(token_ids=np.zeros(len(labels), dtype=np.int32), labels=np.array(labels, dtype=np.int32))
-
-
-NOTHING = [labelled(NO_LOSS, NO_LOSS), labelled(7, NO_LOSS)]  # the first token is predicted from nothing
-
-
-def test_records_with_a_token_to_learn_are_counted_with_all() -> None:
-    assert count_learnable(Cohort([[*NOTHING, labelled(NO_LOSS, 7)], NOTHING, [labelled(7, 7)]])) == (2, 6)
-
-
-def test_a_cohort_in_which_nothing_can_be_learnt_is_refused() -> None:
-    with pytest.raises(DataError, match="none of the 4 records"):
-        count_learnable(Cohort([NOTHING, NOTHING]))

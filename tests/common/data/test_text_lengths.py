@@ -45,7 +45,7 @@ def test_of_very_many_and_very_long_records_a_part_stands_for_the_whole(model, m
 
 
 def test_a_tokenizer_without_a_file_of_its_own_counts_the_same():
-    tokenisation = Tokenisation(tiny_tokenizer(), max_tokens=1)
+    tokenisation = Tokenisation(tiny_tokenizer())
     assert tokenisation.counts(["x" * 30, ""]) == [30, 0]
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.records import Chat, Content, PromptCompletion, Record, SetAsideContent, Text, Turn
 from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
+from grandrounds.common.data.windows import Layout, windows_of
 from grandrounds.common.errors import DataError, ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 
@@ -40,11 +40,22 @@ def record(content: Content) -> Record:
 
 
 def example(content: Content, *, max_tokens: int = 32, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> Example:
-    return Tokenisation(tokenizer, max_tokens=max_tokens).example(record(content))
+    (made,) = examples(Tokenisation(tokenizer), [record(content)], max_tokens)
+    return made
+
+
+def examples(tokenisation: Tokenisation, records: list[Record], max_tokens: int = 8) -> list[Example]:
+    """The first window of each record; raises why one cannot be laid out."""
+    made = []
+    for layout in tokenisation.layouts(records):
+        if isinstance(layout, DataError):
+            raise layout
+        made.append(windows_of(layout, max_tokens=max_tokens, overlap=0)[0].example(max_tokens))
+    return made
 
 
 def read(made: Example) -> str:
-    return TOKENIZER.decode(made.token_ids[made.token_ids != TOKENIZER.pad_token_id])
+    return TOKENIZER.decode(np.trim_zeros(made.token_ids, "b"))  # "!" is token 0, and ends no text here
 
 
 def learnt(made: Example) -> str:
@@ -90,13 +101,7 @@ def test_a_refusing_chat_template_is_reported_by_line_and_never_quoted() -> None
         )
     assert "line 1" in refusal.value.diagnostics()
     assert QUOTE not in refusal.value.diagnostics()
-    assert refusal.value.__suppress_context__
-
-
-def test_a_prompt_that_fills_the_example_leaves_nothing_to_learn() -> None:
-    made = example(PromptCompletion(prompt="Any pain?", completion="None."), max_tokens=8)
-    assert read(made) == "Any pain"
-    assert learnt(made) == ""
+    assert refusal.value.__context__ is None
 
 
 def test_a_cut_text_has_no_end_and_is_not_padded() -> None:
@@ -120,7 +125,7 @@ contents = st.one_of(
 def test_a_held_out_record_is_whole_however_little_is_trained_on(content: Content) -> None:
     whole = example(content, max_tokens=400)
     length = int(np.flatnonzero(whole.labels != NO_LOSS)[-1]) + 1
-    held_out = Tokenisation(TOKENIZER, max_tokens=8).evaluation_set([record(content)], positions=400)
+    held_out = Tokenisation(TOKENIZER).evaluation_set([record(content)], positions=400)
     (found,) = held_out.examples
     assert (held_out.cut, held_out.max_tokens) == (0, 400) and length > 8
     assert np.array_equal(found.token_ids, whole.token_ids[:length])
@@ -130,10 +135,10 @@ def test_a_held_out_record_is_whole_however_little_is_trained_on(content: Conten
 def test_held_out_records_that_the_model_cannot_read_to_their_end_are_cut_there_and_counted() -> None:
     texts = ["a" * length for length in (3, 9, 10, 11)]  # a token each, and an end of text
     records = [record(Text(text=text)) for text in texts]
-    held_out = Tokenisation(TOKENIZER, max_tokens=4).evaluation_set(records, positions=10)
+    held_out = Tokenisation(TOKENIZER).evaluation_set(records, positions=10)
     assert [len(one.token_ids) for one in held_out.examples] == [4, 10, 10, 10]
     assert (held_out.cut, held_out.max_tokens) == (2, 10)
-    unbounded = Tokenisation(TOKENIZER, max_tokens=4).evaluation_set(records, positions=None)
+    unbounded = Tokenisation(TOKENIZER).evaluation_set(records, positions=None)
     assert (unbounded.cut, unbounded.max_tokens) == (0, MAX_EVALUATED_TOKENS)
 
 
@@ -146,9 +151,8 @@ def test_every_example_has_the_same_shape_and_labels_only_its_own_tokens(content
         assert array.dtype == np.int32
     has_label = made.labels != NO_LOSS
     assert np.array_equal(made.labels[has_label], made.token_ids[has_label])
-    is_padding = made.token_ids == TOKENIZER.pad_token_id
-    assert not np.any(has_label & is_padding)
-    assert np.all(is_padding[:-1] <= is_padding[1:]), "padding is on the right"
+    last = int(np.flatnonzero(has_label).max(initial=-1))
+    assert not made.token_ids[last + 1 :].any(), "padding is on the right"
 
 
 SOME_REFUSED = (
@@ -161,26 +165,18 @@ def chat_of(role: str) -> Record:
     return record(Chat(messages=(Turn(role=role, content=QUOTE),)))
 
 
-def test_a_record_that_the_chat_template_refuses_is_a_zero_in_its_place() -> None:
-    tokenisation, quarantine = Tokenisation(byte_tokenizer(chat_template=SOME_REFUSED), max_tokens=8), Quarantine()
-    made = tokenisation.examples([chat_of("user"), chat_of("nobody"), chat_of("user")], quarantine)
-    assert [bool((one.labels != NO_LOSS).any()) for one in made] == [True, False, True]
-    assert [one.position for one in quarantine.set_aside] == ["line 1"]
-    assert quarantine.set_aside[0].reason == "the model's chat template refuses these messages"
-    assert QUOTE not in "".join(quarantine.lines())
-    with pytest.raises(DataError, match="chat template refuses"):
-        tokenisation.examples([chat_of("nobody"), chat_of("user")])
-
-
-def test_a_template_that_refuses_most_records_is_refused() -> None:
-    tokenisation = Tokenisation(byte_tokenizer(chat_template=SOME_REFUSED), max_tokens=8)
-    with pytest.raises(DataError, match="line 1: the model's chat template refuses") as refusal:
-        tokenisation.examples([chat_of("nobody"), chat_of("nobody"), chat_of("user")], Quarantine())
-    assert QUOTE not in refusal.value.diagnostics()
+def test_a_record_that_the_chat_template_refuses_is_refused_alone() -> None:
+    tokenisation = Tokenisation(byte_tokenizer(chat_template=SOME_REFUSED))
+    usual, refused, other = tokenisation.layouts([chat_of("user"), chat_of("nobody"), chat_of("user")])
+    assert isinstance(usual, Layout) and isinstance(other, Layout) and isinstance(refused, DataError)
+    assert refused.what == "line 1: the model's chat template refuses these messages"
+    assert QUOTE not in refused.diagnostics()
 
 
 class Raises(PreTrainedTokenizerFast):
-    """A tokenizer that fails on some texts, and quotes them."""
+    """A tokenizer without batches of its own, that fails on some texts, and quotes them."""
+
+    backend_tokenizer = None
 
     def __call__(self, text: str, **options: object) -> object:
         if QUOTE in text:
@@ -188,63 +184,40 @@ class Raises(PreTrainedTokenizerFast):
         return super().__call__(text, **options)
 
 
-def test_a_text_that_the_tokenizer_fails_on_is_a_zero_in_its_place_and_never_quoted() -> None:
-    tokenisation, quarantine = (
-        Tokenisation(Raises(tokenizer_object=TOKENIZER.backend_tokenizer), max_tokens=8),
-        Quarantine(),
-    )
-    made = tokenisation.examples([record(Text(text=text)) for text in ("a", QUOTE, "b")], quarantine)
-    assert [bool((one.labels != NO_LOSS).any()) for one in made] == [True, False, True]
-    with pytest.raises(DataError, match="line 1: the model's tokenizer refuses it") as refusal:
-        tokenisation.example(record(Text(text=QUOTE)))
-    assert QUOTE not in refusal.value.diagnostics()
-    assert refusal.value.__suppress_context__
+def test_a_text_that_the_tokenizer_fails_on_is_refused_alone_and_never_quoted() -> None:
+    tokenisation = Tokenisation(Raises(tokenizer_object=TOKENIZER.backend_tokenizer))
+    texts = [record(Text(text=text)) for text in ("a", QUOTE, "b")]
+    usual, refused, other = tokenisation.layouts(texts)
+    assert isinstance(usual, Layout) and isinstance(other, Layout) and isinstance(refused, DataError)
+    assert refused.what == "line 1: the model's tokenizer refuses it"
+    assert QUOTE not in refused.diagnostics()
 
 
-def test_what_was_set_aside_before_is_a_zero_in_training_and_no_evaluation_set() -> None:
-    tokenisation, quarantine = Tokenisation(TOKENIZER, max_tokens=8), Quarantine()
-    (made,) = tokenisation.examples([record(SetAsideContent())], quarantine)
-    assert not (made.labels != NO_LOSS).any()
-    assert not quarantine.set_aside, "it was noted where it was read"
+def test_what_was_set_aside_before_is_no_evaluation_set() -> None:
     with pytest.raises(DataError, match="could not be read"):
-        tokenisation.evaluation_set([record(SetAsideContent())], positions=None)
+        Tokenisation(TOKENIZER).evaluation_set([record(SetAsideContent())], positions=None)
 
 
 @settings(deadline=None)
-@given(
-    content=st.builds(Text, text=st.text("ab \N{SNOWMAN}\n", min_size=2000, max_size=4000)),
-    max_tokens=st.integers(1, 90),
-)
-def test_a_long_text_that_is_not_read_to_its_end_gives_the_tokens_of_the_whole(
-    content: Content, max_tokens: int
-) -> None:
-    made = example(content, max_tokens=max_tokens)
-    assert np.array_equal(made.token_ids, example(content, max_tokens=20_000).token_ids[:max_tokens])
-
-
-def test_of_a_long_text_no_more_is_read_than_can_be_used() -> None:
-    read: list[int] = []
-
-    class Counting(PreTrainedTokenizerFast):
-        def __call__(self, text: str, **options: object) -> object:
-            read.append(len(text))
-            return super().__call__(text, **options)
-
-    tokenisation = Tokenisation(Counting(tokenizer_object=TOKENIZER.backend_tokenizer), max_tokens=16)
-    read.clear()
-    tokenisation.example(record(Text(text="word " * 1_000_000)))
-    assert sum(read) < 10_000
+@given(some=st.lists(contents, max_size=6))
+def test_records_that_are_laid_out_together_are_laid_out_as_alone(some: list[Content]) -> None:
+    tokenisation = Tokenisation(TOKENIZER)
+    records = [record(content) for content in some]
+    for together, (alone,) in zip(
+        tokenisation.layouts(records), (tokenisation.layouts([one]) for one in records), strict=True
+    ):
+        assert isinstance(together, Layout) and isinstance(alone, Layout)
+        assert np.array_equal(together.tokens, alone.tokens) and together.learnt == alone.learnt
 
 
 def test_examples_keep_the_order_of_their_records() -> None:
-    tokenisation = Tokenisation(TOKENIZER, max_tokens=4)
-    made = tokenisation.examples([record(Text(text=text)) for text in ("a", "bb", "ccc")])
+    made = examples(Tokenisation(TOKENIZER), [record(Text(text=text)) for text in ("a", "bb", "ccc")])
     assert [read(one) for one in made] == ["a<end>", "bb<end>", "ccc<end>"]
 
 
 def test_a_tokenizer_is_loaded_from_a_model_folder(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
-    made = Tokenisation.load(str(tmp_path), max_tokens=16).example(record(Text(text="No pain.")))
+    (made,) = examples(Tokenisation.load(str(tmp_path)), [record(Text(text="No pain."))], 16)
     assert np.array_equal(made.token_ids, example(Text(text="No pain."), max_tokens=16).token_ids)
 
 
@@ -254,7 +227,7 @@ def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path: Path, content: 
         TOKENIZER.save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer"):
-        Tokenisation.load(str(tmp_path), max_tokens=16)
+        Tokenisation.load(str(tmp_path))
 
 
 def ending_tokenizer(single: str) -> PreTrainedTokenizerFast:
@@ -273,7 +246,7 @@ def test_what_a_tokenizer_puts_around_a_text_is_around_prompt_and_completion_tog
     made = example(PromptCompletion(prompt="Pain?", completion=" None."), tokenizer=tokenizer)
     assert (read(made), learnt(made)) == (f"{opening}Pain? None.<end>", " None.<end>")
     text = example(Text(text="No pain."), tokenizer=tokenizer)
-    assert read(text) == learnt(text) == f"{opening}No pain.<end>"
+    assert (read(text), learnt(text)) == (f"{opening}No pain.<end>", "No pain.<end>")
 
 
 def spacing_tokenizer(scheme: str) -> PreTrainedTokenizerFast:
@@ -291,21 +264,13 @@ def spacing_tokenizer(scheme: str) -> PreTrainedTokenizerFast:
 def test_no_space_that_nobody_wrote_is_learnt_before_a_completion(completion: str) -> None:
     tokenizer = spacing_tokenizer("first")
     made = example(PromptCompletion(prompt="pain?", completion=completion), tokenizer=tokenizer)
-    assert tokenizer.decode(made.token_ids, skip_special_tokens=True) == f"pain?{completion}"
-
-
-def test_a_padding_token_may_be_none_of_the_model_s() -> None:
-    beyond = Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=257)
-    assert TOKENIZER.pad_token_id == 257
-    made = beyond.example(record(Text(text="No pain.")))
-    assert made.token_ids.max() < 257
-    assert learnt(made) == "No pain.<end>"
+    assert tokenizer.decode(np.trim_zeros(made.token_ids, "b"), skip_special_tokens=True) == f"pain?{completion}"
 
 
 def test_a_record_with_a_token_that_the_model_does_not_have_is_refused_by_its_position() -> None:
-    beyond = Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=257)
+    beyond = Tokenisation(TOKENIZER, vocabulary_size=257)
     record_of_it = record(Text(text=f"{QUOTE} <pad>"))
-    for refusing in (beyond.example, lambda one: beyond.evaluation_set([one], positions=None)):
+    for refusing in (lambda one: examples(beyond, [one]), lambda one: beyond.evaluation_set([one], positions=None)):
         with pytest.raises(DataError, match="line 1") as refusal:
             refusing(record_of_it)
         assert QUOTE not in refusal.value.diagnostics()
@@ -314,7 +279,7 @@ def test_a_record_with_a_token_that_the_model_does_not_have_is_refused_by_its_po
 @pytest.mark.parametrize("size", [1, 255, 256])
 def test_a_tokenizer_of_another_model_is_refused_at_once(size: int) -> None:
     with pytest.raises(ModelError, match=f"the model, with {size}, does not have"):
-        Tokenisation(TOKENIZER, max_tokens=16, vocabulary_size=size)
+        Tokenisation(TOKENIZER, vocabulary_size=size)
 
 
 BROKEN_MARKS = {
@@ -328,16 +293,16 @@ BROKEN_MARKS = {
 @pytest.mark.parametrize("template", BROKEN_MARKS.values(), ids=BROKEN_MARKS.keys())
 def test_a_template_that_marks_anything_but_what_the_assistant_says_is_refused(template: str) -> None:
     with pytest.raises(ModelError, match="not what the assistant says"):
-        Tokenisation(byte_tokenizer(chat_template=template), max_tokens=16)
+        Tokenisation(byte_tokenizer(chat_template=template))
 
 
 def test_a_template_that_asks_for_another_layout_than_the_trial_s_is_left_to_the_records() -> None:
     asking = "{{ messages[0]['role'] == 'system' or raise_exception('no system') }}" + MARKING_TEMPLATE
-    Tokenisation(byte_tokenizer(chat_template=asking), max_tokens=16)
+    Tokenisation(byte_tokenizer(chat_template=asking))
 
 
 def test_what_a_library_says_of_a_tokenizer_is_told(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(ModelError, match=r"cannot be loaded \(\w+: .+\)"):
-        Tokenisation.load(str(tmp_path), max_tokens=16)
+        Tokenisation.load(str(tmp_path))

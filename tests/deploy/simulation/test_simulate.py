@@ -222,7 +222,6 @@ def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]
         "records",
         "calibration",
         "model",
-        "tokens",
         "independence",
         "signing",
         "evaluation",
@@ -415,12 +414,6 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_checkpoints_and_nothing_half_
             folder.save_results(result.report, model, described=result.manifest.study.model)
         assert [path.name for path in (tmp_path / "study").iterdir()] == ["study.json"]
     folder.save_results(result.report, model, described=result.manifest.study.model)
-
-
-def test_a_site_with_nothing_to_learn_is_no_simulation(base: Path) -> None:
-    prompts = [{"patient_id": "p", "prompt": "a whole chart, page after page", "completion": "Home."}] * 3
-    with pytest.raises(DataError, match="east: none of the 3 records"):
-        simulate(study(base), {**COHORTS, "east": prompts}, evaluation=EVALUATION)
 
 
 def test_an_adapter_s_base_model_is_found_from_every_folder(

@@ -1,0 +1,226 @@
+"""Preparation: records are tokenised once, in parallel and by batches, and put in their order. Going on is possible."""
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import DataError
+from ..sources.rows import Rows
+from ..sources.source import DataSource, read_rows
+from ..system.files import make_private_folder
+from .blocks import Block, gathered
+from .identifiers import Similar, canonical
+from .quarantine import Quarantine
+from .records import Chat, Content, Findings, PromptCompletion, Record, RecordChecks, SetAsideContent, Text, parsed
+from .shards import Shard, Tokenised
+from .store import Store
+from .tokenisation import Tokenisation
+from .windows import NOTHING, is_cut, windows_of
+
+# Of a record, before it is tokenised: as many records, in their order, each a function of its patient alone.
+Minimise = Callable[[Sequence[Record]], Sequence[Record]]
+
+_BATCH: Final = 256  # records that are tokenised at a time
+_BATCH_CHARACTERS: Final = 1 << 20
+_IN_FLIGHT: Final = 3  # batches; two are worked on, one waits
+_SHARD: Final = 1 << 13
+_KINDS: Final[tuple[type[Content], ...]] = (SetAsideContent, Text, PromptCompletion, Chat)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A store, with what its making found.
+
+    ``quarantine`` lists what counts as zero, and ``cut`` is how many prompts lost their beginning.
+    """
+
+    store: Store
+    quarantine: Quarantine
+    cut: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How records become a store.
+
+    *Formal guarantee.* A record's windows are a function of what the record says, its patient's identifier and these
+    settings; the store's order, of all windows; where the records were read, and in which order, plays no part.
+    """
+
+    tokenisation: Tokenisation
+    max_tokens: int
+    overlap: int = 0
+    similar: Similar | None = None
+    minimise: Minimise | None = None
+
+    def of_source(
+        self, source: DataSource, folder: Path | None = None, *, progress: Callable[[int], None] = lambda records: None
+    ) -> Prepared:
+        """The store of a source's records; as ``of_rows``."""
+        return self.of_rows(source.name, read_rows(source), folder, progress=progress)
+
+    def contents(self, records: Sequence[Record]) -> list[bytes]:
+        """The tokens of each record's windows as ``Store.contents`` has them. Raises what ``of_rows`` does."""
+        made = self._batch(records)
+        return [np.concatenate([window.tokens for window in one.windows]).astype(self._dtype).tobytes() for one in made]
+
+    def of_rows(
+        self,
+        name: str,
+        rows: Rows,
+        folder: Path | None = None,
+        *,
+        progress: Callable[[int], None] = lambda records: None,
+    ) -> Prepared:
+        """The store of a source's rows, in memory, or in a ``folder`` that is there; errors call the source ``name``.
+
+        What an interrupted call left in the folder is gone on with, if the source gives the same rows again.
+        ``progress`` is told how many records are done. Raises DataError as ``RecordChecks`` does and where most records
+        cannot be laid out, ModelError, StorageError and OSError.
+        """
+        quarantine = Quarantine()
+        checks = RecordChecks(name, self.similar, quarantine)
+        records = (record for one in parsed(rows) if (record := checks.admit(one)) is not None)
+        shards: list[Shard] = []
+        for shard in self._shards(records, folder):
+            shards.append(shard)
+            progress(sum(each.block.count for each in shards))
+        findings = checks.finish()
+        refused = [found for shard in shards for found in shard.refused]
+        for place, why in refused:
+            quarantine.add(place, why)
+        if 2 * len(refused) > sum(shard.block.count for shard in shards):
+            place, why = refused[0]
+            raise DataError(
+                f"{place}: {why}, and so for most records",
+                why="a study trains on records that its model can read",
+                fix="see what the model's tokenizer, and its chat template, are made for",
+            )
+        store = _ordered(shards, findings, folder)
+        if folder is not None:
+            store.write_whose(folder)
+            shutil.rmtree(folder / _UNORDERED)
+        return Prepared(store=store, quarantine=quarantine, cut=sum(shard.cut for shard in shards))
+
+    def _shards(self, records: Iterator[Record], folder: Path | None) -> Iterator[Shard]:
+        if folder is None:
+            yield from (Shard.of(some, self._dtype) for some in _parts(self._tokenised(records), _SHARD))
+            return
+        number = 0
+        while (found := Shard.open(_shard_folder(folder, number))) is not None:
+            number += 1
+            for _ in islice(records, found.block.count):  # whose checks are not kept
+                pass
+            yield found
+        for some in _parts(self._tokenised(records), _SHARD):
+            place = _shard_folder(folder, number)
+            shutil.rmtree(place, ignore_errors=True)
+            make_private_folder(place)
+            Shard.of(some, self._dtype).write(place)
+            found = Shard.open(place)
+            assert found is not None  # noqa: S101
+            number += 1
+            yield found
+
+    @property
+    def _dtype(self) -> type[np.unsignedinteger[Any]]:
+        return np.uint16 if self.tokenisation.size <= 1 << 16 else np.uint32
+
+    def _tokenised(self, records: Iterator[Record]) -> Iterator[Tokenised]:
+        """Each record's tokens, in order. The library computes without the interpreter's lock: hence threads."""
+        waiting: deque[Future[list[Tokenised]]] = deque()
+        with ThreadPoolExecutor(2) as pool:
+            for batch in _batches(records):
+                waiting.append(pool.submit(self._batch, batch))
+                if len(waiting) >= _IN_FLIGHT:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _batch(self, records: Sequence[Record]) -> list[Tokenised]:
+        given = records if self.minimise is None else self.minimise(records)
+        to_lay_out = [record for record in given if not isinstance(record.content, SetAsideContent)]
+        layouts = iter(self.tokenisation.layouts(to_lay_out))
+        made = []
+        for record in given:
+            whose, kind = record.patient_id, _KINDS.index(type(record.content))
+            if not kind:
+                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING]))
+                continue
+            layout = next(layouts)
+            if isinstance(layout, DataError):
+                refused = (record.position, layout.what.removeprefix(f"{record.position}: "))
+                made.append(Tokenised(patient_id=whose, kind=0, windows=[NOTHING], refused=refused))
+                continue
+            windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
+            cut = is_cut(layout, self.max_tokens)
+            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, is_cut=cut))
+        return made
+
+
+_UNORDERED: Final = "unordered"
+
+
+def _shard_folder(folder: Path, number: int) -> Path:
+    return folder / _UNORDERED / f"{number:06d}"
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += _size(record.content)
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _size(content: Content) -> int:
+    match content:
+        case Text(text=text):
+            return len(text)
+        case PromptCompletion(prompt=prompt, completion=completion):
+            return len(prompt) + len(completion)
+        case Chat(messages=messages):
+            return sum(len(turn.content) for turn in messages)
+    return 0
+
+
+def _parts(records: Iterable[Tokenised], size: int) -> Iterator[list[Tokenised]]:
+    every = iter(records)
+    while some := list(islice(every, size)):
+        yield some
+
+
+def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None) -> Store:
+    """All records by their patients, and of a patient by their digests; those of another kind count as nothing."""
+    patients = sorted(set(findings.spellings.values()), key=lambda one: (canonical(one), one))
+    ranks = {patient: rank for rank, patient in enumerate(patients)}
+    whose = np.concatenate([_ranks(shard, findings, ranks) for shard in shards])
+    digests = np.concatenate([shard.digests for shard in shards])
+    kinds = np.concatenate([shard.kinds for shard in shards])
+    is_nothing = kinds != _KINDS.index(findings.kind)
+    digests[is_nothing] = 0
+    order = np.lexsort((digests[:, 1], digests[:, 0], whose))
+    nothing = Block.of([[NOTHING]], shards[0].block.tokens.dtype.type)
+    numbers = np.where(is_nothing, len(kinds), np.arange(len(kinds)))[order]
+    return Store(
+        block=gathered([*(shard.block for shard in shards), nothing], numbers, folder),
+        units=np.searchsorted(whose[order], np.arange(len(patients) + 1)).astype(np.int64),
+        patients=patients,
+    )
+
+
+def _ranks(shard: Shard, findings: Findings, ranks: dict[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    own = np.array([ranks[findings.spellings[patient]] for patient in shard.patients], dtype=np.int64)
+    return own[shard.owners]

@@ -1,0 +1,97 @@
+"""Shards: records that are tokenised but not yet in their order, a few thousand at a time."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..system.files import write_atomically
+from .blocks import Block
+from .windows import Window
+
+_SAID: Final = "shard.json"  # written last: a shard without it is not whole
+_NUMBERS: Final = "numbers.npz"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenised:
+    """A record, tokenised: whose it is, of what kind, and its windows.
+
+    ``refused`` says where and why nothing of it can be learnt, ``is_cut`` whether a prompt lost its beginning.
+    """
+
+    patient_id: str
+    kind: int
+    windows: Sequence[Window]
+    refused: tuple[str, str] | None = None
+    is_cut: bool = False
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that follow from its windows, and tell them apart: BLAKE2b."""
+        found = blake2b(digest_size=16)
+        for window in self.windows:
+            found.update(np.array([len(window.tokens), *sum(window.learnt, ())], dtype="<i4").tobytes())
+            found.update(window.tokens.astype("<i4").tobytes())
+        return found.digest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """Some records in the order of their source.
+
+    Attributes:
+        block: their windows.
+        patients: identifiers as they are written, each once.
+        owners: int32 [records], whose each record is, by the place in ``patients``.
+        kinds: uint8 [records].
+        digests: uint64 [records, 2], most significant first.
+        refused: places of records of which nothing can be learnt, and why.
+        cut: how many prompts lost their beginning.
+    """
+
+    block: Block
+    patients: Sequence[str]
+    owners: NDArray[np.int32]
+    kinds: NDArray[np.uint8]
+    digests: NDArray[np.uint64]
+    refused: Sequence[tuple[str, str]]
+    cut: int
+
+    @classmethod
+    def of(cls, records: Sequence[Tokenised], dtype: type[np.unsignedinteger[Any]]) -> "Shard":
+        """The shard of some records, whose tokens ``dtype`` holds."""
+        numbers: dict[str, int] = {}
+        digests = b"".join(record.digest for record in records)
+        return cls(
+            block=Block.of([record.windows for record in records], dtype),
+            owners=np.array([numbers.setdefault(record.patient_id, len(numbers)) for record in records], np.int32),
+            patients=list(numbers),
+            kinds=np.array([record.kind for record in records], dtype=np.uint8),
+            digests=np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64),
+            refused=[record.refused for record in records if record.refused],
+            cut=sum(record.is_cut for record in records),
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> "Shard | None":
+        """The shard in a folder; None where it is not whole. Raises OSError and ValueError."""
+        if not (folder / _SAID).exists():
+            return None
+        said = json.loads((folder / _SAID).read_bytes())
+        refused = [(place, why) for place, why in said.pop("refused")]
+        with np.load(folder / _NUMBERS, allow_pickle=False) as numbers:
+            return cls(block=Block.open(folder), refused=refused, **said, **numbers)
+
+    def write(self, folder: Path) -> None:
+        """Write it to a folder that is there, for its owner alone. Raises OSError and StorageError."""
+        self.block.write(folder)
+        with (folder / _NUMBERS).open("wb") as file:
+            np.savez(file, owners=self.owners, kinds=self.kinds, digests=self.digests)
+        said = {"patients": self.patients, "refused": self.refused, "cut": self.cut}
+        write_atomically(folder / _SAID, json.dumps(said).encode(), mode=0o600)

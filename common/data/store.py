@@ -1,0 +1,152 @@
+"""A site's records as tokens, ready to be drawn: flat arrays, and whose they are."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, overload
+
+import numpy as np
+
+from ..errors import StorageError, reason
+from ..model.example import Example
+from ..system.files import write_atomically
+from .blocks import Block, Offsets, gathered, write_array
+from .identifiers import canonical
+
+PrivacyUnit = Literal["patient", "record"]
+
+_PATIENTS: Final = "patients.json"
+_UNITS: Final = "units.npy"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Store:
+    """All windows of all records of all patients, in an order that follows from what they say alone.
+
+    Patients are in the order of their identifiers' canonical forms, a patient's records in that of their digests: the
+    same records make the same arrays, wherever and in whatever order they were read.
+
+    Attributes:
+        block: the records' windows.
+        units: int64 [patients + 1], where each patient's records begin.
+        patients: whose they are.
+    """
+
+    block: Block
+    units: Offsets
+    patients: Sequence[str]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """The store in a folder; tokens are read as they are drawn. Raises StorageError."""
+        try:
+            return cls(
+                block=Block.open(folder),
+                units=np.load(folder / _UNITS, allow_pickle=False),
+                patients=json.loads((folder / _PATIENTS).read_bytes()),
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise StorageError(
+                f"the prepared records in {folder} are damaged or cannot be read ({reason(error)})",
+                why="they are what the site trains on",
+                fix="remove that folder, and prepare them again: grandrounds client prepare",
+            ) from error
+
+    def write_whose(self, folder: Path) -> None:
+        """Write whose the records are, beside a block that is in the folder. Raises StorageError and OSError."""
+        write_atomically(folder / _PATIENTS, json.dumps(list(self.patients)).encode(), mode=0o600)
+        write_array(folder / _UNITS, self.units)
+
+    def kept(self, opted_out: Collection[str]) -> Offsets:
+        """The numbers of the patients whose identifiers' canonical forms are not among those who ``opted_out``."""
+        kept = (number for number, one in enumerate(self.patients) if not opted_out or canonical(one) not in opted_out)
+        return np.fromiter(kept, dtype=np.int64)
+
+    def only(self, patients: Offsets, folder: Path | None = None) -> "Store":
+        """A store of some patients alone, by their numbers, written to a ``folder`` if one is given."""
+        records = [np.arange(self.units[number], self.units[number + 1]) for number in patients]
+        block = gathered([self.block], np.concatenate([np.zeros(0, dtype=np.int64), *records]), folder)
+        store = Store(
+            block=block,
+            units=np.concatenate([[0], np.cumsum(np.diff(self.units)[patients])]),
+            patients=[self.patients[number] for number in patients],
+        )
+        if folder is not None:
+            store.write_whose(folder)
+        return store
+
+    def contents(self, patients: Offsets) -> Iterator[bytes]:
+        """The tokens of each record of some patients, by their numbers, all of its windows one after another."""
+        edges = np.asarray(self.block.windows)[np.asarray(self.block.records)]
+        for number in patients.tolist():
+            for record in range(self.units[number], self.units[number + 1]):
+                yield self.block.tokens[edges[record] : edges[record + 1]].tobytes()
+
+    def select(self, privacy_unit: PrivacyUnit, patients: Offsets, *, max_tokens: int) -> "Units":
+        """The privacy units of some patients, by their numbers: each one's windows, or each of their records'."""
+        starts, ends = self.units[patients], self.units[patients + 1]
+        if privacy_unit == "record":
+            starts = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.arange, starts, ends)])
+            ends = starts + 1
+        records = np.asarray(self.block.records)
+        return Units(self.block, records[starts], records[ends], max_tokens)
+
+
+class Unit(Sequence[Example]):
+    """The windows of one privacy unit, each read and padded when it is looked at."""
+
+    def __init__(self, block: Block, windows: range, max_tokens: int) -> None:
+        self._block = block
+        self._windows = windows
+        self._max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Unit": ...
+    def __getitem__(self, index: int | slice) -> "Example | Unit":
+        if isinstance(index, slice):
+            return Unit(self._block, self._windows[index], self._max_tokens)
+        return self._block.window(self._windows[index]).example(self._max_tokens)
+
+
+class Units(Sequence[Unit]):
+    """Privacy units, none of whose records is in memory."""
+
+    def __init__(self, block: Block, starts: Offsets, ends: Offsets, max_tokens: int) -> None:
+        self.block = block
+        self._starts = starts
+        self._ends = ends
+        self._max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Units": ...
+    def __getitem__(self, index: int | slice) -> "Unit | Units":
+        if isinstance(index, slice):
+            return Units(self.block, self._starts[index], self._ends[index], self._max_tokens)
+        return Unit(self.block, range(int(self._starts[index]), int(self._ends[index])), self._max_tokens)
+
+    @property
+    def sizes(self) -> Offsets:
+        """How many windows each has: int64 [units]."""
+        return self._ends - self._starts
+
+    @property
+    def windows(self) -> int:
+        """How many windows they have."""
+        return int(self.sizes.sum())
+
+    @property
+    def learnable(self) -> int:
+        """How many of these have a token to learn."""
+        counted = np.concatenate([[0], np.cumsum(self.block.has_target)])
+        return int((counted[self._ends] - counted[self._starts]).sum())

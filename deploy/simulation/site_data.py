@@ -1,0 +1,98 @@
+"""The records of a simulation's sites, and those to evaluate on: read and tokenised before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...client.site.folder import SiteSettings
+from ...client.site.prepared import prepared
+from ...client.site.site_records import SiteRecords
+from ...common.data.identifiers import Similar, canonical
+from ...common.data.preparation import Preparation, Prepared
+from ...common.data.records import Record, named_rows, parse_records, read_records
+from ...common.data.tokenisation import Tokenisation
+from ...common.errors import DataError
+from ...common.model.base_folder import vocabulary_size_of
+from ...common.sources.source import DataSource
+from ...common.study.study import Study
+
+# A file or another source, or rows as a file holds them.
+Source = str | Path | DataSource
+RecordSource = Source | Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteData:
+    """Each site's records, without who opted out, and the evaluation's."""
+
+    sites: Mapping[str, SiteRecords]
+    evaluation: Sequence[Record]
+    tokenisation: Tokenisation
+
+
+def read_all(
+    study: Study,
+    cohorts: Mapping[str, RecordSource],
+    evaluation: RecordSource,
+    *,
+    base: Path,
+    folder: Path | None,
+    opted_out: Mapping[str, Path],
+    similar: Similar | None,
+) -> SiteData:
+    """Read and tokenise all of it, with the tokenizer in ``base``; what files hold is kept in ``folder``.
+
+    Raises DataError, also where evaluation records share a patient or a text with those of a site and anything is
+    claimed, ModelError and StorageError.
+    """
+    vocabulary_size = vocabulary_size_of(base)
+    tokenisation = Tokenisation.load(str(base), vocabulary_size=vocabulary_size)
+    preparation = Preparation(
+        tokenisation=tokenisation, max_tokens=study.data.max_tokens, overlap=study.data.overlap, similar=similar
+    )
+    held_out = _held_out(evaluation)
+
+    def prepare(name: str, source: RecordSource) -> Prepared:
+        if not isinstance(source, Source):
+            return preparation.of_rows(name, named_rows(name, source))
+        settings = SiteSettings(name=name, data=DataSource.of(source), similar_identifiers=similar, model=base)
+        if folder is None:
+            return preparation.of_source(settings.data)
+        return prepared(folder / name, settings, study.data, vocabulary_size=vocabulary_size)
+
+    sites = {name: SiteRecords.of(prepare(name, source), opted_out.get(name)) for name, source in cohorts.items()}
+    for name, records in sites.items():
+        _check_learnable(study, name, records)
+    if study.privacy.noise:
+        check_held_out(held_out, preparation, sites)
+    return SiteData(sites=sites, evaluation=held_out, tokenisation=tokenisation)
+
+
+def check_held_out(evaluation: Sequence[Record], preparation: Preparation, sites: Mapping[str, SiteRecords]) -> None:
+    """Raises DataError where an evaluation record has a patient or a text of those that sites train on.
+
+    Perplexities are released without noise: what was trained on shows in them, and so does who.
+    """
+    patients = {canonical(patient) for records in sites.values() for patient in records.patients}
+    texts = dict(zip(preparation.contents(evaluation), evaluation, strict=True))
+    shared = [texts[found] for records in sites.values() for found in records.contents() if found in texts]
+    of_whom = [record for record in evaluation if canonical(record.patient_id) in patients]
+    for record in [*of_whom, *shared][:1]:
+        raise DataError(
+            f"{record.position}: it has {'a patient' if of_whom else 'a text'} of the sites' records",
+            why="figures of the evaluation set are released without noise, and would tell who was trained on",
+            fix="evaluate on public or synthetic records of nobody in the cohorts",
+        )
+
+
+def _held_out(evaluation: RecordSource) -> list[Record]:
+    if isinstance(evaluation, Source):
+        return read_records(DataSource.of(evaluation), similar="different")
+    return parse_records("evaluation", evaluation, similar="different")
+
+
+def _check_learnable(study: Study, site: str, records: SiteRecords) -> None:
+    try:
+        records.check_learnable(records.units(study))
+    except DataError as error:
+        raise DataError(f"{site}: {error.what}", why=error.why, fix=error.fix) from error
