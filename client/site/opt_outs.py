@@ -12,7 +12,7 @@ from ...common.errors import DataError
 
 MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"
-_LINES_NAMED: Final = 20
+LINES_NAMED: Final = 20
 _COMMENT: Final = "#"
 _SEPARATORS: Final = re.compile(r"[,;|\t]")
 _BULLET: Final = re.compile(r"\s*[-*\u2022\u00b7]\s+")
@@ -69,7 +69,7 @@ def without_opted_out(records: Iterable[Record], path: Path | None) -> list[Reco
 def told_unmatched(lines: int, unmatched: list[int]) -> Iterator[str]:
     """What the site's operator is told, and nobody else: which of the ``lines`` match nobody."""
     if unmatched:
-        some = ", ".join(map(str, unmatched[:_LINES_NAMED])) + (", …" if len(unmatched) > _LINES_NAMED else "")
+        some = ", ".join(map(str, unmatched[:LINES_NAMED])) + (", …" if len(unmatched) > LINES_NAMED else "")
         yield (
             f"{len(unmatched)} of the opt-outs' {lines} lines match no patient of the records (line {some}): right for "
             "who has none here, and wrong where an identifier is written in another way"

@@ -24,7 +24,7 @@ from .reading import Reading, windows_in
 
 _COLUMNS: Final[dict[type[Content], str]] = {Text: "text", PromptCompletion: "prompt, completion", Chat: "messages"}
 # What studies read of a record at a time, for an operator who does not know yet what one will: tokens.
-_USUAL: Final = (64, 256, 1024)
+USUAL: Final = (64, 256, 1024)
 _DIGEST_BYTES: Final = 8  # of a million records two have one digest with a probability below one in ten million
 
 
@@ -127,7 +127,7 @@ class Survey:
     @property
     def read_by_studies(self) -> str:
         """How many windows the text makes, by how many tokens a study reads at a time."""
-        made = [f"{self.windows(most).sum():,.0f} of {most:,}" for most in _USUAL]
+        made = [f"{self.windows(most).sum():,.0f} of {most:,}" for most in USUAL]
         return (
             f"{self._median}; studies read windows of your text, of which it makes about {made[0]} tokens, "
             f"{' or '.join(made[1:])}"

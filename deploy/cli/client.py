@@ -147,6 +147,40 @@ def check(
 
 
 @client.command()
+def data(
+    folder: Folder,
+    study: Study = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what the site's records come to, for its operator alone; and write the same as a page, DIR/data.html."""
+    from ..site_ops.owner import done_as
+    from ..site_ops.records import data_report, write_page
+    from ..site_ops.users import worker_of
+    from ..views.console import plain_console
+    from ..views.data import data_figures, print_data, render_data
+
+    site = _site(folder)
+    settings = site.settings()
+    joined = site.study(study) if study or len(site.joined()) == 1 else None
+    if not as_json:
+        say([_READING])
+
+    def read() -> str:
+        """The page; what is printed goes to standard output from here."""
+        report = data_report(site, joined)
+        if as_json:
+            typer.echo(json.dumps(data_figures(report)))
+        else:
+            print_data(plain_console(highlight=False), report)
+        sys.stdout.flush()
+        return render_data(report, site=settings.name, written=datetime.now(UTC))
+
+    page = write_page(site, done_as(worker_of(settings), read))
+    if not as_json:
+        say(["", f"the same as a page, which is for this site alone, too: {page}"])
+
+
+@client.command()
 def start(folder: Folder, study: Study = "") -> None:
     """Keep worker and node of every study running, or of one, until SIGTERM."""
     from ..site_ops import programs as site_programs

@@ -312,6 +312,20 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     assert Path("/proc/self/ns/net").readlink() == networks, "who has no study gives up nothing"
 
 
+def test_a_site_s_records_are_shown_to_its_operator_alone(run: Run, joined: Path) -> None:
+    noted = (joined / "site-log.jsonl").read_bytes()
+    code, out, err = run(["data", str(joined)])
+    assert (code, err) == (0, "")
+    assert "2, and 1 opted out" in out and f"for study {SiteFolder(joined).study().name}" in out
+    assert f"the same as a page, which is for this site alone, too: {joined / 'data.html'}" in out
+    assert (joined / "data.html").stat().st_mode & 0o777 == 0o600
+    assert "no complaints" not in out + (joined / "data.html").read_text()
+    code, out, _ = run(["data", str(joined), "--json"])
+    figures = json.loads(out)
+    assert (code, figures["patients"], figures["step"]["most_units"]) == (0, 2, 5)
+    assert (joined / "site-log.jsonl").read_bytes() == noted, "nothing of it is in a log"
+
+
 def test_a_folder_that_init_did_not_make_is_named_before_anything_is_asked(run: Run, tmp_path: Path) -> None:
     for command in ("leave", "health", "recover"):
         code, out, err = run([command, str(tmp_path / "site")])

@@ -42,6 +42,7 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
         "server status": [server],
         "client init": [site, "--name", "north", "--data", records, "--model", model],
         "server enroll": [server, str(Path(site, "site.json"))],
+        "client data": [site],
         "client pause": [site],
         "client budget": ["--state", str(Path(site, "state"))],
     }

@@ -1,0 +1,232 @@
+"""What a site's records come to, in figures: for its own operator alone, exact and so never to leave."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.data.quarantine import SetAside
+from .reading import Counts, Reading
+from .survey import USUAL, Survey
+
+_PLACES: Final = 3  # of each reason for which records are set aside
+_BINS: Final = 14
+_WIDE: Final = 8  # where the greatest is so many times the least, bins grow by factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """How many of some whole numbers lie from ``first`` to ``last``."""
+
+    first: int
+    last: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How some whole numbers lie: the least, quantiles, the greatest, their mean, and how many are in each bin."""
+
+    least: int
+    tenth: int
+    median: int
+    nine_tenths: int
+    greatest: int
+    mean: float
+    bins: tuple[Bin, ...]
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Self:
+        """Of one or more numbers from 0 on, which are rounded."""
+        whole = np.rint(values).astype(np.int64)
+        least, tenth, median, nine_tenths, greatest = np.quantile(
+            whole, [0, 0.1, 0.5, 0.9, 1], method="inverted_cdf"
+        ).tolist()
+        ends = _ends(least, greatest)
+        counts = np.bincount(np.searchsorted(ends, whole), minlength=len(ends)).tolist()
+        starts = [least, *(end + 1 for end in ends)]
+        bins = (
+            Bin(first=first, last=last, count=held) for first, last, held in zip(starts, ends, counts, strict=False)
+        )
+        return cls(
+            least=least,
+            tenth=tenth,
+            median=median,
+            nine_tenths=nine_tenths,
+            greatest=greatest,
+            mean=float(whole.mean()),
+            bins=tuple(bins),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """All text in windows of ``max_tokens``, and what does not get into them or is in them for nothing.
+
+    Attributes:
+        windows: how many they are.
+        padding: the share of their tokens that fills them to one length.
+        cut: how many prompts lose their beginnings; 0 where there are none.
+        lost: the share of all tokens that these are.
+    """
+
+    max_tokens: int
+    overlap: int
+    windows: int
+    padding: float
+    cut: int
+    lost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step of a study reads, in expectation, and what all of its steps come to.
+
+    Attributes:
+        units: how many are drawn, at most ``most_units``.
+        windows: how many are read of them, ``share`` of all.
+        tokens: how many these hold; ``computed`` with their padding.
+        every: a unit is read once in so many steps.
+        steps: of the study.
+        share_read: the share of all windows that are read at least once in it.
+    """
+
+    unit: str
+    units: float
+    most_units: int
+    windows: float
+    share: float
+    tokens: float
+    computed: float
+    every: float
+    steps: int
+    share_read: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why records are set aside, how many, and where the first of them are."""
+
+    reason: str
+    count: int
+    places: tuple[str, ...]
+
+    @classmethod
+    def all_of(cls, set_aside: Iterable[SetAside]) -> tuple[Self, ...]:
+        """Each reason, the most frequent first."""
+        places: dict[str, list[str]] = defaultdict(list)
+        for one in set_aside:
+            places[one.reason].append(one.position)
+        reasons = (cls(reason=why, count=len(at), places=tuple(at[:_PLACES])) for why, at in places.items())
+        return tuple(sorted(reasons, key=lambda one: -one.count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """All figures; those of tokens are of ``sampled`` records, or of all where it is None.
+
+    ``repeated`` records say what another of the same patient says, and ``shared`` texts are several patients'. Of
+    patients, ``opted_out`` are counted in nothing else; ``unmatched`` are lines of the opt-outs, by number.
+    """
+
+    source: str
+    study: str | None
+    patients: int
+    records: int
+    records_each: Spread
+    tokens_each: Spread
+    sampled: int | None
+    windows: tuple[Windows, ...]
+    step: Step | None
+    repeated: int
+    shared: int
+    set_aside: tuple[Reason, ...]
+    opted_out: int
+    opt_out_lines: int
+    unmatched: tuple[int, ...]
+
+    @classmethod
+    def surveyed(cls, survey: Survey, reading: Reading | None = None, *, most_units: int = 0, study: str = "") -> Self:
+        """Of records as they were read, and estimated where tokens are counted; for a study if there is one."""
+        tokens, each = survey.tokens, survey.records_each
+        forms = [(reading.max_tokens, reading.overlap)] if reading else [(most, 0) for most in USUAL]
+        step = None
+        if reading:
+            windows = survey.windows(reading.max_tokens, reading.overlap)
+            held = np.minimum(tokens, windows * reading.max_tokens)
+            step = step_of(reading, reading.units(windows, each), reading.units(held, each), most_units=most_units)
+        return cls(
+            source=survey.file,
+            study=study or None,
+            patients=len(survey.patients),
+            records=survey.records,
+            records_each=Spread.of(each),
+            tokens_each=Spread.of(np.asarray(survey.lengths.tokens or [0])),
+            sampled=len(survey.lengths.tokens),
+            windows=tuple(_windows(survey, *form) for form in forms),
+            step=step,
+            repeated=survey.repeated,
+            shared=survey.shared,
+            set_aside=Reason.all_of(survey.quarantine.set_aside),
+            opted_out=survey.opted_out,
+            opt_out_lines=survey.opt_out_lines,
+            unmatched=tuple(survey.unmatched),
+        )
+
+
+def step_of(reading: Reading, windows: Counts, tokens: NDArray[Any], *, most_units: int) -> Step:
+    """What a study's step reads of units that have so many windows and tokens: [units] each."""
+    drawn = reading.in_a_step(windows)
+    read, q = float(drawn.sum()), reading.sampling_probability
+    return Step(
+        unit=reading.unit,
+        units=q * len(windows),
+        most_units=most_units,
+        windows=q * read,
+        share=q * read / float(windows.sum()),
+        tokens=q * float((tokens * drawn / windows).sum()),
+        computed=q * read * reading.max_tokens,
+        every=1 / q,
+        steps=reading.steps,
+        share_read=reading.share_read(windows),
+    )
+
+
+def _windows(survey: Survey, max_tokens: int, overlap: int) -> Windows:
+    tokens, windows = survey.tokens, survey.windows(max_tokens, overlap)
+    room = windows * max_tokens
+    lost = np.maximum(tokens - room, 0)
+    held = tokens - lost + overlap * (windows - 1)
+    return Windows(
+        max_tokens=max_tokens,
+        overlap=overlap,
+        windows=int(windows.sum()),
+        padding=1 - float(held.sum() / room.sum()),
+        cut=int((lost > 0).sum()),
+        lost=float(lost.sum() / (tokens.sum() or 1)),
+    )
+
+
+def _ends(least: int, greatest: int) -> Sequence[int]:
+    """The last number of each of a few bins, which begin at ``least`` and hold ``greatest``: whole, round numbers.
+
+    >>> list(_ends(0, 3)), list(_ends(290, 361)), list(_ends(9, 500))
+    ([0, 1, 2, 3], [290, 300, 310, 320, 330, 340, 350, 360, 370], [16, 32, 64, 128, 256, 512])
+    """
+    if greatest - least < _BINS:
+        return range(least, greatest + 1)
+    if greatest > _WIDE * least:
+        factor = next(2**power for power in count(1) if (_log(greatest, 2**power) - _log(least, 2**power)) < _BINS)
+        return [factor**power for power in range(_log(least, factor), _log(greatest, factor) + 1)]
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    step = next(step for step in steps if -(-greatest // step) - -(-least // step) < _BINS)
+    return range(-(-least // step) * step, greatest + step, step)
+
+
+def _log(value: int, factor: int) -> int:
+    """The least power of ``factor`` that is at least ``value``."""
+    return next(power for power in count() if factor**power >= value)
