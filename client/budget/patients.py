@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from ...common.data.identifiers import canonical
 from ...common.errors import PrivacyError, StorageError, reason
+from ...common.sources.identifiers import canonical
 from ...common.system.crash_points import CrashPoint
 from ...common.system.files import write_missing
 from ..state.database import SiteDatabase

@@ -7,10 +7,10 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from ...common.crypto.identity import Identity, Name, read_key
-from ...common.data.identifiers import Similar
 from ...common.errors import StorageError, StudyError
 from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Section, read_settings
+from ...common.sources.identifiers import Similar
 from ...common.sources.source import DataSource
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically

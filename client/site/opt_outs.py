@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...common.data.identifiers import canonical
 from ...common.data.records import Record
 from ...common.errors import DataError
+from ...common.sources.identifiers import canonical
 
 MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.data.identifiers import Similar, canonical
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import Chat, Content, PromptCompletion, RecordChecks, Text, parsed
 from ...common.data.text_lengths import TextLengths, TextSample, text_of
 from ...common.errors import DataError, ModelError
+from ...common.sources.identifiers import Similar, canonical
 from ...common.sources.source import DataSource, read_rows
 from ..budget.policy import Policy
 from .folder import SiteSettings

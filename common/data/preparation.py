@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import DataError
+from ..sources.identifiers import Similar, canonical
 from ..sources.rows import Rows
 from ..sources.source import DataSource, read_rows
 from ..system.files import make_private_folder
 from .blocks import Block, gathered
-from .identifiers import Similar, canonical
 from .quarantine import Quarantine
 from .records import Chat, Content, Findings, PromptCompletion, Record, RecordChecks, SetAsideContent, Text, parsed
 from .shards import Shard, Tokenised

@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
+from ..sources.identifiers import Similar, canonical, clashes, names_nobody
 from ..sources.rows import COLUMNS, KINDS, PATIENT_ID, Malformed, Rows, has_surrogates, refuse
 from ..sources.source import DataSource, read_rows
-from .identifiers import Similar, canonical, clashes, names_nobody
 from .quarantine import Quarantine
 
 _LARGEST_EXACT_FLOAT: Final = 2.0**53

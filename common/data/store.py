@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import StorageError, reason
 from ..model.example import Example
+from ..sources.identifiers import canonical
 from ..system.files import write_atomically
 from .blocks import Block, Offsets, gathered, write_array
-from .identifiers import canonical
 
 PrivacyUnit = Literal["patient", "record"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...client.site.opt_outs import OptOuts
-from ...common.data.identifiers import Similar, canonical
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import RecordChecks, check_beginning, parsed
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
+from ...common.sources.identifiers import Similar, canonical
 from ...common.sources.source import DataSource, read_rows
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Name
-from ...common.data.identifiers import Similar
 from ...common.model.devices import PROCESSORS, Device
 from ...common.schema import Help, Option, Section
+from ...common.sources.identifiers import Similar
 from ...common.sources.rows import Column
 from ...common.sources.source import DataSource, Delimiter, Encoding
 from ...common.study.study import MODEL, TRAINING

@@ -21,7 +21,6 @@ from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
 from ...client.worker_socket import AskWorker
 from ...common.crypto.identity import Identity
-from ...common.data.identifiers import Similar
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
@@ -29,6 +28,7 @@ from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
+from ...common.sources.identifiers import Similar
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Site, Study

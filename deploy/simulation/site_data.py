@@ -7,12 +7,12 @@ from pathlib import Path
 from ...client.site.folder import SiteSettings
 from ...client.site.prepared import prepared
 from ...client.site.site_records import SiteRecords
-from ...common.data.identifiers import Similar, canonical
 from ...common.data.preparation import Preparation, Prepared
 from ...common.data.records import Record, named_rows, parse_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.base_folder import vocabulary_size_of
+from ...common.sources.identifiers import Similar, canonical
 from ...common.sources.source import DataSource
 from ...common.study.study import Study
 

@@ -10,11 +10,11 @@ from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.data.identifiers import Similar, canonical
 from ...common.data.quarantine import Quarantine
 from ...common.data.records import Record, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
+from ...common.sources.identifiers import Similar, canonical
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count

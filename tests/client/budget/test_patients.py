@@ -10,8 +10,8 @@ from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.patients import FingerprintKey, Patients
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.database import DATABASE, SiteDatabase
-from grandrounds.common.data.identifiers import canonical
 from grandrounds.common.errors import PrivacyError, StorageError
+from grandrounds.common.sources.identifiers import canonical
 
 KEY = FingerprintKey(bytes(32))
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grandrounds.common.data.identifiers import names_nobody
 from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.records import (
     Chat,
@@ -27,6 +26,7 @@ from grandrounds.common.data.records import (
     read_records,
 )
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.identifiers import names_nobody
 from grandrounds.common.sources.source import DataSource
 
 Row = dict[str, Any]

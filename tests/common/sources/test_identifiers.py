@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grandrounds.common.data.identifiers import canonical, clashes, names_nobody
+from grandrounds.common.sources.identifiers import canonical, clashes, names_nobody
 
 SPELLINGS = {
     "a whole number": [
