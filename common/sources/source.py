@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from ..schema import Section
+from .fhir import FhirSettings
 from .files import Reading, file_state, fixed_part, found_files
 from .rows import KINDS, PATIENT_ID, Column, Rows
 
@@ -28,7 +29,7 @@ class DataSource(Section):
 
     ``files`` are files, globs and folders. ``patient`` and ``text``, ``prompt`` with ``completion``, or ``messages``
     are what it calls the columns of records; where one is named, columns that no record has are left out. ``encoding``
-    is of text files, ``delimiter`` of CSV.
+    is of text files, and of FHIR's attachments that state none; ``delimiter`` is of CSV.
     """
 
     files: tuple[_AnyPath, ...] = Field(default=(), strict=False)
@@ -40,6 +41,7 @@ class DataSource(Section):
     messages: str | None = None
     encoding: Encoding = "utf-8"
     delimiter: Delimiter = ","
+    fhir: FhirSettings = FhirSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -62,12 +64,15 @@ class DataSource(Section):
 
     def below(self, folder: Path) -> Self:
         """The source whose paths start from ``folder``."""
-        return self.model_copy(update={"files": tuple(folder / file for file in self.files)})
+        files, attachments = tuple(folder / file for file in self.files), self.fhir.attachments
+        fhir = self.fhir.model_copy(update={"attachments": attachments and folder / attachments})
+        return self.model_copy(update={"files": files, "fhir": fhir})
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All the files and folders that it reads from; of a glob, the folder."""
-        return tuple(fixed_part(file) for file in self.files)
+        attachments = self.fhir.attachments
+        return (*(fixed_part(file) for file in self.files), *([attachments] if attachments else []))
 
     @property
     def name(self) -> str:
@@ -112,5 +117,9 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
             from .tables import table_rows
 
             return table_rows
-        case "fhir" | "omop" | "mimic-iv-note" | "datasets":
+        case "fhir":
+            from .fhir import fhir_rows
+
+            return fhir_rows
+        case "omop" | "mimic-iv-note" | "datasets":
             raise NotImplementedError(f"format = {format_!r} is not built yet")

@@ -1,0 +1,177 @@
+"""FHIR R4 exports as bulk NDJSON: each document, report or composition with a text is a row of its patient."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
+
+from pydantic import Field
+
+from ..schema import Section
+from .attachments import Attachments
+from .elements import Element, ElementError, object_of, objects_of, resource_of, text_of
+from .fhir_patients import PATIENT, Link, links_of, one_identifier, patient_of
+from .files import Reading, SourceFile, found_files
+from .markup import html_text
+from .rows import Rows, refuse
+
+if TYPE_CHECKING:
+    from .source import DataSource
+
+_ENDINGS: Final = (".ndjson", ".jsonl")
+# What a line says that it is before anything else, as servers write it: one of another type need not be parsed.
+_STATED: Final = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"(\w+)"')
+
+Resource = Literal["DocumentReference", "DiagnosticReport", "Composition"]
+# All that FHIR has for the three, but entered-in-error: nobody's record says what such a note says.
+Status = Literal[
+    "current",
+    "superseded",
+    "registered",
+    "partial",
+    "preliminary",
+    "final",
+    "amended",
+    "corrected",
+    "appended",
+    "cancelled",
+    "unknown",
+]
+
+
+class FhirSettings(Section):
+    """Which resources of an export are notes.
+
+    ``status`` is what ``status``, and ``docStatus`` if there is one, may be. ``types`` keeps those whose type, code or
+    category has one of these codes, ``system|code``, displays or texts; without it, all are kept. ``attachments`` is
+    the folder that attachments' files lie below, if it is not that of the file that names them. ``leave_out`` are
+    content types of attachments that are passed over instead of being set aside.
+    """
+
+    resources: tuple[Resource, ...] = Field(default=get_args(Resource), min_length=1, strict=False)
+    status: tuple[Status, ...] = Field(
+        default=("current", "final", "amended", "corrected", "appended"), min_length=1, strict=False
+    )
+    types: tuple[str, ...] = Field(default=(), strict=False)
+    attachments: Annotated[Path, Field(strict=False)] | None = None
+    leave_out: tuple[str, ...] = Field(default=(), strict=False)
+
+
+def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
+    """The notes of an export, in the order of its files and lines; a resource that cannot be used is Malformed.
+
+    Files are read twice, first for links between patients, so that one person is one patient wherever these stand.
+    Raises DataError where such a link cannot be read, or no resource is a note.
+    """
+    files = found_files(source.files, _ENDINGS)
+    reading.expect([*files, *files])
+    patients = one_identifier(link for file in files for link in _links(file, reading))
+    passed_over: Counter[str] = Counter()
+    is_empty = True
+    for file in files:
+        for row in _rows(source, file, reading, patients, passed_over):
+            is_empty = False
+            yield row
+    if is_empty and passed_over:
+        told = ", ".join(f"{count} {reason}" for reason, count in passed_over.most_common())
+        refuse(source.name, f"it holds no note that is asked for: {told}", "compare [data.fhir] with what was exported")
+
+
+def _links(file: SourceFile, reading: Reading) -> Iterator[Link]:
+    """The links of all patients in a file. Raises DataError where it cannot be told who is linked."""
+    with reading.open(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            stated, resource = _STATED.match(line), None
+            if b'"link"' not in line or (stated and stated[1].decode() != PATIENT):
+                continue
+            try:
+                resource = resource_of(line)
+                if resource.get("resourceType") == PATIENT:
+                    yield from links_of(resource)
+            except ElementError as error:
+                if stated or resource:  # what may be of any type is set aside later
+                    file.refuse(f"line {number}", error.malformed.what, error.malformed.fix)
+
+
+def _rows(
+    source: "DataSource", file: SourceFile, reading: Reading, patients: Mapping[str, str], passed_over: Counter[str]
+) -> Rows:
+    attachments = Attachments(
+        folder=source.fhir.attachments or file.path.parent,
+        encoding=source.encoding,
+        leave_out=frozenset(kind.lower() for kind in source.fhir.leave_out),
+    )
+    types = {name.casefold() for name in source.fhir.types}
+    with reading.open(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            stated = _STATED.match(line)
+            if line.isspace() or (stated and stated[1].decode() not in source.fhir.resources):
+                passed_over["of another resourceType"] += stated is not None
+                continue
+            place = file.place(f"line {number}")
+            try:
+                resource = resource_of(line)
+                if reason := _passed_over(resource, source.fhir, types):
+                    passed_over[reason] += 1
+                elif (text := _text(resource, attachments)) is None:
+                    passed_over["without a text"] += 1
+                else:
+                    patient = patient_of(resource)
+                    yield place, {"patient_id": patients.get(patient, patient), "text": text}
+            except ElementError as error:
+                yield place, error.malformed
+
+
+def _passed_over(resource: Element, settings: FhirSettings, types: set[str]) -> str:
+    """Why a resource is none that is asked for; "" for one that is."""
+    if resource.get("resourceType") not in settings.resources:
+        return "of another resourceType"
+    status = text_of(resource, "status")
+    if not status:
+        raise ElementError("has no status", "export it: without one, nobody knows whether the note is to be believed")
+    if not {status, text_of(resource, "docStatus") or status} <= {*settings.status}:
+        return "with another status"
+    return "of another type" if types and types.isdisjoint(_names(resource)) else ""
+
+
+def _names(resource: Element) -> Iterator[str]:
+    """What a resource's type, code and category are called, all of it in lower case."""
+    for concept in (object_of(resource, "type"), object_of(resource, "code"), *objects_of(resource, "category")):
+        yield text_of(concept, "text").casefold()
+        for coding in objects_of(concept, "coding"):
+            code = text_of(coding, "code")
+            for name in (code, f"{text_of(coding, 'system')}|{code}", text_of(coding, "display")):
+                yield name.casefold()
+
+
+def _text(resource: Element, attachments: Attachments) -> str | None:
+    """The text of a resource, None where it has none."""
+    match resource["resourceType"]:
+        case "DocumentReference":
+            documents = [object_of(one, "attachment") for one in objects_of(resource, "content")]
+            if not documents:
+                raise ElementError("has no content", "export documents with their contents")
+            return attachments.best(documents)
+        case "DiagnosticReport":
+            return attachments.best(objects_of(resource, "presentedForm")) or text_of(resource, "conclusion") or None
+    return _narrative(resource)
+
+
+def _narrative(composition: Element) -> str | None:
+    """The text of all sections in their order, with titles; of a composition whose sections have none, its own."""
+    sections = [*reversed(objects_of(composition, "section"))]
+    blocks = []
+    has_text = False
+    while sections:
+        section = sections.pop()
+        inner, text = objects_of(section, "section"), _div(section)
+        has_text |= bool(text)
+        sections += reversed(inner)
+        if text or inner:
+            blocks.append("\n".join(filter(None, (text_of(section, "title"), text))))
+    return "\n\n".join(filter(None, blocks)) if has_text else _div(composition) or None
+
+
+def _div(parent: Element) -> str:
+    return html_text(text_of(object_of(parent, "text"), "div"))
