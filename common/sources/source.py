@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from ..schema import Section
 from .fhir import FhirSettings
 from .files import Reading, file_state, fixed_part, found_files
+from .omop import Omop
 from .rows import KINDS, PATIENT_ID, Column, Rows
 
 Encoding = Literal["utf-8", "cp1252", "latin-1"]
@@ -42,6 +43,7 @@ class DataSource(Section):
     encoding: Encoding = "utf-8"
     delimiter: Delimiter = ","
     fhir: FhirSettings = FhirSettings()
+    omop: Omop | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -50,8 +52,10 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if not self.files and self.format != "omop":
-            raise ValueError("files: needs a file, a glob or a folder")
+        if bool(self.files) == (self.omop is not None):
+            raise ValueError("files: needs a file, a glob or a folder; or omop, a database, instead")
+        if self.omop is not None and self.format not in ("auto", "omop"):
+            raise ValueError('format: a database has the format "omop"')
         named = {*self.columns} - {PATIENT_ID}
         if named and not any(named <= kind for kind in KINDS):
             raise ValueError(f"{min(named)}: name text; or prompt and completion; or messages, and nothing beside")
@@ -66,18 +70,24 @@ class DataSource(Section):
         """The source whose paths start from ``folder``."""
         files, attachments = tuple(folder / file for file in self.files), self.fhir.attachments
         fhir = self.fhir.model_copy(update={"attachments": attachments and folder / attachments})
-        return self.model_copy(update={"files": files, "fhir": fhir})
+        omop = self.omop and self.omop.below(folder)
+        return self.model_copy(update={"files": files, "fhir": fhir, "omop": omop})
+
+    def with_columns(self, *, patient: str, text: str) -> Self:
+        """The source with these names of columns where it gives none of its own."""
+        content = {} if {*self.columns} - {PATIENT_ID} else {"text": text}
+        return self.model_copy(update={"patient": self.patient or patient, **content})
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All the files and folders that it reads from; of a glob, the folder."""
-        attachments = self.fhir.attachments
-        return (*(fixed_part(file) for file in self.files), *([attachments] if attachments else []))
+        attachments, databases = self.fhir.attachments, self.omop.files if self.omop else ()
+        return (*map(fixed_part, self.files), *([attachments] if attachments else []), *databases)
 
     @property
     def name(self) -> str:
-        """What people call it: its first file."""
-        return self.files[0].name
+        """What people call it: its first file, or its database."""
+        return self.omop.database().name if self.omop else self.files[0].name
 
     @property
     def columns(self) -> dict[Column, str]:
@@ -94,10 +104,12 @@ class DataSource(Section):
     def fingerprint(self) -> str:
         """Another one wherever a setting, or name, size or time of a file is another: SHA-256 in hex.
 
-        Raises DataError where a file is not there.
+        Of a database server it is one of the settings alone, so that who has no network knows it, too: what is written
+        there later is read when somebody asks for it. Raises DataError where a file is not there.
         """
-        settings = self.model_dump(mode="json", exclude={"files"})
-        states = [(file.name, file_state(file)) for file in found_files(self.files, ENDINGS)]
+        settings = self.model_dump(mode="json", exclude={"files": True, "omop": {"password_file"}})
+        files = self.files or (self.omop.files if self.omop else ())
+        states = [(file.name, file_state(file)) for file in (found_files(files, ENDINGS) if files else ())]
         said = [settings, *((name, state.st_size, state.st_mtime_ns) for name, state in states)]
         return hashlib.sha256(_FINGERPRINT_LABEL + json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -107,7 +119,7 @@ def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
 
     Raises DataError where it cannot be told whose they are.
     """
-    return _reader(source.format)(source, reading or Reading())
+    return _reader("omop" if source.omop else source.format)(source, reading or Reading())
 
 
 def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
@@ -121,5 +133,13 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
             from .fhir import fhir_rows
 
             return fhir_rows
-        case "omop" | "mimic-iv-note" | "datasets":
+        case "omop":
+            from .omop import omop_rows
+
+            return omop_rows
+        case "mimic-iv-note":
+            from .exports import mimic_rows
+
+            return mimic_rows
+        case "datasets":
             raise NotImplementedError(f"format = {format_!r} is not built yet")

@@ -1,0 +1,95 @@
+"""An OMOP CDM's notes (version 5.4, table ``note``), from a database or from an export of its tables."""
+
+import datetime
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+from pydantic import Field, model_validator
+
+from ..schema import Section
+from .database import Database
+from .files import Reading
+from .rows import Column, Rows
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+    from .source import DataSource
+
+_NOTE: Final = "note"
+_NUMBER: Final = "note_id"
+_DATE: Final = "note_date"
+
+
+class Omop(Section):
+    """Where an OMOP CDM is: its database, whose password no setting holds, and which of its notes are read."""
+
+    url: str
+    cdm_schema: str | None = Field(default=None, alias="schema")
+    password_file: Annotated[Path, Field(strict=False)] | None = None
+    first_date: datetime.date | None = None
+    last_date: datetime.date | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.database()
+        return self
+
+    def below(self, folder: Path) -> Self:
+        """The same, its paths starting from ``folder``."""
+        changed: dict[str, Any] = {}
+        if self.password_file is not None:
+            changed["password_file"] = folder / self.password_file
+        database = self.database()
+        if database.file is not None:
+            changed["url"] = str(database.url.set(database=str(folder / database.file)))
+        return self.model_copy(update=changed)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The database's file, if it is one."""
+        file = self.database().file
+        return () if file is None else (file,)
+
+    def within(self, day: "sqlalchemy.ColumnClause[datetime.date]") -> Iterator["sqlalchemy.ColumnElement[bool]"]:
+        """What a note's ``day`` must fulfil."""
+        if self.first_date is not None:
+            yield day >= self.first_date
+        if self.last_date is not None:  # where days have times, too, to the last of them
+            yield day < self.last_date + datetime.timedelta(days=1)
+
+    def database(self) -> Database:
+        """The database. Raises StudyError where the URL is none, or holds a password."""
+        return Database.at(self.url, self.password_file)
+
+
+def omop_rows(source: "DataSource", reading: Reading) -> Rows:
+    """The notes of an OMOP CDM, in a database or in files. Raises DataError."""
+    from .exports import exported_notes
+
+    if source.omop is None:
+        return exported_notes(source, reading)
+    return _stored(source.omop, source.with_columns(patient="person_id", text="note_text").columns, reading)
+
+
+def _stored(omop: Omop, columns: Mapping[Column, str], reading: Reading) -> Rows:
+    """The notes of the table ``note``, in the order of ``note_id`` from a server; ``reading`` counts them."""
+    import sqlalchemy
+
+    database = omop.database()
+    number: sqlalchemy.ColumnClause[Any] = sqlalchemy.column(_NUMBER)
+    day = sqlalchemy.column(_DATE, sqlalchemy.Date)
+    wanted = [number, *map(sqlalchemy.column, sorted({*columns.values()} - {_NUMBER}))]
+    note = sqlalchemy.table(_NOTE, *wanted, schema=database.schema(omop.cdm_schema))
+    conditions = list(omop.within(day))
+    with database.connected() as connection:
+        database.check(connection, note, [*wanted, *([day] if conditions else [])])
+        count = sqlalchemy.select(sqlalchemy.func.count()).select_from(note).where(*conditions)
+        reading.total += connection.execute(count).scalar_one()
+        query = sqlalchemy.select(note).where(*conditions).order_by(*database.ordered_by(number))
+        for position, row in enumerate(connection.execute(query).mappings(), start=1):
+            note_id = row[_NUMBER]
+            place = f"{_NUMBER} {note_id}" if isinstance(note_id, int) else f"row {position}"
+            reading.done += 1
+            yield f"{note.fullname}, {place}", {ours: row[theirs] for ours, theirs in columns.items()}
