@@ -75,7 +75,8 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
             yield row
     if is_empty and passed_over:
         told = ", ".join(f"{count} {reason}" for reason, count in passed_over.most_common())
-        refuse(source.name, f"it holds no note that is asked for: {told}", "compare [data.fhir] with what was exported")
+        what = f"it holds no note that is asked for (resources: {told})"
+        refuse(source.name, what, "compare [data.fhir] with what was exported")
 
 
 def _links(file: SourceFile, reading: Reading) -> Iterator[Link]:

@@ -255,7 +255,7 @@ def test_what_was_entered_in_error_cannot_be_asked_for(tmp_path: Path) -> None:
 
 def test_an_export_of_which_nothing_is_asked_for_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     source = export(tmp_path / "export", {"resourceType": "Observation"}, document(status="superseded"), report())
-    with pytest.raises(DataError, match="export: it holds no note that is asked for: ") as refused:
+    with pytest.raises(DataError, match="export: it holds no note that is asked for") as refused:
         read_records(source)
     for told in ("1 of another resourceType", "1 with another status", "1 without a text"):
         assert told in refused.value.what
