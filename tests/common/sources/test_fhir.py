@@ -261,6 +261,13 @@ def test_an_export_of_which_nothing_is_asked_for_is_refused_with_what_it_holds(t
         assert told in refused.value.what
 
 
+def test_an_export_that_is_not_said_to_be_one_is_refused_with_how_to_say_it(tmp_path: Path) -> None:
+    export(tmp_path, document())
+    with pytest.raises(DataError, match=r"Notes.ndjson, line 1: is a resource of FHIR") as refused:
+        read_records(tmp_path)
+    assert 'format = "fhir"' in refused.value.fix
+
+
 @pytest.mark.parametrize("kind", ["replaced-by", "replaces", "refer", "seealso"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_patients_who_are_linked_are_one_wherever_the_link_stands(tmp_path: Path, kind: str, order: int) -> None:
