@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -57,6 +57,15 @@ class FhirSettings(Section):
     attachments: Annotated[Path, Field(strict=False)] | None = None
     leave_out: tuple[str, ...] = Field(default=(), strict=False)
 
+    def below(self, folder: Path) -> Self:
+        """The settings whose paths start from ``folder``."""
+        return self.model_copy(update={"attachments": self.attachments and folder / self.attachments})
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The folder that is read from beside the export."""
+        return (self.attachments,) if self.attachments else ()
+
 
 def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
     """The notes of an export, in the order of its files and lines; a resource that cannot be used is Malformed.
@@ -98,22 +107,23 @@ def _links(file: SourceFile, reading: Reading) -> Iterator[Link]:
 def _rows(
     source: "DataSource", file: SourceFile, reading: Reading, patients: Mapping[str, str], passed_over: Counter[str]
 ) -> Rows:
+    settings = source.fhir or FhirSettings()
     attachments = Attachments(
-        folder=source.fhir.attachments or file.path.parent,
+        folder=settings.attachments or file.path.parent,
         encoding=source.encoding,
-        leave_out=frozenset(kind.lower() for kind in source.fhir.leave_out),
+        leave_out=frozenset(kind.lower() for kind in settings.leave_out),
     )
-    types = {name.casefold() for name in source.fhir.types}
+    types = {name.casefold() for name in settings.types}
     with reading.open(file) as lines:
         for number, line in enumerate(lines, start=1):
             stated = _STATED.match(line)
-            if line.isspace() or (stated and stated[1].decode() not in source.fhir.resources):
+            if line.isspace() or (stated and stated[1].decode() not in settings.resources):
                 passed_over["of another resourceType"] += stated is not None
                 continue
             place = file.place(f"line {number}")
             try:
                 resource = resource_of(line)
-                if reason := _passed_over(resource, source.fhir, types):
+                if reason := _passed_over(resource, settings, types):
                     passed_over[reason] += 1
                 elif (text := _text(resource, attachments)) is None:
                     passed_over["without a text"] += 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -42,7 +43,7 @@ class DataSource(Section):
     messages: str | None = None
     encoding: Encoding = "utf-8"
     delimiter: Delimiter = ","
-    fhir: FhirSettings = FhirSettings()
+    fhir: FhirSettings | None = None
     omop: Omop | None = None
 
     @model_validator(mode="before")
@@ -56,6 +57,10 @@ class DataSource(Section):
             raise ValueError("files: needs a file, a glob or a folder; or omop, a database, instead")
         if self.omop is not None and self.format not in ("auto", "omop"):
             raise ValueError('format: a database has the format "omop"')
+        if self.fhir is not None and self.format not in ("auto", "fhir"):
+            raise ValueError('format: with [data.fhir] it is "fhir"')
+        if self.own_format == "fhir" and self.columns:
+            raise ValueError(f"{min(self.columns)}: an export of FHIR has no columns")
         named = {*self.columns} - {PATIENT_ID}
         if named and not any(named <= kind for kind in KINDS):
             raise ValueError(f"{min(named)}: name text; or prompt and completion; or messages, and nothing beside")
@@ -68,9 +73,8 @@ class DataSource(Section):
 
     def below(self, folder: Path) -> Self:
         """The source whose paths start from ``folder``."""
-        files, attachments = tuple(folder / file for file in self.files), self.fhir.attachments
-        fhir = self.fhir.model_copy(update={"attachments": attachments and folder / attachments})
-        omop = self.omop and self.omop.below(folder)
+        files = tuple(folder / file for file in self.files)
+        fhir, omop = self.fhir and self.fhir.below(folder), self.omop and self.omop.below(folder)
         return self.model_copy(update={"files": files, "fhir": fhir, "omop": omop})
 
     def with_columns(self, *, patient: str, text: str) -> Self:
@@ -81,8 +85,13 @@ class DataSource(Section):
     @property
     def paths(self) -> tuple[Path, ...]:
         """All the files and folders that it reads from; of a glob, the folder."""
-        attachments, databases = self.fhir.attachments, self.omop.files if self.omop else ()
-        return (*map(fixed_part, self.files), *([attachments] if attachments else []), *databases)
+        beside = [settings.files for settings in (self.fhir, self.omop) if settings]
+        return (*map(fixed_part, self.files), *chain.from_iterable(beside))
+
+    @property
+    def own_format(self) -> Format:
+        """The format that is said, or whose table there is."""
+        return "omop" if self.omop else "fhir" if self.fhir else self.format
 
     @property
     def name(self) -> str:
@@ -119,7 +128,7 @@ def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
 
     Raises DataError where it cannot be told whose they are.
     """
-    return _reader("omop" if source.omop else source.format)(source, reading or Reading())
+    return _reader(source.own_format)(source, reading or Reading())
 
 
 def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:

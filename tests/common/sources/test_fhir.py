@@ -188,7 +188,7 @@ def test_documents_of_a_type_that_is_left_out_are_no_records(tmp_path: Path) -> 
 def test_files_of_attachments_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.txt").write_text("well")
-    relative = {"files": ("export",), "format": "fhir", "fhir": {"attachments": "files"}}
+    relative = {"files": ("export",), "fhir": {"attachments": "files"}}
     export(tmp_path / "export", document({"contentType": "text/plain", "url": "a.txt"}))
     source = DataSource.model_validate(relative).below(tmp_path)
     assert texts(source) == [("1", "well")]
@@ -248,9 +248,17 @@ def test_status_resources_and_types_say_which_notes_are_read(tmp_path: Path, fhi
     assert reasons(source) == []
 
 
-def test_what_was_entered_in_error_cannot_be_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="status"):
-        export(tmp_path, status=["entered-in-error"])
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"fhir": {"status": ["entered-in-error"]}}, "status"),  # of which nothing may be learnt
+        ({"fhir": {}, "format": "csv"}, "format: "),
+        ({"format": "fhir", "text": "note"}, "text: .*no columns"),
+    ],
+)
+def test_settings_that_no_export_can_have_are_refused(described: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DataSource.model_validate({"files": ("export",), **described})
 
 
 def test_an_export_of_which_nothing_is_asked_for_is_refused_with_what_it_holds(tmp_path: Path) -> None:
