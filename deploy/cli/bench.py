@@ -92,6 +92,26 @@ def accountant(
     _print(figures, accountant_lines(figures), as_json)
 
 
+@bench.command()
+def data(
+    model: Annotated[str, typer.Option(help="A model folder or hub name, for its tokenizer.")] = "builtin",
+    notes: Annotated[int, typer.Option(min=100, max=10**8, help="Notes that are made up.")] = 10_000,
+    words: Annotated[int, typer.Option(min=1, max=100_000, help="Words of each.")] = 300,
+    max_tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens of a window.")] = 384,
+    table: Annotated[bool, typer.Option("--table", help="10,000, 100,000 and 1,000,000 notes: half an hour.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Preparing records, beside the tokenizer's own batches; and opening and drawing what was prepared."""
+    _begin("how records are prepared")
+    from ..bench.data import TABLE, DataBench, data_line
+    from ..builtin.models import base_model_folder
+
+    sizes = TABLE if table else (notes,)
+    base = base_model_folder(model)
+    rows = [DataBench(base=base, notes=size, words=words, max_tokens=max_tokens).run() for size in sizes]
+    _print({"rows": rows} if table else rows[0], "\n".join(map(data_line, rows)), as_json)
+
+
 @bench.command("round")
 def round_(
     sites: Annotated[int, typer.Option(min=3, max=100, help="Sites, each with a worker and a node of its own.")] = 3,

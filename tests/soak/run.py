@@ -43,6 +43,7 @@ def steps() -> Iterator[tuple[str, list[str]]]:
         command = ["-m", f"soak.killed_{name}", str(count), str(FOLDER / f"killed-{name}")]
         yield f"kill the processes of a {name}", command
     yield "the tests that take long", ["-m", "pytest", "-q", "-m", "soak"]
+    yield "a million notes", ["-m", "soak.million_notes"]
     yield "a deployment against the simulation", ["-m", "soak.same_as_simulated"]
     for number in range(1, PASSES + 1):
         yield f"{number} kill a simulation at every write", ["-m", "soak.killed_simulation"]
