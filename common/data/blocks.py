@@ -52,7 +52,7 @@ class Block:
     @classmethod
     def open(cls, folder: Path) -> "Block":
         """The block in a folder, of which is read what is looked at. Raises OSError and ValueError."""
-        return cls(**{name: np.load(_file(folder, name), mmap_mode="r", allow_pickle=False) for name in _ARRAYS})
+        return cls(**{name: _mapped(_file(folder, name)) for name in _ARRAYS})
 
     def write(self, folder: Path) -> None:
         """Write it to a folder, for its owner alone. Raises OSError."""
@@ -166,6 +166,12 @@ def _flat(starts: Offsets, sizes: NDArray[np.integer[Any]]) -> Offsets:
     [10, 11, 4, 5, 6]
     """
     return np.repeat(starts - _starts(sizes), sizes) + np.arange(int(sizes.sum()), dtype=np.int64)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """An array of which is read what is looked at; a plain one, since slices of a memory map are slow to make."""
+    found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found.view(np.ndarray)
 
 
 def _file(folder: Path, name: str) -> Path:

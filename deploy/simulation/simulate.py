@@ -35,7 +35,7 @@ from ...common.study.study import Site, Study
 from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
-from ...server.run.progress import Observer, Told, phase
+from ...server.run.progress import Observer, PhaseProgress, Told, phase
 from ...server.run.study_run import StudyRun
 from ..builtin.models import base_model_folder, with_lasting_name
 from .folder import Keys, Private, SimulationFolder
@@ -247,6 +247,7 @@ def _read(
             folder=None if folder is None else folder.prepared,
             opted_out=opted_out,
             similar=similar,
+            progress=lambda done: observe(PhaseProgress(name="records", done=done, total=len(cohorts))),
         )
     for name, records in data.sites.items():
         for line in records.told():

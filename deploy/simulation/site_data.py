@@ -1,6 +1,6 @@
 """The records of a simulation's sites, and those to evaluate on: read and tokenised before anything is computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,11 @@ def read_all(
     folder: Path | None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
+    progress: Callable[[int], None],
 ) -> SiteData:
     """Read and tokenise all of it, with the tokenizer in ``base``; what files hold is kept in ``folder``.
+
+    ``progress`` is told how many sites are done.
 
     Raises DataError, also where evaluation records share a patient or a text with those of a site and anything is
     claimed, ModelError and StorageError.
@@ -60,9 +63,11 @@ def read_all(
             return preparation.of_source(settings.data)
         return prepared(folder / name, settings, study.data, vocabulary_size=vocabulary_size)
 
-    sites = {name: SiteRecords.of(prepare(name, source), opted_out.get(name)) for name, source in cohorts.items()}
-    for name, records in sites.items():
-        _check_learnable(study, name, records)
+    sites: dict[str, SiteRecords] = {}
+    for name, source in cohorts.items():
+        sites[name] = SiteRecords.of(prepare(name, source), opted_out.get(name))
+        _check_learnable(study, name, sites[name])
+        progress(len(sites))
     if study.privacy.noise:
         check_held_out(held_out, preparation, sites)
     return SiteData(sites=sites, evaluation=held_out, tokenisation=tokenisation)
