@@ -5,8 +5,8 @@ from typing import Final
 
 from .files import Reading, SourceFile, found_files
 from .rows import Rows, refuse
-from .source import ENDINGS, DataSource
-from .tables import table_rows
+from .source import DataSource
+from .tables import ENDINGS, table_rows
 
 # Of MIMIC-IV-Note: what is known of notes beside them.
 _BESIDE: Final = "_detail"

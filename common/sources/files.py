@@ -3,6 +3,7 @@
 import glob
 import io
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,11 +59,10 @@ def found_files(named: Sequence[Path], endings: Collection[str]) -> list[SourceF
     their paths. Raises DataError where nothing is there.
     """
     paths = sorted({path.absolute() for one in named for path in _files(one, endings)})
-    names = [path.name for path in paths]
+    names = Counter(path.name for path in paths)
     top = Path(os.path.commonpath([path.parent for path in paths]))
     return [
-        SourceFile(path, path.name if names.count(path.name) == 1 else path.relative_to(top).as_posix())
-        for path in paths
+        SourceFile(path, path.name if names[path.name] == 1 else path.relative_to(top).as_posix()) for path in paths
     ]
 
 
@@ -78,21 +78,33 @@ def fixed_part(path: Path) -> Path:
     return path
 
 
-def _files(named: Path, endings: Collection[str]) -> Iterator[Path]:
-    at = [Path(path) for path in glob.iglob(str(named), recursive=True)] if is_glob(named) else [named]  # noqa: PTH207
-    files = [path for path in at if not path.is_dir()]
-    for folder in at:
-        if folder.is_dir():
-            files += [path for path in folder.rglob("*") if ending(path) in endings and _is_data(path, folder)]
+def _files(named: Path, endings: Collection[str]) -> list[Path]:
+    try:
+        at = [Path(path) for path in glob.iglob(str(named), recursive=True)] if is_glob(named) else [named]  # noqa: PTH207
+        files = [path for path in at if not path.is_dir()]
+        for folder in at:
+            files += [path for path in _below(folder) if ending(path) in endings] if folder.is_dir() else []
+    except OSError as error:
+        refuse(named.name, f"it cannot be read ({reason(error)})", "check the path and its permissions")
     if not files:
         what = "no file has such a name" if is_glob(named) else "the folder holds no file of a known kind"
         refuse(named.name, what, f"compare the path with what is there; known are {', '.join(sorted(endings))}")
-    return iter(files)
+    return files
 
 
-def _is_data(path: Path, folder: Path) -> bool:
-    """Whether it is a file of data: what begins with a dot or an underscore, programs leave beside them."""
-    return path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder but those that programs leave there. Raises OSError where a part cannot be read."""
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = filter(_is_data, folders)
+        yield from (Path(here, name) for name in filter(_is_data, names))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith((".", "_"))
 
 
 @dataclass

@@ -1,16 +1,17 @@
 """An OMOP CDM's notes (version 5.4, table ``note``), from a database or from an export of its tables."""
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from pydantic import Field, model_validator
 
 from ..schema import Section
+from .columns import Columns
 from .database import Database
 from .files import Reading
-from .rows import Column, Rows
+from .rows import Rows
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -70,17 +71,17 @@ def omop_rows(source: "DataSource", reading: Reading) -> Rows:
 
     if source.omop is None:
         return exported_notes(source, reading)
-    return _stored(source.omop, source.with_columns(patient="person_id", text="note_text").columns, reading)
+    return _stored(source.omop, Columns.of(source.with_columns(patient="person_id", text="note_text")), reading)
 
 
-def _stored(omop: Omop, columns: Mapping[Column, str], reading: Reading) -> Rows:
+def _stored(omop: Omop, columns: Columns, reading: Reading) -> Rows:
     """The notes of the table ``note``, in the order of ``note_id`` from a server; ``reading`` counts them."""
     import sqlalchemy
 
     database = omop.database()
     number: sqlalchemy.ColumnClause[Any] = sqlalchemy.column(_NUMBER)
     day = sqlalchemy.column(_DATE, sqlalchemy.Date)
-    wanted = [number, *map(sqlalchemy.column, sorted({*columns.values()} - {_NUMBER}))]
+    wanted = [number, *map(sqlalchemy.column, sorted(columns.names - {_NUMBER}))]
     note = sqlalchemy.table(_NOTE, *wanted, schema=database.schema(omop.cdm_schema))
     conditions = list(omop.within(day))
     with database.connected() as connection:
@@ -92,4 +93,5 @@ def _stored(omop: Omop, columns: Mapping[Column, str], reading: Reading) -> Rows
             note_id = row[_NUMBER]
             place = f"{_NUMBER} {note_id}" if isinstance(note_id, int) else f"row {position}"
             reading.done += 1
-            yield f"{note.fullname}, {place}", {ours: row[theirs] for ours, theirs in columns.items()}
+            if (cells := columns.row({str(name): value for name, value in row.items()})) is not None:
+                yield f"{note.fullname}, {place}", cells

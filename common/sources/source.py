@@ -7,42 +7,70 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ..schema import Section
+from .columns import Template, as_text
 from .fhir import FhirSettings
-from .files import Reading, file_state, fixed_part, found_files
+from .files import Reading, SourceFile, file_state, fixed_part, found_files
 from .omop import Omop
-from .rows import KINDS, PATIENT_ID, Column, Rows
+from .rows import KINDS, PATIENT_ID, Rows
 
-Encoding = Literal["utf-8", "cp1252", "latin-1"]
 Delimiter = Literal[",", ";", "|", "tab"]
 Format = Literal["auto", "jsonl", "csv", "parquet", "fhir", "omop", "mimic-iv-note", "datasets"]
 
 _AnyPath = Annotated[Path, Field(strict=False)]
 _FINGERPRINT_LABEL: Final = b"grandrounds/source/v1\n"
 
-# In a folder, a file of another ending is none of a source's.
-ENDINGS: Final = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError("is no encoding of text that is known; utf-8, utf-16, cp1252 and latin-1 are") from None
+    return name
+
+
+def _listed(given: Any) -> Any:
+    """One value, or several, as text."""
+    values = given if isinstance(given, list | tuple) else [given]
+    return tuple(as_text(value) if isinstance(value, int | float) else value for value in values)
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
+_Values = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class DataSource(Section):
     """A source of records; a path alone stands for one with that file.
 
-    ``files`` are files, globs and folders. ``patient`` and ``text``, ``prompt`` with ``completion``, or ``messages``
-    are what it calls the columns of records; where one is named, columns that no record has are left out. ``encoding``
-    is of text files, and of FHIR's attachments that state none; ``delimiter`` is of CSV.
+    ``files`` are files, globs and folders, ``split`` is of a dataset that has several. ``patient`` and ``text``,
+    ``prompt`` with ``completion``, or ``messages`` are what it calls the columns of records, or a template over columns
+    as "Findings: {findings}"; where one is named, columns that no record has are left out. ``where`` keeps the rows
+    whose column has one of some values; ``crosswalk`` is a table of identifiers and of the patients whose they are.
+    ``encoding`` is of text files, and of FHIR's attachments that state none; ``delimiter`` is of CSV: unsaid, the one
+    that its first line shows.
     """
 
     files: tuple[_AnyPath, ...] = Field(default=(), strict=False)
     format: Format = "auto"
+    split: str | None = None
     patient: str | None = None
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+    where: dict[str, _Values] = Field(default_factory=dict)
+    crosswalk: _AnyPath | None = None
     encoding: Encoding = "utf-8"
-    delimiter: Delimiter = ","
+    delimiter: Delimiter | None = None
     fhir: FhirSettings | None = None
     omop: Omop | None = None
 
@@ -59,12 +87,25 @@ class DataSource(Section):
             raise ValueError('format: a database has the format "omop"')
         if self.fhir is not None and self.format not in ("auto", "fhir"):
             raise ValueError('format: with [data.fhir] it is "fhir"')
-        if self.own_format == "fhir" and self.columns:
-            raise ValueError(f"{min(self.columns)}: an export of FHIR has no columns")
-        named = {*self.columns} - {PATIENT_ID}
+        named = set(self.named_columns)
+        if self.own_format == "fhir" and (of_columns := {*named, "patient", "where"} & {*self.model_fields_set}):
+            raise ValueError(f"{min(of_columns)}: an export of FHIR has no columns")
         if named and not any(named <= kind for kind in KINDS):
             raise ValueError(f"{min(named)}: name text; or prompt and completion; or messages, and nothing beside")
+        for name, written in [("patient", self.patient or PATIENT_ID), *self.named_columns.items()]:
+            try:
+                template = Template.parse(written)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if name in ("patient", "messages") and not template.is_column:
+                raise ValueError(f"{name}: needs one column's name, without braces")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialised: SerializerFunctionWrapHandler) -> Any:
+        """What was said of it: the path alone, if that is all."""
+        said = {name: value for name, value in serialised(self).items() if value and name in self.model_fields_set}
+        return said["files"][0] if set(said) == {"files"} and len(said["files"]) == 1 else said
 
     @classmethod
     def of(cls, source: "DataSource | Path | str") -> "DataSource":
@@ -73,20 +114,26 @@ class DataSource(Section):
 
     def below(self, folder: Path) -> Self:
         """The source whose paths start from ``folder``."""
-        files = tuple(folder / file for file in self.files)
-        fhir, omop = self.fhir and self.fhir.below(folder), self.omop and self.omop.below(folder)
-        return self.model_copy(update={"files": files, "fhir": fhir, "omop": omop})
+        changed: dict[str, Any] = {"files": tuple(folder / file for file in self.files)}
+        if self.crosswalk:
+            changed["crosswalk"] = folder / self.crosswalk
+        if self.fhir:
+            changed["fhir"] = self.fhir.below(folder)
+        if self.omop:
+            changed["omop"] = self.omop.below(folder)
+        return self.model_copy(update=changed)
 
     def with_columns(self, *, patient: str, text: str) -> Self:
         """The source with these names of columns where it gives none of its own."""
-        content = {} if {*self.columns} - {PATIENT_ID} else {"text": text}
+        content = {} if self.named_columns else {"text": text}
         return self.model_copy(update={"patient": self.patient or patient, **content})
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All the files and folders that it reads from; of a glob, the folder."""
         beside = [settings.files for settings in (self.fhir, self.omop) if settings]
-        return (*map(fixed_part, self.files), *chain.from_iterable(beside))
+        crosswalk = [self.crosswalk] if self.crosswalk else []
+        return (*map(fixed_part, self.files), *crosswalk, *chain.from_iterable(beside))
 
     @property
     def own_format(self) -> Format:
@@ -99,16 +146,10 @@ class DataSource(Section):
         return self.omop.database().name if self.omop else self.files[0].name
 
     @property
-    def columns(self) -> dict[Column, str]:
-        """Its names of columns by those of records, as far as it names them."""
-        named: dict[Column, str | None] = {
-            "patient_id": self.patient,
-            "text": self.text,
-            "prompt": self.prompt,
-            "completion": self.completion,
-            "messages": self.messages,
-        }
-        return {ours: theirs for ours, theirs in named.items() if theirs}
+    def named_columns(self) -> dict[str, str]:
+        """What it calls the columns of a record's content, or templates over columns, as far as it names them."""
+        named = {ours: getattr(self, ours) for ours in ("text", "prompt", "completion", "messages")}
+        return {ours: theirs for ours, theirs in named.items() if theirs is not None}
 
     def fingerprint(self) -> str:
         """Another one wherever a setting, or name, size or time of a file is another: SHA-256 in hex.
@@ -116,9 +157,9 @@ class DataSource(Section):
         Of a database server it is one of the settings alone, so that who has no network knows it, too: what is written
         there later is read when somebody asks for it. Raises DataError where a file is not there.
         """
-        settings = self.model_dump(mode="json", exclude={"files": True, "omop": {"password_file"}})
-        files = self.files or (self.omop.files if self.omop else ())
-        states = [(file.name, file_state(file)) for file in (found_files(files, ENDINGS) if files else ())]
+        omop = self.omop and self.omop.model_copy(update={"password_file": None})
+        settings = self.model_copy(update={"files": (), "crosswalk": None, "omop": omop}).model_dump(mode="json")
+        states = [(file.name, file_state(file)) for file in _files(self)]
         said = [settings, *((name, state.st_size, state.st_mtime_ns) for name, state in states)]
         return hashlib.sha256(_FINGERPRINT_LABEL + json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -128,7 +169,19 @@ def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
 
     Raises DataError where it cannot be told whose they are.
     """
-    return _reader(source.own_format)(source, reading or Reading())
+    rows = _reader(_format(source))(source, reading or Reading())
+    if source.crosswalk is None:
+        return rows
+    from .crosswalk import Crosswalk
+
+    return Crosswalk.read(source.crosswalk, source.encoding).applied(rows)
+
+
+def _format(source: DataSource) -> Format:
+    """The format of its own, or that of what is there."""
+    from .datasets import is_dataset
+
+    return "datasets" if source.own_format == "auto" and any(map(is_dataset, source.files)) else source.own_format
 
 
 def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
@@ -151,4 +204,19 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
 
             return mimic_rows
         case "datasets":
-            raise NotImplementedError(f"format = {format_!r} is not built yet")
+            from .datasets import datasets_rows
+
+            return datasets_rows
+
+
+def _files(source: DataSource) -> list[SourceFile]:
+    """All files whose bytes decide what is read."""
+    from .datasets import dataset_files
+    from .tables import ENDINGS
+
+    if _format(source) == "datasets":
+        files = dataset_files(source)
+    else:
+        named = source.omop.files if source.omop else source.files
+        files = found_files(named, ENDINGS) if named else []
+    return [*files, *(found_files([source.crosswalk], ENDINGS) if source.crosswalk else ())]

@@ -1,67 +1,62 @@
-"""Tables of records in files, JSONL, CSV or Parquet, as rows with their places: whole, or the file is refused."""
+"""Tables in files, JSON lines, CSV, Parquet or Arrow: their rows with their places, whole, or the file is refused."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from .columns import Columns, Refuse
 from .files import Reading, SourceFile, found_files
-from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, Column, Malformed, Rows, has_surrogates
+from .rows import Malformed, Rows, has_surrogates
 
 if TYPE_CHECKING:
     from .source import DataSource
 
-_PANDAS_INDEX: Final = "__index_level_"
-_ENDINGS: Final = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# The standard library reads CSV: its strict reader refuses a quote that is not closed, where pyarrow takes what
+# follows, other patients' notes, for the rest of one; it tells lines; and tokenising takes ten times its time.
+ENDINGS: Final = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_DELIMITERS: Final = (",", ";", "\t", "|")
 _BATCH: Final = 1024  # rows of Parquet held at a time
-# One long note must not keep its site away. The limit is the whole process's, and no cell is longer than its file.
-csv.field_size_limit(2**31 - 1)
+_PAGE: Final = 1 << 20  # bytes of a column of Parquet read at a time: by itself, pyarrow holds all of a row group
+# One long note must not keep its site away, nor a quote that is not closed hold all that follows.
+_LONGEST: Final = 1 << 28
+csv.field_size_limit(_LONGEST)  # the whole process's
+
+_Cells = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A file that is being read, and the one way to refuse it.
+class Table:
+    """A file that is being read.
 
-    ``columns`` has its names of columns by those of records; ``delimiter`` is of CSV.
+    ``needed`` says which names of its header are read, and calls what it is given, to refuse the file, where these are
+    not what it needs. ``delimiter`` is of CSV; without one it is that of the most columns in the first line.
     """
 
     file: SourceFile
     reading: Reading
-    columns: Mapping[Column, str]
-    encoding: str
-    delimiter: str
+    needed: Callable[[Sequence[str], Refuse], Collection[str]]
+    encoding: str = "utf-8"
+    delimiter: str | None = None
 
-    def rows(self, format_: str) -> Rows:
-        """The rows of the file, by its ending. Raises DataError where it cannot be told whose they are."""
-        kind = _ENDINGS.get(self.file.ending) if format_ == "auto" else format_
+    def rows(self, format_: str = "auto") -> Iterator[tuple[str, _Cells | Malformed]]:
+        """The cells by their columns' names, of all rows, as they are in a JSON object. Raises DataError."""
+        kind = ENDINGS.get(self.file.ending) if format_ == "auto" else format_
         if kind is None:
-            fix = "name it .jsonl, .csv or .parquet, as it is, or say its format"
-            self.refuse("", f"the ending {self.file.path.suffix!r} is not known", fix)
-        return {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind](self)
-
-    @property
-    def _ours(self) -> Mapping[str, Column]:
-        return {theirs: ours for ours, theirs in self.columns.items()}
-
-    def named(self, row: Mapping[str, object]) -> Mapping[str, object]:
-        """The row by the names of records."""
-        if not self._ours:
-            return row
-        return {ours: value for name, value in row.items() if (ours := self._our(name)) in KNOWN}
-
-    def _our(self, name: str) -> str:
-        """What the column of this name is among those of records; "" where another was named for what it is called."""
-        return self._ours.get(name, "" if name in self.columns else name)
-
-    def place(self, position: str) -> str:
-        """The file's name with the line or row."""
-        return self.file.place(position)
-
-    def refuse(self, position: str, what: str, fix: str) -> NoReturn:
-        """Raise the DataError of what stands there."""
-        self.file.refuse(position, what, fix)
+            fix = f"name it {', '.join(ENDINGS)}, as it is, or give its format"
+            self.file.refuse("", f"the ending {self.file.path.suffix!r} is not known", fix)
+        return {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "arrow": _arrow}[kind](self)
 
     def lines(self, *, newline: str) -> Iterator[str]:
         """The file's lines, one held at a time, split as ``newline`` of ``open`` says.
@@ -69,122 +64,158 @@ class _Table:
         Bytes that the encoding does not have are lone surrogates, which no text of a record may hold.
         """
         encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
+        number = 0
         with self.reading.open(self.file) as file:
-            yield from io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
-
-    def check_columns(self, position: str, header: Sequence[str]) -> None:
-        """Raises DataError unless the columns are those of records; they are told by number, never by name."""
-        for theirs in self.columns.values():
-            if theirs not in header and len(header) > 1:
-                fix = "compare --column with the first line of the file"
-                self.refuse(position, f"no column is called {theirs}", fix)
-        names = list(header)
-        if self._ours:
-            names = [ours for name in header if (ours := self._our(name)) in KNOWN]
-        if len(set(names)) != len(names):
-            self.refuse(position, "two columns have one name", "give each column one name")
-        if PATIENT_ID not in names:
-            what = "no column is called patient_id"
-            fix = "give every record a patient_id (for CSV, in a header line); simulate has --column for --data"
-            if len(header) == 1 and any(mark in header[0] for mark in ",;\t|"):
-                what = "its columns are separated by another sign than a comma"
-                if self.delimiter != ",":
-                    what = f"its columns are not separated by {self.delimiter!r}"
-                fix = "separate them by commas; simulate has --delimiter for --data"
-            self.refuse(position, what, fix)
-        extra = [number for number, name in enumerate(names, start=1) if name not in KNOWN]
-        if any(not names[number - 1] or names[number - 1].startswith(_PANDAS_INDEX) for number in extra):
-            what = f"column {extra[0]} has no name, as where pandas writes its index"
-            self.refuse(position, f"{what}: {_numbered(extra, names)}", f"leave it out (index=False); {COLUMNS}")
-        if extra:
-            self.refuse(
-                position,
-                f"not all columns are known: {_numbered(extra, names)}",
-                f"leave these out, or name yours (simulate has --column for --data); {COLUMNS}",
-            )
-        if set(names) - {PATIENT_ID} not in KINDS:
-            self.refuse(position, "a column is missing, or there are those of two kinds of records", COLUMNS)
+            lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
+            while line := lines.readline(_LONGEST):
+                number += 1
+                if len(line) == _LONGEST:
+                    fix = "write one record a line, and texts of less than 256 MiB"
+                    self.file.refuse(f"line {number}", "is too long", fix)
+                yield line
 
 
-def _numbered(extra: Sequence[int], names: Sequence[str]) -> str:
-    some = ", ".join(map(str, extra[:10])) + (", …" if len(extra) > 10 else "")
-    return f"of {len(names)}, {len(extra)} too many (number {some})"
+def table_rows(source: "DataSource", reading: Reading) -> Rows:
+    """The rows of all files of a source, by the names of records. Raises DataError."""
+    return rows_of(found_files(source.files, ENDINGS), source, reading, format_=source.format)
 
 
-def _jsonl(table: _Table) -> Iterator[tuple[str, Mapping[str, object] | Malformed]]:
+def rows_of(files: Sequence[SourceFile], source: "DataSource", reading: Reading, *, format_: str) -> Rows:
+    """The rows of a source's ``files``, all of a format, or each of its own ("auto"). Raises DataError."""
+    columns = Columns.of(source)
+    reading.expect(files)
+    passed_over = read = False
+    for file in files:
+        table = Table(
+            file=file,
+            reading=reading,
+            needed=columns.needed,
+            encoding=source.encoding,
+            delimiter="\t" if source.delimiter == "tab" else source.delimiter,
+        )
+        for place, cells in table.rows(format_):
+            row = cells if isinstance(cells, Malformed) else columns.row(cells)
+            if row is None:
+                passed_over = True
+            else:
+                read = True
+                yield place, row
+    if passed_over and not read:
+        files[0].refuse("", "where leaves none of the rows", "compare its values with those of the columns")
+
+
+def _jsonl(table: Table) -> Iterator[tuple[str, _Cells | Malformed]]:
     for number, line in enumerate(table.lines(newline="\n"), start=1):
         if line.strip():
-            row = _json_row(line)
-            yield table.place(f"line {number}"), row if isinstance(row, Malformed) else table.named(row)
+            yield table.file.place(f"line {number}"), _json_row(line)
 
 
-def _json_row(line: str) -> Mapping[str, object] | Malformed:
+def _json_row(line: str) -> _Cells | Malformed:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         if has_surrogates(line):
-            return Malformed(what="is not UTF-8", fix="save the file as UTF-8; simulate has --encoding for --data")
+            return Malformed(
+                what="is not of the encoding that is expected",
+                fix='save the file as UTF-8, or say what it is: encoding = "cp1252" (simulate: --encoding)',
+            )
         row = None
     if isinstance(row, dict):
         return row
     return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
 
 
-def _csv(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.reader(table.lines(newline=""), strict=True, delimiter=table.delimiter)
+def _csv(table: Table) -> Iterator[tuple[str, _Cells]]:
+    lines = table.lines(newline="")
+    first = next(lines, "")
+    delimiter = table.delimiter or max(_DELIMITERS, key=lambda mark: len(_split(first, mark)))
+    reader = csv.reader(chain([first] if first else [], lines), strict=True, delimiter=delimiter)
     header: list[str] | None = None
+    indices: Mapping[str, int] = {}
     while True:
         position = f"line {reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error:  # and whose the lines after it are, is anybody's guess
-            table.refuse(position, "is not valid CSV", "quote cells as RFC 4180 says")
+            fix = "quote cells as RFC 4180 says, and close each quote"
+            table.file.refuse(position, "is not valid CSV, or begins a cell that does not end", fix)
         if cells is None:
             return
         if header is None:
             header = cells
-            table.check_columns(position, header)
+            if len(header) == 1 and table.delimiter and any(mark in header[0] for mark in _DELIMITERS):
+                fix = "say which sign does, or leave the delimiter out: it is found in the first line"
+                table.file.refuse(position, f"its columns are not separated by {table.delimiter!r}", fix)
+            indices = {name: header.index(name) for name in table.needed(header, partial(table.file.refuse, position))}
         elif len(cells) == len(header):
-            yield table.place(position), table.named(dict(zip(header, cells, strict=True)))
+            yield table.file.place(position), {name: cells[index] for name, index in indices.items()}
         elif cells:  # as where a text was not quoted, whose parts may look like another patient's record
             fix = "give every line one cell a column"
-            table.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
+            table.file.refuse(position, f"has {len(cells)} cells and the header {len(header)}", fix)
 
 
-def _parquet(table: _Table) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _split(line: str, delimiter: str) -> Sequence[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _parquet(table: Table) -> Iterator[tuple[str, _Cells]]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    file, before, number = table.file, table.reading.done, 0
     try:
+        size = file.path.stat().st_size
         # Not read_table(): it would also read folders, and columns out of names such as `site=3/` on the path.
-        with pyarrow.parquet.ParquetFile(table.file.path) as file:
-            names = file.schema_arrow.names
-            table.check_columns("", names)
-            for batch in file.iter_batches(_BATCH):
-                for cells in zip(*batch.columns, strict=True):
+        with pyarrow.parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=_PAGE) as parquet:
+            needed = [*table.needed(parquet.schema_arrow.names, partial(table.file.refuse, ""))]
+            for batch in parquet.iter_batches(_BATCH, columns=needed):
+                for row in _batch_rows(batch, needed):
                     number += 1
-                    yield table.place(f"row {number}"), table.named(dict(zip(names, map(_python, cells), strict=True)))
+                    yield file.place(f"row {number}"), row
+                table.reading.done = before + size * number // parquet.metadata.num_rows
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
-        table.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
+        file.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
 
 
-def _python(scalar: Any) -> object:
-    """A cell's value as Python has it; None where it has none, as for strings that are not UTF-8."""
+def _arrow(table: Table) -> Iterator[tuple[str, _Cells]]:
     import pyarrow
 
+    number = 0
+    with table.reading.open(table.file) as file:
+        try:
+            batches = _arrow_batches(file)
+            needed = [*table.needed(batches.schema.names, partial(table.file.refuse, ""))]
+            for batch in batches:
+                for row in _batch_rows(batch, needed):
+                    number += 1
+                    yield table.file.place(f"row {number}"), row
+        except (UnicodeDecodeError, pyarrow.ArrowException):
+            table.file.refuse("", "it cannot be read as Arrow", "check how it was written, and whether it is whole")
+
+
+def _arrow_batches(file: BinaryIO) -> Any:
+    """The batches of an Arrow stream, as `datasets` writes it. Raises what pyarrow does."""
+    import pyarrow.ipc
+
+    return pyarrow.ipc.open_stream(file)
+
+
+def _batch_rows(batch: Any, names: Sequence[str]) -> Iterator[_Cells]:
+    for cells in zip(*(_values(batch.column(name)) for name in names), strict=True):
+        yield dict(zip(names, cells, strict=True))
+
+
+def _values(column: Any) -> Sequence[object]:
+    """A column's cells as Python has them; None where one has no value, as for strings that are not UTF-8."""
+    import pyarrow
+
+    def value(scalar: Any) -> object:
+        try:
+            return scalar.as_py()
+        except (ValueError, OverflowError, pyarrow.ArrowException):
+            return None
+
     try:
-        return scalar.as_py()
+        return column.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pyarrow.ArrowException):
-        return None
-
-
-def table_rows(source: "DataSource", reading: Reading) -> Rows:
-    """The rows of all files of a source. Raises DataError where it cannot be told whose they are."""
-    delimiter = "\t" if source.delimiter == "tab" else source.delimiter
-    files = found_files(source.files, _ENDINGS)
-    reading.expect(files)
-    for file in files:
-        columns, encoding = source.columns, source.encoding
-        table = _Table(file=file, reading=reading, columns=columns, encoding=encoding, delimiter=delimiter)
-        yield from table.rows(source.format)
+        return [value(scalar) for scalar in column]

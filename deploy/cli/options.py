@@ -71,7 +71,8 @@ class FieldOption(TyperOption):
         self.panel = panel if option.panel is None else option.panel
         self._is_flag, self._origin = kind is bool, get_origin(kind)
         self._default = field.get_default(call_default_factory=True)
-        self._value_kind: Any = kind_of(get_args(kind)[1]) if self._origin is dict else None
+        kind_of_each = kind_of(get_args(kind)[1]) if self._origin is dict else None
+        self._value_kind: Any = kind_of_each if kind_of_each in (None, int, str) else Path
         super().__init__(
             param_decls=[self.key, f"--{option.name or place[1].replace('_', '-')}"],
             type=click.Choice(get_args(kind)) if self._origin is Literal else _TYPES.get(kind, click.STRING),

@@ -1,13 +1,13 @@
 """The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...common.crypto.identity import Name
 from ...common.model.devices import PROCESSORS, Device
-from ...common.schema import Help, Option, Section
+from ...common.schema import Help, Option, Section, validated
 from ...common.sources.identifiers import Similar
 from ...common.sources.rows import Column
 from ...common.sources.source import DataSource, Delimiter, Encoding
@@ -32,13 +32,17 @@ class Simulation(Section):
 
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
     site's file of patients whose records are left out; ``similar_identifiers`` is as in a site's settings; all sites
-    compute on one ``device``. ``columns``, ``encoding`` and ``delimiter`` are of the files of the sites in ``exports``.
+    compute on one ``device``. ``columns``, ``encoding`` and ``delimiter`` are of sites with nothing but a path.
     """
 
     panel: ClassVar[str] = MODEL
     data: Annotated[
-        _Files,
-        Option("A site and its records (.jsonl .csv .parquet)", only="simulate", example='{ north = "north.jsonl" }'),
+        dict[Name, DataSource],
+        Option(
+            "A site and its records: a file, folder or glob; or in a study file a table, as in site.toml",
+            only="simulate",
+            example='{ north = "north.jsonl", south = { files = ["notes/*.csv.gz"], patient = "mrn", text = "note" } }',
+        ),
     ] = Field(default_factory=dict)
     columns: Annotated[
         dict[Column, str],
@@ -50,18 +54,11 @@ class Simulation(Section):
             example='{ patient_id = "subject_id", text = "note" }',
         ),
     ] = Field(default_factory=dict)
-    encoding: Annotated[Encoding, Option("Of the files of --data", only="simulate")] = "utf-8"
-    delimiter: Annotated[Delimiter, Option("Between the columns of their CSV", only="simulate")] = ","
-    exports: Annotated[
-        tuple[Name, ...],
-        Option(
-            "Sites whose files --column, --encoding and --delimiter describe",
-            unset="all",
-            only="simulate",
-            metavar="SITE,SITE",
-        ),
-        Field(strict=False),
-    ] = ()
+    encoding: Annotated[Encoding, Option("Of the files of --data", only="simulate", metavar="NAME")] = "utf-8"
+    delimiter: Annotated[
+        Delimiter | None,
+        Option("Between the columns of their CSV", unset="as their first lines show", only="simulate", example='";"'),
+    ] = None
     nominal_units: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=10**9)]],
         Option("A site's number of units, public or coarse: one for each with data", only="simulate"),
@@ -110,17 +107,13 @@ class Simulation(Section):
 
     @property
     def files(self) -> dict[str, DataSource]:
-        """Each site's file, as it is written."""
+        """What each site's records are read from. Raises StudyError."""
         named = {"patient" if ours == "patient_id" else ours: theirs for ours, theirs in self.columns.items()}
         described = {"encoding": self.encoding, "delimiter": self.delimiter, **named}
-        exports = self.exports or self.data
-        return {
-            name: DataSource.model_validate({"files": (path,), **(described if name in exports else {})})
-            for name, path in self.data.items()
-        }
 
-    @model_validator(mode="after")
-    def _exported(self) -> Self:
-        if unknown := set(self.exports) - set(self.data):
-            raise ValueError(f"exports: there is no data of {', '.join(sorted(unknown))}")
-        return self
+        def source(given: DataSource) -> DataSource:
+            if given.model_fields_set != {"files"}:
+                return given
+            return validated(DataSource, {"files": given.files, **described}, table="simulation.columns")
+
+        return {name: source(given) for name, given in self.data.items()}

@@ -72,7 +72,7 @@ def _commented(section: Section) -> Iterator[str]:
 
 def _settings(section: Section) -> Iterator[tuple[str, str]]:
     """Each field as a line, which is a comment where it has no value, and what is said of it."""
-    for name, value in section.model_dump(mode="json").items():
+    for name, value in section.model_dump(mode="json", by_alias=True).items():
         field = type(section).model_fields[name]
         said, kind = help_of(field), kind_of(field.annotation)
         choices = f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""

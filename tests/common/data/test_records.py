@@ -182,8 +182,6 @@ BROKEN_CSV = {
     "an index of pandas": (f",patient_id,text\n0,p,{QUOTE}\n", "line 1: column 1 has no name"),
     "more columns": (f"hadm,patient_id,x,text\n1,p,2,{QUOTE}\n", "line 1: not all columns are known: of 4, 2 too many"),
     "a column too few": (f"patient_id,prompt\np,{QUOTE}\n", "line 1: a column is missing"),
-    "semicolons": (f"patient_id;text\np;{QUOTE}\n", "separate them by commas"),
-    "tabs": (f"patient_id\ttext\np\t{QUOTE}\n", "separate them by commas"),
     "an unclosed quote": (f'patient_id,text\np,x\nq,"{QUOTE}\n', "line 3"),
     "text after a quote": (f'patient_id,text\np,"{QUOTE}"x\n', "line 2"),
     "too few cells": (f"patient_id,text\n{QUOTE}\n", "line 2"),
@@ -462,9 +460,10 @@ def test_other_names_are_those_of_every_kind_of_file(tmp_path: Path, ending: str
     [
         ("subject;note", OTHERWISE, "line 1: no column is called subject_id"),
         ("subject_id,note", OTHERWISE, "its columns are not separated by ';'"),
-        ("subject_id;note", OTHERWISE | {"delimiter": ","}, "separated by another sign than a comma"),
-        ("subject_id;note;note", OTHERWISE, "two columns have one name"),
+        ("subject_id;note", OTHERWISE | {"delimiter": ","}, "its columns are not separated by ','"),
+        ("subject_id;note;note", OTHERWISE, "two columns have one name: note"),
         ("subject_id;body", OTHERWISE | {"text": None}, "a column is missing"),
+        ("subject_id;text;messages", OTHERWISE | {"text": None}, "there are those of two kinds"),
     ],
 )
 def test_a_description_that_does_not_fit_its_file_is_refused(

@@ -137,15 +137,18 @@ def test_data_without_evaluation_records_are_refused_with_what_to_add(files: dic
         check_files(simulation)
 
 
-def test_exports_are_those_of_all_sites_or_of_the_named(files: dict[str, str]) -> None:
-    asked = {"data": files, "nominal_units": STATED, "delimiter": ";", "columns": {"text": "note"}}
+def test_columns_are_those_of_sites_that_do_not_describe_their_own(files: dict[str, str]) -> None:
+    west = {"files": [files["west"]], "text": "body"}
+    asked = {"data": files | {"west": west}, "nominal_units": STATED, "delimiter": ";", "columns": {"text": "note"}}
     _, simulation = read_simulation(SYNTHETIC | {"simulation": asked})
-    assert {file.delimiter for file in simulation.files.values()} == {";"}
-    _, simulation = read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["west"]}})
-    assert [name for name, file in simulation.files.items() if file.delimiter == ";"] == ["west"]
-    assert simulation.files["north"] == DataSource(files=(Path(files["north"]),))
-    with pytest.raises(StudyError, match=r"simulation\.exports: there is no data of east"):
-        read_simulation(SYNTHETIC | {"simulation": asked | {"exports": ["east"]}})
+    assert {name: (file.text, file.delimiter) for name, file in simulation.files.items()} == {
+        "north": ("note", ";"),
+        "south": ("note", ";"),
+        "west": ("body", None),
+    }
+    _, simulation = read_simulation(SYNTHETIC | {"simulation": asked | {"columns": {"text": "a", "prompt": "b"}}})
+    with pytest.raises(StudyError, match=r"simulation.columns.prompt: name text; or prompt and completion"):
+        _ = simulation.files
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,7 @@ def test_exports_are_those_of_all_sites_or_of_the_named(files: dict[str, str]) -
         ("west.jsonl", None, r"^west\.jsonl: it cannot be read"),
         ("west.csv", "", r"^west\.csv: it holds no records"),
         ("west.csv", "patient_id,text\n", r"^west\.csv: it holds no records"),
-        ("west.csv", "subject;note\n1;well\n", "separated by another sign"),
+        ("west.csv", "subject;note\n1;well\n", "no column is called patient_id"),
         ("west.csv", "subject,note\n1,well\n", "no column is called patient_id"),
         ("west.jsonl", '{"text": "well"}\n', "line 1: has no patient_id"),
         ("west.txt", "well\n", "the ending '.txt' is not known"),

@@ -1,0 +1,66 @@
+"""A crosswalk: a table that says which identifiers are one patient's."""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+from .columns import Refuse, as_text
+from .files import Reading, found_files
+from .identifiers import canonical, names_nobody
+from .rows import PATIENT_ID, Malformed, Rows, refuse
+from .tables import ENDINGS, Table
+
+_ENDS: Final = ("from", "to")
+_FIX: Final = "give each identifier one patient, whose identifier no line leads away from"
+
+
+class Crosswalk:
+    """Patients' identifiers by the canonical forms of those that lead to them; any other is its patient's own."""
+
+    def __init__(self, patients: dict[str, str]) -> None:
+        self._patients = patients
+
+    @classmethod
+    def read(cls, path: Path, encoding: str = "utf-8") -> Self:
+        """The columns ``from`` and ``to`` of a table, or the first two.
+
+        Raises DataError, also where an identifier leads to two patients, or to one that leads to another.
+        """
+        patients: dict[str, str] = {}
+        places: dict[str, str] = {}
+        for file in found_files([path], ENDINGS):
+            for place, cells in Table(file=file, reading=Reading(), needed=_ends, encoding=encoding).rows():
+                if isinstance(cells, Malformed):
+                    refuse(place, cells.what, cells.fix)
+                ends = [as_text(cells[name]).strip() for name in _ends([*cells], partial(refuse, place))]
+                if any(map(names_nobody, ends)):
+                    refuse(place, "an identifier is missing", "leave the line out, or complete it")
+                one, other = ends
+                form = canonical(one)
+                if canonical(patients.setdefault(form, other)) != canonical(other):
+                    refuse(place, f"leads to another patient than {places[form]}", _FIX)
+                places.setdefault(form, place)
+        for form, patient in patients.items():
+            onward = canonical(patient)
+            if canonical(patients.get(onward, patient)) != onward:
+                refuse(places[form], f"leads to a patient whom {places[onward]} leads away from", _FIX)
+        spelt: dict[str, str] = {}
+        return cls({form: spelt.setdefault(canonical(patient), patient) for form, patient in patients.items()})
+
+    def applied(self, rows: Rows) -> Rows:
+        """The rows under their patients' identifiers."""
+        known: dict[str, str] = {}  # by their spelling, for canonical forms take their time
+        for place, row in rows:
+            if not isinstance(row, Malformed) and (identifier := as_text(row.get(PATIENT_ID))):
+                if identifier not in known:
+                    known[identifier] = self._patients.get(canonical(identifier), identifier)
+                row = {**row, PATIENT_ID: known[identifier]}
+            yield place, row
+
+
+def _ends(header: Sequence[str], refuse_header: Refuse) -> Collection[str]:
+    ends = _ENDS if set(_ENDS) <= set(header) else header[:2]
+    if len(set(ends)) != 2 or any(header.count(name) > 1 for name in ends):
+        refuse_header("it has no two columns of identifiers", "give it the columns from and to")
+    return ends
