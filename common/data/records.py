@@ -1,6 +1,7 @@
 """Records of a site as its source holds them, every one checked before anything uses it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -86,6 +87,17 @@ def read_records(
     """
     source = DataSource.of(source)
     return _records(source.name, parsed(read_rows(source)), similar, quarantine)
+
+
+def count_records(source: DataSource, similar: Similar | None) -> Counter[str]:
+    """How many records each patient of a source has; no more than one is held. Raises DataError."""
+    checks = RecordChecks(source.name, similar, Quarantine())
+    admitted = (checks.admit(one) for one in parsed(read_rows(source)))
+    written = Counter(record.patient_id for record in admitted if record is not None)
+    counts: Counter[str] = Counter()
+    for spelling, patient in checks.finish().spellings.items():
+        counts[patient] += written[spelling]
+    return counts
 
 
 def check_beginning(source: DataSource | Path) -> None:

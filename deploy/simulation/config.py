@@ -1,19 +1,17 @@
 """What a simulation is asked for, from a TOML file and the command line, as a study and its data files."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...client.site.opt_outs import OptOuts
-from ...common.data.quarantine import Quarantine
-from ...common.data.records import RecordChecks, check_beginning, parsed
+from ...common.data.records import check_beginning, count_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
 from ...common.sources.identifiers import Similar, canonical
-from ...common.sources.source import DataSource, read_rows
+from ...common.sources.source import DataSource
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
@@ -147,13 +145,10 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
-    source = simulation.files[name]
-    checks = RecordChecks(source.name, simulation.similar_identifiers, Quarantine())
-    admitted = (checks.admit(one) for one in parsed(read_rows(source)))
-    records = Counter(record.patient_id for record in admitted if record)
+    counts = count_records(simulation.files[name], simulation.similar_identifiers)
     opted_out = OptOuts.read(simulation.opted_out.get(name)).patients
-    kept = {patient: one for patient, one in checks.finish().spellings.items() if canonical(one) not in opted_out}
-    return sum(records[patient] for patient in kept) if unit == "record" else len(set(kept.values()))
+    kept = [records for patient, records in counts.items() if canonical(patient) not in opted_out]
+    return sum(kept) if unit == "record" else len(kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ...client.site.survey import Survey
 from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key, shown_key
-from ...common.data.records import read_records
+from ...common.data.records import count_records
 from ...common.errors import StoppedError, StorageError, StudyError
 from ...common.model.devices import PROCESSORS
 from ...common.schema import known, validated
@@ -159,7 +159,7 @@ def recover(folder: SiteFolder) -> list[str]:
             reservations, asset = Reservations(database), policy.data.data_asset()
             reservations.register(asset)
             reservations.spend(asset.name)
-            patients = (record.patient_id for record in read_records(settings.data))
+            patients = count_records(settings.data, "different")  # all of them, however one is written
             Patients(database, FingerprintKey.read(key)).claim(asset.name, patients)
         finally:
             database.close()

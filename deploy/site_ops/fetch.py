@@ -1,6 +1,6 @@
 """What came of a study, at a site: its folder, verified there, and its adapter on records that nothing trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...client.site.assembly import open_model
@@ -10,8 +10,7 @@ from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.data.quarantine import Quarantine
-from ...common.data.records import Record, read_records
+from ...common.data.records import Record, count_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
 from ...common.sources.identifiers import Similar, canonical
@@ -103,7 +102,7 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
         return
     similar = settings.similar_identifiers
     records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
-    _check_apart(records, read_records(settings.data, similar=similar, quarantine=Quarantine()), similar)
+    _check_apart(records, count_records(settings.data, similar), similar)
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
     examples = tokenisation.evaluation_set(records, positions=model.positions).examples
@@ -116,10 +115,10 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     )
 
 
-def _check_apart(held_out: Sequence[Record], trained: Sequence[Record], similar: Similar | None) -> None:
+def _check_apart(held_out: Sequence[Record], trained: Iterable[str], similar: Similar | None) -> None:
     """Raises DataError where a patient has records in both, in whatever spelling unless these are ``different``."""
     form = str if similar == "different" else canonical
-    both = {form(record.patient_id) for record in held_out} & {form(record.patient_id) for record in trained}
+    both = {form(record.patient_id) for record in held_out} & {form(patient) for patient in trained}
     if both:
         raise DataError(
             f"{count(len(both), 'patient')} of the records that are held out have records in the training data, too",

@@ -108,7 +108,7 @@ def test_data_that_cannot_be_used_are_told_before_a_site_is_made(tmp_path, study
 def test_a_site_is_told_what_its_data_come_to_when_it_is_made(tmp_path, study, records):
     said = site_operator.init(SiteFolder(tmp_path / "site"), name="north", data=records, model=str(study.base))
     assert said[0] == "notes.csv: 1 records (patient_id, text) of 1 patients, 1 of a patient in the median"
-    assert said[1].startswith("your median record has 13 tokens; a study that reads 64 of each reads all of your text")
+    assert said[1].startswith("your median record has 13 tokens; studies read windows of your text, of which it makes")
 
 
 def test_init_and_join_again_change_nothing(folder, join, federation, study):
@@ -178,7 +178,9 @@ def test_an_operator_decides_on_budget_and_data_in_words_and_on_a_further_data_a
     )
     assert first.data == [
         "notes.jsonl: 2 records (patient_id, text) of 2 patients, 1 of a patient in the median",
-        "your median record has 13 tokens; this study reads the first 16 of each, all of your text",
+        "your median record has 13 tokens; your text makes 2 windows of at most 16 tokens; a step draws all of your "
+        "patients, and reads at most 1 of each, at random: over the study's 1 step, all of your text is read at least "
+        "once, on average",
         "warning: the study counts on 4 patients of this site, and 2 were read: its part of each step is 0.5 times as "
         "large as the study means, and the claim is what it was. Is this the right file? If so, ask the study's author "
         "for nominal_units near the true number, rounded",
