@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from .binaries import Binaries
 from .elements import Element, ElementError, text_of
 from .markup import html_text, rtf_text
 
@@ -35,11 +36,12 @@ _NO_TEXT: Final = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
 class Attachments:
     """How the attachments of an export are read.
 
-    Their files lie below ``folder``; what says no encoding of its own has ``encoding``; those of the content types
-    ``leave_out`` are passed over.
+    Their files lie below ``folder``, or they are ``binaries`` of the export; what says no encoding of its own has
+    ``encoding``; those of the content types ``leave_out`` are passed over.
     """
 
     folder: Path
+    binaries: Binaries
     encoding: str
     leave_out: frozenset[str]
 
@@ -82,20 +84,28 @@ class Attachments:
         return text
 
     def _content(self, attachment: Element, encoding: str) -> bytes:
-        if data := text_of(attachment, "data"):
-            try:
-                return _unpacked(base64.b64decode("".join(data.split()), validate=True), encoding)
-            except ValueError:
-                raise ElementError("its attachment's data is not base64", "write it as FHIR's base64Binary") from None
-        if url := text_of(attachment, "url"):
-            return _unpacked(_unpacked(self._file(url), encoding), encoding)
-        raise ElementError("its attachment has neither data nor url", "export documents with their contents")
+        url = text_of(attachment, "url")
+        if not text_of(attachment, "data") and url:
+            binary = self.binaries.named(url)
+            if binary is None:
+                return _unpacked(_unpacked(self._file(url), encoding), encoding)
+            attachment = binary
+        data = text_of(attachment, "data")
+        if not data:
+            raise ElementError("its attachment has neither data nor url", "export documents with their contents")
+        try:
+            return _unpacked(base64.b64decode("".join(data.split()), validate=True), encoding)
+        except ValueError:
+            raise ElementError("its attachment's data is not base64", "write it as FHIR's base64Binary") from None
 
     def _file(self, url: str) -> bytes:
         try:
             parts = urlsplit(url)
             if parts.scheme not in ("", "file"):
-                what, fix = "its attachment lies on a server", "put it into a file below the export's folder, or inline"
+                what, fix = (
+                    "its attachment lies on a server",
+                    "put it below the export's folder, inline, or into a Binary",
+                )
                 raise ElementError(what, fix)
             folder = self.folder.resolve()
             path = (folder / unquote(parts.path)).resolve()
@@ -103,7 +113,7 @@ class Attachments:
                 what, fix = "its attachment's file is outside the export's folder", "say attachments in [data.fhir]"
                 raise ElementError(what, fix)
             if not path.is_file():
-                what, fix = "its attachment's file is not there", "put it there, or say attachments in [data.fhir]"
+                what, fix = "its attachment's file is not there", "put it there, export its Binary, or say attachments"
                 raise ElementError(what, fix)
             return path.read_bytes()
         except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file can have

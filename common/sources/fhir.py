@@ -10,8 +10,9 @@ from pydantic import Field
 
 from ..schema import Section
 from .attachments import Attachments
+from .binaries import BINARY, Binaries
 from .elements import Element, ElementError, object_of, objects_of, resource_of, text_of
-from .fhir_patients import PATIENT, Link, links_of, one_identifier, patient_of
+from .fhir_references import PATIENT, Link, links_of, one_identifier, patient_of
 from .files import Reading, SourceFile, found_files
 from .markup import html_text
 from .rows import Rows, refuse
@@ -70,16 +71,17 @@ class FhirSettings(Section):
 def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
     """The notes of an export, in the order of its files and lines; a resource that cannot be used is Malformed.
 
-    Files are read twice, first for links between patients, so that one person is one patient wherever these stand.
+    Files are read twice, first for links between patients and for where each Binary is, wherever these stand.
     Raises DataError where such a link cannot be read, or no resource is a note.
     """
     files = found_files(source.files, _ENDINGS)
     reading.expect([*files, *files])
-    patients = one_identifier(link for file in files for link in _links(file, reading))
+    binaries = Binaries()
+    patients = one_identifier(link for file in files for link in _links(file, reading, binaries))
     passed_over: Counter[str] = Counter()
     is_empty = True
     for file in files:
-        for row in _rows(source, file, reading, patients, passed_over):
+        for row in _rows(source, file, reading, patients, binaries, passed_over):
             is_empty = False
             yield row
     if is_empty and passed_over:
@@ -88,37 +90,53 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
         refuse(source.name, what, "compare [data.fhir] with what was exported")
 
 
-def _links(file: SourceFile, reading: Reading) -> Iterator[Link]:
-    """The links of all patients in a file. Raises DataError where it cannot be told who is linked."""
+def _links(file: SourceFile, reading: Reading, binaries: Binaries) -> Iterator[Link]:
+    """The links of a file's patients; Binaries are noted on the way. Raises DataError where a link names nobody."""
     with reading.open(file) as lines:
+        offset = 0
         for number, line in enumerate(lines, start=1):
-            stated, resource = _STATED.match(line), None
-            if b'"link"' not in line or (stated and stated[1].decode() != PATIENT):
+            begins, offset = offset, offset + len(line)
+            kind, resource = _kind(line), None
+            if kind == BINARY:
+                binaries.add(line, file, begins if lines.seekable() else None)
+            if kind not in (PATIENT, "") or b'"link"' not in line:
                 continue
             try:
                 resource = resource_of(line)
                 if resource.get("resourceType") == PATIENT:
                     yield from links_of(resource)
             except ElementError as error:
-                if stated or resource:  # what may be of any type is set aside later
+                if kind or resource:  # what may be of any type is set aside later
                     file.refuse(f"line {number}", error.malformed.what, error.malformed.fix)
 
 
+def _kind(line: bytes) -> str:
+    """The type that a line states before anything else, "" where it does not."""
+    stated = _STATED.match(line)
+    return stated[1].decode() if stated else ""
+
+
 def _rows(
-    source: "DataSource", file: SourceFile, reading: Reading, patients: Mapping[str, str], passed_over: Counter[str]
+    source: "DataSource",
+    file: SourceFile,
+    reading: Reading,
+    patients: Mapping[str, str],
+    binaries: Binaries,
+    passed_over: Counter[str],
 ) -> Rows:
     settings = source.fhir or FhirSettings()
     attachments = Attachments(
         folder=settings.attachments or file.path.parent,
+        binaries=binaries,
         encoding=source.encoding,
         leave_out=frozenset(kind.lower() for kind in settings.leave_out),
     )
     types = {name.casefold() for name in settings.types}
     with reading.open(file) as lines:
         for number, line in enumerate(lines, start=1):
-            stated = _STATED.match(line)
-            if line.isspace() or (stated and stated[1].decode() not in settings.resources):
-                passed_over["of another resourceType"] += stated is not None
+            kind = _kind(line)
+            if line.isspace() or kind not in ("", *settings.resources):
+                passed_over["of another resourceType"] += bool(kind)
                 continue
             place = file.place(f"line {number}")
             try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
-from grandrounds.common.sources.fhir_patients import one_identifier
+from grandrounds.common.sources.fhir_references import one_identifier
 from grandrounds.common.sources.rows import Malformed
 from grandrounds.common.sources.source import DataSource, read_rows
 
@@ -106,6 +106,28 @@ def test_an_attachment_is_its_text_inline_or_in_a_file_plain_or_marked_up(
     assert texts(export(tmp_path / "export", document(attachment))) == [("1", text)]
 
 
+def test_an_attachment_may_be_a_binary_of_the_export_wherever_it_stands(tmp_path: Path) -> None:
+    def binary(number: int, data: str) -> dict[str, str]:
+        return {"resourceType": "Binary", "id": str(number), "contentType": "text/plain", "data": data}
+
+    urls = ["Binary/1", "https://ehr.example/fhir/Binary/2/_history/1", "Binary/3", "Binary/4"]
+    documents = [document({"contentType": "text/plain; charset=latin-1", "url": url}) for url in urls]
+    binaries = [
+        binary(2, base64_of("Größe".encode("latin-1"))),
+        binary(1, base64_of(b"no fever, no pain", 2)),
+        binary(3, "?"),
+    ]
+    source = export(tmp_path, binaries[0], *documents, *binaries[1:])
+    assert texts(source) == [("1", "no fever, no pain"), ("1", "Größe")]
+    assert [place_and_reason[0] for place_and_reason in reasons(source)] == [
+        "Notes.ndjson, line 4",
+        "Notes.ndjson, line 5",
+    ]
+    (tmp_path / "Notes.ndjson.gz").write_bytes(gzip.compress((tmp_path / "Notes.ndjson").read_bytes()))
+    (tmp_path / "Notes.ndjson").unlink()
+    assert reasons(source)[0][1] == "its attachment is a Binary in a compressed file"
+
+
 def test_a_document_in_several_formats_is_one_note_of_the_best_that_can_be_read(tmp_path: Path) -> None:
     rtf, html, pdf = inline(r"{\rtf1 rtf}", "text/rtf"), inline("html", "text/html"), inline("", "application/pdf")
     broken = {"contentType": "text/plain", "data": "?"}
@@ -151,6 +173,7 @@ def test_what_states_no_encoding_has_that_of_the_source(tmp_path: Path) -> None:
         (document(subject={"reference": f"Group/{SECRET}"}), "no reference to a patient"),
         (document(subject={"reference": "urn:uuid:1", "type": "Group"}), "no reference to a patient"),
         (document(subject={"reference": "#1"}), "no reference to a patient"),
+        (document(subject={"reference": "urn:uuid:"}), "no reference to a patient"),
         (document(subject={"reference": "Patient/"}), "no reference to a patient"),
         (document(subject={"identifier": {"value": SECRET}}), "no reference to a patient"),
         (document(subject=SECRET), "its subject is not an object"),
@@ -355,6 +378,7 @@ def test_whatever_stands_anywhere_in_a_resource_nothing_but_a_refusal_comes_of_i
                     "section": [section("Zarathustra", "x", section("b", "y"))],
                 },
                 patient("1", ("seealso", "Patient/2")),
+                {"resourceType": "Binary", "id": "1", **inline()},
             ]
         )
     )
@@ -367,7 +391,11 @@ def test_whatever_stands_anywhere_in_a_resource_nothing_but_a_refusal_comes_of_i
     if data.draw(st.booleans()):
         line = line[: data.draw(st.integers(1, len(line)))] + data.draw(st.sampled_from(["", "\udcff", "}", '"}]}']))
     folder = tmp_path_factory.getbasetemp() / "mutated"
-    source = export(folder, document(), types=["x", "18842-5"] if data.draw(st.booleans()) else [])
+    source = export(
+        folder,
+        document({"contentType": "text/plain", "url": "Binary/1"}),
+        types=["x", "18842-5"] if data.draw(st.booleans()) else [],
+    )
     (folder / "mutated.ndjson").write_bytes(line.encode("utf-8", "surrogateescape"))
     try:
         said = [row.what + row.fix for _, row in read_rows(source) if isinstance(row, Malformed)]

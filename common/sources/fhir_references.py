@@ -1,4 +1,4 @@
-"""Whose a FHIR resource is: the patient that it refers to, under one identifier for all that ``Patient.link`` joins.
+"""What FHIR resources refer to: whose one is, under one identifier for all patients that ``Patient.link`` joins.
 
 A patient is a reference to ``Patient/ID``, relative or absolute, or ``urn:uuid:ID``, and the identifier is ID alone: it
 is the same for the same patient of another server or road. A group, a contained patient and a logical identifier are
@@ -24,18 +24,18 @@ def patient_of(resource: Element) -> str:
     subject = object_of(resource, "subject")
     if not subject:
         raise ElementError("has no subject", _FIX)
-    kind, patient = _referred(subject)
-    if kind != PATIENT:
+    kind, patient = referred(subject)
+    if kind != PATIENT or not patient:
         raise ElementError("its subject is no reference to a patient", _FIX)
     return patient
 
 
-def _referred(reference: Element) -> tuple[str, str]:
-    """The type and identifier that it refers to, "" where it does not say.
+def referred(reference: Element) -> tuple[str, str]:
+    """The type and identifier that a reference is to, "" where it does not say. Raises ElementError.
 
-    >>> _referred({"reference": "https://ehr.example/fhir/Patient/12/_history/3"})
+    >>> referred({"reference": "https://ehr.example/fhir/Patient/12/_history/3"})
     ('Patient', '12')
-    >>> _referred({"reference": "urn:uuid:12"}), _referred({"reference": "#12"})
+    >>> referred({"reference": "urn:uuid:12"}), referred({"reference": "#12"})
     (('Patient', '12'), ('', ''))
     """
     stated, given = text_of(reference, "type"), text_of(reference, "reference")
@@ -50,7 +50,7 @@ def _referred(reference: Element) -> tuple[str, str]:
 def links_of(patient: Element) -> Iterator[Link]:
     """The patients that a Patient is the same person as, as far as it says. Raises ElementError."""
     for link in objects_of(patient, "link"):
-        kind, other = _referred(object_of(link, "other"))
+        kind, other = referred(object_of(link, "other"))
         identifier = text_of(patient, "id").strip()
         if not other or not identifier:
             raise ElementError("is a patient whose link names no other", "give id, and for link.other a reference")

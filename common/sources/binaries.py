@@ -1,0 +1,35 @@
+"""Binary resources of a FHIR export, which attachments name by ``url``: noted where they are, and read when needed."""
+
+from typing import Final
+
+from .elements import Element, ElementError, resource_of, text_of
+from .fhir_references import referred
+from .files import SourceFile
+
+BINARY: Final = "Binary"
+
+
+class Binaries:
+    """The Binary resources of an export, by their identifiers: none of their contents is held."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[SourceFile, int | None]] = {}
+
+    def add(self, line: bytes, file: SourceFile, offset: int | None) -> None:
+        """Note where a resource begins; None where nothing can be read from there on, as in a compressed file."""
+        try:
+            self._places[text_of(resource_of(line), "id")] = file, offset
+        except ElementError:  # no attachment can name it
+            return
+
+    def named(self, url: str) -> Element | None:
+        """The resource that a url is of, None where the export has none. Raises ElementError."""
+        kind, identifier = referred({"reference": url})
+        if kind != BINARY or identifier not in self._places:
+            return None
+        file, offset = self._places[identifier]
+        if offset is None:
+            raise ElementError("its attachment is a Binary in a compressed file", "unpack the files of Binary")
+        with file.path.open("rb") as lines:
+            lines.seek(offset)
+            return resource_of(lines.readline())
