@@ -51,8 +51,12 @@ class FingerprintKey:
         """What tells this key from others."""
         return self._cut(_OF_NOBODY)
 
+    def keyed(self, data: bytes) -> bytes:
+        """HMAC-SHA256 of what begins with a label of its own, whole."""
+        return hmac.digest(self._secret, data, "sha256")
+
     def _cut(self, data: bytes) -> bytes:
-        return hmac.digest(self._secret, data, "sha256")[:FINGERPRINT_BYTES]
+        return self.keyed(data)[:FINGERPRINT_BYTES]
 
 
 class Patients:

@@ -14,6 +14,7 @@ from ...common.schema import Section, known, read_toml, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import PrivacyUnit, Site
 from ...common.version import __version__
+from ..minimisation.rules import Minimisation
 from .asset import LARGEST_EPSILON, Asset
 
 POLICY: Final = "policy.toml"
@@ -90,10 +91,11 @@ class DataPolicy(Section):
 
 
 class Policy(Section):
-    """Everything a site allows; what is left out has the most careful value."""
+    """Everything a site allows, and what it takes out of its records; what is left out has the most careful value."""
 
     study: StudyPolicy = StudyPolicy()
     data: DataPolicy = DataPolicy()
+    minimise: Minimisation = Minimisation()
 
 
 def read_policy(path: Path) -> Policy:
@@ -102,10 +104,9 @@ def read_policy(path: Path) -> Policy:
         policy = validated(Policy, read_toml(path), source=path)
     except StudyError as error:
         raise StudyError(error.what, why=_WHY, fix=error.fix) from error
-    if policy.data.opted_out is None:
-        return policy
-    data = policy.data.model_copy(update={"opted_out": path.parent / policy.data.opted_out})
-    return policy.model_copy(update={"data": data})
+    opted_out = policy.data.opted_out and path.parent / policy.data.opted_out
+    below = {"data": policy.data.model_copy(update={"opted_out": opted_out})}
+    return policy.model_copy(update=below | {"minimise": policy.minimise.below(path.parent)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,9 +89,15 @@ def open_model(
 def open_records(folder: SiteFolder, study: Study, *, model: LanguageModel) -> SiteRecords:
     """The site's records as the study reads them, prepared before or now, without who opted out.
 
-    Raises DataError, ModelError and StorageError.
+    Raises DataError, ModelError, StudyError and StorageError.
     """
-    found = prepared(folder.prepared, folder.settings(), study.data, vocabulary_size=model.vocabulary_size)
+    found = prepared(
+        folder.prepared,
+        folder.settings(),
+        study.data,
+        vocabulary_size=model.vocabulary_size,
+        minimiser=folder.minimiser(),
+    )
     return SiteRecords.of(found, folder.policy().data.opted_out)
 
 

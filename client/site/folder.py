@@ -16,6 +16,7 @@ from ...common.study.artefacts import MANIFEST
 from ...common.system.files import write_atomically
 from ..budget.patients import FingerprintKey
 from ..budget.policy import POLICY, Policy, read_policy
+from ..minimisation.minimiser import Minimiser, check_columns
 from .joined_study import LEFT, JoinedStudy, damaged, not_joined
 
 KEY: Final = "key"
@@ -101,6 +102,12 @@ class SiteFolder:
     def fingerprint_key(self) -> FingerprintKey:
         """The secret under which the site's state knows patients. Raises StorageError."""
         return FingerprintKey.read(self.path / FINGERPRINT_KEY)
+
+    def minimiser(self) -> Minimiser:
+        """What the policy takes out of the records. Raises StudyError, DataError and StorageError."""
+        rules = self.policy().minimise
+        check_columns(rules, self.settings().data)
+        return Minimiser(rules, self.fingerprint_key().keyed)
 
     @property
     def has_lived(self) -> bool:

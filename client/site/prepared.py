@@ -18,6 +18,7 @@ from ...common.model.base_folder import configuration_sha256
 from ...common.study.study import DataSection
 from ...common.system.files import make_private_folder, write_atomically
 from ...common.system.locks import in_turn
+from ..minimisation.minimiser import Minimiser
 from .folder import SiteSettings
 
 _FORMAT: Final = 1  # of what stands in a store: raised where the same records would make another one
@@ -33,32 +34,46 @@ def prepared(
     data: DataSection,
     *,
     vocabulary_size: int | None,
+    minimiser: Minimiser | None,
     again: bool = False,
     progress: Progress = lambda records: None,
 ) -> Prepared:
     """The records that site.toml names, as a study with these ``data`` reads them, in ``folder``.
 
     They are opened where nothing has changed that they follow from, and else prepared, gone on with where that was
-    interrupted; ``again`` prepares them in any case. ``vocabulary_size`` is the model's. One process does at a time.
-    Raises DataError, ModelError and StorageError.
+    interrupted; ``again`` prepares them in any case. ``vocabulary_size`` is the model's, and the
+    ``minimiser`` applies the policy's rules. One process does at a time. Raises DataError, ModelError, StudyError and
+    StorageError.
     """
-    key = _key(settings, data, vocabulary_size)
+    key = _key(settings, data, vocabulary_size, minimiser)
     place = folder / key[:_NAME_DIGITS]
     make_private_folder(folder)
     with in_turn(folder / f".{place.name}.lock"):
         if again:
             shutil.rmtree(place, ignore_errors=True)
         found = None if again else _opened(place)
-        return found or _prepare(place, settings, data, vocabulary_size, progress)
+        return found or _prepare(place, settings, data, vocabulary_size, minimiser, progress)
 
 
-def is_prepared(folder: Path, settings: SiteSettings, data: DataSection, *, vocabulary_size: int | None) -> bool:
+def is_prepared(
+    folder: Path,
+    settings: SiteSettings,
+    data: DataSection,
+    *,
+    vocabulary_size: int | None,
+    minimiser: Minimiser | None,
+) -> bool:
     """Whether they are there to be opened. Raises DataError where the source cannot be looked at."""
-    return (folder / _key(settings, data, vocabulary_size)[:_NAME_DIGITS] / _FOUND).exists()
+    return (folder / _key(settings, data, vocabulary_size, minimiser)[:_NAME_DIGITS] / _FOUND).exists()
 
 
 def _prepare(
-    place: Path, settings: SiteSettings, data: DataSection, vocabulary_size: int | None, progress: Progress
+    place: Path,
+    settings: SiteSettings,
+    data: DataSection,
+    vocabulary_size: int | None,
+    minimiser: Minimiser | None,
+    progress: Progress,
 ) -> Prepared:
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=vocabulary_size)
     preparation = Preparation(
@@ -66,6 +81,8 @@ def _prepare(
         max_tokens=data.max_tokens,
         overlap=data.overlap,
         similar=settings.similar_identifiers,
+        minimise=minimiser,
+        keep=minimiser.keep if minimiser and minimiser.rules.chooses_records else None,
     )
     try:
         make_private_folder(place)
@@ -98,8 +115,8 @@ def _opened(place: Path) -> Prepared | None:
     return Prepared(store=Store.open(place), quarantine=quarantine, cut=found["cut"])
 
 
-def _key(settings: SiteSettings, data: DataSection, vocabulary_size: int | None) -> str:
-    """SHA-256 of all that the store follows from: source, tokenizer and template, lengths, programs."""
+def _key(settings: SiteSettings, data: DataSection, vocabulary_size: int | None, minimiser: Minimiser | None) -> str:
+    """SHA-256 of all that the store follows from: source, tokenizer and template, lengths, rules, programs."""
     said: dict[str, Any] = {
         "format": _FORMAT,
         "programs": [version("transformers"), version("tokenizers")],
@@ -108,5 +125,6 @@ def _key(settings: SiteSettings, data: DataSection, vocabulary_size: int | None)
         "model": configuration_sha256(settings.model),
         "vocabulary": vocabulary_size,
         "lengths": [data.max_tokens, data.overlap],
+        "rules": minimiser and minimiser.fingerprint,
     }
     return sha256(canonical_json(said)).hexdigest()

@@ -70,6 +70,11 @@ class Block:
         counted = np.concatenate([[0], np.cumsum(self.spans[:, 1] > np.maximum(self.spans[:, 0], 1))])
         return counted[self.learnt[1:]] > counted[self.learnt[:-1]]
 
+    def record(self, number: int) -> Tokens:
+        """The tokens of a record by its number, all of its windows one after another."""
+        start, end = self.windows[self.records[number : number + 2]]
+        return self.tokens[start:end]
+
     def window(self, number: int) -> Window:
         """A window by its number."""
         start, end = self.windows[number : number + 2]

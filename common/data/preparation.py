@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..sources.identifiers import Similar, canonical
 from ..sources.rows import Rows
 from ..sources.source import DataSource, read_rows
 from ..system.files import make_private_folder
-from .blocks import Block, gathered
+from .blocks import Block, Offsets, Tokens, gathered, offsets
 from .quarantine import Quarantine
 from .records import Chat, Content, Findings, PromptCompletion, Record, RecordChecks, SetAsideContent, Text, parsed
 from .shards import Shard, Tokenised
@@ -24,8 +25,10 @@ from .store import Store
 from .tokenisation import Tokenisation
 from .windows import NOTHING, is_cut, windows_of
 
-# Of a record, before it is tokenised: as many records, in their order, each a function of its patient alone.
+# Of records, before they are tokenised: as many, in their order, each a function of itself and its patient alone.
 Minimise = Callable[[Sequence[Record]], Sequence[Record]]
+# Of one patient's records those that count, by number: from the identifier, digests, and tokens by a record's number.
+Keep = Callable[[str, Sequence[bytes], Callable[[int], Tokens]], Sequence[int]]
 
 _BATCH: Final = 256  # records that are tokenised at a time
 _BATCH_CHARACTERS: Final = 1 << 20
@@ -51,7 +54,8 @@ class Preparation:
     """How records become a store.
 
     *Formal guarantee.* A record's windows are a function of what the record says, its patient's identifier and these
-    settings; the store's order, of all windows; where the records were read, and in which order, plays no part.
+    settings; whether it counts, of its patient's records; the store's order, of all windows. Where the records were
+    read, and in which order, plays no part.
     """
 
     tokenisation: Tokenisation
@@ -59,6 +63,7 @@ class Preparation:
     overlap: int = 0
     similar: Similar | None = None
     minimise: Minimise | None = None
+    keep: Keep | None = None
 
     def of_source(
         self, source: DataSource, folder: Path | None = None, *, progress: Callable[[int], None] = lambda records: None
@@ -101,9 +106,9 @@ class Preparation:
             raise DataError(
                 f"{place}: {why}, and so for most records",
                 why="a study trains on records that its model can read",
-                fix="see what the model's tokenizer, and its chat template, are made for",
+                fix="see what the model's tokenizer, its chat template and the policy's rules are made for",
             )
-        store = _ordered(shards, findings, folder)
+        store = _ordered(shards, findings, folder, self.keep)
         if folder is not None:
             store.write_whose(folder)
             shutil.rmtree(folder / _UNORDERED)
@@ -151,8 +156,9 @@ class Preparation:
         made = []
         for record in given:
             whose, kind = record.patient_id, _KINDS.index(type(record.content))
-            if not kind:
-                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING]))
+            if isinstance(record.content, SetAsideContent):
+                why = (record.position, record.content.reason) if record.content.reason else None
+                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING], refused=why))
                 continue
             layout = next(layouts)
             if isinstance(layout, DataError):
@@ -202,8 +208,11 @@ def _parts(records: Iterable[Tokenised], size: int) -> Iterator[list[Tokenised]]
         yield some
 
 
-def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None) -> Store:
-    """All records by their patients, and of a patient by their digests; those of another kind count as nothing."""
+def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None, keep: Keep | None) -> Store:
+    """The records that ``keep`` leaves, by their patients, and of a patient by their digests.
+
+    Those of another kind count as nothing. Raises DataError where nobody is left.
+    """
     patients = sorted(set(findings.spellings.values()), key=lambda one: (canonical(one), one))
     ranks = {patient: rank for rank, patient in enumerate(patients)}
     whose = np.concatenate([_ranks(shard, findings, ranks) for shard in shards])
@@ -212,13 +221,52 @@ def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None) -
     is_nothing = kinds != _KINDS.index(findings.kind)
     digests[is_nothing] = 0
     order = np.lexsort((digests[:, 1], digests[:, 0], whose))
+    if keep is not None:
+        found = _Found(shards, digests, is_nothing)
+        order = np.concatenate([found.counting(patients[whose[one[0]]], one, keep) for one in _runs(order, whose)])
+    if not len(order):
+        raise DataError(
+            "no patient has as many records as the policy asks for",
+            why="there is nothing to train on",
+            fix="lower minimise.records_per_patient in policy.toml",
+        )
     nothing = Block.of([[NOTHING]], shards[0].block.tokens.dtype.type)
     numbers = np.where(is_nothing, len(kinds), np.arange(len(kinds)))[order]
+    present, starts = np.unique(whose[order], return_index=True)
     return Store(
         block=gathered([*(shard.block for shard in shards), nothing], numbers, folder),
-        units=np.searchsorted(whose[order], np.arange(len(patients) + 1)).astype(np.int64),
-        patients=patients,
+        units=np.append(starts, len(order)).astype(np.int64),
+        patients=[patients[number] for number in present],
     )
+
+
+def _runs(order: Offsets, whose: Offsets) -> list[Offsets]:
+    """The numbers of each patient's records."""
+    return np.split(order, np.flatnonzero(np.diff(whose[order])) + 1)
+
+
+class _Found:
+    """All records of some shards by their numbers, to be chosen from."""
+
+    def __init__(self, shards: Sequence[Shard], digests: NDArray[np.uint64], is_nothing: NDArray[np.bool_]) -> None:
+        self._shards = shards
+        self._firsts = offsets(shard.block.count for shard in shards)
+        self._digests = digests.astype(">u8")
+        self._is_nothing = is_nothing
+
+    def counting(self, patient: str, numbers: Offsets, keep: Keep) -> Offsets:
+        """Those of one patient's records that count: ``keep`` says it of whatever can be read; none, of none of them.
+
+        The others keep their places where any counts.
+        """
+        readable = numbers[~self._is_nothing[numbers]]
+        digests = [self._digests[number].tobytes() for number in readable]
+        kept = readable[list(keep(patient, digests, lambda number: self._tokens(readable[number])))]
+        return np.concatenate([numbers[self._is_nothing[numbers]], kept]) if len(kept) else kept
+
+    def _tokens(self, number: int) -> Tokens:
+        shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return self._shards[shard].block.record(int(number - self._firsts[shard]))
 
 
 def _ranks(shard: Shard, findings: Findings, ranks: dict[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:

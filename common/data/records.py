@@ -51,7 +51,12 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True)
 class SetAsideContent:
-    """What cannot be read: the record keeps its place, and nothing is learnt from it."""
+    """What cannot be read: the record keeps its place, and nothing is learnt from it.
+
+    ``reason`` is why, without a word of it, where a quarantine has not been told yet.
+    """
+
+    reason: str = ""
 
 
 Content = Text | PromptCompletion | Chat | SetAsideContent

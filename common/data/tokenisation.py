@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DataError, GrandRoundsError, ModelError
 from ..model.example import Example
 from ..model.library_errors import library_errors
-from .records import Chat, PromptCompletion, Record, Text
+from .records import Chat, PromptCompletion, Record, SetAsideContent, Text
 from .windows import Layout, Span, Window, windows_of
 
 # Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.
@@ -122,8 +122,8 @@ class Tokenisation:
                 if isinstance(found, DataError):
                     return found
                 tokens, learnt = found
-            case _:
-                return _refused(record, "it could not be read")
+            case SetAsideContent(reason=reason):
+                return _refused(record, reason or "it could not be read")
         if self._is_beyond(max(tokens, default=0)):
             return DataError(
                 f"{record.position}: it has a token that the model does not have",

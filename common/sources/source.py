@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -17,11 +17,11 @@ from pydantic import (
 )
 
 from ..schema import Section
-from .columns import Template, as_text
+from .columns import Columns, Template, as_text
 from .fhir import FhirSettings
 from .files import Reading, SourceFile, file_state, fixed_part, found_files
 from .omop import Omop
-from .rows import KINDS, PATIENT_ID, Rows
+from .rows import KINDS, KNOWN, PATIENT_ID, Rows
 
 Delimiter = Literal[",", ";", "|", "tab"]
 Format = Literal["auto", "jsonl", "csv", "parquet", "fhir", "omop", "mimic-iv-note", "datasets"]
@@ -150,6 +150,13 @@ class DataSource(Section):
         """What it calls the columns of a record's content, or templates over columns, as far as it names them."""
         named = {ours: getattr(self, ours) for ours in ("text", "prompt", "completion", "messages")}
         return {ours: theirs for ours, theirs in named.items() if theirs is not None}
+
+    @property
+    def text_columns(self) -> frozenset[str]:
+        """The columns that texts may be made of; where it names none, those of its format, or of records."""
+        named = [template.names for template in Columns.of(self).content.values()]
+        usual: dict[str, Set[str]] = {"fhir": set(), "omop": {"note_text"}, "mimic-iv-note": {"text"}}
+        return frozenset(set().union(*named) or usual.get(self.own_format, KNOWN - {PATIENT_ID}))
 
     def fingerprint(self) -> str:
         """Another one wherever a setting, or name, size or time of a file is another: SHA-256 in hex.

@@ -109,7 +109,7 @@ def _prepare(bench: DataBench, folder: Path) -> dict[str, Any]:
     load_tokenizer(str(bench.base))  # what the libraries take to load is no part of a preparation
     forget_peak()
     started = time.perf_counter()
-    prepared(folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base))
+    prepared(folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base), minimiser=None)
     elapsed = time.perf_counter() - started
     return {
         "prepare_s": elapsed,
@@ -122,7 +122,9 @@ def _open(bench: DataBench, folder: Path) -> dict[str, Any]:
     settings, data = _settings(bench, folder)
     forget_peak()
     started = time.perf_counter()
-    found = prepared(folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base))
+    found = prepared(
+        folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base), minimiser=None
+    )
     records = SiteRecords.of(found, None)
     units = records.store.select("patient", records.kept, max_tokens=bench.max_tokens)
     cohort = Cohort.stated(units, privacy_unit="patient", max_units=len(units))

@@ -61,7 +61,7 @@ def read_all(
         settings = SiteSettings(name=name, data=DataSource.of(source), similar_identifiers=similar, model=base)
         if folder is None:
             return preparation.of_source(settings.data)
-        return prepared(folder / name, settings, study.data, vocabulary_size=vocabulary_size)
+        return prepared(folder / name, settings, study.data, vocabulary_size=vocabulary_size, minimiser=None)
 
     sites: dict[str, SiteRecords] = {}
     for name, source in cohorts.items():

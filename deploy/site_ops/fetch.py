@@ -105,7 +105,8 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     _check_apart(records, count_records(settings.data, similar), similar)
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
-    examples = tokenisation.evaluation_set(records, positions=model.positions).examples
+    minimised = folder.minimiser()(records)  # the adapter is measured on what it was trained on
+    examples = tokenisation.evaluation_set(minimised, positions=model.positions).examples
     before = model.perplexity(examples, model.get_adapter())  # which changes nothing yet: its B is zero
     after = model.perplexity(examples, adapter_vector(case, trained=True))
     judged = verdict(before.whole, after.whole, AtPosition.all_of(before, after))

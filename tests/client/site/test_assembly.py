@@ -120,6 +120,33 @@ def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder
     np.testing.assert_allclose(halved, whole / 2)
 
 
+def minimise(folder, rules):
+    with (folder.path / POLICY).open("a") as policy:
+        policy.write(f"[minimise]\n{rules}\n")
+
+
+def test_a_site_trains_on_what_its_policy_s_rules_leave_of_its_records(folder, study):
+    def contents():
+        return list(open_records(folder, folder.study().manifest().study, model=study.model).contents())
+
+    before = contents()
+    minimise(folder, 'replace = [{ pattern = "no c.*", with = "well" }]')
+    after = contents()
+    assert [len(one) for one in (before, after)] == [2, 2]
+    assert set(before).isdisjoint(after), "the store that was prepared without the rule is not opened"
+    with (folder.path / "notes.jsonl").open("a") as notes:
+        notes.write('\n{"patient_id": "patient-0", "text": "no clue"}')
+    assert contents() == [after[0], *after]
+    (folder.path / POLICY).write_text((folder.path / POLICY).read_text() + 'duplicates = "once"\n')
+    assert contents() == after
+
+
+def test_a_column_that_the_policy_suppresses_is_in_no_record(folder):
+    minimise(folder, 'suppress_columns = ["text"]')
+    with pytest.raises(StudyError, match="made of the column text, and minimise"):
+        open_site(folder)
+
+
 def test_identifiers_that_differ_in_spelling_alone_stop_a_site_until_its_settings_say_whose_they_are(folder, study):
     break_records(folder, ['{"patient_id": "Patient-02", "text": "ill"}'])
     with pytest.raises(DataError, match=r"notes.jsonl: .* line 3 and notes.jsonl, line 4"):

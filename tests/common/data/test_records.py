@@ -406,7 +406,7 @@ def test_one_record_of_another_kind_does_not_decide_over_the_rest_though_it_is_t
     path, quarantine = tmp_path / "site.jsonl", Quarantine()
     path.write_text(json.dumps({"patient_id": "q", "prompt": QUOTE, "completion": "x"}) + "\n" + many())
     found = read_records(path, quarantine=quarantine)
-    assert [type(record.content) for record in found] == [SetAsideContent, Text, Text, Text, Text]
+    assert [isinstance(record.content, SetAsideContent) for record in found] == [True, *[False] * 4]
     assert [one.position for one in quarantine.set_aside] == ["site.jsonl, line 1"]
 
 
