@@ -153,5 +153,5 @@ def _decoded(content: bytes, encoding: str) -> str:
     except (LookupError, ValueError):
         raise ElementError(
             "its attachment is not in the encoding that it says, or none",
-            "say charset in its contentType, or for all encoding in [data]: utf-8, cp1252 or latin-1",
+            "say charset in its contentType, or for all of them encoding in [data], as cp1252",
         ) from None

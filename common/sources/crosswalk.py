@@ -20,6 +20,7 @@ class Crosswalk:
 
     def __init__(self, patients: dict[str, str]) -> None:
         self._patients = patients
+        self._known: dict[str, str] = {}  # by their spelling, for canonical forms take their time
 
     @classmethod
     def read(cls, path: Path, encoding: str = "utf-8") -> Self:
@@ -48,14 +49,17 @@ class Crosswalk:
         spelt: dict[str, str] = {}
         return cls({form: spelt.setdefault(canonical(patient), patient) for form, patient in patients.items()})
 
+    def patient(self, identifier: str) -> str:
+        """The identifier of the patient whose this one is."""
+        if identifier not in self._known:
+            self._known[identifier] = self._patients.get(canonical(identifier), identifier)
+        return self._known[identifier]
+
     def applied(self, rows: Rows) -> Rows:
         """The rows under their patients' identifiers."""
-        known: dict[str, str] = {}  # by their spelling, for canonical forms take their time
         for place, row in rows:
             if not isinstance(row, Malformed) and (identifier := as_text(row.get(PATIENT_ID))):
-                if identifier not in known:
-                    known[identifier] = self._patients.get(canonical(identifier), identifier)
-                row = {**row, PATIENT_ID: known[identifier]}
+                row = {**row, PATIENT_ID: self.patient(identifier)}
             yield place, row
 
 

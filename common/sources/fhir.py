@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, get_args
 
@@ -15,7 +15,7 @@ from .elements import Element, ElementError, object_of, objects_of, resource_of,
 from .fhir_references import PATIENT, Link, links_of, one_identifier, patient_of
 from .files import Reading, SourceFile, found_files
 from .markup import html_text
-from .rows import Rows, refuse
+from .rows import PATIENT_ID, Rows, refuse
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -77,17 +77,27 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
     files = found_files(source.files, _ENDINGS)
     reading.expect([*files, *files])
     binaries = Binaries()
-    patients = one_identifier(link for file in files for link in _links(file, reading, binaries))
+    links = (link for file in files for link in _links(file, reading, binaries))
+    whose = _whose(source, links)
     passed_over: Counter[str] = Counter()
     is_empty = True
     for file in files:
-        for row in _rows(source, file, reading, patients, binaries, passed_over):
+        for row in _rows(source, file, reading, whose, binaries, passed_over):
             is_empty = False
             yield row
     if is_empty and passed_over:
         told = ", ".join(f"{count} {reason}" for reason, count in passed_over.most_common())
         what = f"it holds no note that is asked for (resources: {told})"
         refuse(source.name, what, "compare [data.fhir] with what was exported")
+
+
+def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], str]:
+    """The identifier of a patient by each that is linked to it, once a crosswalk has said whose the linked ones are."""
+    from .crosswalk import Crosswalk
+
+    own = Crosswalk.read(source.crosswalk, source.encoding).patient if source.crosswalk else str
+    patients = one_identifier((own(one), own(other), kind) for one, other, kind in links)
+    return lambda identifier: patients.get(own(identifier), own(identifier))
 
 
 def _links(file: SourceFile, reading: Reading, binaries: Binaries) -> Iterator[Link]:
@@ -120,7 +130,7 @@ def _rows(
     source: "DataSource",
     file: SourceFile,
     reading: Reading,
-    patients: Mapping[str, str],
+    whose: Callable[[str], str],
     binaries: Binaries,
     passed_over: Counter[str],
 ) -> Rows:
@@ -146,8 +156,7 @@ def _rows(
                 elif (text := _text(resource, attachments)) is None:
                     passed_over["without a text"] += 1
                 else:
-                    patient = patient_of(resource)
-                    yield place, {"patient_id": patients.get(patient, patient), "text": text}
+                    yield place, {PATIENT_ID: whose(patient_of(resource)), "text": text}
             except ElementError as error:
                 yield place, error.malformed
 

@@ -310,6 +310,14 @@ def test_patients_who_are_linked_are_one_wherever_the_link_stands(tmp_path: Path
     assert [identifier for identifier, _ in found] == [own, own, "3", own][::order]
 
 
+def test_a_crosswalk_says_whose_the_linked_identifiers_are(tmp_path: Path) -> None:
+    notes = [document(subject={"reference": f"Patient/{number}"}) for number in (1, 2, 5, 7)]
+    source = export(tmp_path / "export", patient("1", ("seealso", "Patient/2")), *notes)
+    (tmp_path / "crosswalk.csv").write_text("from,to\n2,0\n5,0\n")
+    found = texts(source.model_copy(update={"crosswalk": tmp_path / "crosswalk.csv"}))
+    assert [identifier for identifier, _ in found] == ["0", "0", "0", "7"]
+
+
 @given(st.lists(st.tuples(*[st.sampled_from("abcdefg")] * 2, st.sampled_from(["refer", "replaced-by"]))), st.randoms())
 @settings(max_examples=50)
 def test_links_join_what_is_connected_and_nothing_else_in_whatever_order(links: Any, random: Any) -> None:
