@@ -53,6 +53,11 @@ class Omop(Section):
         file = self.database().file
         return () if file is None else (file,)
 
+    @property
+    def has_days(self) -> bool:
+        """Whether it names a first or a last day."""
+        return bool(self.first_date or self.last_date)
+
     def within(self, day: "sqlalchemy.ColumnClause[datetime.date]") -> Iterator["sqlalchemy.ColumnElement[bool]"]:
         """What a note's ``day`` must fulfil."""
         if self.first_date is not None:
@@ -74,6 +79,15 @@ def omop_rows(source: "DataSource", reading: Reading) -> Rows:
     return _stored(source.omop, Columns.of(source.with_columns(patient="person_id", text="note_text")), reading)
 
 
+def _where(columns: Columns) -> Iterator["sqlalchemy.ColumnElement[bool]"]:
+    """What ``Columns.row`` keeps, for the database to send no more."""
+    import sqlalchemy
+
+    for name, values in columns.where.items():
+        text = sqlalchemy.cast(sqlalchemy.column(name), sqlalchemy.Text)
+        yield text.in_([*values, *(f"{value}.0" for value in values)])
+
+
 def _stored(omop: Omop, columns: Columns, reading: Reading) -> Rows:
     """The notes of the table ``note``, in the order of ``note_id`` from a server; ``reading`` counts them."""
     import sqlalchemy
@@ -83,9 +97,9 @@ def _stored(omop: Omop, columns: Columns, reading: Reading) -> Rows:
     day = sqlalchemy.column(_DATE, sqlalchemy.Date)
     wanted = [number, *map(sqlalchemy.column, sorted(columns.names - {_NUMBER}))]
     note = sqlalchemy.table(_NOTE, *wanted, schema=database.schema(omop.cdm_schema))
-    conditions = list(omop.within(day))
+    conditions = [*omop.within(day), *_where(columns)]
     with database.connected() as connection:
-        database.check(connection, note, [*wanted, *([day] if conditions else [])])
+        database.check(connection, note, [*wanted, *([day] if omop.has_days else [])])
         count = sqlalchemy.select(sqlalchemy.func.count()).select_from(note).where(*conditions)
         reading.total += connection.execute(count).scalar_one()
         query = sqlalchemy.select(note).where(*conditions).order_by(*database.ordered_by(number))

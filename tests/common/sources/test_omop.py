@@ -87,9 +87,16 @@ def test_the_days_that_are_named_say_which_notes_are_read(omop: Omop) -> None:
     assert texts(changed(omop, last_date=datetime.date(2021, 12, 30))) == {NOTES[1]["note_text"], "€5"}
 
 
+def test_the_database_sends_no_more_than_the_rows_that_are_asked_for(omop: Omop) -> None:
+    reading = Reading()
+    concepts = DataSource(omop=omop, where={"note_class_concept_id": (str(RADIOLOGY), "7"), "person_id": ("2",)})
+    assert [text for _, _, text in rows_of(concepts, reading)] == ["née Ås"]
+    assert reading.total == 1
+
+
 def test_nothing_can_be_written(omop: Omop) -> None:
-    with pytest.raises(DataError), omop.database().connected() as connection:
-        connection.execute(sqlalchemy.text("CREATE TABLE other (one integer)"))
+    with pytest.raises(Exception, match=r"read-?only"), omop.database().connected() as connection:
+        connection.connection.cursor().execute("CREATE TABLE other (one integer)")
 
 
 def test_what_a_database_lacks_is_named_and_nothing_that_it_holds(omop: Omop) -> None:
@@ -101,9 +108,9 @@ def test_what_a_database_lacks_is_named_and_nothing_that_it_holds(omop: Omop) ->
 
 
 def test_a_password_is_no_part_of_a_setting_and_of_no_message() -> None:
-    for url in (f"postgresql://reader:{PASSWORD}@db/cdm", f"postgresql://reader@db/cdm?password={PASSWORD}"):
-        with pytest.raises(StudyError, match=r"omop\.url holds a password") as refused:
-            DataSource.model_validate({"omop": {"url": url}})
+    for rest in (f":{PASSWORD}@db/cdm", f"@db/cdm?password={PASSWORD}", f":{PASSWORD}@db:{PASSWORD}/cdm"):
+        with pytest.raises(StudyError, match=r"omop\.url (holds a password|is no URL)") as refused:
+            DataSource.model_validate({"omop": {"url": f"postgresql://reader{rest}"}})
         assert_told_is_harmless(refused.value)
 
 
@@ -157,10 +164,15 @@ def test_a_user_needs_no_more_than_to_read_the_columns_that_are_read(served: Omo
 
 
 def test_a_server_sends_rows_in_the_order_of_their_numbers_and_few_at_a_time(served: Omop) -> None:
-    rows = iter(read_rows(DataSource(omop=served)))
-    assert [next(rows)[0], next(rows)[0]] == ["cdm.note, note_id 1", "cdm.note, note_id 2"]
+    numbers = "SELECT 601 - g AS note_id, 1 AS person_id, 'well' AS note_text FROM generate_series(1, 600) g"
+    as_owner(served, "CREATE SCHEMA many", f"CREATE TABLE many.note AS {numbers}")
+    rows = iter(read_rows(DataSource(omop=changed(served, schema="many"))))
+    assert [next(rows)[0] for _ in range(300)] == [f"many.note, note_id {number}" for number in range(1, 301)]
     (asked,) = as_owner(served, "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction'")
     assert re.match("FETCH FORWARD [0-9]{1,3} FROM", asked)
+    as_owner(served, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction'")
+    with pytest.raises(DataError, match=r"broke off \(AdminShutdown\)"):
+        list(rows)
 
 
 def test_of_a_file_few_notes_are_held_at_a_time(tmp_path: Path) -> None:
