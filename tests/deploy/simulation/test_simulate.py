@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 from support.study.tiny_models import save_tiny_model
+from support.written_notes import cp1252, fhir, mimic, omop_sqlite, parquet
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.crypto.identity import sha256
@@ -233,19 +234,21 @@ def test_phases_are_told_as_they_begin_and_end(finished: tuple[Result, list[Any]
 
 
 @pytest.mark.parametrize("trust", ["distributed", "local"])
-def test_a_private_study_of_files_runs_within_its_target(base: Path, tmp_path: Path, trust: str) -> None:
-    def written(name: str, content: list[dict[str, str]]) -> Path:
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
-        return path
-
+def test_a_private_study_of_sources_of_every_kind_runs_within_its_target(
+    base: Path, tmp_path: Path, trust: str
+) -> None:
     private = study(
         base,
         privacy={"noise": True, "noise_multiplier": 8, "sampling_probability": 1, "trust": trust},
         training={"rounds": 1, "max_attempts": 1},
     )
-    cohorts = {site: written(site, content) for site, content in COHORTS.items()}
-    result = simulate(private, cohorts, evaluation=written("elsewhere", EVALUATION), output=tmp_path / "out")
+    cohorts = {}
+    for site, form in zip(SITES, (fhir, omop_sqlite, mimic, cp1252, parquet), strict=True):
+        (tmp_path / site).mkdir()
+        notes = [(1 + number // 2, row["text"]) for number, row in enumerate(COHORTS[site])]
+        cohorts[site] = form(tmp_path / site, (notes[:3], notes[3:]))
+    (tmp_path / "elsewhere.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EVALUATION), encoding="utf-8")
+    result = simulate(private, cohorts, evaluation=tmp_path / "elsewhere.jsonl", output=tmp_path / "out")
     assert result.manifest.study.privacy.target_epsilon is not None
     assert 0 < result.report["epsilon"] <= result.manifest.study.privacy.target_epsilon
     assert result.report["trust"] == trust
