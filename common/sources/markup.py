@@ -1,6 +1,5 @@
 """HTML and RTF as plain text, a line for each block, as they are read on a screen."""
 
-import re
 from typing import Final
 
 _HIDDEN: Final = frozenset({"script", "style", "title", "template"})
@@ -13,7 +12,7 @@ _BLOCKS: Final = frozenset({
     "tr", "ul",
 })
 # fmt: on
-_SPACES: Final = re.compile("[ \t\n\r\f]+")
+_NEXT_CELL: Final = "\0"  # which no text has: it is taken out before
 
 
 def html_text(html: str) -> str:
@@ -23,7 +22,7 @@ def html_text(html: str) -> str:
     shown = _Shown()
     # The text is given in one encoding, whatever it says of its own; and its nodes may have any length.
     parser = lxml.etree.HTMLParser(target=shown, encoding="utf-8", huge_tree=True)
-    parser.feed(html.replace("\0", "").encode("utf-8", "replace"))
+    parser.feed(html.replace(_NEXT_CELL, "").encode("utf-8", "replace"))
     return str(parser.close())
 
 
@@ -39,44 +38,42 @@ class _Shown:
     def start(self, tag: str, attributes: object) -> None:
         self._hidden += tag in _HIDDEN
         if tag == "br":
-            self._end_line()
+            self._lines.append(self._taken())
         elif tag in _BLOCKS:
             self._end_block()
-        elif tag in _CELLS and self._line:
-            self._line.append("\t")
         self._verbatim += tag == "pre"
 
     def end(self, tag: str) -> None:
         self._hidden -= tag in _HIDDEN
         if tag in _BLOCKS:
             self._end_block()
+        elif tag in _CELLS:
+            self._line.append(_NEXT_CELL)
         self._verbatim -= tag == "pre"
 
     def data(self, text: str) -> None:
         if self._hidden:
             return
-        if not self._verbatim:
-            self._line.append(_SPACES.sub(" ", text).replace("\xa0", " "))
-            return
-        first, *others = text.replace("\r\n", "\n").split("\n")
-        self._line.append(first)
-        for other in others:
-            self._end_line()
-            self._line.append(other)
+        if self._verbatim:
+            *lines, text = text.replace("\r\n", "\n").split("\n")
+            for line in lines:
+                self._line.append(line)
+                self._lines.append(self._taken())
+        self._line.append(text)
 
     def close(self) -> str:
         self._end_block()
         return "\n".join(self._lines).strip("\n")
 
     def _end_block(self) -> None:
-        if "".join(self._line).strip():
-            self._end_line()
-        self._line.clear()
+        if line := self._taken():
+            self._lines.append(line)
 
-    def _end_line(self) -> None:
-        line = "".join(self._line)
-        self._lines.append(line.rstrip() if self._verbatim else re.sub(" +", " ", line).strip())
+    def _taken(self) -> str:
+        """The open line, after which another is open."""
+        cells = "".join(self._line).split(_NEXT_CELL)
         self._line.clear()
+        return "\t".join(cells if self._verbatim else [" ".join(cell.split()) for cell in cells]).rstrip()
 
 
 def rtf_text(rtf: str) -> str:
@@ -89,10 +86,5 @@ def rtf_text(rtf: str) -> str:
         text: str = rtf_to_text(rtf)
         # A character beyond the first plane is two numbers in RTF, halves of one in UTF-16.
         return text.encode("utf-16", "surrogatepass").decode("utf-16").strip("\n")
-    except (
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ):  # it trusts every number and every name of a code page
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # of numbers and code pages that it trusted
         raise ValueError("it is not RTF") from None

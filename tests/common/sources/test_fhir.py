@@ -88,7 +88,10 @@ def reasons(source: DataSource) -> list[tuple[str, str]]:
         ({"contentType": "text/plain", "url": "notes/twice.b64"}, NOTE),
         (inline("<p>Größe&nbsp;1</p><ul><li>a &lt; b<li>c<br/>d</ul>", "text/html"), "Größe 1\na < b\nc\nd"),
         (inline('<meta charset="cp1252"><b>Grö</b>ße', "text/html", "cp1252"), "Größe"),
-        (inline("<table><tr><td>Na</td><td>140</td></tr></table><pre>a\n  b</pre>", "text/html"), "Na\t140\na\n  b"),
+        (
+            inline("<table><tr>\n <td>Na</td>\n <td>140<tr><td><td>1</table><pre>a\n  b</pre>", "text/html"),
+            "Na\t140\n\t1\na\n  b",
+        ),
         (inline("<title>x</title><style>y</style><div>  a\n b </div>", "application/xhtml+xml"), "a b"),
         (inline(r"{\rtf1\ansi\ansicpg1252 Gr\'f6\u223?e\par {\b fever}\par}", "application/rtf"), "Größe\nfever"),
         (inline(r"{\rtf1 \u-10179?\u-8704?}", "text/rtf"), "\N{GRINNING FACE}"),
