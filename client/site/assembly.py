@@ -24,7 +24,6 @@ from ..worker.service import WorkerService
 from ..worker.worker import Worker
 from .folder import SiteFolder, SiteSettings
 from .joined_study import JoinedStudy
-from .prepared import prepared
 from .results import keep_results
 from .site_records import SiteRecords
 
@@ -45,7 +44,7 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         frozen_adapter = study.frozen_adapter()
         model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen_adapter)
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
-        site_records = open_records(folder, manifest.study, model=model)
+        site_records = SiteRecords.open(folder, manifest.study)
         patients = Patients(state.database, folder.fingerprint_key())
         patients.claim(policy.data.asset, site_records.patients)
         update = open_update(settings, manifest, site_records, model=model)
@@ -84,21 +83,6 @@ def open_model(
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
     admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model.folder_sha256)
     return model
-
-
-def open_records(folder: SiteFolder, study: Study, *, model: LanguageModel) -> SiteRecords:
-    """The site's records as the study reads them, prepared before or now, without who opted out.
-
-    Raises DataError, ModelError, StudyError and StorageError.
-    """
-    found = prepared(
-        folder.prepared,
-        folder.settings(),
-        study.data,
-        vocabulary_size=model.vocabulary_size,
-        minimiser=folder.minimiser(),
-    )
-    return SiteRecords.of(found, folder.policy().data.opted_out)
 
 
 def open_update(

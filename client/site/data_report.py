@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ...common.data.quarantine import SetAside
 from .reading import Counts, Reading
+from .repetition import Repetition
+from .site_records import SiteRecords
 from .survey import USUAL, Survey
 
 _PLACES: Final = 3  # of each reason for which records are set aside
@@ -175,6 +177,52 @@ class DataReport:
             opted_out=survey.opted_out,
             opt_out_lines=survey.opt_out_lines,
             unmatched=tuple(survey.unmatched),
+        )
+
+    @classmethod
+    def prepared(cls, site_records: SiteRecords, reading: Reading, *, most_units: int, source: str, study: str) -> Self:
+        """Of records as they are prepared for a study: exact."""
+        store, kept = site_records.store, site_records.kept
+        each = np.diff(store.units)
+        is_kept = np.zeros(len(each), dtype=np.bool_)
+        is_kept[kept] = True
+        of_kept = np.repeat(is_kept, each)
+        windows = np.diff(store.block.records)[of_kept]
+        held = np.diff(store.block.windows[store.block.records])[of_kept]
+        tokens = held - reading.overlap * (windows - 1)
+        room = int(windows.sum()) * reading.max_tokens
+        said = Repetition()
+        owners = np.repeat(kept, each[kept]).tolist()
+        for owner, content in zip(owners, site_records.contents(), strict=True):
+            if content:
+                said.add(store.patients[owner], content)
+        return cls(
+            source=source,
+            study=study,
+            patients=len(kept),
+            records=len(windows),
+            records_each=Spread.of(each[kept]),
+            tokens_each=Spread.of(tokens[tokens > 0] if tokens.any() else tokens),
+            sampled=None,
+            windows=(
+                Windows(
+                    max_tokens=reading.max_tokens,
+                    overlap=reading.overlap,
+                    windows=int(windows.sum()),
+                    padding=1 - float(held.sum() / room),
+                    cut=site_records.cut,
+                    lost=site_records.lost / ((int(tokens.sum()) + site_records.lost) or 1),
+                ),
+            ),
+            step=step_of(
+                reading, reading.units(windows, each[kept]), reading.units(held, each[kept]), most_units=most_units
+            ),
+            repeated=said.repeated,
+            shared=said.shared,
+            set_aside=Reason.all_of(site_records.quarantine.set_aside),
+            opted_out=len(each) - len(kept),
+            opt_out_lines=site_records.opt_out_lines,
+            unmatched=tuple(site_records.unmatched),
         )
 
 

@@ -14,7 +14,10 @@ from ...common.data.store import Store, Units
 from ...common.errors import DataError
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
+from .folder import SiteFolder
+from .forgotten import Forgotten
 from .opt_outs import OptOuts, told_unmatched
+from .prepared import PreparedRecords, Progress, unseen
 
 # How far the units that a study counts on may be from those that were read before the operator is warned.
 _FAR: Final = 1.5
@@ -29,7 +32,8 @@ class SiteRecords:
         store: of all patients whose records were prepared.
         kept: int64 [patients], the numbers in it of those who did not opt out.
         quarantine: what counts as zero of all.
-        cut: how many prompts lost their beginning.
+        cut: how many prompts lost their beginning, before anybody opted out.
+        lost: how many tokens these were.
         opt_out_lines: how many lines of the opt-outs may mean a patient.
         unmatched: the numbers of those that mean none.
     """
@@ -38,12 +42,25 @@ class SiteRecords:
     kept: Offsets
     quarantine: Quarantine
     cut: int
+    lost: int
     opt_out_lines: int
     unmatched: list[int]
 
     @classmethod
-    def of(cls, prepared: Prepared, opted_out: Path | None) -> "SiteRecords":
-        """What was ``prepared``, without whom the file ``opted_out`` means.
+    def open(
+        cls, folder: SiteFolder, study: Study, *, again: bool = False, progress: Progress = unseen
+    ) -> "SiteRecords":
+        """A site's, as a study reads them: prepared before or now, as ``PreparedRecords.open`` does it.
+
+        Raises DataError, ModelError, StudyError and StorageError.
+        """
+        found = PreparedRecords.of(folder).open(study.data, again=again, progress=progress)
+        forgotten = Forgotten.read(folder.prepared, folder.fingerprint_key())
+        return cls.of(found, folder.policy().data.opted_out, forgotten)
+
+    @classmethod
+    def of(cls, prepared: Prepared, opted_out: Path | None, forgotten: Forgotten | None = None) -> "SiteRecords":
+        """What was ``prepared``, without whom the file ``opted_out`` means; lines may mean who is ``forgotten``, too.
 
         Raises DataError, also where nobody is left.
         """
@@ -60,8 +77,11 @@ class SiteRecords:
             kept=kept,
             quarantine=prepared.quarantine,
             cut=prepared.cut,
+            lost=prepared.lost,
             opt_out_lines=opt_outs.count,
-            unmatched=opt_outs.unmatched(store.patients),
+            unmatched=forgotten.unmatched(opt_outs, store.patients)
+            if forgotten
+            else opt_outs.unmatched(store.patients),
         )
 
     @property

@@ -1,10 +1,8 @@
 """What a site's data come to, before any study: in aggregate, for the site's own operator and nobody else."""
 
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from statistics import median
 from typing import Final
 
@@ -21,11 +19,11 @@ from ..budget.policy import Policy
 from .folder import SiteSettings
 from .opt_outs import OptOuts, told_unmatched
 from .reading import Reading, windows_in
+from .repetition import Repetition
 
 _COLUMNS: Final[dict[type[Content], str]] = {Text: "text", PromptCompletion: "prompt, completion", Chat: "messages"}
 # What studies read of a record at a time, for an operator who does not know yet what one will: tokens.
 USUAL: Final = (64, 256, 1024)
-_DIGEST_BYTES: Final = 8  # of a million records two have one digest with a probability below one in ten million
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class Survey:
         check_readable(settings)
         opt_outs, quarantine, similar = OptOuts.read(policy.data.opted_out), Quarantine(), settings.similar_identifiers
         checks = RecordChecks(settings.data.name, similar, quarantine)
-        left_out, sample, said = opt_outs.patients, TextSample(), _Said()
+        left_out, sample, said = opt_outs.patients, TextSample(), Repetition()
         counts, forms = Counter[str](), dict[str, str]()
         for one in parsed(read_rows(settings.data)):
             record = checks.admit(one)
@@ -72,7 +70,7 @@ class Survey:
             form = forms.get(record.patient_id) or forms.setdefault(record.patient_id, canonical(record.patient_id))
             if form not in left_out and (text := text_of(record.content)):
                 sample.add(text)
-                said.add(form, text)
+                said.add(form, text.encode())
         findings = checks.finish()
         if settings.held_out is not None:
             _check(settings.held_out, similar)
@@ -156,37 +154,6 @@ class Survey:
     @property
     def _median(self) -> str:
         return f"your median record has {self.lengths.median:,.0f} tokens"
-
-
-class _Said:
-    """Who says what, by digests."""
-
-    def __init__(self) -> None:
-        self._texts, self._of_patients = array("Q"), array("Q")
-
-    def add(self, patient: str, text: str) -> None:
-        said = text.encode()
-        self._texts.append(_digest(said))
-        self._of_patients.append(_digest(b"\0".join([patient.encode(), said])))
-
-    @property
-    def repeated(self) -> int:
-        """How many say what another of the same patient says."""
-        return len(self._of_patients) - len(self._first())
-
-    @property
-    def shared(self) -> int:
-        """How many texts several patients have."""
-        _, patients = np.unique(np.asarray(self._texts)[self._first()], return_counts=True)
-        return int((patients > 1).sum())
-
-    def _first(self) -> NDArray[np.int64]:
-        """Where a patient says something for the first time."""
-        return np.unique(np.asarray(self._of_patients), return_index=True)[1]
-
-
-def _digest(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=_DIGEST_BYTES).digest())
 
 
 def _check(source: DataSource, similar: Similar | None) -> None:

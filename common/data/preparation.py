@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..sources.files import Reading
 from ..sources.identifiers import Similar, canonical
 from ..sources.rows import Rows
 from ..sources.source import DataSource, read_rows
@@ -23,7 +24,7 @@ from .records import Chat, Content, Findings, PromptCompletion, Record, RecordCh
 from .shards import Shard, Tokenised
 from .store import Store
 from .tokenisation import Tokenisation
-from .windows import NOTHING, is_cut, windows_of
+from .windows import NOTHING, cut_of, windows_of
 
 # Of records, before they are tokenised: as many, in their order, each a function of itself and its patient alone.
 Minimise = Callable[[Sequence[Record]], Sequence[Record]]
@@ -41,12 +42,13 @@ _KINDS: Final[tuple[type[Content], ...]] = (SetAsideContent, Text, PromptComplet
 class Prepared:
     """A store, with what its making found.
 
-    ``quarantine`` lists what counts as zero, and ``cut`` is how many prompts lost their beginning.
+    ``quarantine`` lists what counts as zero, ``cut`` is how many prompts lost their beginning, ``lost`` these tokens.
     """
 
     store: Store
     quarantine: Quarantine
     cut: int
+    lost: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +68,16 @@ class Preparation:
     keep: Keep | None = None
 
     def of_source(
-        self, source: DataSource, folder: Path | None = None, *, progress: Callable[[int], None] = lambda records: None
+        self,
+        source: DataSource,
+        folder: Path | None = None,
+        *,
+        progress: Callable[[int, float], None] = lambda records, share: None,
     ) -> Prepared:
-        """The store of a source's records; as ``of_rows``."""
-        return self.of_rows(source.name, read_rows(source), folder, progress=progress)
+        """The store of a source's records; as ``of_rows``, and ``progress`` is told the share of the source, too."""
+        reading = Reading()
+        rows = read_rows(source, reading)
+        return self.of_rows(source.name, rows, folder, progress=lambda records: progress(records, reading.share))
 
     def contents(self, records: Sequence[Record]) -> list[bytes]:
         """The tokens of each record's windows as ``Store.contents`` has them. Raises what ``of_rows`` does."""
@@ -112,7 +120,8 @@ class Preparation:
         if folder is not None:
             store.write_whose(folder)
             shutil.rmtree(folder / _UNORDERED)
-        return Prepared(store=store, quarantine=quarantine, cut=sum(shard.cut for shard in shards))
+        cut, lost = (sum(counts) for counts in zip(*((shard.cut, shard.lost) for shard in shards), strict=True))
+        return Prepared(store=store, quarantine=quarantine, cut=cut, lost=lost)
 
     def _shards(self, records: Iterator[Record], folder: Path | None) -> Iterator[Shard]:
         if folder is None:
@@ -166,8 +175,8 @@ class Preparation:
                 made.append(Tokenised(patient_id=whose, kind=0, windows=[NOTHING], refused=refused))
                 continue
             windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
-            cut = is_cut(layout, self.max_tokens)
-            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, is_cut=cut))
+            cut = cut_of(layout, self.max_tokens)
+            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, cut=cut))
         return made
 
 

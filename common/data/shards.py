@@ -22,14 +22,14 @@ _NUMBERS: Final = "numbers.npz"
 class Tokenised:
     """A record, tokenised: whose it is, of what kind, and its windows.
 
-    ``refused`` says where and why nothing of it can be learnt, ``is_cut`` whether a prompt lost its beginning.
+    ``refused`` says where and why nothing of it can be learnt, ``cut`` how many tokens a prompt lost of its beginning.
     """
 
     patient_id: str
     kind: int
     windows: Sequence[Window]
     refused: tuple[str, str] | None = None
-    is_cut: bool = False
+    cut: int = 0
 
     @property
     def digest(self) -> bytes:
@@ -53,6 +53,7 @@ class Shard:
         digests: uint64 [records, 2], most significant first.
         refused: places of records of which nothing can be learnt, and why.
         cut: how many prompts lost their beginning.
+        lost: how many tokens these were.
     """
 
     block: Block
@@ -62,6 +63,7 @@ class Shard:
     digests: NDArray[np.uint64]
     refused: Sequence[tuple[str, str]]
     cut: int
+    lost: int
 
     @classmethod
     def of(cls, records: Sequence[Tokenised], dtype: type[np.unsignedinteger[Any]]) -> "Shard":
@@ -75,7 +77,8 @@ class Shard:
             kinds=np.array([record.kind for record in records], dtype=np.uint8),
             digests=np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64),
             refused=[record.refused for record in records if record.refused],
-            cut=sum(record.is_cut for record in records),
+            cut=sum(record.cut > 0 for record in records),
+            lost=sum(record.cut for record in records),
         )
 
     @classmethod
@@ -93,5 +96,5 @@ class Shard:
         self.block.write(folder)
         with (folder / _NUMBERS).open("wb") as file:
             np.savez(file, owners=self.owners, kinds=self.kinds, digests=self.digests)
-        said = {"patients": self.patients, "refused": self.refused, "cut": self.cut}
+        said = {"patients": self.patients, "refused": self.refused, "cut": self.cut, "lost": self.lost}
         write_atomically(folder / _SAID, json.dumps(said).encode(), mode=0o600)

@@ -82,9 +82,12 @@ def windows_of(layout: Layout, *, max_tokens: int, overlap: int) -> list[Window]
     return [window for window in found if window.has_target] or found[:1]
 
 
-def is_cut(layout: Layout, max_tokens: int) -> bool:
-    """Whether a prompt loses its beginning, or all of it."""
-    return bool(layout.prompt) and len(layout.opening) + len(layout.tokens) > max_tokens
+def cut_of(layout: Layout, max_tokens: int) -> int:
+    """How many tokens of a prompt no window holds: its beginning, or all of it."""
+    room, size = max_tokens - len(layout.opening), len(layout.tokens)
+    if not layout.prompt or size <= room:
+        return 0
+    return size - room if size - layout.prompt <= room else layout.prompt
 
 
 def _consecutive(layout: Layout, room: int, overlap: int) -> Iterator[Window]:

@@ -14,11 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from ...client.site.folder import SiteSettings
-from ...client.site.prepared import prepared
+from ...client.site.prepared import PreparedRecords
 from ...client.site.site_records import SiteRecords
 from ...client.training.cohort import Cohort
 from ...common.data.tokenisation import load_tokenizer
-from ...common.model.base_folder import vocabulary_size_of
 from ...common.sources.source import DataSource
 from ...common.study.study import DataSection
 from .peak_memory import forget_peak, peak_bytes
@@ -99,17 +98,18 @@ def _texts(file: Path) -> Iterator[str]:
         yield from (json.loads(line)["text"] for line in lines)
 
 
-def _settings(bench: DataBench, folder: Path) -> tuple[SiteSettings, DataSection]:
+def _records(bench: DataBench, folder: Path) -> tuple[PreparedRecords, DataSection]:
     settings = SiteSettings(name="bench", data=DataSource.of(folder / "notes.jsonl"), model=bench.base)
-    return settings, DataSection(max_tokens=bench.max_tokens)
+    records = PreparedRecords(folder=folder / "prepared", settings=settings, minimiser=None)
+    return records, DataSection(max_tokens=bench.max_tokens)
 
 
 def _prepare(bench: DataBench, folder: Path) -> dict[str, Any]:
-    settings, data = _settings(bench, folder)
+    records, data = _records(bench, folder)
     load_tokenizer(str(bench.base))  # what the libraries take to load is no part of a preparation
     forget_peak()
     started = time.perf_counter()
-    prepared(folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base), minimiser=None)
+    records.open(data)
     elapsed = time.perf_counter() - started
     return {
         "prepare_s": elapsed,
@@ -119,14 +119,11 @@ def _prepare(bench: DataBench, folder: Path) -> dict[str, Any]:
 
 
 def _open(bench: DataBench, folder: Path) -> dict[str, Any]:
-    settings, data = _settings(bench, folder)
+    records, data = _records(bench, folder)
     forget_peak()
     started = time.perf_counter()
-    found = prepared(
-        folder / "prepared", settings, data, vocabulary_size=vocabulary_size_of(bench.base), minimiser=None
-    )
-    records = SiteRecords.of(found, None)
-    units = records.store.select("patient", records.kept, max_tokens=bench.max_tokens)
+    found = SiteRecords.of(records.open(data), None)
+    units = found.store.select("patient", found.kept, max_tokens=bench.max_tokens)
     cohort = Cohort.stated(units, privacy_unit="patient", max_units=len(units))
     open_s = time.perf_counter() - started
     seconds = []
@@ -142,7 +139,7 @@ def _open(bench: DataBench, folder: Path) -> dict[str, Any]:
         "open_s": open_s,
         "draw_s": sorted(seconds)[_DRAWS // 2],
         "peak_bytes": peak_bytes(),
-        "tokens": len(records.store.block.tokens),
+        "tokens": len(found.store.block.tokens),
     }
 
 

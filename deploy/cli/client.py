@@ -106,6 +106,34 @@ def join(
 
 
 @client.command()
+def prepare(
+    folder: Folder,
+    study: Study = "",
+    again: Annotated[bool, typer.Option("--again", help="Anew, though nothing seems to have changed.")] = False,
+) -> None:
+    """Tokenise the site's records for a study, once; interrupted, the same command goes on where it stopped."""
+    from ..site_ops import records as site_records
+    from ..site_ops.users import act_as_worker
+    from ..views.console import records_done
+
+    site = _site(folder)
+    joined = site.study(study)
+    joined.check_code()
+    act_as_worker(site)
+    with records_done() as progress:
+        said = site_records.prepare(site, joined, again=again, progress=progress)
+    say(said)
+
+
+@client.command()
+def forget(folder: Folder) -> None:
+    """Take who opted out, by the policy's list, out of the prepared records for good."""
+    from ..site_ops import records as site_records
+
+    say(site_records.forget(_site(folder)))
+
+
+@client.command()
 def check(
     folder: Folder,
     study: Study = "",
@@ -142,8 +170,11 @@ def check(
     act_as_worker(site)
     say([_READING])
     from ..site_ops.check import check as check_site  # here, as that user: it loads the model's libraries
+    from ..views.console import records_done
 
-    say(check_site(site, joined, opt_outs_match_nobody=opt_outs_match_nobody))
+    with records_done() as progress:
+        said = check_site(site, joined, opt_outs_match_nobody=opt_outs_match_nobody, progress=progress)
+    say(said)
 
 
 @client.command()
@@ -151,23 +182,36 @@ def data(
     folder: Folder,
     study: Study = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove all prepared records instead; not the site's data.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them without being asked.")] = False,
 ) -> None:
     """Show what the site's records come to, for its operator alone; and write the same as a page, DIR/data.html."""
+    from ..site_ops import records as site_records
     from ..site_ops.owner import done_as
-    from ..site_ops.records import data_report, write_page
     from ..site_ops.users import worker_of
     from ..views.console import plain_console
     from ..views.data import data_figures, print_data, render_data
 
     site = _site(folder)
     settings = site.settings()
+    if delete:
+        if not yes and not confirmed(f"Remove all that is prepared in {site.prepared}, for whichever study?"):
+            raise StoppedError(
+                "nothing was removed",
+                why="preparing a million records again takes an hour",
+                fix="repeat this and agree, or give --yes",
+            )
+        say(site_records.delete(site))
+        return
     joined = site.study(study) if study or len(site.joined()) == 1 else None
     if not as_json:
         say([_READING])
 
     def read() -> str:
         """The page; what is printed goes to standard output from here."""
-        report = data_report(site, joined)
+        report = site_records.data_report(site, joined)
         if as_json:
             typer.echo(json.dumps(data_figures(report)))
         else:
@@ -175,7 +219,7 @@ def data(
         sys.stdout.flush()
         return render_data(report, site=settings.name, written=datetime.now(UTC))
 
-    page = write_page(site, done_as(worker_of(settings), read))
+    page = site_records.write_page(site, done_as(worker_of(settings), read))
     if not as_json:
         say(["", f"the same as a page, which is for this site alone, too: {page}"])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...client.site.folder import SiteSettings
-from ...client.site.prepared import prepared
+from ...client.site.prepared import PreparedRecords
 from ...client.site.site_records import SiteRecords
 from ...common.data.preparation import Preparation, Prepared
 from ...common.data.records import Record, named_rows, parse_records, read_records
@@ -48,8 +48,7 @@ def read_all(
     Raises DataError, also where evaluation records share a patient or a text with those of a site and anything is
     claimed, ModelError and StorageError.
     """
-    vocabulary_size = vocabulary_size_of(base)
-    tokenisation = Tokenisation.load(str(base), vocabulary_size=vocabulary_size)
+    tokenisation = Tokenisation.load(str(base), vocabulary_size=vocabulary_size_of(base))
     preparation = Preparation(
         tokenisation=tokenisation, max_tokens=study.data.max_tokens, overlap=study.data.overlap, similar=similar
     )
@@ -61,7 +60,7 @@ def read_all(
         settings = SiteSettings(name=name, data=DataSource.of(source), similar_identifiers=similar, model=base)
         if folder is None:
             return preparation.of_source(settings.data)
-        return prepared(folder / name, settings, study.data, vocabulary_size=vocabulary_size, minimiser=None)
+        return PreparedRecords(folder=folder / name, settings=settings, minimiser=None).open(study.data)
 
     sites: dict[str, SiteRecords] = {}
     for name, source in cohorts.items():

@@ -8,9 +8,10 @@ from typing import Final
 
 from ...client.budget.patients import Patients
 from ...client.budget.policy import Policy, check_policy
-from ...client.site.assembly import open_model, open_records, open_update
+from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.joined_study import JoinedStudy
+from ...client.site.prepared import Progress, unseen
 from ...client.site.reading import Reading
 from ...client.site.site_records import SiteRecords
 from ...client.site.survey import check_readable
@@ -24,12 +25,15 @@ from ...server.report.claim import count
 _ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
 
 
-def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool = False) -> list[str]:
+def check(
+    folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool = False, progress: Progress = unseen
+) -> list[str]:
     """What an update of the site's own records takes, and the most work that one can be, of which nothing is kept.
 
-    ``opt_outs_match_nobody`` says that it is right where none of the opt-outs has records. Nothing is reserved, and
-    nothing sent. Raises StudyError, also where the most work would not be done at the instant at which updates leave,
-    ModelError, DataError and StorageError, as a worker's start would.
+    ``opt_outs_match_nobody`` says that it is right where none of the opt-outs has records. Records are prepared first
+    where they are not, of which ``progress`` is told. Nothing is reserved, and nothing sent. Raises StudyError, also
+    where the most work would not be done at the instant at which updates leave, ModelError, DataError and StorageError,
+    as a worker's start would.
     """
     settings, manifest, policy = folder.settings(), study.manifest(), folder.policy()
     identity, frozen = folder.identity(), study.frozen_adapter()
@@ -37,7 +41,7 @@ def check(folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool
     check_readable(settings)
     started = monotonic()
     model = open_model(settings, manifest, identity=identity, frozen_adapter=frozen)
-    site_records = open_records(folder, manifest.study, model=model)
+    site_records = SiteRecords.open(folder, manifest.study, progress=progress)
     if not opt_outs_match_nobody:
         site_records.check_opt_outs()
     _check_patients(folder, policy, site_records)

@@ -250,7 +250,8 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
     path, name = folder.path, study.name
     return [
         f"joined {name}; the manifest's hash, to be compared with the other sites: {manifest.sha256}",
-        f"next: grandrounds client check {path} {name}",
+        f"next: grandrounds client prepare {path} {name}, which may take long; it goes on where it was interrupted",
+        f"then: grandrounds client check {path} {name}",
         f"then: grandrounds client start {path}, for all studies of this site; where it runs already, stop it first",
         *units,
     ]
@@ -273,7 +274,7 @@ def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings,
     write_atomically(study.node.key, folder.node_key.read_bytes(), mode=0o600)
     if not study.node.secret.exists():
         make_secret(study.node.secret)
-    for own in (study.store, study.kept, study.node.written):
+    for own in (folder.prepared, study.store, study.kept, study.node.written):
         make_private_folder(own)
     write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
 

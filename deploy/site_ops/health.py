@@ -12,6 +12,7 @@ from ...client.node.folder import NodeFolder
 from ...client.node.supernode import NODE_LOG, RELAY_LOG
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
+from ...client.site.prepared import is_preparing
 from ...client.worker_socket import health as asked
 from ...common.errors import StudyError
 from ...common.system.files import last_line, without_colours
@@ -50,7 +51,7 @@ def health(folder: SiteFolder, study: JoinedStudy) -> Health:
     start = f"start it: grandrounds client start {folder.path}"
     if os.access(study.path, os.W_OK) and study.is_started:  # which its worker's user cannot ask
         start = "`grandrounds client start` starts it again"
-    said, worker = done_as(as_worker, lambda: _worker(study, study.socket(settings.socket), start))
+    said, worker = done_as(as_worker, lambda: _worker(folder, study, study.socket(settings.socket), start))
     if said is not None and said["paused"]:
         worker += f"; it takes part in nothing new until: grandrounds client unpause {folder.path}"
     found = done_as(as_node, lambda: _node(study.node))
@@ -65,13 +66,14 @@ def health(folder: SiteFolder, study: JoinedStudy) -> Health:
     return Health(worker=said, states=states, is_well=said is not None and connected)
 
 
-def _worker(study: JoinedStudy, socket: Path, start: str) -> tuple[dict[str, Any] | None, str]:
+def _worker(folder: SiteFolder, study: JoinedStudy, socket: Path, start: str) -> tuple[dict[str, Any] | None, str]:
     """What it says of itself, and that in words."""
     try:
         said = asked(socket)
     except OSError as error:
         if is_held(study.lock):
-            return None, f"runs, and does not answer yet ({error}): it loads the model and judges the records first"
+            first = "the records are being prepared" if is_preparing(folder.prepared) else "it loads model and records"
+            return None, f"runs, and does not answer yet ({error}): {first} first"
         return None, f"does not run; {_last(study.log, study.path / 'worker.out')}; {start}"
     doing = f"answers {said['exchange']}" if said["exchange"] else "waits to be asked"
     up_since = said["up_since"].replace("T", " ").replace("+00:00", "Z")  # as the server's status has it

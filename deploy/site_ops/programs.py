@@ -10,6 +10,7 @@ from typing import Final
 
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy, not_joined
+from ...client.site.prepared import PreparedRecords
 from ...client.site.site_log import SiteLog
 from ...client.worker.log import hide_texts, log_to
 from ...common.errors import GrandRoundsError, StorageError, StudyError
@@ -18,7 +19,7 @@ from ...common.system.ports import await_free
 from ...common.system.privileges import User, leave_networks, networks
 from ...common.system.processes import PROGRAM, environment
 from ...common.system.supervision import Program, stop_all, tend
-from .owner import act_as
+from .owner import act_as, done_as
 from .users import WARNING, SiteUsers, hand_over, operators_users
 
 _GRACE_S: Final = 60.0  # the worker finishes the answer in hand
@@ -63,6 +64,11 @@ def start(
     elif os.geteuid() == 0:
         say(WARNING)
     as_worker, as_node = (users.worker, users.node) if users else (None, None)
+    for name in done_as(as_worker, lambda: _unprepared(folder, studies)):
+        say(
+            f"the worker of study {name} prepares the records first, which may take long; with its progress shown, and "
+            f"before the study is started: grandrounds client prepare {folder.path} {name}"
+        )
     programs: list[Program] = []
     with ExitStack() as held:
         for study in studies:
@@ -82,6 +88,15 @@ def start(
             ) from error
         say(f"whether all is well, and if not why: grandrounds client health {folder.path}")
         tend(programs, stopped)
+
+
+def _unprepared(folder: SiteFolder, studies: Sequence[JoinedStudy]) -> list[str]:
+    """The studies whose workers will prepare records before they answer; what keeps them from it, they say."""
+    try:
+        here = PreparedRecords.of(folder)
+        return [study.name for study in studies if not here.has(study.manifest().study.data)]
+    except GrandRoundsError:
+        return []
 
 
 def _await_port(study: JoinedStudy, say: Callable[[str], None]) -> None:

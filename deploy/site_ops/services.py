@@ -36,7 +36,7 @@ def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
         "model": model,
         "on_gpu": settings.device != PROCESSORS,
         "records": records,
-        "written": [path / folder.state.name, study.store, study.kept, run],
+        "written": [path / folder.state.name, path / folder.prepared.name, study.store, study.kept, run],
         "worker_user": settings.worker_user or _WORKER,
         "node_user": settings.node_user or _NODE,
         "worker_account": _account(settings.worker_user, _WORKER),

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 def plain_console(**options: Any) -> Console:
@@ -24,3 +26,39 @@ def steps() -> Iterator[Callable[[str], None]]:
         return
     with console.status("") as status:
         yield lambda doing: status.update(f"{doing} …")
+
+
+@contextmanager
+def records_done() -> Iterator[Callable[[int, float], None]]:
+    """Shows on standard error how many records are done, how fast, which share of the source that is, and what is left.
+
+    Told of both, once some are done. Where there is no terminal, a line for each tenth.
+    """
+    console = plain_console(stderr=True, highlight=False)
+    started, tenths = monotonic(), 0
+    done_before: int | None = None  # by an earlier command, which says nothing of how fast this one is
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("preparing records", total=1.0, said="")
+
+    def show(records: int, share: float) -> None:
+        nonlocal tenths, done_before
+        if done_before is None:
+            done_before = records
+        each_second = (records - done_before) / (monotonic() - started)
+        said = f"{records:,} records" + (f", {each_second:,.0f} a second" if each_second else "")
+        bar.update(task, completed=share, said=said)
+        if not console.is_terminal and int(10 * share) > tenths:
+            tenths = int(10 * share)
+            console.print(f"prepared {said}, {10 * tenths} % of the source", soft_wrap=True)
+
+    with bar:
+        yield show

@@ -19,6 +19,8 @@ _EVENTS: Final = {
     "recovered": ("The site's state was lost, and all counts as spent", 8),
     "paused": ("The site takes part in nothing new", 3),
     "unpaused": ("The site takes part again", 3),
+    "forgot": ("Who opted out was taken out of the prepared records", 4),
+    "prepared-records-removed": ("All prepared records were removed", 4),
     "started": ("Worker and node of studies were started", 2),
     "cut-short": ("An entry was cut short when the machine stopped", 6),
 }

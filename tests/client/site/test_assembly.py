@@ -13,9 +13,10 @@ from support.study.tiny_models import save_tiny_model
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site import assembly
-from grandrounds.client.site.assembly import open_records, open_update
+from grandrounds.client.site.assembly import open_update
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
 from grandrounds.client.site.joined_study import FROZEN_ADAPTER
+from grandrounds.client.site.site_records import SiteRecords
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.training.dp_sgd import DpSgd
@@ -73,7 +74,7 @@ def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerSe
 
 
 def test_who_opted_out_is_not_among_the_records(folder, study):
-    assert open_records(folder, folder.study().manifest().study, model=study.model).patients == [
+    assert SiteRecords.open(folder, folder.study().manifest().study).patients == [
         "patient-0",
         "patient-2",
     ]
@@ -94,7 +95,7 @@ def break_records(folder, lines=BROKEN):
 def updated(folder, model):
     """What the site computes, and the units that it computes it from."""
     manifest = folder.study().manifest()
-    records = open_records(folder, manifest.study, model=model)
+    records = SiteRecords.open(folder, manifest.study)
     return open_update(folder.settings(), manifest, records, model=model), list(records.units(manifest.study))
 
 
@@ -127,7 +128,7 @@ def minimise(folder, rules):
 
 def test_a_site_trains_on_what_its_policy_s_rules_leave_of_its_records(folder, study):
     def contents():
-        return list(open_records(folder, folder.study().manifest().study, model=study.model).contents())
+        return list(SiteRecords.open(folder, folder.study().manifest().study).contents())
 
     before = contents()
     minimise(folder, 'replace = [{ pattern = "no c.*", with = "well" }]')

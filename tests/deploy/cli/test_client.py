@@ -326,6 +326,34 @@ def test_a_site_s_records_are_shown_to_its_operator_alone(run: Run, joined: Path
     assert (joined / "site-log.jsonl").read_bytes() == noted, "nothing of it is in a log"
 
 
+def test_records_are_prepared_once_and_looked_at_and_forgotten_and_removed(
+    run: Run, joined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run(["prepare", str(joined)])
+    assert (code, out.splitlines()[0]) == (0, "the records are prepared")
+    assert "2 patients; your text makes 2 windows of at most 16 tokens" in out
+    assert f"next: grandrounds client check {joined} {SiteFolder(joined).study().name}" in out
+    assert run(["prepare", str(joined)])[1].startswith(
+        "the records were prepared before, and nothing has changed since"
+    )
+    assert run(["prepare", str(joined), "--again"])[1].startswith("the records are prepared\n")
+    exact = json.loads(run(["data", str(joined), "--json"])[1])
+    assert (exact["sampled"], exact["windows"][0]["windows"], exact["opted_out"], exact["repeated"]) == (None, 2, 1, 0)
+    (joined / "opted-out.txt").write_text("patient-1\npatient-9\n")
+    code, out, _ = run(["forget", str(joined)])
+    assert code == 0 and "1 of them were there" in out and "1 of the opt-outs' 2 lines match no patient" in out
+    assert b"patient-1" not in b"".join(
+        path.read_bytes() for path in (joined / "prepared").rglob("*") if path.is_file()
+    )
+    assert json.loads(run(["log", str(joined)])[1].splitlines()[-1])["event"] == "forgot"
+    assert run(["check", str(joined)])[0] == 0, "an opt-out that was carried out is not taken for a mistake"
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert run(["data", str(joined), "--delete"])[0] == 1 and any((joined / "prepared").glob("*"))
+    code, out, _ = run(["data", str(joined), "--delete", "--yes"])
+    assert code == 0 and not [path for path in (joined / "prepared").iterdir() if path.is_dir()]
+    assert json.loads(run(["data", str(joined), "--json"])[1])["sampled"] == 2, "estimated, as nothing is prepared"
+
+
 def test_a_folder_that_init_did_not_make_is_named_before_anything_is_asked(run: Run, tmp_path: Path) -> None:
     for command in ("leave", "health", "recover"):
         code, out, err = run([command, str(tmp_path / "site")])

@@ -98,6 +98,7 @@ def plant_links(folder):
         link(study.log, place / "new-log")
         link(folder.state / "connection-check", place / "new-check")
         link(study.results, place)
+        link(folder.prepared / ("0" * 16), place)
         link(study.path / "run" / "worker.sock", place / "new-socket")
 
     def of_the_node():
@@ -111,7 +112,7 @@ def plant_links(folder):
 
 
 def plant_second_names(folder):
-    for place in (folder.state, folder.study().store, folder.study().node.written):
+    for place in (folder.state, folder.prepared, folder.study().store, folder.study().node.written):
         os.link(of_root(folder) / "precious", place / "precious")  # as a user may where the system protects no links
 
 
@@ -155,6 +156,10 @@ COMMANDS = {
         folder, folder.joined(), stopped=lambda: True, say=lambda line: None
     ),
     "check": without_model(lambda folder, bundle: commands.check(folder.path)),
+    "prepare": without_model(lambda folder, bundle: commands.prepare(folder.path)),
+    "forget": lambda folder, bundle: commands.forget(folder.path),
+    "data": without_model(lambda folder, bundle: commands.data(folder.path)),
+    "data --delete": lambda folder, bundle: commands.data(folder.path, delete=True, yes=True),
     "check --connect": lambda folder, bundle: list(check_connection(folder, folder.study())),
     "worker": without_model(lambda folder, bundle: site_programs.worker(folder, folder.study())),
     "node": lambda folder, bundle: site_programs.node(folder, folder.study(), stopped=lambda: True),

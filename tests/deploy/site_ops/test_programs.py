@@ -16,11 +16,12 @@ from support.process.other_users import AS_ROOT, done_as, open_folder, reachable
 from support.study.site_study import ADDRESS, SiteStudy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.site.prepared import lock_of
 from grandrounds.client.worker_socket import health
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.common.system.files import write_atomically
-from grandrounds.common.system.locks import alone
+from grandrounds.common.system.locks import alone, in_turn
 from grandrounds.common.system.privileges import User
 from grandrounds.common.system.processes import Process, environment
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -189,6 +190,7 @@ def test_root_that_runs_both_parts_itself_is_told_what_that_means(away):
     said: list[str] = []
     site_programs.start(away, away.joined(), stopped=lambda: True, say=said.append)
     assert (WARNING in said) == (os.geteuid() == 0)
+    assert any("prepares the records first" in line and "client prepare" in line for line in said)
 
 
 def test_a_study_of_another_program_keeps_no_other_from_starting(away):
@@ -264,6 +266,12 @@ def test_health_of_programs_that_do_not_run_has_their_last_words(away):
     found = site_health.health(away, study)
     with study.starting():
         assert "; `grandrounds client start` starts it again" in site_health.health(away, study).states["worker"]
+    with in_turn(study.lock):
+        assert "it loads model and records first" in site_health.health(away, study).states["worker"]
+        (place := away.prepared / ("0" * 16)).mkdir(parents=True)
+        with in_turn(lock_of(place)):
+            assert "the records are being prepared first" in site_health.health(away, study).states["worker"]
+        place.rmdir()
     assert not found.is_well and found.worker is None
     assert f"does not run; its last word: the model is another ({study.log}); start it" in found.states["worker"]
     assert "does not run; its last word: 2026-02-01 it was stopped" in found.states["node"]
