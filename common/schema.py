@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from datetime import date
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args, get_origin
@@ -140,6 +141,27 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise StudyError(
             f"{path} cannot be read: {reason}", why=WHY_STUDY, fix="correct the file or its name"
         ) from error
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML has it, a table on one line.
+
+    >>> as_toml({"files": [Path("a")], "where": {"note type": "DS", "first": 7}})
+    '{ files = ["a"], where = { "note type" = "DS", first = 7 } }'
+    """
+    match value:
+        case Mapping():
+            return f"{{ {', '.join(f'{_key(name)} = {as_toml(item)}' for name, item in value.items())} }}"
+        case list() | tuple():
+            return f"[{', '.join(map(as_toml, value))}]"
+        case date():
+            return value.isoformat()
+    # JSON's strings, numbers and booleans are TOML's as well.
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def read_settings(model: type[ModelT], path: Path, *, made_by: str) -> ModelT:

@@ -167,8 +167,8 @@ def _check(source: DataSource, similar: Similar | None) -> None:
 def check_readable(settings: SiteSettings) -> None:
     """Before the model is loaded, which may take minutes, and names other causes. Raises DataError and ModelError."""
     try:
-        for path in settings.data.paths:
-            path.open("rb").close()
+        for file in settings.data.found():
+            file.path.open("rb").close()
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read ({error.strerror})",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Refuse = Callable[[str, str], NoReturn]
 _CONTENT: Final = KNOWN - {PATIENT_ID}
 _PANDAS_INDEX: Final = "__index_level_"
-_NAME_THEM: Final = 'name yours, as patient = "subject_id" with text = "note" (simulate: --column)'
+_NAME_THEM: Final = 'name yours in [data], as patient = "subject_id" with text = "note" (simulate: --column)'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,9 +86,10 @@ def _files(named: Path, endings: Collection[str]) -> list[Path]:
             files += [path for path in _below(folder) if ending(path) in endings] if folder.is_dir() else []
     except OSError as error:
         refuse(named.name, f"it cannot be read ({reason(error)})", "check the path and its permissions")
+    if not at:
+        refuse(named.name, "no file has such a name", "compare the pattern with what is there")
     if not files:
-        what = "no file has such a name" if is_glob(named) else "the folder holds no file of a known kind"
-        refuse(named.name, what, f"compare the path with what is there; known are {', '.join(sorted(endings))}")
+        refuse(named.name, "no file of a known kind is in the folder", f"known are {', '.join(sorted(endings))}")
     return files
 
 

@@ -23,14 +23,17 @@ _NUMBER: Final = "note_id"
 _DATE: Final = "note_date"
 
 
+_Date = Annotated[datetime.date, Field(strict=False)]  # for settings that were kept as JSON
+
+
 class Omop(Section):
     """Where an OMOP CDM is: its database, whose password no setting holds, and which of its notes are read."""
 
     url: str
     cdm_schema: str | None = Field(default=None, alias="schema")
     password_file: Annotated[Path, Field(strict=False)] | None = None
-    first_date: datetime.date | None = None
-    last_date: datetime.date | None = None
+    first_date: _Date | None = None
+    last_date: _Date | None = None
 
     @model_validator(mode="after")
     def _usable(self) -> Self:

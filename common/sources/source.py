@@ -158,6 +158,18 @@ class DataSource(Section):
         usual: dict[str, Set[str]] = {"fhir": set(), "omop": {"note_text"}, "mimic-iv-note": {"text"}}
         return frozenset(set().union(*named) or usual.get(self.own_format, KNOWN - {PATIENT_ID}))
 
+    def found(self) -> list[SourceFile]:
+        """All files whose bytes decide what is read. Raises DataError where one is not there."""
+        from .datasets import dataset_files
+        from .tables import ENDINGS
+
+        if _format(self) == "datasets":
+            files = dataset_files(self)
+        else:
+            named = self.omop.files if self.omop else self.files
+            files = found_files(named, ENDINGS) if named else []
+        return [*files, *(found_files([self.crosswalk], ENDINGS) if self.crosswalk else ())]
+
     def fingerprint(self) -> str:
         """Another one wherever a setting, or name, size or time of a file is another: SHA-256 in hex.
 
@@ -166,7 +178,7 @@ class DataSource(Section):
         """
         omop = self.omop and self.omop.model_copy(update={"password_file": None})
         settings = self.model_copy(update={"files": (), "crosswalk": None, "omop": omop}).model_dump(mode="json")
-        states = [(file.name, file_state(file)) for file in _files(self)]
+        states = [(file.name, file_state(file)) for file in self.found()]
         said = [settings, *((name, state.st_size, state.st_mtime_ns) for name, state in states)]
         return hashlib.sha256(_FINGERPRINT_LABEL + json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -214,16 +226,3 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
             from .datasets import datasets_rows
 
             return datasets_rows
-
-
-def _files(source: DataSource) -> list[SourceFile]:
-    """All files whose bytes decide what is read."""
-    from .datasets import dataset_files
-    from .tables import ENDINGS
-
-    if _format(source) == "datasets":
-        files = dataset_files(source)
-    else:
-        named = source.omop.files if source.omop else source.files
-        files = found_files(named, ENDINGS) if named else []
-    return [*files, *(found_files([source.crosswalk], ENDINGS) if source.crosswalk else ())]

@@ -29,7 +29,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="The
 def init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="The site's name in studies.")],
-    data: Annotated[Path, typer.Option(help="The site's records (.jsonl .csv .parquet).")],
+    data: Annotated[Path, typer.Option(help="The site's records: a file, folder or glob; or a TOML file with [data].")],
     model: Annotated[str, typer.Option(help="The base model: its folder, or builtin.")] = "builtin",
     device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
@@ -44,13 +44,21 @@ def init(
     """Make the site's keys, settings and policy, where they are missing."""
     from ..site_ops import commands as site_operator
     from ..site_ops.known_data import claimed
+    from ..site_ops.site_data import SiteData
 
-    site = _site(folder)
-    users = {"worker_user": worker_user, "node_user": node_user}
-    with claimed(data, site, new_budget=new_budget):
+    site, given = _site(folder), SiteData.given(data)
+    with claimed(given.data, site, new_budget=new_budget):
         say([_READING])
         said = site_operator.init(
-            site, name=name, data=data, model=model, device=device, runtime_port=runtime_port, **users
+            site,
+            name=name,
+            data=given.data,
+            held_out=given.held_out,
+            model=model,
+            device=device,
+            runtime_port=runtime_port,
+            worker_user=worker_user,
+            node_user=node_user,
         )
         say(said)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,9 +101,11 @@ def _settings_of(folder: Path, *, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(path: object) -> str:
-    """A path as it is found from another folder too."""
+    """A path as it is found from another folder too; a day as JSON has it."""
     from ..simulation.settings import BUILTIN_EVALUATION
 
+    if isinstance(path, date):
+        return path.isoformat()
     if not isinstance(path, Path):
         raise TypeError(type(path).__name__)
     return str(path if path == BUILTIN_EVALUATION else path.absolute())

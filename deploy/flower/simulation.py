@@ -86,8 +86,10 @@ def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The tables with every path absolute: Flower's processes have a working directory of their own."""
     simulation = validated(Simulation, tables.get("simulation", {}), table="simulation")
     fields = simulation.model_dump(mode="json", exclude_unset=True)
-    for name in fields.keys() & {"data", "opted_out"}:
-        fields[name] = {site: str(root / path) for site, path in fields[name].items()}
+    if simulation.data:
+        fields["data"] = {site: data.below(root).model_dump(mode="json") for site, data in simulation.data.items()}
+    if simulation.opted_out:
+        fields["opted_out"] = {site: str(root / path) for site, path in simulation.opted_out.items()}
     if simulation.evaluation not in (None, BUILTIN_EVALUATION):
         fields["evaluation"] = str(root / simulation.evaluation)
     return {**tables, "simulation": fields}

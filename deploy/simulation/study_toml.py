@@ -3,11 +3,10 @@
 ``python -m grandrounds.deploy.simulation.study_toml`` prints the full example, deploy/templates/study.full.toml.
 """
 
-import json
 from collections.abc import Iterator
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Final, Literal, get_args, get_origin
 
-from ...common.schema import Section, help_of, kind_of
+from ...common.schema import Section, as_toml, help_of, kind_of
 from ...common.study.completion import complete_study
 from ...common.study.study import DEFAULT_TARGET_EPSILON, Study
 from .config import read_simulation
@@ -77,15 +76,8 @@ def _settings(section: Section) -> Iterator[tuple[str, str]]:
         said, kind = help_of(field), kind_of(field.annotation)
         choices = f" ({', '.join(map(str, get_args(kind)))})" if get_origin(kind) is Literal else ""
         unset = said.unset and f"; default {said.unset}"
-        line = f"# {name} = {said.example}".rstrip() if value in (None, {}) else f"{name} = {_toml(value)}"
+        line = f"# {name} = {said.example}".rstrip() if value in (None, {}) else f"{name} = {as_toml(value)}"
         yield line, f"{said.text}{choices}{unset}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):  # whose names are bare keys
-        return f"{{ {', '.join(f'{name} = {_toml(item)}' for name, item in value.items())} }}"
-    # JSON's strings, numbers, booleans and lists of them are TOML's as well.
-    return json.dumps(value, ensure_ascii=False)
 
 
 if __name__ == "__main__":

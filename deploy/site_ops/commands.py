@@ -23,7 +23,8 @@ from ...common.crypto.identity import canonical_json, make_key, shown_key
 from ...common.data.records import count_records
 from ...common.errors import StoppedError, StorageError, StudyError
 from ...common.model.devices import PROCESSORS
-from ...common.schema import known, validated
+from ...common.schema import as_toml, known, validated
+from ...common.sources.source import DataSource
 from ...common.study.artefacts import MANIFEST
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
 from ...common.system.locks import in_turn
@@ -33,6 +34,7 @@ from ..enrolment.bundle import Bundle, SiteCard
 from ..enrolment.node_keys import make_node_key, make_secret, node_public_key
 from .owner import done_as
 from .services import write_site_units
+from .site_data import data_toml
 from .terms import Terms
 from .users import SiteUsers, hand_over, operators_users, worker_of
 
@@ -41,10 +43,10 @@ _JOINING: Final = "joining.lock"
 _UNFINISHED: Final = "recovering"
 _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
-data = {data}                     # .jsonl, .csv or .parquet: read by the worker alone
+{data}
 model = {model}                   # the folder of the base model
 {device}
-# held_out = "held-out.jsonl"     # records that nothing trains on: `client fetch` measures the finished adapter on them
+{held_out:34}# records that nothing trains on: `client fetch` measures the finished adapter on them
 # similar_identifiers = "same"    # patients whose ids differ in spelling alone (A-7, a-07): "same" or "different" ones
 # Two users, where root starts the site: one reads the records and has the key, the other talks to the server.
 {worker_user}
@@ -52,14 +54,15 @@ model = {model}                   # the folder of the base model
 # socket = "run/worker.sock"      # in each study's folder; elsewhere with its name: "/run/site/{{study}}/worker.sock"
 # users = []                      # ids of further users who may ask the workers
 {runtime_port:34}# of the first study's SuperNode, on loopback; the others' are above it
-"""
+{tables}"""
 
 
 def init(
     folder: SiteFolder,
     *,
     name: str,
-    data: Path,
+    data: DataSource | Path,
+    held_out: DataSource | None = None,
     model: str,
     device: str = PROCESSORS,
     worker_user: str | None = None,
@@ -85,7 +88,8 @@ def init(
             )
         _settle(folder)  # or the worker's user could not read what the operator has put there since
     else:
-        places = {"data": data.absolute(), "model": base_model_folder(model).absolute()}
+        records = {"data": DataSource.of(data).below(Path.cwd()), "held_out": held_out}
+        places = {**records, "model": base_model_folder(model).absolute()}
         users = {"worker_user": worker_user, "node_user": node_user}
         port = {} if runtime_port is None else {"runtime_port": runtime_port}
         given = {"name": name, **places, "device": device, **users, **port}
@@ -181,13 +185,12 @@ def recover(folder: SiteFolder) -> list[str]:
 
 
 def _text_of(settings: SiteSettings) -> bytes:
-    places = {"name": settings.name, "data": settings.data.paths[0], "model": settings.model}
-    stated = {name: json.dumps(str(place)) for name, place in places.items()}
+    stated = {"name": as_toml(settings.name), "model": as_toml(settings.model)}
     users = {name: _stated(name, getattr(settings, name)) for name in ("worker_user", "node_user")}
-    device = f"device = {json.dumps(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
+    device = f"device = {as_toml(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
     usual = settings.runtime_port == SiteSettings.model_fields["runtime_port"].default
     port = f"{'# ' if usual else ''}runtime_port = {settings.runtime_port}"
-    return _SETTINGS.format(**stated, **users, device=device, runtime_port=port).encode()
+    return _SETTINGS.format(**stated, **users, **data_toml(settings), device=device, runtime_port=port).encode()
 
 
 def _paths(settings: SiteSettings) -> str:

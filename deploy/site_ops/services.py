@@ -22,7 +22,8 @@ def write_site_units(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     study = JoinedStudy(own)
     socket = study.socket(settings.socket)
     model, run = settings.model.absolute(), socket.parent.absolute()
-    records = [path.absolute() for source in (settings.data, settings.held_out) if source for path in source.paths]
+    named = [path.absolute() for source in (settings.data, settings.held_out) if source for path in source.paths]
+    records = [one for one in named if not path.is_relative_to(one)]  # of files in the site's own folder, users decide
     worker, node = f"{_WORKER}-{study.name}.service", f"{_NODE}-{study.name}.service"
     values = {
         "site": settings.name,

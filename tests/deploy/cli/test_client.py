@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from datetime import datetime
@@ -27,6 +28,7 @@ from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import DATABASE
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.about import AboutSection
 from grandrounds.common.study.artefacts import MANIFEST, PAGE
 from grandrounds.deploy.cli.main import main
@@ -70,7 +72,7 @@ def test_records_that_have_a_site_are_given_no_second_budget_unless_it_is_said(
     for same in (records, tmp_path / "by-another-name" / "north.csv", tmp_path / "linked.csv"):
         code, _, error = init("again", same)
         assert (code, (tmp_path / "again").exists()) == (1, False)
-        assert f"has the records of the site in {tmp_path / 'north'}" in error
+        assert f"has records of the site in {tmp_path / 'north'}" in error
     known = tmp_path / "of-the-user" / "grandrounds" / "sites.json"
     known.write_text(json.dumps({**json.loads(known.read_text()), f"/{'x' * 300}": "/of/others"}))  # for stat an error
     shutil.rmtree(tmp_path / "north")
@@ -431,3 +433,36 @@ def test_what_talks_to_the_server_loads_no_model_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def test_a_site_s_data_may_be_described_in_a_file_and_no_part_of_them_is_given_a_second_budget(
+    records: Path, tmp_path: Path, run: Run
+) -> None:
+    model, exports = save_tiny_model(tmp_path / "model"), tmp_path / "exports"
+    exports.mkdir()
+    for year in (2024, 2025):
+        (exports / f"{year}.csv").write_text("mrn;kind;note\n007;DS;well\n8;XX;ill\n", encoding="utf-8")
+    (tmp_path / "walk.csv").write_text("from,to\n7,P7\n", encoding="utf-8")
+    described = tmp_path / "data.toml"
+    table = 'files = ["exports/2*.csv"]\npatient = "mrn"\ntext = "{kind}: {note}"\nwhere = { kind = "DS" }\n'
+    described.write_text(f'[data]\n{table}crosswalk = "walk.csv"\n[held_out]\n{table}', encoding="utf-8")
+
+    def init(folder: str, data: Path) -> tuple[int, str, str]:
+        return run(["init", str(tmp_path / folder), "--name=north", f"--data={data}", f"--model={model}"])
+
+    code, out, error = init("north", described)
+    assert code == 0, error
+    assert "2*.csv: 2 records (patient_id, text) of 1 patients" in out
+    settings = SiteFolder(tmp_path / "north").settings()
+    assert settings.data.paths == (exports, tmp_path / "walk.csv")
+    assert settings.held_out is not None and settings.held_out.where == {"kind": ("DS",)}
+    for part in (exports / "2024.csv", exports):
+        assert f"has records of the site in {tmp_path / 'north'}" in init("again", part)[2]
+    (exports / "other.csv").write_text("patient_id,text\n1,well\n", encoding="utf-8")
+    assert init("other", exports / "other.csv")[0] == 0
+    text = (tmp_path / "other" / SETTINGS).read_text(encoding="utf-8")
+    start = text.index("# [data]")
+    example = "\n".join(line.removeprefix("# ") for line in text[start:].splitlines() if " = " in line[:14])
+    assert DataSource.model_validate(tomllib.loads(f"[data]\n{example}")["data"]).where == {"status": ("final",)}
+    described.write_text("[data]\nfile = 7\n", encoding="utf-8")
+    assert "data.file: no such field; did you mean data.files?" in init("more", described)[2]

@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, study, records):
     ("text", "what"),
     [
         (None, "notes.csv cannot be read .No such file"),
-        ("patient;note\na;no complaints\n", "separated by another sign than a comma"),
+        ("patient;note\na;no complaints\n", "no column is called patient_id"),
         ("patient_id,text\n", "it holds no records"),
     ],
 )
