@@ -192,6 +192,10 @@ def _misquoted(policy: Policy, site: Site) -> Iterator[Violation]:
         yield replace(limit, of_site=True)
     if site.budget_epsilon not in (None, policy.data.epsilon):
         yield _data("epsilon", policy, site.budget_epsilon, "it says so of this site")
+    if site.minimised is not None and set(site.minimised) != set(policy.minimise.in_words):
+        # Not a list of what is allowed: what is done, and neither more nor less.
+        done, said = (", ".join(words) or "nothing" for words in (policy.minimise.in_words, site.minimised))
+        yield Violation(field="minimise", found=done, needed=said, why="it says so of this site", of_site=True)
 
 
 def _unverified(policy: Policy, manifest: Manifest, name: str) -> Iterator[Violation]:

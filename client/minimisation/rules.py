@@ -1,5 +1,6 @@
 """Rules of minimisation, as policy.toml states them, and what a study may say of them: rules in words, no counts."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -100,6 +101,16 @@ class Minimisation(Section):
             yield f"patients with fewer than {least} records left out"
         if most is not None:
             yield f"at most {most} records of a patient"
+
+    @property
+    def told(self) -> list[str]:
+        """What the site's operator is told of them, to be passed on or not."""
+        if not self.in_words:
+            return []
+        stated = json.dumps(self.in_words, ensure_ascii=False)
+        return [
+            f"what policy.toml takes out of the records, as a study may state it of this site: minimised = {stated}"
+        ]
 
     @property
     def counts_once(self) -> bool:

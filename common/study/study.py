@@ -176,7 +176,8 @@ class Site(Section):
     ``max_units`` is a bound on its cohort that it states with room to spare, and that its own worker checks.
     ``records`` says in words what its records are, ``residency`` where they are kept. ``sha256`` is of the records
     themselves, and only for those that are no person's: whoever can guess a record could confirm it by its hash.
-    ``largest_epsilon`` and ``budget_epsilon`` are its own policy's, if it makes them public; it checks them on joining.
+    ``largest_epsilon``, ``budget_epsilon`` and ``minimised``, the rules by which it takes something out of its records,
+    are its own policy's, if it makes them public; it checks them on joining.
     """
 
     name: Annotated[Name, Help("The site's, here and in every command")]
@@ -195,6 +196,14 @@ class Site(Section):
     ] = None
     budget_epsilon: Annotated[
         float | None, Help("Its patients' budget for all studies, if it makes that public", example="8.0"), Field(gt=0)
+    ] = None
+
+    minimised: Annotated[
+        tuple[Words, ...] | None,
+        Help(
+            "Rules that its policy takes something out of records by, as client init says", example='["dates shifted"]'
+        ),
+        Field(max_length=20, strict=False),
     ] = None
 
     @model_validator(mode="after")

@@ -163,7 +163,7 @@ def check(
 
         act_as_worker(site)
         say([_READING])
-        say(Survey.of(site.settings(), site.policy()).lines)
+        say([*Survey.of(site.settings(), site.policy()).lines, *site.minimiser().rules.told])
         if site.settings().device != PROCESSORS:  # of which there is always one, and torch takes a second to load
             open_device(site.settings().device)
         say(["no study was joined yet; nothing was reserved, and nothing was sent"])

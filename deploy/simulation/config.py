@@ -17,7 +17,7 @@ from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
 from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
-from .sites import check_evaluation
+from .sites import check_records_said
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
 BUILTIN_UNITS = 24
@@ -83,7 +83,7 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     if simulation.evaluation in (None, BUILTIN_EVALUATION) and isinstance(fields.get("data", {}), dict):
         fields["data"] = {"evaluation": "synthetic", **fields.get("data", {})}  # of the built-in patients
     study = validated(Study, fields)
-    check_evaluation(study, UNDESCRIBED)
+    check_records_said(study, UNDESCRIBED)
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
     if "sampling_probability" not in study.privacy.model_fields_set:

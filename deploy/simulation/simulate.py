@@ -43,7 +43,7 @@ from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
 from .site_data import RecordSource, SiteData, Source, read_all
-from .sites import check_evaluation, check_newest, simulated_policy
+from .sites import check_newest, check_records_said, simulated_policy
 
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
 Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
@@ -119,7 +119,7 @@ def simulate(
     >>> result.report["rounds"], round(result.report["epsilon"], 1), result.adapter.dtype.name
     (1, 4.0, 'float32')
     """
-    check_evaluation(study, evaluation_source)
+    check_records_said(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
     base = base_model_folder(study.model.name)

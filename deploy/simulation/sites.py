@@ -30,9 +30,18 @@ class _Said(Section):
     evaluation_source: Words
 
 
-def check_evaluation(study: Study, source: str) -> None:
-    """Raises StudyError where the study does not say what its evaluation records are, or ``source`` is no line."""
+def check_records_said(study: Study, source: str) -> None:
+    """Raises StudyError where the study says of its records what is not so in a simulation, or leaves open what is.
+
+    The evaluation's come from ``source``, which has to be a line.
+    """
     validated(_Said, {"evaluation_source": source})
+    if stated := [site.name for site in study.sites if site.minimised]:
+        raise StudyError(
+            f"the study says of {', '.join(stated)} what is taken out of the records (minimised)",
+            why="a simulation applies no site's rules, and its report would say that they were",
+            fix="leave minimised out of the sites' tables for a simulation",
+        )
     if study.data.evaluation is None:
         raise StudyError(
             "evaluation records are given, but not whether they are public or synthetic",

@@ -12,6 +12,7 @@ from ...client.budget.agreement import join
 from ...client.budget.patients import FingerprintKey, Patients
 from ...client.budget.policy import POLICY, Policy
 from ...client.budget.reservations import Reservations
+from ...client.minimisation.minimiser import check_columns
 from ...client.node.folder import NodeSettings
 from ...client.site.folder import FINGERPRINT_KEY, KEY, SETTINGS, SiteFolder, SiteSettings
 from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
@@ -95,6 +96,7 @@ def init(
         given = {"name": name, **places, "device": device, **users, **port}
         settings = validated(SiteSettings, given, why="site.toml says so of this machine, and nothing else does")
     policy = folder.policy() if (path / POLICY).exists() else Policy()
+    check_columns(policy.minimise, settings.data)
     found = done_as(worker_of(settings), lambda: Survey.of(settings, policy).lines)
     make_private_folder(path)
     write_missing(path / SETTINGS, lambda: _text_of(settings))
@@ -120,6 +122,7 @@ def init(
     _settle(folder)
     return [
         *found,
+        *policy.minimise.told,
         f"this site's key, to be compared with whoever asks: {shown_key(card.public_key)}",
         f"send {path / CARD} to the server's operator",
         *(readable if settings.worker_user else []),

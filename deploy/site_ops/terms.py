@@ -44,6 +44,7 @@ def _terms(folder: SiteFolder, manifest: Manifest) -> dict[str, Any]:
     database = SiteDatabase.open_existing(folder.state)
     try:
         proposal = propose(manifest, policy, name=settings.name, reservations=Reservations(database))
+        folder.minimiser()  # with which nothing may be wrong when the worker starts
         survey = Survey.of(settings, policy)
         Patients(database, folder.fingerprint_key()).check(policy.data.asset, survey.patients)
     finally:

@@ -16,6 +16,10 @@ SIMULATED: Final = (
     "A simulation. Every site ran in one process on one machine, which made every key and every signature. The "
     "protocol between them ran in full, but it hides nothing from whoever operates that machine."
 )
+MINIMISED: Final = (
+    "What a site takes out of its records before it trains on them is stated as rules, which its own program compares "
+    "with its policy. It is no part of the privacy claim, which holds whether or not anything was taken out."
+)
 NO_PRIVACY: Final = (
     "NO PRIVACY. This study ran without noise and promises nothing to anyone in its data. Its adapter may repeat "
     "what it was trained on. It serves comparison on synthetic data only; never release it if the data were real."

@@ -126,6 +126,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
                 "nominal_size": site.nominal_units,
                 "residency": site.residency,
                 "sha256": site.sha256,
+                "minimised": None if site.minimised is None else list(site.minimised),
                 "largest_epsilon": site.largest_epsilon,
                 "budget_epsilon": site.budget_epsilon,
             }

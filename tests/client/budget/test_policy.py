@@ -6,6 +6,7 @@ from support.study.allowed_study import IDENTITIES, KEYS, NOISELESS, SERVER, SIT
 from grandrounds.client.budget.policy import Policy, check_policy, read_policy
 from grandrounds.common.crypto.identity import shown_key
 from grandrounds.common.errors import PrivacyError, StudyError
+from grandrounds.common.schema import validated
 from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.common.version import __version__
 from grandrounds.deploy.simulation.sites import simulated_policy
@@ -163,6 +164,27 @@ def test_limits_that_a_study_quotes_of_a_site_are_its_policy_s():
         assert point == f"{stated} is {right[field]}, and the study needs 99.0 (it says so of this site)"
 
 
+MINIMISED = {"minimise": {"shift_dates": True, "numbers": True}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "stated", "done"),
+    [
+        ({}, ["dates shifted"], "nothing"),
+        (MINIMISED, ["dates shifted"], "dates shifted, long numbers replaced"),
+        (MINIMISED, [], "dates shifted, long numbers replaced"),
+    ],
+)
+def test_what_a_study_says_a_site_takes_out_of_its_records_is_exactly_what_its_policy_does(rules, stated, done):
+    own = policy().model_copy(update={"minimise": validated(Policy, rules).minimise})
+    (point,) = broken(own, saying(minimised=tuple(stated)))
+    assert (
+        point == f"minimise is {done}, and the study needs {', '.join(stated) or 'nothing'} (it says so of this site)"
+    )
+    for said in (None, own.minimise.in_words, own.minimise.in_words[::-1]):
+        check_policy(own, saying(minimised=said), name=SITE)
+
+
 @pytest.mark.parametrize("fields", [{}, {"largest_epsilon": 8.0}, {"budget_epsilon": 9.0}])
 def test_a_simulated_site_s_limits_are_those_that_the_study_quotes(fields):
     study = saying(**fields)
@@ -188,8 +210,12 @@ def test_the_default_policy_lets_nobody_in_and_promises_little():
 def test_a_policy_is_read_with_its_paths_beside_it(tmp_path):
     path = tmp_path / "site" / "policy.toml"
     path.parent.mkdir()
-    path.write_text('[data]\nopted_out = "private/out.txt"\nfilter = "rdp"\norder = 16\n', encoding="utf-8")
+    path.write_text(
+        '[data]\nopted_out = "private/out.txt"\nfilter = "rdp"\norder = 16\n[minimise]\nnames_file = \'staff.txt\'\n',
+        encoding="utf-8",
+    )
     rules = read_policy(path)
+    assert rules.minimise.names_file == tmp_path / "site" / "staff.txt"
     assert rules.data.opted_out == tmp_path / "site" / "private" / "out.txt"
     assert (rules.data.filter, rules.data.order, rules.study) == ("rdp", 16, Policy().study)
 
@@ -206,6 +232,7 @@ def test_a_policy_is_read_with_its_paths_beside_it(tmp_path):
         ("[data]\norder = 8\n", "data.order"),
         ("[study]\ntrust = ['blind']\n", "study.trust.0"),
         ("[study\n", "cannot be read"),
+        ("[minimise]\nreplace = [{ pattern = '(', with = 'x' }]\n", "minimise.replace.0.pattern"),
     ],
 )
 def test_a_policy_that_does_not_mean_what_it_says_is_refused_by_name(tmp_path, text, said):

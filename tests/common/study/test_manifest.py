@@ -22,6 +22,7 @@ DESCRIPTION = {
     "sha256": "12" * 32,
     "largest_epsilon": 4.0,
     "budget_epsilon": 8.0,
+    "minimised": ["dates shifted"],
 }
 ABOUT = {
     "title": "Letters",

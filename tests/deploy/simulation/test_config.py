@@ -114,6 +114,13 @@ def test_what_sites_say_of_their_records_is_the_study_s() -> None:
         assert site.model_dump(include=set(described)) == described
 
 
+def test_rules_of_a_site_that_no_simulation_applies_are_in_no_report_of_one() -> None:
+    asked = tables() | {"sites": [{"name": site, "nominal_units": number} for site, number in STATED.items()]}
+    asked["sites"][1]["minimised"] = ["dates shifted"]
+    with pytest.raises(StudyError, match=f"the study says of {list(STATED)[1]} what is taken out of the records"):
+        read_simulation(asked)
+
+
 def test_an_option_wins_over_the_file_and_what_was_not_given_leaves_it(tmp_path: Path) -> None:
     config = tmp_path / "study.toml"
     config.write_text("[training]\nrounds = 3\nlearning_rate = 0.1\n[model]\nrank = 2\n", encoding="utf-8")

@@ -111,6 +111,17 @@ def test_a_site_is_told_what_its_data_come_to_when_it_is_made(tmp_path, study, r
     assert said[1].startswith("your median record has 13 tokens; studies read windows of your text, of which it makes")
 
 
+def test_a_site_is_told_how_a_study_may_state_what_it_takes_out_of_its_records(folder, study):
+    with (folder.path / POLICY).open("a") as policy:
+        policy.write("[minimise]\nshift_dates = true\nnumbers = true\n")
+    said = site_operator.init(folder, name="another", data=folder.path / "another", model=str(study.base))
+    assert any(line.endswith('minimised = ["dates shifted", "long numbers replaced"]') for line in said)
+    with (folder.path / POLICY).open("a") as policy:
+        policy.write('suppress_columns = ["text"]\n')
+    with pytest.raises(StudyError, match="made of the column text"):
+        site_operator.init(folder, name="another", data=folder.path / "another", model=str(study.base))
+
+
 def test_init_and_join_again_change_nothing(folder, join, federation, study):
     join(federation)
     before = contents(folder)
@@ -154,6 +165,14 @@ def test_data_that_were_never_readable_reserve_nothing(folder, join, federation)
         join(federation)
     assert reserved(folder) == []
     assert folder.joined() == []
+
+
+def test_rules_that_cannot_be_applied_reserve_nothing(folder, join, federation):
+    with (folder.path / POLICY).open("a") as policy:
+        policy.write('[minimise]\nhook = "nowhere_deid:run"\n')
+    with pytest.raises(StudyError, match=r"the hook nowhere_deid:run cannot be used \(ModuleNotFoundError\)"):
+        join(federation)
+    assert reserved(folder) == []
 
 
 def test_an_operator_decides_on_budget_and_data_in_words_and_on_a_further_data_asset(tmp_path, folder, study):

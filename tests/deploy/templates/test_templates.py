@@ -8,6 +8,7 @@ from support.study.federation import small_manifest
 
 import grandrounds.deploy.templates
 from grandrounds.client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy, read_policy, violations
+from grandrounds.client.minimisation.rules import Minimisation
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.schema import Section
 from grandrounds.common.study.completion import complete_study
@@ -37,7 +38,7 @@ def test_the_full_example_is_what_the_fields_declare() -> None:
 def test_the_full_policy_names_every_field_and_states_the_defaults() -> None:
     text = (TEMPLATES / "policy.full.toml").read_text(encoding="utf-8")
     named = {line.removeprefix("# ").split("=")[0].strip() for line in text.splitlines() if "=" in line}
-    for section in (StudyPolicy, DataPolicy, AllowedModel):
+    for section in (StudyPolicy, DataPolicy, AllowedModel, Minimisation):
         assert set(section.model_fields) - named - {"models"} == set()
     assert read_policy(TEMPLATES / "policy.full.toml") == Policy()
 

@@ -152,11 +152,16 @@ HOSTILE = (
 )
 
 
+def minimised(report: dict[str, Any], words: str) -> dict[str, Any]:
+    return {**report, "data": [{**row, "minimised": [words]} for row in report["data"]]}
+
+
 def test_text_that_a_person_wrote_is_escaped_on_the_page(report: dict[str, Any]) -> None:
-    plain = Page(render_html(report))
+    plain = Page(render_html(minimised(report, "dates shifted")))
     hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
     hostile["about"] = {name: [HOSTILE] if name == "institutions" else HOSTILE for name in report["about"]}
-    hostile["data"] = [{**row, "source": HOSTILE, "residency": HOSTILE} for row in report["data"]]
+    rows = minimised(report, HOSTILE)["data"]
+    hostile["data"] = [{**row, "source": HOSTILE, "residency": HOSTILE} for row in rows]
     assert Page(render_html(hostile)).tags == plain.tags
 
 
@@ -164,10 +169,10 @@ def test_text_that_a_person_wrote_is_escaped_on_the_card(report: dict[str, Any])
     hostile = {**report, "base_model": HOSTILE, "utility": {**report["utility"], "evaluation": HOSTILE}}
     model = {**report["training"]["model"], "name": HOSTILE, "license": HOSTILE}
     hostile["training"] = {**report["training"], "model": model}
-    card = render_model_card(hostile)
+    card = render_model_card(minimised(hostile, HOSTILE))
     kinds = [
         [token.type for block in MarkdownIt().parse(text.split("---\n", 2)[2]) for token in block.children or [block]]
-        for text in (render_model_card(report), card)
+        for text in (render_model_card(minimised(report, "dates shifted")), card)
     ]
     assert {"image", "link_open", "html_inline", "code_inline"}.isdisjoint(set(kinds[1]) - set(kinds[0]))
     assert kinds[1].count("strong_open") == kinds[0].count("strong_open")

@@ -216,6 +216,7 @@ def test_every_site_s_records_are_described_in_its_own_words() -> None:
         "nominal_size": 4,
         "residency": "Oslo",
         "sha256": None,
+        "minimised": None,
         "largest_epsilon": None,
         "budget_epsilon": None,
     }
@@ -223,6 +224,23 @@ def test_every_site_s_records_are_described_in_its_own_words() -> None:
     page = render_html(report)
     for words in ("letters of &lt;one&gt; ward", "de-identified", "Oslo", "12" * 32, "not stated"):
         assert words in page
+
+
+def test_what_sites_take_out_of_their_records_is_told_as_rules_and_as_no_part_of_the_claim() -> None:
+    study = small_study(noise_multiplier=NOISE_MULTIPLIER).model_dump(mode="json")
+    said_of_none = SmallStudy(study=validated(Study, study)).report()
+    study["sites"][0] |= {"minimised": ["dates shifted", "long <numbers> replaced"]}
+    study["sites"][1] |= {"minimised": []}
+    report = SmallStudy(study=validated(Study, study)).report()
+    stated = [row["minimised"] for row in report["data"]]
+    assert stated[:3] == [["dates shifted", "long <numbers> replaced"], [], None]
+    page, card = render_html(report), render_model_card(report)
+    assert "Minimised: dates shifted; long &lt;numbers&gt; replaced" in page and page.count("Minimised:") == 2
+    assert "- site-1: dates shifted; long &lt;numbers&gt; replaced" in card and "- site-2:" not in card
+    for text in (page, card):
+        assert "no part of the privacy claim" in text
+    for text in (render_html(said_of_none), render_model_card(said_of_none)):
+        assert "inimised" not in text and "no part of the privacy claim" not in text
 
 
 def test_the_report_says_what_the_study_is_for_and_whom_to_ask() -> None:
