@@ -11,7 +11,7 @@ from ..schema import Section
 from .columns import Columns
 from .database import Database
 from .files import Reading
-from .rows import Rows
+from .rows import Rows, refuse
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -104,7 +104,10 @@ def _stored(omop: Omop, columns: Columns, reading: Reading) -> Rows:
     with database.connected() as connection:
         database.check(connection, note, [*wanted, *([day] if omop.has_days else [])])
         count = sqlalchemy.select(sqlalchemy.func.count()).select_from(note).where(*conditions)
-        reading.total += connection.execute(count).scalar_one()
+        found = connection.execute(count).scalar_one()
+        if conditions and not found:
+            refuse(database.name, "where and days leave none of the notes", "compare them with what the table holds")
+        reading.total += found
         query = sqlalchemy.select(note).where(*conditions).order_by(*database.ordered_by(number))
         for position, row in enumerate(connection.execute(query).mappings(), start=1):
             note_id = row[_NUMBER]

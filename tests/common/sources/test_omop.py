@@ -92,6 +92,8 @@ def test_the_database_sends_no_more_than_the_rows_that_are_asked_for(omop: Omop)
     concepts = DataSource(omop=omop, where={"note_class_concept_id": (str(RADIOLOGY), "7"), "person_id": ("2",)})
     assert [text for _, _, text in rows_of(concepts, reading)] == ["née Ås"]
     assert reading.total == 1
+    with pytest.raises(DataError, match="where and days leave none of the notes"):
+        rows_of(DataSource(omop=omop, where={"person_id": ("1",)}))
 
 
 def test_nothing_can_be_written(omop: Omop) -> None:
