@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ...common.errors import DataError, reason
+from ...common.errors import DataError
 
 MARK: Final = "[NAME]"
 MAX_BYTES: Final = 1 << 26
@@ -84,11 +84,14 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            _refuse(path, f"is larger than {MAX_BYTES >> 20} MiB", "name the right file")
+    except OSError as error:
+        _refuse(path, f"cannot be read ({error.strerror})", "check minimise.names_file in policy.toml")
+    if len(data) > MAX_BYTES:
+        _refuse(path, f"is larger than {MAX_BYTES >> 20} MiB", "name the right file")
+    try:
         return data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        _refuse(path, f"cannot be read as UTF-8 ({reason(error)})", "check minimise.names_file in policy.toml")
+    except UnicodeDecodeError:  # which quotes the file
+        _refuse(path, "is not UTF-8", "save the file as UTF-8")
 
 
 def _refuse(path: Path, what: str, fix: str) -> NoReturn:

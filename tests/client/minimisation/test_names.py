@@ -53,8 +53,8 @@ def test_thousands_of_names_cost_no_more_than_a_few(tmp_path: Path) -> None:
     [
         (f"{QUOTE}\nä # {QUOTE}".encode(), "has one letter alone in line 2"),
         (b"# nobody\n\n", "has no names"),
-        (f"{QUOTE}\nM\u00fcller".encode("latin-1"), "cannot be read as UTF-8"),
-        (None, "cannot be read as UTF-8 (No such file or directory)"),
+        (f"{QUOTE}\nM\u00fcller".encode("latin-1"), "is not UTF-8"),
+        (None, "cannot be read (No such file or directory)"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused_without_a_word_of_it(

@@ -128,6 +128,10 @@ def test_the_adapter_is_evaluated_on_records_that_are_held_out_and_the_figure_is
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert "perplexity on the one record held out" in list(fetch(folder, output=None))[-1]
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    with (folder.path / POLICY).open("a") as policy:
+        policy.write('[minimise]\nreplace = [{ pattern = "no .*", with = "" }]\n')
+    with pytest.raises(DataError, match=r"held-out\.jsonl, line 1: nothing is left of it after minimisation"):
+        list(fetch(folder, output=None))
 
 
 @pytest.mark.parametrize("spelled", ["north-3", "North-03", "north\u20113", "north-3.0"])
