@@ -5,6 +5,7 @@ import logging
 from ...common.crypto.identity import Identity
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
+from ...common.model.base_folder import vocabulary_size_of
 from ...common.model.devices import within_memory
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
@@ -90,6 +91,7 @@ def open_update(
 ) -> SiteUpdate:
     """What the site computes from its records. Raises DataError and ModelError."""
     study = manifest.study
+    site_records.check_tokens(stated=vocabulary_size_of(settings.model), size=model.vocabulary_size)
     cohort = Cohort.stated(
         site_records.units(study),
         privacy_unit=study.privacy.unit,

@@ -11,7 +11,7 @@ from ...common.data.blocks import Offsets
 from ...common.data.preparation import Prepared
 from ...common.data.quarantine import Quarantine
 from ...common.data.store import Store, Units
-from ...common.errors import DataError
+from ...common.errors import DataError, ModelError
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from .folder import SiteFolder
@@ -111,7 +111,7 @@ class SiteRecords:
         yield from self.quarantine.lines()
         yield from told_unmatched(self.opt_out_lines, self.unmatched)
         if self.cut:
-            yield f"{self.cut} prompts lost their beginning, so that their completions stay whole"
+            yield f"{self.cut} prompts are cut: they lost their beginning, so that their completions stay whole"
 
     def check_opt_outs(self) -> None:
         """Raises DataError where there are opt-outs and none of them matches a patient."""
@@ -121,6 +121,19 @@ class SiteRecords:
                 why=_WHY_MATCHED,
                 fix="write identifiers as in the records, one a line; if it is right that none has records here, say "
                 "--opt-outs-match-nobody",
+            )
+
+    def check_tokens(self, *, stated: int | None, size: int) -> None:
+        """Raises ModelError where a record has a token beyond the ``size`` ones of the model.
+
+        Not even looked at where the model's configuration has ``stated`` that there are as many, or fewer: whatever has
+        others was set aside.
+        """
+        if (stated is None or stated > size) and int(self.store.block.tokens.max(initial=0)) >= size:
+            raise ModelError(
+                f"records have tokens that the model does not have, of which there are {size}",
+                why="it can neither read nor predict them, and each of their units would count as zero",
+                fix="use the tokenizer that the model was trained with, and state vocab_size in its config.json",
             )
 
     def check_learnable(self, units: Units) -> None:

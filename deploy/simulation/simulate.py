@@ -24,6 +24,7 @@ from ...common.crypto.identity import Identity
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
+from ...common.model.base_folder import vocabulary_size_of
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
@@ -272,6 +273,8 @@ def _prepare(
             base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
         )
         evaluation_set = data.tokenisation.evaluation_set(data.evaluation, positions=model.positions)
+    for records in data.sites.values():
+        records.check_tokens(stated=vocabulary_size_of(base), size=model.vocabulary_size)
     cohorts = {
         site.name: Cohort.stated(
             data.sites[site.name].units(study), privacy_unit=study.privacy.unit, max_units=known(site.max_units)
