@@ -1,5 +1,6 @@
 """HTML and RTF as plain text, a line for each block, as they are read on a screen."""
 
+import re
 from typing import Final
 
 _HIDDEN: Final = frozenset({"script", "style", "title", "template"})
@@ -13,6 +14,11 @@ _BLOCKS: Final = frozenset({
 })
 # fmt: on
 _NEXT_CELL: Final = "\0"  # which no text has: it is taken out before
+
+# striprtf's patterns of links and fonts try every end that they may have, for hours: no link is shown to them (a space
+# ends a control word), nor a number or a font's name without an end; and they stop at line ends, which RTF passes over.
+_FIELD: Final = re.compile(r"(\{\\field)(?=\{)", re.IGNORECASE)
+_ENDLESS: Final = re.compile(r"\\[a-z]+-?[0-9]{11}|\\fcharset[0-9]+[^;]{300}", re.IGNORECASE)
 
 
 def html_text(html: str) -> str:
@@ -80,10 +86,10 @@ def rtf_text(rtf: str) -> str:
     """The text of RTF, in which bytes beyond ASCII have been decoded. Raises ValueError where it is none."""
     from striprtf.striprtf import rtf_to_text
 
-    if not rtf.lstrip().startswith("{\\rtf"):
+    if not rtf.lstrip().startswith("{\\rtf") or _ENDLESS.search(rtf):
         raise ValueError("it is not RTF")
     try:
-        text: str = rtf_to_text(rtf)
+        text: str = rtf_to_text(_FIELD.sub(r"\1 ", rtf).replace(";", ";\n"))
         # A character beyond the first plane is two numbers in RTF, halves of one in UTF-16.
         return text.encode("utf-16", "surrogatepass").decode("utf-16").strip("\n")
     except (ArithmeticError, LookupError, TypeError, ValueError):  # of numbers and code pages that it trusted

@@ -3,13 +3,14 @@
 Hypothesis feeds them in ``test_malformed.py``, and atheris in ``fuzz.py`` (``make soak``).
 """
 
+import base64
 import copy
 import json
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from support.study.federation import EVEN, Federation, small_study
 
 from grandrounds.client.worker.worker import Worker
 from grandrounds.common.crypto.identity import Identity, sha256
+from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import (
     DataError,
@@ -40,6 +42,7 @@ from grandrounds.common.model.adapter import vector_bytes, vector_from_bytes
 from grandrounds.common.protocol.envelope import ENVELOPE_LABEL, Envelope
 from grandrounds.common.protocol.messages import SERVER, Message, pack, unpack
 from grandrounds.common.schema import validated
+from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.common.study.step import LastStep, Trained
 from grandrounds.common.study.study import read_study
@@ -65,6 +68,7 @@ FRAGMENTS = (
         b"\xef\xbb\xbf",
         b"\xc0\x80",
     ),
+    *(b"<!--", b"<pre>", b"<td>", b"&#0;", b"\\u-1?", b"\\uc", b"\\'8", b"\\bin9"),
     *(b"9" * 400, b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"a." * 300),
 )
 
@@ -288,6 +292,35 @@ CSV = [
 ]
 
 
+def document(attachment: dict[str, str], **others: Any) -> dict[str, Any]:
+    about = {"resourceType": "DocumentReference", "status": "final", "subject": {"reference": "Patient/1"}}
+    return {**about, "content": [{"attachment": attachment}], **others}
+
+
+def exports() -> list[bytes]:
+    """Patients who are linked, a note of each kind, and a Binary."""
+    link = {"other": {"reference": "urn:uuid:2"}, "type": "replaced-by"}
+    section = {"title": "a", "text": {"div": "<div>b</div>"}}
+    resources = [
+        {"resourceType": "Patient", "id": "1", "link": [link]},
+        document({"contentType": "text/plain;charset=latin-1", "url": "x/Binary/3"}, category=[{"text": "a"}]),
+        document({}, resourceType="DiagnosticReport", conclusion="b"),
+        document({}, resourceType="Composition", section=[section]),
+        {"resourceType": "Binary", "id": "3", "data": "YQ=="},
+    ]
+    return [b"\n".join(json.dumps(one).encode() for one in resources)]
+
+
+def read_export(path: Path) -> object:
+    return read_records(DataSource(files=(path,), format="fhir"), quarantine=Quarantine())
+
+
+def feed_attachment(content_type: str, data: bytes) -> object:
+    """Inline, in a document; what cannot be read is refused."""
+    attachment = {"contentType": content_type, "data": base64.b64encode(data).decode()}
+    return as_file("a.ndjson", read_export)(json.dumps(document(attachment)).encode())
+
+
 def manifest_json() -> list[bytes]:
     return [json.dumps(federation()[0].manifest.model_dump(mode="json")).encode()]
 
@@ -347,6 +380,15 @@ TARGETS: dict[str, Target] = {
     "jsonl": Target(as_file("a.jsonl", read_records), (DataError,), lambda: [text.encode() for text in JSONL]),
     "csv": Target(as_file("a.csv", read_records), (DataError,), lambda: CSV),
     "parquet": Target(as_file("a.parquet", read_records), (DataError,), parquet_files),
+    "fhir": Target(as_file("a.ndjson", read_export), (DataError,), exports),
+    "html": Target(
+        partial(feed_attachment, "text/html"), (DataError,), lambda: [b"<p>a&lt;<table><td>b<td>c</table><pre>d"]
+    ),
+    "rtf": Target(
+        partial(feed_attachment, "text/rtf"),
+        (DataError,),
+        lambda: [rb"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0\fcharset0 A;}}\f0 a\'e9\u8364?\par}"],
+    ),
     "checkpoint": Target(
         as_file("round-000001.npz", lambda path: Checkpoint.load(path, STUDY_ID)), (StorageError,), checkpoints
     ),

@@ -19,6 +19,8 @@ from grandrounds.common.sources.source import DataSource, read_rows
 NOTE = "Größe 1,80 m; Temp. 37.5 °C\n\tno fever"
 SECRET = "Zarathustra"  # noqa: S105
 
+LINK = r'{\field{\*\fldinst{ HYPERLINK "x" }}{\fldrslt{link}}}'
+
 
 def base64_of(content: bytes, times: int = 1) -> str:
     for _ in range(times):
@@ -95,6 +97,7 @@ def reasons(source: DataSource) -> list[tuple[str, str]]:
         (inline("<title>x</title><style>y</style><div>  a\n b </div>", "application/xhtml+xml"), "a b"),
         (inline(r"{\rtf1\ansi\ansicpg1252 Gr\'f6\u223?e\par {\b fever}\par}", "application/rtf"), "Größe\nfever"),
         (inline(r"{\rtf1 \u-10179?\u-8704?}", "text/rtf"), "\N{GRINNING FACE}"),
+        (inline(r"{\rtf1 a; b\par " + LINK * 300 + "}", "text/rtf"), "a; b\n" + "link" * 300),
         (inline("<p>" + "x" * 10_100_000, "text/html"), "x" * 10_100_000),
     ],
 )
@@ -159,6 +162,8 @@ def test_what_states_no_encoding_has_that_of_the_source(tmp_path: Path) -> None:
         (document(inline("<br>", "text/html")), "holds no text"),
         (document({"contentType": "text/plain"}), "neither data nor url"),
         (document(inline(SECRET, "text/rtf")), "is not the RTF"),
+        (document(inline(r"{\rtf1{\fonttbl{\f0\fcharset0 " + SECRET * 9000, "text/rtf")), "is not the RTF"),
+        (document(inline(r"{\rtf1{\fonttbl{\f0\fcharset" + "9" * 9000, "text/rtf")), "is not the RTF"),
         (document(inline(r"{\rtf1 \u99999999999 }" + SECRET, "text/rtf")), "is not the RTF"),
         (document(inline(content_type=f"text/plain; charset={SECRET}")), "encoding that it says"),
         (document({"contentType": "text/plain", "url": f"https://ehr.example/{SECRET}"}), "lies on a server"),
@@ -373,7 +378,7 @@ VALUES = st.sampled_from([json.dumps(value) for value in WRONG]).map(json.loads)
 
 
 @given(st.data())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_whatever_stands_anywhere_in_a_resource_nothing_but_a_refusal_comes_of_it_and_no_word_of_it_is_told(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
