@@ -74,11 +74,20 @@ _Names = tuple[str, str, str]  # the groups of year, month and day
 
 def _dates(text: str, day_first: bool) -> Iterator[tuple[re.Match[str], date, _Names]]:
     end = 0
-    every = [*_FROM_NUMBER.finditer(text), *_FROM_MONTH.finditer(text)]
-    for found in sorted(every, key=re.Match.start):
-        if found.start() >= end and (read := _read(found, day_first)) is not None:
+    every = [*_those_of(_FROM_NUMBER, text, day_first), *_those_of(_FROM_MONTH, text, day_first)]
+    for one in sorted(every, key=lambda one: one[0].start()):
+        if one[0].start() >= end:
+            yield one
+            end = one[0].end()
+
+
+def _those_of(pattern: re.Pattern[str], text: str, day_first: bool) -> Iterator[tuple[re.Match[str], date, _Names]]:
+    position = 0
+    while found := pattern.search(text, position):
+        if (read := _read(found, day_first)) is not None:
             yield found, *read
-            end = found.end()
+        # What looks like a date and is none may have one in it.
+        position = found.start() + 1 if read is None else found.end()
 
 
 def _read(found: re.Match[str], day_first: bool) -> tuple[date, _Names] | None:
@@ -96,19 +105,17 @@ def _read(found: re.Match[str], day_first: bool) -> tuple[date, _Names] | None:
 def _readings(found: re.Match[str], day_first: bool) -> Iterator[_Names]:
     if found["month"]:
         yield "year", "month", "first"
-    elif _goes_on(found):
-        return
     elif len(found["first"]) == 4:
         yield "first", "second", "third"
-    # Of two digits after hyphens, as in the doses 1-1-10, nobody can say that it is a year.
-    elif len(found["third"]) == 4 or (len(found["third"]) == 2 and found["mark"] != "-"):
+    # Two digits are no year in a longer number, as of a version, and after hyphens, as in the doses 1-1-10.
+    elif len(found["third"]) == 4 or (len(found["third"]) == 2 and found["mark"] != "-" and not _goes_on(found)):
         of_day_first, of_month_first = ("third", "second", "first"), ("third", "first", "second")
         is_day_first = day_first or found["mark"].startswith(".")
         yield from (of_day_first, of_month_first) if is_day_first else (of_month_first, of_day_first)
 
 
 def _goes_on(found: re.Match[str]) -> bool:
-    """Whether it is a part of a longer number, as of a version or an address."""
+    """Whether the same mark and a number stand before it or behind."""
     mark, text = found["mark"], found.string
     before, after = text[max(0, found.start() - 2) : found.start()], text[found.end() : found.end() + 2]
     return (before[1:] == mark and before[:1].isdigit()) or (after[:1] == mark and after[1:].isdigit())

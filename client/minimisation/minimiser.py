@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from ...common.data.records import Chat, Content, PromptCompletion, Record, SetAsideContent, Text
@@ -21,6 +22,8 @@ from .rules import Minimisation
 
 # HMAC under a site's secret of its own, of data that begins with a label.
 Keyed = Callable[[bytes], bytes]
+# The texts that are left of a record, or why there are none.
+_Left = list[str] | SetAsideContent
 
 MOST_DAYS: Final = 365
 _DATES: Final = b"grandrounds/date-shift/v1\n"
@@ -55,14 +58,9 @@ class Minimiser:
             return list(records)
         left = [self._ruled(record) for record in records]
         if self._hook is not None:
-            whole = [None if isinstance(texts, str) else len(texts) for texts in left]
-            given = iter(self._hook([text for texts in left if not isinstance(texts, str) for text in texts]))
-            left = [
-                texts if count is None else _all([next(given) for _ in range(count)])
-                for texts, count in zip(left, whole, strict=True)
-            ]
+            left = _hooked(self._hook, left)
         return [
-            replace(record, content=_with(record.content, texts)) for record, texts in zip(records, left, strict=True)
+            replace(record, content=_with(record.content, said)) for record, said in zip(records, left, strict=True)
         ]
 
     def keep(self, patient: str, digests: Sequence[bytes], tokens: Callable[[int], Tokens]) -> list[int]:
@@ -100,11 +98,13 @@ class Minimiser:
         parts = [json.dumps(stated, sort_keys=True).encode(), names, source, self._keyed(_RULES)]
         return hashlib.sha256(_RULES + b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
-    def _ruled(self, record: Record) -> list[str] | str:
+    def _ruled(self, record: Record) -> _Left:
+        if isinstance(record.content, SetAsideContent):
+            return record.content
         try:
             return [self._without(text, record.patient_id) for text in texts_of(record.content)]
         except TooLongError:
-            return "a pattern of minimise.replace takes too long on it"
+            return SetAsideContent(reason="a pattern of minimise.replace takes too long on it")
 
     def _without(self, text: str, patient: str) -> str:
         text = self._patterns.without(text)
@@ -138,17 +138,23 @@ def texts_of(content: Content) -> tuple[str, ...]:
     return ()
 
 
-def _all(texts: Sequence[str | None]) -> list[str] | str:
-    whole = [text for text in texts if text is not None]
-    return whole if len(whole) == len(texts) else "the hook of minimise.hook fails on it"
+def _hooked(hook: Hook, left: Sequence[_Left]) -> list[_Left]:
+    given = iter(hook([text for texts in left if isinstance(texts, list) for text in texts]))
+    made: list[_Left] = []
+    for texts in left:
+        if isinstance(texts, list):
+            whole = [text for text in islice(given, len(texts)) if text is not None]
+            fails = SetAsideContent(reason="the hook of minimise.hook fails on it")
+            made.append(whole if len(whole) == len(texts) else fails)
+        else:
+            made.append(texts)
+    return made
 
 
-def _with(content: Content, texts: Sequence[str]) -> Content:
-    """The content with other texts in the places of its own; a reason in their place sets it aside."""
-    if isinstance(content, SetAsideContent):
-        return content
-    if isinstance(texts, str):
-        return SetAsideContent(reason=texts)
+def _with(content: Content, texts: _Left) -> Content:
+    """The content with other texts in the places of its own."""
+    if isinstance(texts, SetAsideContent):
+        return texts
     if not all(text.strip() for text in texts):
         return SetAsideContent(reason="nothing is left of it after minimisation")
     if any(map(has_surrogates, texts)):
@@ -160,3 +166,4 @@ def _with(content: Content, texts: Sequence[str]) -> Content:
             return PromptCompletion(prompt=texts[0], completion=texts[1])
         case Chat(messages=messages):
             return Chat(messages=tuple(replace(turn, content=text) for turn, text in zip(messages, texts, strict=True)))
+    return content

@@ -37,7 +37,7 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
     # license = "apache-2.0"          # The base model's; if left out, what its folder's README.md states
     <BLANKLINE>
     [data]
-    max_tokens = 384                  # Tokens read of a record; what is longer is cut, and may be predicted worse
+    max_tokens = 384                  # Tokens of a window; a longer record is several, each read by itself
     ...
     """
     return "\n".join(_lines(study, simulation, heading))

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grandrounds.client.minimisation.minimiser import Minimiser, check_columns, texts_of
@@ -100,6 +100,7 @@ def check_alone(rule, records: list[Record], others: list[Record]) -> None:
         assert of(patient, records, rule) == of(patient, [*without, *records[::-1]], rule)[::-1]
 
 
+@settings(max_examples=40)
 @given(RECORDS, RECORDS)
 def test_what_becomes_of_a_record_follows_from_its_own_patient_alone(records, others) -> None:
     check_alone(minimiser(**ALL), records, others)
