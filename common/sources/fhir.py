@@ -60,7 +60,7 @@ class FhirSettings(Section):
 
     def below(self, folder: Path) -> Self:
         """The settings whose paths start from ``folder``."""
-        return self.model_copy(update={"attachments": self.attachments and folder / self.attachments})
+        return self.model_copy(update={"attachments": folder / self.attachments} if self.attachments else {})
 
     @property
     def files(self) -> tuple[Path, ...]:

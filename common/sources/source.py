@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -102,9 +103,12 @@ class DataSource(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_written(self, serialised: SerializerFunctionWrapHandler) -> Any:
+    def _as_written(self, serialised: SerializerFunctionWrapHandler, how: SerializationInfo) -> Any:
         """What was said of it: the path alone, if that is all."""
         said = {name: value for name, value in serialised(self).items() if value and name in self.model_fields_set}
+        for name, table in (("fhir", self.fhir), ("omop", self.omop)):
+            if table:
+                said[name] = table.model_dump(mode=how.mode, by_alias=True, exclude_unset=True)
         return said["files"][0] if set(said) == {"files"} and len(said["files"]) == 1 else said
 
     @classmethod

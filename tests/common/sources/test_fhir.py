@@ -97,7 +97,7 @@ def reasons(source: DataSource) -> list[tuple[str, str]]:
         (inline("<title>x</title><style>y</style><div>  a\n b </div>", "application/xhtml+xml"), "a b"),
         (inline(r"{\rtf1\ansi\ansicpg1252 Gr\'f6\u223?e\par {\b fever}\par}", "application/rtf"), "Größe\nfever"),
         (inline(r"{\rtf1 \u-10179?\u-8704?}", "text/rtf"), "\N{GRINNING FACE}"),
-        (inline(r"{\rtf1 a; b\par " + LINK * 300 + "}", "text/rtf"), "a; b\n" + "link" * 300),
+        (inline(r"{\rtf1 a; b\par " + LINK * 1000 + "}", "text/rtf"), "a; b\n" + "link" * 1000),
         (inline("<p>" + "x" * 10_100_000, "text/html"), "x" * 10_100_000),
     ],
 )

@@ -1,10 +1,13 @@
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
+from grandrounds.common.schema import as_toml
 from grandrounds.common.sources.files import Reading
 from grandrounds.common.sources.source import DataSource, read_rows
 
@@ -65,3 +68,19 @@ def test_a_source_has_another_fingerprint_as_soon_as_a_setting_or_a_file_is_anot
 def test_columns_of_two_kinds_of_records_and_no_file_at_all_are_refused(described: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"name text; or|needs a file"):
         DataSource.model_validate({"files": ("notes.jsonl",), **described})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"files": ["export"], "fhir": {"types": ["34117-2"]}},
+        {"files": ["export"], "fhir": {"attachments": "files"}},
+        {"omop": {"url": "sqlite:///cdm.db", "schema": "main"}},
+        {"files": ["notes"], "where": {"status": ["final"]}, "crosswalk": "merged.csv"},
+    ],
+)
+def test_a_source_is_written_as_it_was_said_and_read_again_as_it_was(tmp_path: Path, written: dict[str, Any]) -> None:
+    source = DataSource.model_validate(written)
+    assert source.model_dump(mode="json") == written
+    below = source.below(tmp_path)
+    assert DataSource.model_validate(tomllib.loads(f"data = {as_toml(below.model_dump())}")["data"]) == below
