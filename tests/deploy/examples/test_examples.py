@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from support.places import ROOT
 
+from grandrounds.client.budget.patients import FingerprintKey
 from grandrounds.deploy.verify.claims import CLAIMS
 from grandrounds.server.report.rounding import up
 
 EXAMPLES = ROOT / "deploy" / "examples"
-SCRIPTS = ("own_data", "read_ledger", "study_in_python", "use_adapter", "write_policy")
+SCRIPTS = ("own_data", "read_ledger", "study_in_python", "try_minimisation", "use_adapter", "write_policy")
 LINES = 40
 
 
@@ -63,6 +64,19 @@ def test_the_adapter_is_tried_and_merged(folder: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("Continuations(without=") and said[-1] == f"vllm serve {folder / 'merged'}"
     assert (folder / "merged" / "model.safetensors").is_file()
+
+
+def test_rules_are_tried_on_notes_and_on_a_site_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("try_minimisation")
+    first, second = capsys.readouterr().out.split("notes, row 2:\n")
+    assert first.startswith("notes, row 1:\nSeen by [DOCTOR] on 202") and first.endswith(", MRN [NUMBER], BP 120/80.\n")
+    assert "2024-03-07" not in first and "March 9, 2024" not in second and second.endswith("telephone [NUMBER].\n")
+    (tmp_path / "site.toml").write_text('name = "north"\ndata = "notes.jsonl"\nmodel = "none"\n')
+    (tmp_path / "policy.toml").write_text("[minimise]\nnumbers = true\n")
+    FingerprintKey.make(tmp_path / "fingerprint.key")
+    (tmp_path / "notes.jsonl").write_text('{"patient_id": 1, "text": "MRN 123456"}\n{"patient_id": 2, "text": ""}\n')
+    run("try_minimisation", tmp_path)
+    assert capsys.readouterr().out == "notes.jsonl, line 1:\nMRN [NUMBER]\n"
 
 
 def test_a_policy_refuses_a_study_and_then_allows_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
