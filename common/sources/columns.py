@@ -103,7 +103,7 @@ class Columns:
         return cls(
             patient=source.patient or PATIENT_ID,
             content=content,
-            where={name: set(map(_comparable, values)) for name, values in source.where.items()},
+            where={name: set(map(comparable, values)) for name, values in source.where.items()},
             is_named=bool(source.patient or named or source.where),
         )
 
@@ -135,7 +135,7 @@ class Columns:
         """The row by the names of records; None where it is not among those that are read."""
         if not self.is_named:
             return cells
-        if any(_comparable(as_text(cells.get(name))) not in values for name, values in self.where.items()):
+        if any(comparable(as_text(cells.get(name))) not in values for name, values in self.where.items()):
             return None
         row = {PATIENT_ID: cells[self.patient]} if self.patient in cells else {}
         if not self.content:
@@ -146,7 +146,7 @@ class Columns:
         return row
 
 
-def _comparable(value: str) -> str:
+def comparable(value: str) -> str:
     """A value as ``where`` compares it: a program that made floats of whole numbers may have written them, too."""
     return value.removesuffix(".0")
 

@@ -164,7 +164,7 @@ class DataSource(Section):
 
     def found(self) -> list[SourceFile]:
         """All files whose bytes decide what is read. Raises DataError where one is not there."""
-        from .datasets import dataset_files
+        from .exports import dataset_files
         from .tables import ENDINGS
 
         if _format(self) == "datasets":
@@ -202,7 +202,7 @@ def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
 
 def _format(source: DataSource) -> Format:
     """The format of its own, or that of what is there."""
-    from .datasets import is_dataset
+    from .exports import is_dataset
 
     return "datasets" if source.own_format == "auto" and any(map(is_dataset, source.files)) else source.own_format
 
@@ -227,6 +227,6 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
 
             return mimic_rows
         case "datasets":
-            from .datasets import datasets_rows
+            from .exports import datasets_rows
 
             return datasets_rows

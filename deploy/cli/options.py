@@ -96,7 +96,11 @@ class FieldOption(TyperOption):
             return not self._default if given else None
         if self._origin is tuple:
             return tuple(part.strip() for text in given for part in text.split(","))
-        return named(self.opts[0], given, self._value_kind) if self._origin is dict else given
+        if self._origin is not dict:
+            return given
+        if self._value_kind is Path and len(given) == 1 and "=" not in given[0]:
+            return Path(given[0])  # of no site alone: the field says whether it takes one
+        return named(self.opts[0], given, self._value_kind)
 
 
 def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path] | type[str]) -> dict[str, Any]:

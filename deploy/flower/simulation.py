@@ -88,6 +88,8 @@ def _rooted(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
     fields = simulation.model_dump(mode="json", exclude_unset=True)
     if simulation.data:
         fields["data"] = {site: data.below(root).model_dump(mode="json") for site, data in simulation.data.items()}
+    if simulation.table:
+        fields["table"] = simulation.table.below(root).model_dump(mode="json")
     if simulation.opted_out:
         fields["opted_out"] = {site: str(root / path) for site, path in simulation.opted_out.items()}
     if simulation.evaluation not in (None, BUILTIN_EVALUATION):

@@ -17,6 +17,7 @@ from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
 from .outages import Dropout
 from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
+from .site_column import sites_of
 from .sites import check_records_said
 
 # The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
@@ -77,7 +78,15 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     fields = {name: table for name, table in tables.items() if name != SIMULATION}
     privacy = fields.get("privacy")
     privacy = privacy if isinstance(privacy, dict) else {}  # what is no table is refused with the rest of the study
-    _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=privacy.get("noise") is False)
+    claims_nothing = privacy.get("noise") is False
+    if simulation.table and simulation.site_column:
+        stated = simulation.nominal_units or _named(fields.get("sites"))
+        if not stated and not claims_nothing:
+            raise _not_stated("nominal units are stated for no site")
+        table = simulation.described(simulation.table)
+        sites = sites_of(table, simulation.site_column, stated)
+        simulation = simulation.model_copy(update={"data": sites})
+    _check_stated_units(simulation, sites_given="sites" in fields, claims_nothing=claims_nothing)
     if "sites" not in fields:
         fields["sites"] = _nominal_sites(simulation, unit=privacy.get("unit", "patient"))
     if simulation.evaluation in (None, BUILTIN_EVALUATION) and isinstance(fields.get("data", {}), dict):
@@ -121,15 +130,27 @@ def _check_stated_units(simulation: Simulation, *, sites_given: bool, claims_not
         )
     if stated != sites:
         unknown, missing = sorted(stated - sites), sorted(sites - stated)
-        raise StudyError(
+        raise _not_stated(
             "; ".join(
                 [f"nominal units are stated for {', '.join(unknown)}, of which there is no data"] * bool(unknown)
                 + [f"nominal units are not stated for {', '.join(missing)}"] * bool(missing)
-            ),
-            why="every site signs them and the noise follows from them: were they counted in the records, the manifest "
-            "would tell how many patients there are",
-            fix="give one --nominal-units SITE=N, a public or coarsely rounded figure, for each --data SITE=FILE",
+            )
         )
+
+
+def _not_stated(what: str) -> StudyError:
+    return StudyError(
+        what,
+        why="every site signs them and the noise follows from them: were they counted in the records, the manifest "
+        "would tell how many patients there are",
+        fix="give one --nominal-units SITE=N, a public or coarsely rounded figure, for each site with data",
+    )
+
+
+def _named(sites: object) -> list[str]:
+    """The names of ``[[sites]]``; what is none is refused with the rest of the study."""
+    tables = [site for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
+    return [name for site in tables if isinstance(name := site.get("name"), str)]
 
 
 def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """The table ``[simulation]`` of a study file: what a simulation is told beside its study."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Name
 from ...common.model.devices import PROCESSORS, Device
-from ...common.schema import Help, Option, Section, validated
+from ...common.schema import Help, Option, Section, Spelt, validated
 from ...common.sources.identifiers import Similar
 from ...common.sources.rows import Column
 from ...common.sources.source import DataSource, Delimiter, Encoding
@@ -30,6 +30,7 @@ BUILTIN_EVALUATION: Final = Path("builtin")
 class Simulation(Section):
     """The table ``[simulation]``. Without ``data``: ``builtin_sites`` built-in hospitals; paths are as given.
 
+    ``table`` has the records of all sites, who have a value each of its column ``site_column``.
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
     site's file of patients whose records are left out; ``similar_identifiers`` is as in a site's settings; all sites
     compute on one ``device``. ``columns``, ``encoding`` and ``delimiter`` are of sites with nothing but a path.
@@ -44,6 +45,14 @@ class Simulation(Section):
             example='{ north = "north.jsonl", south = { files = ["notes/*.csv.gz"], patient = "mrn", text = "note" } }',
         ),
     ] = Field(default_factory=dict)
+    table: Annotated[
+        DataSource | None,
+        Help("The records of all sites, told apart by site_column: --data without a site", example='"all.parquet"'),
+    ] = None
+    site_column: Annotated[
+        Annotated[str, Spelt(r"^[^{}]+$", "needs a column's name")] | None,
+        Option("A column by which one table of --data is that of several sites", only="simulate", metavar="COLUMN"),
+    ] = None
     columns: Annotated[
         dict[Column, str],
         Option(
@@ -105,15 +114,30 @@ class Simulation(Section):
         Option("Where the model computes: cpu, cuda, cuda:1", metavar="NAME", only="simulate", panel=TRAINING),
     ] = PROCESSORS
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_table(cls, given: Any) -> Any:
+        """Data that are of no site are the table of all."""
+        is_table = isinstance(given, dict) and isinstance(given.get("data"), str | Path)
+        return {**given, "table": given["data"], "data": {}} if is_table else given
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        if (self.table is None) != (self.site_column is None):
+            raise ValueError("site_column: needs one table, which is no site's: --data FILE; and one table needs it")
+        if self.table is not None and self.data:
+            raise ValueError("table: has all sites' records, and there are data of sites beside it")
+        return self
+
     @property
     def files(self) -> dict[str, DataSource]:
         """What each site's records are read from. Raises StudyError."""
+        return {name: self.described(given) for name, given in self.data.items()}
+
+    def described(self, given: DataSource) -> DataSource:
+        """A source that is a path alone, with what is said of all such. Raises StudyError."""
+        if given.model_fields_set != {"files"}:
+            return given
         named = {"patient" if ours == "patient_id" else ours: theirs for ours, theirs in self.columns.items()}
-        described = {"encoding": self.encoding, "delimiter": self.delimiter, **named}
-
-        def source(given: DataSource) -> DataSource:
-            if given.model_fields_set != {"files"}:
-                return given
-            return validated(DataSource, {"files": given.files, **described}, table="simulation.columns")
-
-        return {name: source(given) for name, given in self.data.items()}
+        fields = {"files": given.files, "encoding": self.encoding, "delimiter": self.delimiter, **named}
+        return validated(DataSource, fields, table="simulation.columns")

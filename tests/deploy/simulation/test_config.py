@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError, StudyError
 from grandrounds.common.sources.source import DataSource
 from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
@@ -183,3 +184,65 @@ def test_a_file_that_begins_as_none_of_records_is_refused_before_anything_is_com
     _, simulation = read_simulation(tables(nominal_units=STATED, **given) | SYNTHETIC)
     with pytest.raises(DataError, match=complaint):
         prepare_records(simulation, lambda event: None)
+
+
+ALL = [("St. Mary's", 1), ("Zürich", 2), ("St. Mary's", 3), ("Ost", 4), ("Zürich", 2)]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """One table of three hospitals' records."""
+    lines = [f"{hospital};{patient};well;{number}" for number, (hospital, patient) in enumerate(ALL)]
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(["hospital;mrn;note;x", *lines]), encoding="utf-8")
+    return path
+
+
+def of_table(table: Path, **asked: Any) -> dict[str, Any]:
+    described = {"columns": {"patient_id": "mrn", "text": "note"}, "site_column": "hospital", "data": str(table)}
+    return {"simulation": {**described, **asked}}
+
+
+def test_sites_of_one_table_are_called_after_their_values_and_have_the_rows_that_have_them(table: Path) -> None:
+    stated = {"st-mary-s": 9, "zurich": 8, "ost": 7}
+    study, simulation = read_simulation(of_table(table, nominal_units=stated))
+    assert {site.name: site.nominal_units for site in study.sites} == stated
+    patients = {name: [one.patient_id for one in read_records(source)] for name, source in simulation.files.items()}
+    assert patients == {"st-mary-s": ["1", "3"], "zurich": ["2", "2"], "ost": ["4"]}
+    assert units(of_table(table) | {"privacy": {"noise": False}}) == {"st-mary-s": 2, "zurich": 1, "ost": 1}
+    whole = {"files": [str(table)], "patient": "mrn", "text": "note", "where": {"hospital": ["Ost", "Zürich"]}}
+    with pytest.raises(StudyError, match="stated for st-mary-s, of which there is no data"):
+        read_simulation({"simulation": {"table": whole, "site_column": "hospital", "nominal_units": stated}})
+
+
+@pytest.mark.parametrize(
+    ("hospitals", "asked", "complaint"),
+    [
+        ("Zürich", {"nominal_units": {"ost": 1, "zurich": 1}}, "all.csv, line 2: no nominal units are stated for"),
+        ("Zürich", {"nominal_units": {"st-mary-s": 1, "ost": 1, "zurich": 1, "w": 1}}, "stated for w, of which there"),
+        ("Zürich", {}, "nominal units are stated for no site"),
+        (
+            "st mary s",
+            {"nominal_units": {"st-mary-s": 1}},
+            "line 3: hospital makes the same site's name as in ",
+        ),
+        ("東京", {"nominal_units": {"st-mary-s": 1}}, "line 3: hospital has no value that makes a site's name"),
+        ("Zürich", {"nominal_units": {"ost": 1}, "site_column": "ward"}, "line 1: no column is called ward"),
+        ("Zürich", {"nominal_units": {"ost": 1}, "site_column": None}, "simulation.site_column: needs one table"),
+        ("Zürich", {"nominal_units": {"ost": 1}, "site_column": "{x}"}, "site_column = .* needs a column's name"),
+    ],
+)
+def test_values_that_make_no_sites_are_refused_by_their_place(
+    table: Path, hospitals: str, asked: dict[str, Any], complaint: str
+) -> None:
+    table.write_text(table.read_text().replace("Zürich", hospitals), encoding="utf-8")
+    with pytest.raises((DataError, StudyError), match=complaint) as refused:
+        read_simulation(of_table(table, **asked))
+    assert "Mary's" not in refused.value.diagnostics()
+
+
+def test_a_column_of_patients_is_not_taken_for_that_of_sites(table: Path) -> None:
+    rows = "\n".join(f"Ost;{patient};well;0" for patient in range(1001))
+    table.write_text(f"hospital;mrn;note;x\n{rows}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1002: mrn has more than 1,000 values"):
+        read_simulation(of_table(table, site_column="mrn", nominal_units={"ost": 1}))
