@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -47,20 +47,11 @@ def init(
     from ..site_ops.site_data import SiteData
 
     site, given = _site(folder), SiteData.given(data)
+    machine: dict[str, Any] = {"device": device, "worker_user": worker_user, "node_user": node_user}
+    machine["runtime_port"] = runtime_port
     with claimed(given.data, site, new_budget=new_budget):
         say([_READING])
-        said = site_operator.init(
-            site,
-            name=name,
-            data=given.data,
-            held_out=given.held_out,
-            model=model,
-            device=device,
-            runtime_port=runtime_port,
-            worker_user=worker_user,
-            node_user=node_user,
-        )
-        say(said)
+        say(site_operator.init(site, name=name, data=given.data, held_out=given.held_out, model=model, **machine))
 
 
 @client.command()
