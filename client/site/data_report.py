@@ -131,8 +131,8 @@ class Reason:
 class DataReport:
     """All figures; those of tokens are of ``sampled`` records, or of all where it is None.
 
-    ``repeated`` records say what another of the same patient says, and ``shared`` texts are several patients'. Of
-    patients, ``opted_out`` are counted in nothing else; ``unmatched`` are lines of the opt-outs, by number.
+    ``repeated`` records say what another of the same patient says, and ``shared`` texts are several patients'. Who
+    opted out is counted nowhere; ``unmatched`` are the lines of the opt-outs that mean nobody, by number.
     """
 
     source: str
@@ -147,7 +147,6 @@ class DataReport:
     repeated: int
     shared: int
     set_aside: tuple[Reason, ...]
-    opted_out: int
     opt_out_lines: int
     unmatched: tuple[int, ...]
 
@@ -174,7 +173,6 @@ class DataReport:
             repeated=survey.repeated,
             shared=survey.shared,
             set_aside=Reason.all_of(survey.quarantine.set_aside),
-            opted_out=survey.opted_out,
             opt_out_lines=survey.opt_out_lines,
             unmatched=tuple(survey.unmatched),
         )
@@ -220,7 +218,6 @@ class DataReport:
             repeated=said.repeated,
             shared=said.shared,
             set_aside=Reason.all_of(site_records.quarantine.set_aside),
-            opted_out=len(each) - len(kept),
             opt_out_lines=site_records.opt_out_lines,
             unmatched=tuple(site_records.unmatched),
         )

@@ -37,7 +37,6 @@ class Survey:
         lengths: of some of their records.
         repeated: how many records say what another of the same patient says.
         shared: how many texts several patients have.
-        opted_out: how many patients opted out, of those who have records.
         quarantine: what cannot be read.
         opt_out_lines: how many lines of the opt-outs may mean a patient.
         unmatched: the numbers of those that mean none.
@@ -49,7 +48,6 @@ class Survey:
     lengths: TextLengths
     repeated: int
     shared: int
-    opted_out: int
     quarantine: Quarantine
     opt_out_lines: int
     unmatched: list[int]
@@ -74,11 +72,9 @@ class Survey:
         findings = checks.finish()
         if settings.held_out is not None:
             _check(settings.held_out, similar)
-        patients, opted_out = Counter[str](), set[str]()
+        patients = Counter[str]()
         for spelling, patient in findings.spellings.items():
-            if forms[spelling] in left_out:
-                opted_out.add(patient)
-            else:
+            if forms[spelling] not in left_out:
                 patients[patient] += counts[spelling]
         if not patients:
             raise DataError(
@@ -93,7 +89,6 @@ class Survey:
             lengths=sample.lengths(settings.model),
             repeated=said.repeated,
             shared=said.shared,
-            opted_out=len(opted_out),
             quarantine=quarantine,
             opt_out_lines=opt_outs.count,
             unmatched=opt_outs.unmatched(counts),

@@ -153,7 +153,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "against": f"the server with {count(privacy.corrupt_sites, 'other site')} ({privacy.trust} trust)",
         "training": f"{count(training.rounds, 'round')}; a {privacy.unit} takes part in one with probability "
         f"{privacy.sampling_probability:.4g}",
-        "reads": f"at most {count(study.data.records_per_unit, 'record')} of a {privacy.unit} in a step, "
+        "reads": f"at most {count(study.data.records_per_unit, 'window')} of a {privacy.unit} in a step, "
         f"{study.data.max_tokens} tokens each",
         "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,

@@ -26,8 +26,8 @@ PAGE: Final = "data.html"
 def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Progress) -> list[str]:
     """Tokenise the site's records as a study reads them, unless that was done; what came of it.
 
-    ``again`` does it in any case. What no study reads any more is removed. Raises StoppedError where somebody
-    interrupts it, DataError, ModelError, StorageError and StudyError.
+    ``again`` does it in any case. What no study reads any more is removed, and so is who opted out. Raises StoppedError
+    where somebody interrupts it, DataError, ModelError, StorageError and StudyError.
     """
     settings, manifest = folder.settings(), study.manifest()
     check_readable(settings)
@@ -42,13 +42,16 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
             fix=f"go on where it stopped, at any time: grandrounds client prepare {folder.path} {study.name}",
         ) from None
     others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
+    opted_out = folder.policy().data.opted_out
+    if len(records.kept) < len(records.store.patients):  # who is not to be read is not to be kept, either
+        forget_in(folder.prepared, OptOuts.read(opted_out), folder.fingerprint_key())
     size_bytes = sum(path.stat().st_size for place in places(folder.prepared) for path in place.iterdir())
     return [
         "the records were prepared before, and nothing has changed since"
         if was_prepared
         else "the records are prepared",
         f"{len(records.patients):,} patients; {Reading.of(manifest.study).told(records.units(manifest.study).sizes)}",
-        f"{folder.prepared} has {size_bytes / 1e6:,.0f} MB, which are as sensitive as the records, and no other user's",
+        f"{folder.prepared}: {size_bytes / 1e6:,.0f} MB, as sensitive as the records, and for no other user",
         *(["removed what was prepared before and no study reads any more"] if others else []),
         *records.told(),
         *records.told_far(manifest, settings.name),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -35,8 +34,7 @@ def records_done() -> Iterator[Callable[[int, float], None]]:
     Told of both, once some are done. Where there is no terminal, a line for each tenth.
     """
     console = plain_console(stderr=True, highlight=False)
-    started, tenths = monotonic(), 0
-    done_before: int | None = None  # by an earlier command, which says nothing of how fast this one is
+    tenths = 0
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,12 +48,12 @@ def records_done() -> Iterator[Callable[[int, float], None]]:
     task = bar.add_task("preparing records", total=1.0, said="")
 
     def show(records: int, share: float) -> None:
-        nonlocal tenths, done_before
-        if done_before is None:
-            done_before = records
-        each_second = (records - done_before) / (monotonic() - started)
+        nonlocal tenths
+        bar.update(task, completed=share)
+        # Of the last half minute: what an earlier command did is there at once, and says nothing of how fast this is.
+        each_second = (bar.tasks[0].speed or 0.0) * records / (share or 1.0)
         said = f"{records:,} records" + (f", {each_second:,.0f} a second" if each_second else "")
-        bar.update(task, completed=share, said=said)
+        bar.update(task, said=said)
         if not console.is_terminal and int(10 * share) > tenths:
             tenths = int(10 * share)
             console.print(f"prepared {said}, {10 * tenths} % of the source", soft_wrap=True)

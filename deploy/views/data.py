@@ -100,10 +100,14 @@ def render_data(report: DataReport, *, site: str, written: datetime) -> str:
 
 def facts(report: DataReport) -> list[tuple[str, str]]:
     """What there is, line by line."""
+    matched = report.opt_out_lines - len(report.unmatched)
     of_all = report.sampled is None or report.sampled >= report.records
     counted = "all records" if of_all else f"{report.sampled:,} records, drawn from all"
     return [
-        ("patients", f"{report.patients:,}" + (f", and {report.opted_out:,} opted out" if report.opted_out else "")),
+        (
+            "patients",
+            f"{report.patients:,}" + (f", without whom the opt-outs mean (lines: {matched:,})" if matched else ""),
+        ),
         ("records", f"{report.records:,}"),
         ("records of a patient", _in_words(report.records_each)),
         ("tokens of a record", f"{_in_words(report.tokens_each)}; counted of {counted}"),

@@ -318,7 +318,9 @@ def test_a_site_s_records_are_shown_to_its_operator_alone(run: Run, joined: Path
     noted = (joined / "site-log.jsonl").read_bytes()
     code, out, err = run(["data", str(joined)])
     assert (code, err) == (0, "")
-    assert "2, and 1 opted out" in out and f"for study {SiteFolder(joined).study().name}" in out
+    assert (
+        "2, without whom the opt-outs mean (lines: 1)" in out and f"for study {SiteFolder(joined).study().name}" in out
+    )
     assert f"the same as a page, which is for this site alone, too: {joined / 'data.html'}" in out
     assert (joined / "data.html").stat().st_mode & 0o777 == 0o600
     assert "no complaints" not in out + (joined / "data.html").read_text()
@@ -331,6 +333,9 @@ def test_a_site_s_records_are_shown_to_its_operator_alone(run: Run, joined: Path
 def test_records_are_prepared_once_and_looked_at_and_forgotten_and_removed(
     run: Run, joined: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def everything() -> bytes:
+        return b"".join(path.read_bytes() for path in (joined / "prepared").rglob("*") if path.is_file())
+
     code, out, _ = run(["prepare", str(joined)])
     assert (code, out.splitlines()[0]) == (0, "the records are prepared")
     assert "2 patients; your text makes 2 windows of at most 16 tokens" in out
@@ -340,10 +345,11 @@ def test_records_are_prepared_once_and_looked_at_and_forgotten_and_removed(
     )
     assert run(["prepare", str(joined), "--again"])[1].startswith("the records are prepared\n")
     exact = json.loads(run(["data", str(joined), "--json"])[1])
-    assert (exact["sampled"], exact["windows"][0]["windows"], exact["opted_out"], exact["repeated"]) == (None, 2, 1, 0)
-    (joined / "opted-out.txt").write_text("patient-1\npatient-9\n")
+    assert (exact["sampled"], exact["windows"][0]["windows"], exact["patients"], exact["unmatched"]) == (None, 2, 2, [])
+    assert b"patient-1" not in everything(), "who opted out before is not prepared at all"
+    (joined / "opted-out.txt").write_text("patient-1\npatient-2\npatient-9\n")
     code, out, _ = run(["forget", str(joined)])
-    assert code == 0 and "1 of them were there" in out and "1 of the opt-outs' 2 lines match no patient" in out
+    assert code == 0 and "1 of them were there" in out and "1 of the opt-outs' 3 lines match no patient" in out
     assert b"patient-1" not in b"".join(
         path.read_bytes() for path in (joined / "prepared").rglob("*") if path.is_file()
     )
@@ -353,7 +359,7 @@ def test_records_are_prepared_once_and_looked_at_and_forgotten_and_removed(
     assert run(["data", str(joined), "--delete"])[0] == 1 and any((joined / "prepared").glob("*"))
     code, out, _ = run(["data", str(joined), "--delete", "--yes"])
     assert code == 0 and not [path for path in (joined / "prepared").iterdir() if path.is_dir()]
-    assert json.loads(run(["data", str(joined), "--json"])[1])["sampled"] == 2, "estimated, as nothing is prepared"
+    assert json.loads(run(["data", str(joined), "--json"])[1])["sampled"] == 1, "estimated, as nothing is prepared"
 
 
 def test_a_folder_that_init_did_not_make_is_named_before_anything_is_asked(run: Run, tmp_path: Path) -> None:

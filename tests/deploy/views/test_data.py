@@ -30,7 +30,6 @@ def survey(patients, tokens, kind=Text, places=(), unmatched=()):
         lengths=TextLengths(tokens=tokens),
         repeated=len(places),
         shared=1,
-        opted_out=1,
         quarantine=Quarantine([SetAside(position=place, reason=why) for place, why in places]),
         opt_out_lines=3,
         unmatched=list(unmatched),
@@ -73,7 +72,7 @@ def test_terminal_and_page_say_the_same_and_that_it_is_for_this_site_alone():
     words.feed(page)
     for part in (
         "<notes>.jsonl, for study ab12",
-        "2, and 1 opted out",
+        "2, without whom the opt-outs mean (lines: 1)",
         "1 to 3",
         "1.0, and never more than 2; each once in 2 steps",
         "read each of the patients 5 times",
