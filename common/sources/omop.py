@@ -57,6 +57,13 @@ class Omop(Section):
         return () if file is None else (file,)
 
     @property
+    def place(self) -> str:
+        """Database and schema, whoever asks for them and how."""
+        url = self.database().url
+        host = url.host or url.query.get("host") or "this machine"
+        return f"{host}:{url.port or 5432}/{url.database} {self.cdm_schema or ''}".strip()
+
+    @property
     def has_days(self) -> bool:
         """Whether it names a first or a last day."""
         return bool(self.first_date or self.last_date)

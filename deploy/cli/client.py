@@ -29,7 +29,9 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="The
 def init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="The site's name in studies.")],
-    data: Annotated[Path, typer.Option(help="The site's records: a file, folder or glob; or a TOML file with [data].")],
+    data: Annotated[
+        Path, typer.Option(help="Its records: a file, folder or glob; or a TOML file with a table 'data'.")
+    ],
     model: Annotated[str, typer.Option(help="The base model: its folder, or builtin.")] = "builtin",
     device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,

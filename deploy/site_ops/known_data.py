@@ -51,7 +51,7 @@ def _check_unclaimed(known: Mapping[str, str], data: DataSource, site: str) -> N
 def _places(data: DataSource) -> list[str]:
     """Where records are: files and folders, those that a glob finds, or a database of a server."""
     if data.omop and not data.omop.files:
-        return [f"{data.omop.url} {data.omop.cdm_schema or ''}".strip()]
+        return [data.omop.place]
     files = [file.path for path in data.files if is_glob(path) for file in found_files([path], [])]
     files += [path for path in data.files if not is_glob(path)]
     return [str(path.resolve()) for path in (*files, *(data.omop.files if data.omop else ()))]

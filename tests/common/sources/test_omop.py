@@ -234,6 +234,12 @@ def test_a_source_is_files_or_a_database() -> None:
             validated(DataSource, described)
 
 
+def test_records_are_in_one_place_whoever_asks_for_them() -> None:
+    urls = ("postgresql+psycopg://reader@db/cdm", "postgres://another@db:5432/cdm?sslmode=require")
+    assert {Omop(url=url, schema="v5").place for url in urls} == {"db:5432/cdm v5"}
+    assert Omop(url="postgresql:///cdm?host=/run/postgresql").place == "/run/postgresql:5432/cdm"
+
+
 def test_a_server_s_fingerprint_is_known_without_a_network() -> None:
     omop = Omop(url="postgresql://reader@nowhere.invalid/cdm", schema="cdm")
     assert DataSource(omop=omop).fingerprint() == DataSource(omop=omop).fingerprint()

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from rich.console import Console
+from support.omop_notes import note, write_notes
 from support.study.federation import small_manifest, small_study
 from support.study.site_study import SiteStudy
 from support.study.tiny_models import save_tiny_model
@@ -470,5 +472,11 @@ def test_a_site_s_data_may_be_described_in_a_file_and_no_part_of_them_is_given_a
     start = text.index("# [data]")
     example = "\n".join(line.removeprefix("# ") for line in text[start:].splitlines() if " = " in line[:14])
     assert DataSource.model_validate(tomllib.loads(f"[data]\n{example}")["data"]).where == {"status": ("final",)}
+    write_notes(sqlalchemy.URL.create("sqlite", database=str(tmp_path / "cdm.db")), [note(1, 7, "well")])
+    described.write_text('[data.omop]\nurl = "sqlite:///cdm.db"\nlast_date = 2024-12-31\n', encoding="utf-8")
+    code, out, error = init("stored", described)
+    assert (code, error) == (0, ""), error
+    assert "cdm.db: 1 records (patient_id, text) of 1 patients" in out
+    assert SiteFolder(tmp_path / "stored").settings().data.paths == (tmp_path / "cdm.db",)
     described.write_text("[data]\nfile = 7\n", encoding="utf-8")
     assert "data.file: no such field; did you mean data.files?" in init("more", described)[2]
