@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
 from ...common.errors import StudyError, reason
-from ...common.schema import Address, Section
+from ...common.schema import Address, Section, Words
 from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
@@ -30,12 +30,16 @@ _WHY: Final = "every site runs exactly this study, and speaks to this server alo
 
 
 class SiteCard(Section):
-    """What a site sends to the server's operator once: its name, its key, and its node's key (OpenSSH)."""
+    """What a site sends to the server's operator once: its name, its key, and its node's key (OpenSSH).
+
+    ``minimised`` are the rules by which it takes something out of its records, for the study's author.
+    """
 
     format: Literal["grandrounds/site/v1"] = SITE_FORMAT
     name: Name
     public_key: GivenKey
     node_key: str
+    minimised: tuple[Words, ...] = Field(default=(), max_length=20, strict=False)
 
     @classmethod
     def read(cls, path: Path) -> "SiteCard":

@@ -25,8 +25,11 @@ sha256 = "{model_sha256}"
 
 # [data] is the site's own. Of what all studies together may cost each {unit}, this one sets aside {cost}.
 [data]
-{own}
+{own}{minimised}
 """
+_MINIMISED: Final = """
+
+# [minimise] has to do what the study says of this site, and no more: {rules}."""
 
 
 def needed_policy(manifest: Manifest, name: str) -> str:
@@ -53,6 +56,7 @@ def needed_policy(manifest: Manifest, name: str) -> str:
         unit=privacy.unit,
         cost=f"ε = {known(privacy.target_epsilon):g} and δ = {manifest.delta:g}" if privacy.noise else "nothing",
         own=_lines(own),
+        minimised="" if site.minimised is None else _MINIMISED.format(rules=", ".join(site.minimised) or "nothing"),
     )
 
 

@@ -139,6 +139,9 @@ def enroll(folder: ServerFolder, *cards: Path) -> list[str]:
                 withdrawn |= _node_of(known)
             said += [f"{site.name}'s key, to be compared with the site by telephone, not by mail:"]
             said += [f"  {shown_key(site.public_key)}"]
+            if site.minimised:
+                stated = json.dumps(site.minimised, ensure_ascii=False)
+                said += [f"{site.name} takes something out of its records; its table may say so: minimised = {stated}"]
         folder.save_sites(sites, withdrawn=withdrawn)
     if folder.is_serving:
         admit_nodes(folder)

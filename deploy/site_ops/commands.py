@@ -113,6 +113,7 @@ def init(
         name=settings.name,
         public_key=folder.identity().public_key,
         node_key=node_public_key(node_key),
+        minimised=policy.minimise.in_words,
     )
     write_atomically(path / CARD, canonical_json(card.model_dump(mode="json")))
     log = SiteLog(folder)

@@ -1,5 +1,6 @@
 """The server operator's road, with the real programs where one is started: each step once, and again."""
 
+import json
 import os
 import signal
 import threading
@@ -283,7 +284,11 @@ def test_the_next_step_leads_from_init_to_run(tmp_path, bundled):
     assert server_run.status(folder)["next"].endswith("site.json, for north, south, west")
     said = server_operator.enroll(folder, card(tmp_path, "north"), card(tmp_path, "centre"))
     assert said[-1] == f"next: grandrounds server enroll {folder.path} site.json, for south, west"
-    said = server_operator.enroll(folder, card(tmp_path, "south"), card(tmp_path, "west"))
+    west = card(tmp_path, "west")
+    west.write_text(json.dumps(json.loads(west.read_text()) | {"minimised": ["dates shifted"]}))
+    said = server_operator.enroll(folder, card(tmp_path, "south"), west)
+    stated = 'west takes something out of its records; its table may say so: minimised = ["dates shifted"]'
+    assert [line for line in said if "minimised" in line] == [stated]
     assert said[-1].startswith(f"next: name centre in {folder.study_toml}, or grandrounds server dismiss")
     server_operator.dismiss(folder, "centre")
     assert server_run.status(folder)["next"] == f"grandrounds server bundle {folder.path}"

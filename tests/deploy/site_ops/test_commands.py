@@ -116,6 +116,10 @@ def test_a_site_is_told_how_a_study_may_state_what_it_takes_out_of_its_records(f
         policy.write("[minimise]\nshift_dates = true\nnumbers = true\n")
     said = site_operator.init(folder, name="another", data=folder.path / "another", model=str(study.base))
     assert any(line.endswith('minimised = ["dates shifted", "long numbers replaced"]') for line in said)
+    assert json.loads((folder.path / "site.json").read_bytes())["minimised"] == [
+        "dates shifted",
+        "long numbers replaced",
+    ]
     with (folder.path / POLICY).open("a") as policy:
         policy.write('suppress_columns = ["text"]\n')
     with pytest.raises(StudyError, match="made of the column text"):
