@@ -264,7 +264,7 @@ def _refuse_empty(name: str) -> NoReturn:
 def _patient_id(position: str, row: Mapping[str, object]) -> str:
     if PATIENT_ID not in row:
         if "resourceType" in row:
-            refuse(position, "is a resource of FHIR", 'say that the source is an export of FHIR: format = "fhir"')
+            refuse(position, "is a resource of FHIR", 'say in [data] that it is an export of FHIR: format = "fhir"')
         refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
     value = _own(row[PATIENT_ID])
     patient_id = _parse_patient_id(value)

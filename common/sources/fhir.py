@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field
 
+from ..errors import DataError
 from ..schema import Section
 from .attachments import Attachments
 from .binaries import BINARY, Binaries
@@ -66,6 +68,16 @@ class FhirSettings(Section):
     def files(self) -> tuple[Path, ...]:
         """The folder that is read from beside the export."""
         return (self.attachments,) if self.attachments else ()
+
+
+def is_export(named: Sequence[Path]) -> bool:
+    """Whether the first of all files of NDJSON begins with a resource."""
+    with suppress(DataError):  # which its reader will meet, too
+        first = next((file for file in found_files(named, _ENDINGS) if file.ending == _ENDINGS[0]), None)
+        if first is not None:
+            with Reading().open(first) as lines:
+                return bool(_kind(lines.readline()))
+    return False
 
 
 def fhir_rows(source: "DataSource", reading: Reading) -> Rows:

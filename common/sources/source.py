@@ -19,7 +19,7 @@ from pydantic import (
 
 from ..schema import Section
 from .columns import Columns, Template, as_text
-from .fhir import FhirSettings
+from .fhir import FhirSettings, is_export
 from .files import Reading, SourceFile, file_state, fixed_part, found_files
 from .omop import Omop
 from .rows import KINDS, KNOWN, PATIENT_ID, Rows
@@ -204,7 +204,12 @@ def _format(source: DataSource) -> Format:
     """The format of its own, or that of what is there."""
     from .exports import is_dataset
 
-    return "datasets" if source.own_format == "auto" and any(map(is_dataset, source.files)) else source.own_format
+    if source.own_format != "auto":
+        return source.own_format
+    if any(map(is_dataset, source.files)):
+        return "datasets"
+    has_columns = source.named_columns or source.patient or source.where
+    return "fhir" if not has_columns and is_export(source.files) else "auto"
 
 
 def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:

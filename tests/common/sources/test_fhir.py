@@ -300,10 +300,13 @@ def test_an_export_of_which_nothing_is_asked_for_is_refused_with_what_it_holds(t
         assert told in refused.value.what
 
 
-def test_an_export_that_is_not_said_to_be_one_is_refused_with_how_to_say_it(tmp_path: Path) -> None:
+def test_an_export_is_known_by_its_first_resource_or_refused_with_how_to_say_that_it_is_one(tmp_path: Path) -> None:
     export(tmp_path, document())
-    with pytest.raises(DataError, match=r"Notes.ndjson, line 1: is a resource of FHIR") as refused:
-        read_records(tmp_path)
+    (tmp_path / "README.csv").write_text("about the export")
+    assert texts(DataSource(files=(tmp_path,))) == [("1", NOTE)]
+    (tmp_path / "Notes.ndjson").rename(tmp_path / "notes.jsonl")
+    with pytest.raises(DataError, match=r"notes.jsonl, line 1: is a resource of FHIR") as refused:
+        read_records(tmp_path / "notes.jsonl")
     assert 'format = "fhir"' in refused.value.fix
 
 
