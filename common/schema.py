@@ -144,15 +144,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def as_toml(value: Any) -> str:
-    """A value as TOML has it, a table on one line, without what it has no value of.
+    """A value as TOML has it, a table on one line.
 
-    >>> as_toml({"files": [Path("a")], "split": None, "where": {"note type": "DS", "first": 7}})
+    >>> as_toml({"files": [Path("a")], "where": {"note type": "DS", "first": 7}})
     '{ files = ["a"], where = { "note type" = "DS", first = 7 } }'
     """
     match value:
         case Mapping():
-            said = (f"{_key(name)} = {as_toml(item)}" for name, item in value.items() if item is not None)
-            return f"{{ {', '.join(said)} }}"
+            return f"{{ {', '.join(f'{_key(name)} = {as_toml(item)}' for name, item in value.items())} }}"
         case list() | tuple():
             return f"[{', '.join(map(as_toml, value))}]"
         case date():

@@ -1,5 +1,6 @@
 """The same notes make the same store, bit for bit, whichever way and in whatever order they come."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -7,16 +8,20 @@ from pathlib import Path
 import pytest
 from support.omop_notes import write_notes
 from support.process.postgres import PASSWORD, postgres
-from support.study.tiny_models import tiny_tokenizer
+from support.study.tiny_models import save_tiny_model, tiny_tokenizer
 from support.written_notes import FORMS, Note, Parts, omop_rows
 
+from grandrounds.client.site.folder import SiteSettings
+from grandrounds.client.site.prepared import PreparedRecords
 from grandrounds.common.data import preparation as module
 from grandrounds.common.data.preparation import Preparation
 from grandrounds.common.data.records import named_rows
 from grandrounds.common.data.tokenisation import Tokenisation
+from grandrounds.common.errors import DataError
 from grandrounds.common.sources.omop import Omop
 from grandrounds.common.sources.rows import Rows
 from grandrounds.common.sources.source import DataSource, read_rows
+from grandrounds.common.study.study import DataSection
 
 PREPARATION = Preparation(tokenisation=Tokenisation(tiny_tokenizer()), max_tokens=16, overlap=4)
 # Of 8 patients, with all that cp1252 has and that a table has to quote.
@@ -90,3 +95,18 @@ def test_the_same_notes_make_the_same_store_from_a_server(
     turned = served.omop.model_copy(update={"cdm_schema": "turned"})
     for name, source in (("halves", served), ("turned", DataSource(omop=turned))):
         assert stored(tmp_path / name, read_rows(source)) == expected
+
+
+def test_what_was_read_from_a_server_is_opened_without_asking_it_and_only_then(
+    served: DataSource, tmp_path: Path
+) -> None:
+    assert served.omop is not None and served.omop.password_file is not None
+    password_file = Path(shutil.copy(served.omop.password_file, tmp_path))
+    source = DataSource(omop=served.omop.model_copy(update={"password_file": password_file}))
+    settings = SiteSettings(name="north", data=source, model=save_tiny_model(tmp_path / "model"))
+    records = PreparedRecords(folder=tmp_path / "prepared", settings=settings, minimiser=None)
+    made = records.open(DataSection(max_tokens=16))
+    password_file.unlink()
+    assert records.open(DataSection(max_tokens=16)).store.patients == made.store.patients
+    with pytest.raises(DataError, match="the password cannot be read"):
+        records.open(DataSection(max_tokens=8))
