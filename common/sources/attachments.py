@@ -5,6 +5,7 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from .binaries import Binaries
 from .elements import Element, ElementError, text_of
 from .markup import html_text, rtf_text
+from .rows import Malformed
 
 _PLAIN: Final = "text/plain"
 _HTML: Final = ("text/html", "application/xhtml+xml")
@@ -37,7 +39,7 @@ class Attachments:
     """How the attachments of an export are read.
 
     Their files lie below ``folder``, or they are ``binaries`` of the export; what says no encoding of its own has
-    ``encoding``; those of the content types ``leave_out`` are passed over.
+    ``encoding``; those of content types like one of ``leave_out`` are passed over.
     """
 
     folder: Path
@@ -51,15 +53,15 @@ class Attachments:
         None where all are left out. Raises ElementError, of the best of them, where none can be read.
         """
         typed = [(*_type(text_of(one, "contentType")), one) for one in attachments]
-        kept = [one for one in typed if one[0] not in self.leave_out]
-        errors = []
+        kept = [one for one in typed if not any(fnmatchcase(one[0], pattern) for pattern in self.leave_out)]
+        first: Malformed | None = None
         for kind, charset, attachment in sorted(kept, key=lambda one: _rank(one[0])):
             try:
                 return self._text(kind, charset, attachment)
             except ElementError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+                first = first or error.malformed
+        if first is not None:
+            raise ElementError(first.what, first.fix)
         return None
 
     def _text(self, kind: str, charset: str, attachment: Element) -> str:

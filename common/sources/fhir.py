@@ -49,7 +49,7 @@ class FhirSettings(Section):
     ``status`` is what ``status``, and ``docStatus`` if there is one, may be. ``types`` keeps those whose type, code or
     category has one of these codes, ``system|code``, displays or texts; without it, all are kept. ``attachments`` is
     the folder that attachments' files lie below, if it is not that of the file that names them. ``leave_out`` are
-    content types of attachments that are passed over instead of being set aside.
+    content types of attachments, or patterns of them, that are passed over instead of being set aside.
     """
 
     resources: tuple[Resource, ...] = Field(default=get_args(Resource), min_length=1, strict=False)

@@ -209,9 +209,9 @@ def test_a_resource_that_cannot_be_used_is_set_aside_with_its_line_and_the_reaso
 
 
 def test_documents_of_a_type_that_is_left_out_are_no_records(tmp_path: Path) -> None:
-    pdf = {"contentType": "application/pdf", "data": "eA=="}
-    resources = (document(pdf), document(pdf, inline()), report(presentedForm=[pdf], conclusion="clear"))
-    source = export(tmp_path, *resources, leave_out=["Application/PDF"])
+    pdf, scan = ({"contentType": kind, "data": "eA=="} for kind in ("application/pdf", "image/tiff"))
+    resources = (document(pdf, scan), document(pdf, inline()), report(presentedForm=[pdf], conclusion="clear"))
+    source = export(tmp_path, *resources, leave_out=["Application/PDF", "image/*"])
     assert texts(source) == [("1", NOTE), ("2", "clear")]
     assert reasons(source) == []
 
