@@ -186,7 +186,7 @@ def findings(report: DataReport) -> Iterator[Finding]:
         yield Finding(
             title=f"Records that repeat another of their patient: {report.repeated:,}",
             text="Each counts as a record of its own, so that what it says is read more often. Was something exported "
-            "twice, or carried over from note to note?",
+            'twice? With duplicates = "once" in [minimise] of policy.toml each counts once.',
         )
     if report.shared:
         yield Finding(

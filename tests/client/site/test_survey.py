@@ -5,13 +5,16 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.study.tiny_models import tiny_tokenizer
 
 from grandrounds.client.budget.policy import Policy
 from grandrounds.client.site.folder import SiteSettings
-from grandrounds.client.site.reading import Reading
+from grandrounds.client.site.reading import Reading, windows_in
 from grandrounds.client.site.survey import Survey
 from grandrounds.common.data import text_lengths
+from grandrounds.common.data.windows import Layout, windows_of
 from grandrounds.common.errors import DataError
 
 
@@ -70,6 +73,15 @@ def test_a_study_reads_of_long_and_short_units_what_many_draws_read():
     error = 5 * np.std(shares) / np.sqrt(len(shares))  # false alarm: below one in a million, and the seed is fixed
     assert abs(reading.share_read(windows) - np.mean(shares)) < error
     assert reading.units(np.array([1, 2, 3, 4]), np.array([1, 3])).tolist() == [1, 9]
+
+
+@given(size=st.integers(1, 200), room=st.integers(2, 40), overlap=st.integers(0, 39))
+def test_windows_are_estimated_as_they_are_made(size, room, overlap):
+    overlap = min(overlap, room - 2)
+    layout = Layout(opening=(), tokens=np.zeros(size, dtype=np.int32), learnt=((0, size),))
+    made = len(windows_of(layout, max_tokens=room, overlap=overlap))
+    (estimated,) = windows_in(np.array([float(size)]), room, overlap).tolist()
+    assert estimated - made in (0, 1), "a last token alone makes no window"
 
 
 def test_lengths_of_some_records_stand_for_all_and_prompts_are_cut_and_not_continued(surveyed):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grandrounds.common.data.windows import Layout, Window, windows_of
+from grandrounds.common.data.windows import Layout, Window, cut_of, windows_of
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS
 
@@ -67,6 +67,8 @@ def test_a_completion_stays_whole_and_its_prompt_loses_its_beginning(
     else:
         told = [token for window in found for token in learnt(window)]
         assert told == whole[: len(told)] and len(whole) - len(told) <= 1
+    held = {token for window in found for token in window.tokens[2:].tolist()}
+    assert cut_of(layout(size, prompt=prompt), max_tokens) == len(set(range(100, 100 + prompt)) - held)
 
 
 def test_windows_in_which_nothing_is_learnt_are_left_out_unless_none_has_anything() -> None:

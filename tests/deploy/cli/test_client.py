@@ -30,10 +30,12 @@ from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import DATABASE
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.errors import StoppedError
 from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.about import AboutSection
 from grandrounds.common.study.artefacts import MANIFEST, PAGE
 from grandrounds.deploy.cli.main import main
+from grandrounds.deploy.site_ops import records as site_records
 from grandrounds.deploy.views.budget import print_budget, render_budget
 
 Run = Callable[[list[str]], tuple[int, str, str]]
@@ -338,6 +340,14 @@ def test_records_are_prepared_once_and_looked_at_and_forgotten_and_removed(
     def everything() -> bytes:
         return b"".join(path.read_bytes() for path in (joined / "prepared").rglob("*") if path.is_file())
 
+    def interrupted(records: int, share: float) -> None:
+        assert (records, share) == (3, 1.0)
+        raise KeyboardInterrupt
+
+    site = SiteFolder(joined)
+    with pytest.raises(StoppedError, match="this was interrupted") as refused:
+        site_records.prepare(site, site.study(), again=False, progress=interrupted)
+    assert f"grandrounds client prepare {joined} {site.study().name}" in refused.value.fix
     code, out, _ = run(["prepare", str(joined)])
     assert (code, out.splitlines()[0]) == (0, "the records are prepared")
     assert "2 patients; your text makes 2 windows of at most 16 tokens" in out
