@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .columns import Columns, Refuse
 from .files import Reading, SourceFile, found_files
@@ -173,31 +173,26 @@ def _parquet(table: Table) -> Iterator[tuple[str, _Cells]]:
                     number += 1
                     yield file.place(f"row {number}"), row
                 table.reading.done = before + size * number // parquet.metadata.num_rows
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException):
+    except (OSError, ValueError, MemoryError, pyarrow.ArrowException):  # a damaged one may ask for all memory
         file.refuse("", "it cannot be read as Parquet", "check the path, its permissions and how it was written")
 
 
 def _arrow(table: Table) -> Iterator[tuple[str, _Cells]]:
     import pyarrow
+    import pyarrow.ipc
 
     number = 0
     with table.reading.open(table.file) as file:
         try:
-            batches = _arrow_batches(file)
+            batches = pyarrow.ipc.open_stream(file)
             needed = [*table.needed(batches.schema.names, partial(table.file.refuse, ""))]
             for batch in batches:
+                batch.validate(full=True)  # its buffers are the file's own, and point where that says
                 for row in _batch_rows(batch, needed):
                     number += 1
                     yield table.file.place(f"row {number}"), row
-        except (UnicodeDecodeError, pyarrow.ArrowException):
+        except (ValueError, MemoryError, pyarrow.ArrowException):
             table.file.refuse("", "it cannot be read as Arrow", "check how it was written, and whether it is whole")
-
-
-def _arrow_batches(file: BinaryIO) -> Any:
-    """The batches of an Arrow stream, as `datasets` writes it. Raises what pyarrow does."""
-    import pyarrow.ipc
-
-    return pyarrow.ipc.open_stream(file)
 
 
 def _batch_rows(batch: Any, names: Sequence[str]) -> Iterator[_Cells]:
