@@ -27,15 +27,19 @@ _INFO: Final = "dataset_info.json"
 def mimic_rows(source: DataSource, reading: Reading) -> Rows:
     """The notes of MIMIC-IV-Note: of all its files but those of details. Raises DataError."""
     files = [file for file in found_files(source.files, ENDINGS) if not _stem(file.path).endswith(_BESIDE)]
+    if not files:
+        refuse(source.name, "it holds details of notes alone", "name the folder with discharge.csv.gz")
     return table_rows(_of(files, source.with_columns(patient="subject_id", text="text")), reading)
 
 
 def exported_notes(source: DataSource, reading: Reading) -> Rows:
-    """The notes of an OMOP CDM in files: of those that are called ``note``, or lie in a folder that is.
+    """The notes of an OMOP CDM in files: of those that are called ``note``, or else lie in a folder that is.
 
     Columns are in upper case where the first file's are. Raises DataError.
     """
-    files = [file for file in found_files(source.files, ENDINGS) if _NOTE in map(_stem, [file.path, file.path.parent])]
+    found = found_files(source.files, ENDINGS)
+    files = [file for file in found if _stem(file.path) == _NOTE]
+    files = files or [file for file in found if _stem(file.path.parent) == _NOTE]
     if not files:
         refuse(source.name, "no file is called note", "name the folder of the tables, or give such a file its name")
     names = _UPPER if _UPPER["patient"] in _header(files[0], source.encoding) else _LOWER

@@ -35,13 +35,26 @@ def test_mimic_iv_note_is_read_as_it_is_shipped(tmp_path: Path) -> None:
     write(note / "radiology.csv.gz", MIMIC, ("10-RR-1", 10, "", "RR", 1, *times, "clear"))
     for name in ("discharge", "radiology"):
         write(note / f"{name}_detail.csv.gz", ("note_id", "subject_id", "field_name"), ("10-DS-1", 10, "author"))
-    assert texts(DataSource(files=(note,), format="mimic-iv-note")) == [("10", TEXT), ("10", "clear")]
+    shipped = DataSource(files=(note,), format="mimic-iv-note")
+    assert texts(shipped) == [("10", TEXT), ("10", "clear")]
+    assert texts(shipped.model_copy(update={"where": {"note_type": ("RR",)}})) == [("10", "clear")]
+    for name in ("discharge", "radiology"):
+        (note / f"{name}.csv.gz").unlink()
+    with pytest.raises(DataError, match="details of notes alone"):
+        texts(shipped)
 
 
-def test_of_an_omop_export_the_notes_alone_are_read(tmp_path: Path) -> None:
-    write(tmp_path / "note_nlp.csv.gz", ("note_nlp_id", "note_id"), (1, 1))
-    write(tmp_path / "note.csv.gz", NOTE, (1, 7, "2020-01-01", 32831, "", TEXT))
-    assert texts(DataSource(files=(tmp_path,), format="omop")) == [("7", TEXT)]
-    (tmp_path / "note.csv.gz").rename(tmp_path / "visits.csv.gz")
-    with pytest.raises(DataError, match="no file is called note"):
-        texts(DataSource(files=(tmp_path,), format="omop"))
+@pytest.mark.parametrize("folder", ["export", "note"])
+def test_of_an_omop_export_the_notes_alone_are_read(tmp_path: Path, folder: str) -> None:
+    tables = tmp_path / folder
+    source = DataSource(files=(tmp_path,), format="omop")
+    write(tables / "note_nlp.csv.gz", ("note_nlp_id", "note_id"), (1, 1))
+    write(tables / "note.csv.gz", NOTE, (1, 7, "2020-01-01", 32831, "", TEXT))
+    assert texts(source) == [("7", TEXT)]
+    (tables / "note_nlp.csv.gz").unlink()
+    (tables / "note.csv.gz").rename(tables / "part-0.csv.gz")
+    if folder == "note":  # as Spark writes a table
+        assert texts(source) == [("7", TEXT)]
+    else:
+        with pytest.raises(DataError, match="no file is called note"):
+            texts(source)
