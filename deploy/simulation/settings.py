@@ -123,8 +123,10 @@ class Simulation(Section):
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
-        if (self.table is None) != (self.site_column is None):
-            raise ValueError("site_column: needs one table, which is no site's: --data FILE; and one table needs it")
+        if self.table is not None and self.site_column is None:
+            raise ValueError("table: of whom its rows are, site_column says (--site-column); or --data names a site")
+        if self.table is None and self.site_column is not None:
+            raise ValueError("site_column: is of one table, which no site is named for: --data FILE")
         if self.table is not None and self.data:
             raise ValueError("table: has all sites' records, and there are data of sites beside it")
         return self

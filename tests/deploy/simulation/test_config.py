@@ -228,7 +228,8 @@ def test_sites_of_one_table_are_called_after_their_values_and_have_the_rows_that
         ),
         ("東京", {"nominal_units": {"st-mary-s": 1}}, "line 3: hospital has no value that makes a site's name"),
         ("Zürich", {"nominal_units": {"ost": 1}, "site_column": "ward"}, "line 1: no column is called ward"),
-        ("Zürich", {"nominal_units": {"ost": 1}, "site_column": None}, "simulation.site_column: needs one table"),
+        ("Zürich", {"nominal_units": {"ost": 1}, "site_column": None}, "simulation.table: of whom its rows are"),
+        ("Zürich", {"data": {"ost": "ost.csv"}}, "simulation.site_column: is of one table"),
         ("Zürich", {"nominal_units": {"ost": 1}, "site_column": "{x}"}, "site_column = .* needs a column's name"),
     ],
 )
