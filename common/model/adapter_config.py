@@ -27,4 +27,6 @@ def adapter_config(lora: Lora, *, base_model: str, fan_in_fan_out: bool) -> byte
         "target_modules": sorted(set(lora.target_modules)),
         "task_type": "CAUSAL_LM",
     }
-    return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if lora.layers is not None:
+        config["layers_to_transform"] = lora.numbered
+    return json.dumps(dict(sorted(config.items())), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"

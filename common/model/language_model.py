@@ -101,6 +101,8 @@ class LanguageModel:
                 found.append(f"{name} is scaled by {scaling}, not by {lora.alpha / lora.rank}")
             if not any(name.endswith("." + target) for target in lora.target_modules):
                 found.append(f"{name} is none of {', '.join(lora.target_modules)}")
+            elif lora.numbered is not None and _block(name) not in lora.numbered:
+                found.append(f"{name} is in none of the blocks {lora.numbered}")
         return found
 
     def get_adapter(self) -> Vector:
@@ -288,3 +290,12 @@ def _evaluation_slices(batch: int, tokens: int) -> Iterator[tuple[int, int]]:
 def _saved_name(name: str) -> str:
     """A parameter's name as peft saves it, without the name of the adapter ("default")."""
     return name.replace(".default", "")
+
+
+def _block(name: str) -> int | None:
+    """The number of the block that a layer is in, as peft takes it: the first in its name.
+
+    >>> _block("model.layers.12.mlp.down_proj"), _block("lm_head")
+    (12, None)
+    """
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)

@@ -25,12 +25,23 @@ class Lora:
 
     ``ffa``: A is public, drawn once and frozen, and B is trained (Sun et al. 2024, FFA-LoRA): the mean of B is the mean
     of the updates, and noise is not squared. ``lora``: A and B are trained. Others (RoLoRA) raise StudyError.
+    ``layers``: only blocks of these numbers, from the first to the last, counted from 0.
     """
 
     target_modules: tuple[str, ...]
+    layers: tuple[int, int] | None = None
     kind: Literal["ffa", "lora"] = "ffa"
     rank: int = 4
     alpha: float = 8.0
+
+    @property
+    def numbered(self) -> list[int] | None:
+        """The numbers of the blocks that get an adapter; None: of all."""
+        return None if self.layers is None else list(range(self.layers[0], self.layers[1] + 1))
+
+    def __str__(self) -> str:
+        among = "" if self.layers is None else f" of layers {self.layers[0]} to {self.layers[1]}"
+        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.target_modules)}{among}"
 
     def __post_init__(self) -> None:
         if self.kind not in ("ffa", "lora"):
@@ -52,6 +63,7 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.target_modules),
+        layers_to_transform=lora.numbered,
         exclude_modules=_beside_the_text(base, lora.target_modules),
         lora_dropout=0.0,
         bias="none",
@@ -60,9 +72,9 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in base.modules()),
     )
     attaching = library_errors(
-        f"peft attaches no adapter to {', '.join(lora.target_modules)}",
+        f"peft attaches no adapter of {lora}",
         why=_WHY,
-        fix="choose other target_modules; layers of the attention work in most models",
+        fix="choose other target_modules, or other layers; those of the attention work in most models",
     )
     with attaching, quiet():
         module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)

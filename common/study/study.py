@@ -12,6 +12,7 @@ from ..privacy.trust import Trust
 from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 from .about import AboutSection
+from .builtin import with_tuned
 
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
 LayerName = Annotated[
@@ -54,6 +55,15 @@ class ModelSection(Section):
     ] = ("v_proj",)
     rank: Annotated[int, Option("Rank of the adapter"), Field(ge=1, le=256)] = 4
     alpha: Annotated[float, Help("The adapter's output is scaled by alpha / rank"), Field(gt=0, le=4096)] = 16.0
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
+        Help(
+            "The first and the last block that get one, from 0; upper ones alone cost less",
+            example="[12, 23]",
+            unset="all",
+        ),
+        Field(strict=False),
+    ] = None
     license: Annotated[
         Words | None,
         Help("The base model's; if left out, what its folder's README.md states", example='"apache-2.0"'),
@@ -62,7 +72,13 @@ class ModelSection(Section):
     @property
     def lora(self) -> Lora:
         """The adapter, as the language model is loaded with it."""
-        return Lora(kind=self.adapter, target_modules=self.target_modules, rank=self.rank, alpha=self.alpha)
+        return Lora(
+            kind=self.adapter,
+            target_modules=self.target_modules,
+            layers=self.layers,
+            rank=self.rank,
+            alpha=self.alpha,
+        )
 
 
 class DataSection(Section):
@@ -221,7 +237,8 @@ class Site(Section):
 class Study(Section):
     """All parameters of one federated run, as people write them; ``complete_study`` fills in what follows.
 
-    Only its sites must be named, three or more. ``Study.model_validate`` reads the tables of a study.toml; it raises
+    Only its sites must be named, three or more. On the built-in model, ``builtin.TUNED`` stands for what is left out.
+    ``Study.model_validate`` reads the tables of a study.toml; it raises
     pydantic's ValidationError, which names each wrong field.
 
     >>> sites = [{"name": name, "nominal_units": 200} for name in ("north", "south", "west")]
@@ -237,6 +254,11 @@ class Study(Section):
     training: TrainingSection = TrainingSection()
     secagg: SecaggSection = SecaggSection()
     sites: tuple[Site, ...] = Field(min_length=3, max_length=1000, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuned(cls, given: Any) -> Any:
+        return with_tuned(given)
 
     @classmethod
     def sections(cls) -> dict[str, type[Section]]:
@@ -275,6 +297,9 @@ class Study(Section):
             )
         if self.privacy.trust == "distributed" and self.secagg.modulus_bits == 16:
             raise ValueError("secagg.modulus_bits: distributed trust sums noisy integers and needs 32")
+        layers = self.model.layers
+        if layers is not None and layers[0] > layers[1]:
+            raise ValueError(f"model.layers: {layers[0]} is above {layers[1]}; give the first and the last block")
         if 2 * self.data.overlap > self.data.max_tokens:
             raise ValueError(
                 f"data.overlap: {self.data.overlap} is above half of the {self.data.max_tokens} tokens of a window, "

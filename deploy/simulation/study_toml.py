@@ -32,8 +32,9 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
     ...
     [model]
     ...
-    rank = 4                          # Rank of the adapter
-    alpha = 16.0                      # The adapter's output is scaled by alpha / rank
+    rank = 1                          # Rank of the adapter
+    alpha = 64.0                      # The adapter's output is scaled by alpha / rank
+    layers = [15, 27]                 # The first and the last block that get one, from 0; ...
     # license = "apache-2.0"          # The base model's; if left out, what its folder's README.md states
     <BLANKLINE>
     [data]

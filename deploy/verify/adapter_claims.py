@@ -35,7 +35,7 @@ def _configured(case: Case) -> str:
     if found not in expected:
         other = [*differences(parse_json(CONFIG, found), json.loads(expected[0]))]
         raise DisagreesError(f"{CONFIG} has another {', '.join(other[:10]) or 'form'} than follows from the manifest")
-    return f"byte for byte: rank {model.rank}, alpha {model.alpha:g}, on {', '.join(model.target_modules)} of {base}"
+    return f"byte for byte: {model.lora}, of {base}"
 
 
 def adapter_vector(case: Case, *, trained: bool) -> Vector:

@@ -1,5 +1,7 @@
 """The adapter is on the layers that text reaches, and what is released can be used as people use it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import (
 )
 
 from grandrounds.common.errors import ModelError
+from grandrounds.common.model.adapter_config import adapter_config
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 
@@ -130,3 +133,24 @@ def test_what_peft_refuses_is_told_in_its_words(tmp_path):
     ).save_pretrained(tmp_path)
     assert "Mamba" in refused(tmp_path, "out_proj").what
     assert "dt_proj" in refused(tmp_path, "in_proj", "dt_proj").what
+
+
+def test_layers_choose_the_blocks_that_get_an_adapter_as_peft_does(tmp_path):
+    save_tiny_model(tmp_path)
+    every, upper = (
+        LanguageModel.load(tmp_path, Lora(target_modules=("q_proj", "v_proj"), layers=layers), seed=0)
+        for layers in (None, (1, 1))
+    )
+    assert upper.layout.dimension * 2 == every.layout.dimension
+    assert all(".1." in name for name in upper.trained)
+    assert upper.differences_from(Lora(target_modules=("q_proj", "v_proj"), layers=(1, 1), alpha=8.0)) == []
+    lower = Lora(target_modules=("q_proj", "v_proj"), layers=(0, 0), alpha=8.0)
+    assert "is in none of the blocks [0]" in every.differences_from(lower)[0]
+    config = json.loads(adapter_config(lower, base_model="x", fan_in_fan_out=False))
+    assert config["layers_to_transform"] == [0] and list(config) == sorted(config)
+
+
+def test_layers_that_the_model_does_not_have_are_refused(tmp_path):
+    save_tiny_model(tmp_path)
+    with pytest.raises(ModelError, match="of layers 7 to 9"):
+        LanguageModel.load(tmp_path, Lora(target_modules=("q_proj",), layers=(7, 9)), seed=0)

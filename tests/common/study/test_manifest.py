@@ -41,7 +41,7 @@ def complete(**privacy: Any) -> dict[str, Any]:
     """The fields of a study in which nothing is left open, under local trust, where every field can be varied."""
     return {
         "about": ABOUT,
-        "model": {"license": "mit"},
+        "model": {"license": "mit", "layers": [2, 4]},
         "privacy": {
             "trust": "local",
             "delta": 1e-3,

@@ -1,0 +1,38 @@
+"""What a study on the built-in model has where its author says nothing: tuned on synthetic patients of other seeds."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..model.base_folder import BUILTIN_MODEL
+
+# The projections that write what the upper half of the blocks found: few numbers, so that little noise is added, and
+# gradients that point the same way for most patients. Those of the lower half, and of values, overshoot. Together they
+# are one choice: a rate is of one scale, norm and optimiser.
+TUNED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "model": {"target_modules": ("o_proj", "down_proj"), "layers": (15, 27), "rank": 1, "alpha": 64.0},
+    "privacy": {"clipping_norm": 0.3},
+    "training": {"optimizer": "sgd", "learning_rate": 2.4},
+}
+
+
+def with_tuned(fields: Any) -> Any:
+    """A study's tables, with ``TUNED`` where they are on the built-in model and state nothing of it.
+
+    For distributed trust alone: under local trust sites step by themselves, at rates of their own.
+
+    >>> with_tuned({"training": {"rounds": 3}})["training"]
+    {'optimizer': 'sgd', 'learning_rate': 2.4, 'rounds': 3}
+    >>> with_tuned({"model": {"rank": 8}})
+    {'model': {'rank': 8}}
+    """
+    if not isinstance(fields, Mapping):
+        return fields
+    tables = {name: fields.get(name, {}) for name in TUNED}
+    if not all(isinstance(table, Mapping) for table in tables.values()):  # which is refused with the rest
+        return fields
+    is_builtin = tables["model"].get("name", BUILTIN_MODEL) == BUILTIN_MODEL
+    is_distributed = tables["privacy"].get("trust", "distributed") == "distributed"
+    is_stated = any(not tuned.keys().isdisjoint(tables[name]) for name, tuned in TUNED.items())
+    if not is_builtin or not is_distributed or is_stated:
+        return fields
+    return {**fields, **{name: {**tuned, **tables[name]} for name, tuned in TUNED.items()}}

@@ -1,0 +1,35 @@
+"""What stands for what an author leaves out on the built-in model."""
+
+from typing import Any
+
+import pytest
+
+from grandrounds.common.errors import StudyError
+from grandrounds.common.schema import validated
+from grandrounds.common.study.builtin import TUNED
+from grandrounds.common.study.study import Study
+
+SITES = [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")]
+
+
+def study(**tables: Any) -> dict[str, Any]:
+    return validated(Study, {"sites": SITES, **tables}).model_dump()
+
+
+def test_the_built_in_model_is_trained_as_it_was_tuned_unless_any_of_that_is_stated() -> None:
+    found = study()
+    assert all(found[table][field] == value for table, fields in TUNED.items() for field, value in fields.items())
+    for stated in ({"model": {"rank": 8}}, {"training": {"optimizer": "adam"}}, {"privacy": {"clipping_norm": 1.0}}):
+        assert study(**stated)["model"]["target_modules"] == ("v_proj",)
+
+
+@pytest.mark.parametrize("tables", [{"model": {"name": "tiny"}}, {"privacy": {"trust": "local"}}])
+def test_no_other_model_is_nor_a_step_of_a_site_alone(tables: dict[str, Any]) -> None:
+    assert study(**tables)["model"]["layers"] is None
+
+
+def test_layers_are_a_first_and_a_last_one() -> None:
+    assert study(model={"name": "tiny", "layers": [3, 3]})["model"]["layers"] == (3, 3)
+    for wrong in ([4, 3], [1], [-1, 2], ["1", "2"]):
+        with pytest.raises(StudyError, match="layers"):
+            study(model={"name": "tiny", "layers": wrong})
