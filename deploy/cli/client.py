@@ -145,7 +145,7 @@ def check(
 ) -> None:
     """Try the site's own records, and with a study two private steps on them; or the way to the server.
 
-    Nothing is kept or sent.
+    Records are prepared for the study where they are not yet; nothing else is kept, and nothing sent.
     """
     from ..site_ops.users import act_as_worker
 

@@ -42,9 +42,8 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
             fix=f"go on where it stopped, at any time: grandrounds client prepare {folder.path} {study.name}",
         ) from None
     others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
-    opted_out = folder.policy().data.opted_out
     if len(records.kept) < len(records.store.patients):  # who is not to be read is not to be kept, either
-        forget_in(folder.prepared, OptOuts.read(opted_out), folder.fingerprint_key())
+        forget_in(folder.prepared, OptOuts.read(folder.policy().data.opted_out), folder.fingerprint_key())
     size_bytes = sum(path.stat().st_size for place in places(folder.prepared) for path in place.iterdir())
     return [
         "the records were prepared before, and nothing has changed since"
