@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from grandrounds.client.minimisation.minimiser import Minimiser
 from grandrounds.client.minimisation.rules import Minimisation
+from grandrounds.common.data import preparation as module
 from grandrounds.common.data.preparation import Preparation
 from grandrounds.common.data.records import named_rows
 from grandrounds.common.data.tokenisation import Tokenisation
@@ -65,6 +66,15 @@ def test_others_records_change_nothing_of_a_patient_s():
     alone = [("a", f"seen 2024-03-0{day}, and then {day}") for day in range(1, 7)]
     assert len(said(prepared(alone, **rules).store)["a"]) == 2
     assert said(prepared([*PAIRS[4:], *alone], **rules).store)["a"] == said(prepared(alone, **rules).store)["a"]
+
+
+def test_near_duplicates_are_found_wherever_they_were_kept_meanwhile(tmp_path, monkeypatch):
+    long = "the patient was admitted with pain, and discharged well after three days of rest and little else"
+    pairs = [("a", long), ("b", long), ("a", "fever"), ("a", f"{long}."), ("b", f"{long}!"), ("c", long), ("b", "pain")]
+    whole = said(prepared(pairs, near_duplicates=0.8).store)
+    assert {patient: len(texts) for patient, texts in whole.items()} == {"a": 2, "b": 2, "c": 1}
+    monkeypatch.setattr(module, "_SHARD", 2)
+    assert said(prepared(pairs, tmp_path, near_duplicates=0.8).store) == whole
 
 
 def test_a_record_that_nothing_is_left_of_keeps_its_place_and_is_listed_with_the_reason():
