@@ -3,7 +3,6 @@
 Hypothesis feeds them in ``test_malformed.py``, and atheris in ``fuzz.py`` (``make soak``).
 """
 
-import base64
 import copy
 import json
 import struct
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import rfc8785
+from support.fhir_export import document, inline, patient, report, section
 from support.ledger.fuzz_ledger import at_begin, feed_begin, feed_ledger, ledger_story, written
 from support.ledger.ledger_history import copied
 from support.secagg.cohort import EXCHANGES, Attempt, Cohort, fork
@@ -292,20 +292,13 @@ CSV = [
 ]
 
 
-def document(attachment: dict[str, str], **others: Any) -> dict[str, Any]:
-    about = {"resourceType": "DocumentReference", "status": "final", "subject": {"reference": "Patient/1"}}
-    return {**about, "content": [{"attachment": attachment}], **others}
-
-
 def exports() -> list[bytes]:
     """Patients who are linked, a note of each kind, and a Binary."""
-    link = {"other": {"reference": "urn:uuid:2"}, "type": "replaced-by"}
-    section = {"title": "a", "text": {"div": "<div>b</div>"}}
     resources = [
-        {"resourceType": "Patient", "id": "1", "link": [link]},
+        patient("1", ("replaced-by", "urn:uuid:2")),
         document({"contentType": "text/plain;charset=latin-1", "url": "x/Binary/3"}, category=[{"text": "a"}]),
-        document({}, resourceType="DiagnosticReport", conclusion="b"),
-        document({}, resourceType="Composition", section=[section]),
+        report(conclusion="b"),
+        report(resourceType="Composition", section=[section("a", "b")]),
         {"resourceType": "Binary", "id": "3", "data": "YQ=="},
     ]
     return [b"\n".join(json.dumps(one).encode() for one in resources)]
@@ -317,7 +310,7 @@ def read_export(path: Path) -> object:
 
 def feed_attachment(content_type: str, data: bytes) -> object:
     """Inline, in a document; what cannot be read is refused."""
-    attachment = {"contentType": content_type, "data": base64.b64encode(data).decode()}
+    attachment = inline(data.decode("latin-1"), content_type, "latin-1")
     return as_file("a.ndjson", read_export)(json.dumps(document(attachment)).encode())
 
 
