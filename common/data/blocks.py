@@ -1,5 +1,6 @@
 """Blocks: windows of many records in flat arrays, in memory or in a folder that is mapped as it is read."""
 
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -138,11 +139,21 @@ def _gather_tokens(blocks: Sequence[Block], places: Offsets, sizes: Offsets, fol
                     out[place : place + end - start] = own[start:end]
                 else:
                     os.pwrite(descriptor, own[start:end].tobytes(), header + place * dtype.itemsize)
+            _let_go(own)
     finally:
         if descriptor >= 0:
             os.fsync(descriptor)
             os.close(descriptor)
     return out
+
+
+def _let_go(array: NDArray[Any]) -> None:
+    """Of a mapped array, keep no page in memory: each was looked at once. It is read again where it is needed."""
+    source: Any = array
+    while isinstance(source, np.ndarray):
+        source = source.base
+    if isinstance(source, mmap.mmap):
+        source.madvise(mmap.MADV_DONTNEED)
 
 
 def _edges(block: Block) -> tuple[list[int], list[int]]:
