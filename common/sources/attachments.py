@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from .binaries import Binaries
 from .elements import Element, ElementError, text_of
+from .files import LONGEST
 from .markup import html_text, rtf_text
 from .rows import Malformed
 
@@ -117,6 +118,8 @@ class Attachments:
             if not path.is_file():
                 what, fix = "its attachment's file is not there", "put it there, export its Binary, or say attachments"
                 raise ElementError(what, fix)
+            if path.stat().st_size >= LONGEST:
+                raise ElementError("its attachment's file is too long", "give files of less than 256 MiB")
             return path.read_bytes()
         except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file can have
             raise ElementError("its attachment's file cannot be read", "check its url and its permissions") from None

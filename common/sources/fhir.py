@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from .attachments import Attachments
 from .binaries import BINARY, Binaries
 from .elements import Element, ElementError, object_of, objects_of, resource_of, text_of
 from .fhir_references import PATIENT, Link, links_of, one_identifier, patient_of
-from .files import Reading, SourceFile, found_files
+from .files import LONGEST, Reading, SourceFile, found_files
 from .markup import html_text
 from .rows import PATIENT_ID, Rows, refuse
 
@@ -116,7 +116,7 @@ def _links(file: SourceFile, reading: Reading, binaries: Binaries) -> Iterator[L
     """The links of a file's patients; Binaries are noted on the way. Raises DataError where a link names nobody."""
     with reading.open(file) as lines:
         offset = 0
-        for number, line in enumerate(lines, start=1):
+        for number, line in _lines(file, lines):
             begins, offset = offset, offset + len(line)
             kind, resource = _kind(line), None
             if kind == BINARY:
@@ -130,6 +130,16 @@ def _links(file: SourceFile, reading: Reading, binaries: Binaries) -> Iterator[L
             except ElementError as error:
                 if kind or resource:  # what may be of any type is set aside later
                     file.refuse(f"line {number}", error.malformed.what, error.malformed.fix)
+
+
+def _lines(file: SourceFile, lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, one held at a time. Raises DataError where one is too long."""
+    number = 0
+    while line := lines.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST:
+            file.refuse(f"line {number}", "is too long", "write one resource a line, each of less than 256 MiB")
+        yield number, line
 
 
 def _kind(line: bytes) -> str:
@@ -155,7 +165,7 @@ def _rows(
     )
     types = {name.casefold() for name in settings.types}
     with reading.open(file) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in _lines(file, lines):
             kind = _kind(line)
             if line.isspace() or kind not in ("", *settings.resources):
                 passed_over["of another resourceType"] += bool(kind)

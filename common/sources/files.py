@@ -21,6 +21,9 @@ _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _COMPRESSED_ENDINGS: Final = (".gz", ".zst")
 _PACKED: Final = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _LONGEST_MAGIC: Final = 6
+# Of a line, in bytes or characters: a quote that is not closed, or a few bytes that unpack to many, must not hold all
+# that follows, or might.
+LONGEST: Final = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def _files(named: Path, endings: Collection[str]) -> list[Path]:
         refuse(named.name, f"it cannot be read ({reason(error)})", "check the path and its permissions")
     if not at:
         refuse(named.name, "no file has such a name", "compare the pattern with what is there")
+    if any(path.exists() and not path.is_file() for path in files):
+        refuse(named.name, "it is a pipe or a device", "give a file: records are read more than once")
     if not files:
         refuse(named.name, "no file of a known kind is in the folder", f"known are {', '.join(sorted(endings))}")
     return files

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from .columns import Columns, Refuse
-from .files import Reading, SourceFile, found_files
+from .files import LONGEST, Reading, SourceFile, found_files
 from .rows import Malformed, Rows, has_surrogates
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ ENDINGS: Final = {
 _DELIMITERS: Final = (",", ";", "\t", "|")
 _BATCH: Final = 1024  # rows of Parquet held at a time
 _PAGE: Final = 1 << 20  # bytes of a column of Parquet read at a time: by itself, pyarrow holds all of a row group
-# One long note must not keep its site away, nor a quote that is not closed hold all that follows.
-_LONGEST: Final = 1 << 28
-csv.field_size_limit(_LONGEST)  # the whole process's
+csv.field_size_limit(LONGEST)  # the whole process's
+_ENCODING: Final = 'save the file as UTF-8, or say what it is: encoding = "cp1252" (simulate: --encoding)'
 
 _Cells = Mapping[str, object]
 
@@ -67,12 +66,22 @@ class Table:
         number = 0
         with self.reading.open(self.file) as file:
             lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
-            while line := lines.readline(_LONGEST):
+            while line := self._line(lines, number + 1):
                 number += 1
-                if len(line) == _LONGEST:
-                    fix = "write one record a line, and texts of less than 256 MiB"
-                    self.file.refuse(f"line {number}", "is too long", fix)
                 yield line
+
+    def _line(self, lines: io.TextIOWrapper, number: int) -> str:
+        """The next line, "" at the end."""
+        try:
+            line = lines.readline(LONGEST)
+        except UnicodeError:  # of encodings in which nothing can be read from there on, as UTF-16
+            self.file.refuse(
+                f"line {number}", "is not of the encoding that is expected, nor is what follows", _ENCODING
+            )
+        if len(line) == LONGEST:
+            fix = "write one record a line, and texts of less than 256 MiB"
+            self.file.refuse(f"line {number}", "is too long", fix)
+        return line
 
 
 def table_rows(source: "DataSource", reading: Reading) -> Rows:
@@ -117,7 +126,7 @@ def _json_row(line: str) -> _Cells | Malformed:
         if has_surrogates(line):
             return Malformed(
                 what="is not of the encoding that is expected",
-                fix='save the file as UTF-8, or say what it is: encoding = "cp1252" (simulate: --encoding)',
+                fix=_ENCODING,
             )
         row = None
     if isinstance(row, dict):

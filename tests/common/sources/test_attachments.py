@@ -160,3 +160,10 @@ def test_files_of_attachments_may_lie_in_a_folder_of_their_own(tmp_path: Path) -
     source = DataSource.model_validate(relative).below(tmp_path)
     assert texts(source) == [("1", "well")]
     assert source.paths == (tmp_path / "export", tmp_path / "files")
+
+
+def test_an_attachment_s_file_that_is_too_long_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grandrounds.common.sources.attachments.LONGEST", 4)
+    (tmp_path / "note.txt").write_text("well")
+    source = export(tmp_path, document({"contentType": "text/plain", "url": "note.txt"}))
+    assert reasons(source) == [("Notes.ndjson, line 1", "its attachment's file is too long")]

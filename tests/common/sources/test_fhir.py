@@ -212,3 +212,12 @@ def test_whatever_stands_anywhere_in_a_resource_nothing_but_a_refusal_comes_of_i
         assert error.__suppress_context__
         said = [error.diagnostics()]
     assert SECRET not in "".join(said)
+
+
+def test_a_line_that_does_not_end_is_refused_before_all_of_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grandrounds.common.sources.fhir.LONGEST", 1 << 10)
+    (tmp_path / "Notes.ndjson.gz").write_bytes(gzip.compress(json.dumps(document()).encode() + b"\n" + bytes(1 << 20)))
+    with pytest.raises(DataError, match="line 2: is too long"):
+        texts(DataSource.model_validate({"files": (tmp_path,), "format": "fhir"}))

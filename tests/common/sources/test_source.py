@@ -45,6 +45,13 @@ def test_what_names_no_file_is_refused_by_its_name(tmp_path: Path, named: str, s
         read_records(folder / named)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "notes.jsonl")
+    for named in (tmp_path / "notes.jsonl", tmp_path):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            DataSource(files=(named,)).found()
+
+
 def test_how_far_the_reading_is_grows_from_nothing_to_all(tmp_path: Path) -> None:
     folder, reading = folder_of_exports(tmp_path), Reading()
     shares = [reading.share for _ in read_rows(DataSource(files=(folder,)), reading)]

@@ -204,6 +204,20 @@ def test_a_crosswalk_that_leads_two_ways_or_further_on_is_refused(tmp_path: Path
     assert NAME not in refusal.value.diagnostics()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "cut"),
+    [("utf-16", b"\x00"), ("utf-16", b"\x00\xdc\x41\x00"), ("utf-7", b"+\x80"), ("iso2022_jp", b"\x1b$B\x20")],
+)
+def test_what_an_encoding_cannot_go_on_from_is_refused_without_a_word(
+    tmp_path: Path, encoding: str, cut: bytes
+) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_bytes(json.dumps({"patient_id": "7", "text": NAME}).encode(encoding) + cut)
+    with pytest.raises(DataError, match="line 1: is not of the encoding that is expected") as refused:
+        read_records(DataSource(files=(path,), encoding=encoding))
+    assert NAME not in refused.value.diagnostics()
+
+
 def test_what_was_said_of_a_source_is_what_is_written_of_it() -> None:
     whole: Any = "notes.csv"
     assert DataSource.of(whole).model_dump(mode="json") == whole
