@@ -50,7 +50,7 @@ class Tokenisation:
         self._break = _break(tokenizer)
         self._marks_assistant = bool(_GENERATION_BLOCK.search(str(tokenizer.chat_template or "")))
         self._encode_batch = _batch_encoder(tokenizer)
-        self._check_vocabulary()
+        self._size = 1 + max(self._check_vocabulary(), (vocabulary_size or 0) - 1)
         if self._marks_assistant:
             self._check_marks()
 
@@ -62,7 +62,7 @@ class Tokenisation:
     @property
     def size(self) -> int:
         """A bound on its tokens, from 0 on."""
-        return max(len(self._tokenizer), self._vocabulary_size or 0)
+        return self._size
 
     def layouts(self, records: Sequence[Record]) -> list[Layout | DataError]:
         """Each record laid out whole, or why it cannot be: the same as alone, in less time.
@@ -177,10 +177,13 @@ class Tokenisation:
     def _is_beyond(self, token: int) -> bool:
         return self._vocabulary_size is not None and token >= self._vocabulary_size
 
-    def _check_vocabulary(self) -> None:
-        """Tokens that are added to a vocabulary may be beyond the model's, but not those that each record gets."""
-        added = set(self._tokenizer.get_added_vocab().values())
-        own = (token for token in self._tokenizer.get_vocab().values() if token not in added)
+    def _check_vocabulary(self) -> int:
+        """The last of all tokens, which need not be as many: some tokenizers leave numbers out.
+
+        Tokens that are added to a vocabulary may be beyond the model's, but not those that each record gets.
+        """
+        added, every = set(self._tokenizer.get_added_vocab().values()), self._tokenizer.get_vocab().values()
+        own = (token for token in every if token not in added)
         needed = {*own, *self._opening, *self._ended([])}
         beyond = sorted(filter(self._is_beyond, needed))
         if beyond:
@@ -190,6 +193,7 @@ class Tokenisation:
                 why="a record with one of them can be neither read nor predicted",
                 fix="use the tokenizer that the model was trained with, or resize the model's embeddings to it",
             )
+        return max(every, default=0)
 
     def _check_marks(self) -> None:
         """Raises ModelError unless what is marked grows with the assistant's turn, and not with the user's."""

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from grandrounds.common.data.records import Chat, Content, PromptCompletion, Record, SetAsideContent, Text, Turn
+from grandrounds.common.data.preparation import Preparation
+from grandrounds.common.data.records import (
+    Chat,
+    Content,
+    PromptCompletion,
+    Record,
+    SetAsideContent,
+    Text,
+    Turn,
+    named_rows,
+)
 from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
 from grandrounds.common.data.windows import Layout, windows_of
 from grandrounds.common.errors import DataError, ModelError
@@ -306,3 +316,13 @@ def test_what_a_library_says_of_a_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(ModelError, match=r"cannot be loaded \(\w+: .+\)"):
         Tokenisation.load(str(tmp_path))
+
+
+def test_numbers_that_a_tokenizer_leaves_out_are_room_for_the_last_of_its_tokens() -> None:
+    vocabulary = {"well": 0, "ill": (1 << 16) + 5}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="well")))  # noqa: S106
+    tokenisation = Tokenisation(tokenizer)
+    made = Preparation(tokenisation=tokenisation, max_tokens=8).of_rows(
+        "notes", named_rows("notes", [{"patient_id": "p", "text": "ill"}])
+    )
+    assert made.store.block.tokens.tolist() == [(1 << 16) + 5]
