@@ -138,7 +138,7 @@ def _gather_tokens(blocks: Sequence[Block], places: Offsets, sizes: Offsets, fol
                 if folder is None:
                     out[place : place + end - start] = own[start:end]
                 else:
-                    os.pwrite(descriptor, own[start:end].tobytes(), header + place * dtype.itemsize)
+                    _write_at(descriptor, own[start:end].tobytes(), header + place * dtype.itemsize)
             _let_go(own)
     finally:
         if descriptor >= 0:
@@ -154,6 +154,13 @@ def _let_go(array: NDArray[Any]) -> None:
         source = source.base
     if isinstance(source, mmap.mmap):
         source.madvise(mmap.MADV_DONTNEED)
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> None:
+    """All of it, of which a full disk, or much of it, has the system write a part alone."""
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        data, place = data[written:], place + written
 
 
 def _edges(block: Block) -> tuple[list[int], list[int]]:
@@ -194,10 +201,15 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
 
 
+def private(path: str, flags: int) -> int:
+    """An opener of files for their owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 def write_array(path: Path, array: NDArray[Any], shape: tuple[int, ...] | None = None) -> int:
     """Write an array, for the file's owner alone, or the header of one that has ``shape``; the header's length."""
     described = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(path, "wb", opener=private) as file:
         np.lib.format.write_array_header_1_0(file, described | {"shape": array.shape if shape is None else shape})
         header = file.tell()
         file.write(np.ascontiguousarray(array).data if array.size else b"")

@@ -20,8 +20,19 @@ from ..sources.source import DataSource, read_rows
 from ..system.files import make_private_folder
 from .blocks import Block, Offsets, Tokens, gathered, offsets
 from .quarantine import Quarantine
-from .records import Chat, Content, Findings, PromptCompletion, Record, RecordChecks, SetAsideContent, Text, parsed
-from .shards import Shard, Tokenised
+from .records import (
+    Chat,
+    Content,
+    Findings,
+    PromptCompletion,
+    Record,
+    RecordChecks,
+    SetAsideContent,
+    Text,
+    parsed,
+    size_of,
+)
+from .shards import Shard, Tokenised, read_as, read_of
 from .store import Store
 from .tokenisation import Tokenisation
 from .windows import NOTHING, cut_of, windows_of
@@ -94,7 +105,8 @@ class Preparation:
     ) -> Prepared:
         """The store of a source's rows, in memory, or in a ``folder`` that is there; errors call the source ``name``.
 
-        What an interrupted call left in the folder is gone on with, if the source gives the same rows again.
+        What an interrupted call left in the folder is gone on with; where the source gives other records than it did
+        then, that is removed and DataError raised, so that the next call begins anew.
         ``progress`` is told how many records are done. Raises DataError as ``RecordChecks`` does and where most records
         cannot be laid out, ModelError, StorageError and OSError.
         """
@@ -102,7 +114,7 @@ class Preparation:
         checks = RecordChecks(name, self.similar, quarantine)
         records = (record for one in parsed(rows) if (record := checks.admit(one)) is not None)
         shards: list[Shard] = []
-        for shard in self._shards(records, folder):
+        for shard in self._shards(name, records, folder):
             shards.append(shard)
             progress(sum(each.block.count for each in shards))
         findings = checks.finish()
@@ -123,15 +135,20 @@ class Preparation:
         cut, lost = (sum(counts) for counts in zip(*((shard.cut, shard.lost) for shard in shards), strict=True))
         return Prepared(store=store, quarantine=quarantine, cut=cut, lost=lost)
 
-    def _shards(self, records: Iterator[Record], folder: Path | None) -> Iterator[Shard]:
+    def _shards(self, name: str, records: Iterator[Record], folder: Path | None) -> Iterator[Shard]:
         if folder is None:
             yield from (Shard.of(some, self._dtype) for some in _parts(self._tokenised(records), _SHARD))
             return
         number = 0
         while (found := Shard.open(_shard_folder(folder, number))) is not None:
             number += 1
-            for _ in islice(records, found.block.count):  # whose checks are not kept
-                pass
+            if read_of(map(read_as, islice(records, found.block.count))) != found.source:
+                shutil.rmtree(folder / _UNORDERED)
+                raise DataError(
+                    f"{name} gives other records than when its preparation was interrupted",
+                    why="some would be left out, or be there twice or under another's name",
+                    fix="repeat the command, which begins anew",
+                )
             yield found
         for some in _parts(self._tokenised(records), _SHARD):
             place = _shard_folder(folder, number)
@@ -163,20 +180,20 @@ class Preparation:
         to_lay_out = [record for record in given if not isinstance(record.content, SetAsideContent)]
         layouts = iter(self.tokenisation.layouts(to_lay_out))
         made = []
-        for record in given:
+        for record, read in zip(given, map(read_as, records), strict=True):
             whose, kind = record.patient_id, _KINDS.index(type(record.content))
             if isinstance(record.content, SetAsideContent):
                 why = (record.position, record.content.reason) if record.content.reason else None
-                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING], refused=why))
+                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING], read=read, refused=why))
                 continue
             layout = next(layouts)
             if isinstance(layout, DataError):
                 refused = (record.position, layout.what.removeprefix(f"{record.position}: "))
-                made.append(Tokenised(patient_id=whose, kind=0, windows=[NOTHING], refused=refused))
+                made.append(Tokenised(patient_id=whose, kind=0, windows=[NOTHING], read=read, refused=refused))
                 continue
             windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
             cut = cut_of(layout, self.max_tokens)
-            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, cut=cut))
+            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, read=read, cut=cut))
         return made
 
 
@@ -192,23 +209,12 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
     characters = 0
     for record in records:
         batch.append(record)
-        characters += _size(record.content)
+        characters += size_of(record.content)
         if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _size(content: Content) -> int:
-    match content:
-        case Text(text=text):
-            return len(text)
-        case PromptCompletion(prompt=prompt, completion=completion):
-            return len(prompt) + len(completion)
-        case Chat(messages=messages):
-            return sum(len(turn.content) for turn in messages)
-    return 0
 
 
 def _parts(records: Iterable[Tokenised], size: int) -> Iterator[list[Tokenised]]:

@@ -14,6 +14,8 @@ from ..sources.source import DataSource, read_rows
 from .quarantine import Quarantine
 
 _LARGEST_EXACT_FLOAT: Final = 2.0**53
+# No note is as long, and a tokenizer takes some hundred bytes for each character: the machine's memory would decide.
+_MOST_CHARACTERS: Final = 1 << 23
 _CLASHES_NAMED: Final = 5
 _PLACES_KEPT: Final = 1000
 _ONE_KIND: Final = "keep one kind a file: text, prompt with completion, or messages"
@@ -60,6 +62,7 @@ class SetAsideContent:
 
 
 Content = Text | PromptCompletion | Chat | SetAsideContent
+_KINDS: Final[tuple[type[Content], ...]] = (Text, PromptCompletion, Chat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,9 @@ class RecordChecks:
         if not self._count:
             _refuse_empty(self._name)
         # Not the first record's kind: it would decide over all others.
-        kind = max(self._kinds, key=lambda each: self._kinds[each].count, default=SetAsideContent)
+        # Nor, where two are as many, does the first.
+        known = [each for each in _KINDS if each in self._kinds]
+        kind = max(known, key=lambda each: self._kinds[each].count, default=SetAsideContent)
         for other, found in self._kinds.items():
             if other is not kind:
                 self._malformed += found.count - len(found.places)
@@ -300,7 +305,7 @@ def _content(row: Mapping[str, object]) -> Content | Malformed:
             return Malformed(
                 what="its messages are malformed", fix="give a list of {role, content}, none of them empty"
             )
-        return Chat(messages=messages)
+        return _not_too_long(Chat(messages=messages))
     texts: dict[str, str] = {}
     for name in sorted(fields, reverse=True):  # a prompt before its completion
         value = _own(row[name])
@@ -309,7 +314,26 @@ def _content(row: Mapping[str, object]) -> Content | Malformed:
                 what=f"its {name} is empty, or not text in UTF-8", fix=f"give it a {name}, or leave the record out"
             )
         texts[name] = value
-    return Text(**texts) if "text" in texts else PromptCompletion(**texts)
+    return _not_too_long(Text(**texts) if "text" in texts else PromptCompletion(**texts))
+
+
+def size_of(content: Content) -> int:
+    """How many characters it has."""
+    match content:
+        case Text(text=text):
+            return len(text)
+        case PromptCompletion(prompt=prompt, completion=completion):
+            return len(prompt) + len(completion)
+        case Chat(messages=messages):
+            return sum(len(turn.content) for turn in messages)
+    return 0
+
+
+def _not_too_long(content: Content) -> Content | Malformed:
+    if size_of(content) <= _MOST_CHARACTERS:
+        return content
+    what = f"is longer than {_MOST_CHARACTERS:,} characters"
+    return Malformed(what=what, fix="divide it into several records, or leave it out")
 
 
 def _parse_messages(value: object) -> tuple[Turn, ...] | None:

@@ -1,17 +1,20 @@
 """Shards: records that are tokenised but not yet in their order, a few thousand at a time."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..system.files import write_atomically
-from .blocks import Block
+from .blocks import Block, private
+from .records import Record
 from .windows import Window
 
 _SAID: Final = "shard.json"  # written last: a shard without it is not whole
@@ -20,7 +23,7 @@ _NUMBERS: Final = "numbers.npz"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenised:
-    """A record, tokenised: whose it is, of what kind, and its windows.
+    """A record, tokenised: whose it is, of what kind, its windows, and the digest of what was ``read``.
 
     ``refused`` says where and why nothing of it can be learnt, ``cut`` how many tokens a prompt lost of its beginning.
     """
@@ -28,6 +31,7 @@ class Tokenised:
     patient_id: str
     kind: int
     windows: Sequence[Window]
+    read: bytes
     refused: tuple[str, str] | None = None
     cut: int = 0
 
@@ -54,6 +58,7 @@ class Shard:
         refused: places of records of which nothing can be learnt, and why.
         cut: how many prompts lost their beginning.
         lost: how many tokens these were.
+        source: what was ``read_of`` them.
     """
 
     block: Block
@@ -64,6 +69,7 @@ class Shard:
     refused: Sequence[tuple[str, str]]
     cut: int
     lost: int
+    source: str
 
     @classmethod
     def of(cls, records: Sequence[Tokenised], dtype: type[np.unsignedinteger[Any]]) -> "Shard":
@@ -79,22 +85,39 @@ class Shard:
             refused=[record.refused for record in records if record.refused],
             cut=sum(record.cut > 0 for record in records),
             lost=sum(record.cut for record in records),
+            source=read_of(record.read for record in records),
         )
 
     @classmethod
     def open(cls, folder: Path) -> "Shard | None":
-        """The shard in a folder; None where it is not whole. Raises OSError and ValueError."""
+        """The shard in a folder; None where it is not whole, or damaged. Raises OSError."""
         if not (folder / _SAID).exists():
             return None
-        said = json.loads((folder / _SAID).read_bytes())
-        refused = [(place, why) for place, why in said.pop("refused")]
-        with np.load(folder / _NUMBERS, allow_pickle=False) as numbers:
-            return cls(block=Block.open(folder), refused=refused, **said, **numbers)
+        try:
+            said = json.loads((folder / _SAID).read_bytes())
+            refused = [(place, why) for place, why in said.pop("refused")]
+            with np.load(folder / _NUMBERS, allow_pickle=False) as numbers:
+                return cls(block=Block.open(folder), refused=refused, **said, **numbers)
+        except (FileNotFoundError, ValueError, EOFError, LookupError, TypeError, BadZipFile):
+            return None
 
     def write(self, folder: Path) -> None:
         """Write it to a folder that is there, for its owner alone. Raises OSError and StorageError."""
         self.block.write(folder)
-        with (folder / _NUMBERS).open("wb") as file:
+        with open(folder / _NUMBERS, "wb", opener=private) as file:
             np.savez(file, owners=self.owners, kinds=self.kinds, digests=self.digests)
-        said = {"patients": self.patients, "refused": self.refused, "cut": self.cut, "lost": self.lost}
+            os.fsync(file.fileno())
+        names = ("patients", "refused", "cut", "lost", "source")
+        said = {name: getattr(self, name) for name in names}
         write_atomically(folder / _SAID, json.dumps(said).encode(), mode=0o600)
+
+
+def read_as(record: Record) -> bytes:
+    """16 bytes that tell what was read of a record apart: place, patient and content."""
+    said = repr((record.position, record.patient_id, record.content))
+    return blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def read_of(digests: Iterable[bytes]) -> str:
+    """What tells records apart by the digests of what was read of each, in hex."""
+    return blake2b(b"".join(digests), digest_size=16).hexdigest()

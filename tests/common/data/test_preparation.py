@@ -1,5 +1,6 @@
 """A site's records, tokenised and in their order: the same store wherever and however they were read."""
 
+import os
 import random
 import stat
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from support.study.tiny_models import tiny_tokenizer
 from grandrounds.common.data import preparation as module
 from grandrounds.common.data.preparation import Preparation, Prepared
 from grandrounds.common.data.records import Record, Text, named_rows
-from grandrounds.common.data.shards import Tokenised
+from grandrounds.common.data.shards import Shard, Tokenised
 from grandrounds.common.data.store import PrivacyUnit, Store, Units
 from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import DataError, StorageError
@@ -96,6 +97,47 @@ def test_what_was_interrupted_is_gone_on_with_and_comes_to_the_same(
     again = len(laid_out)
     assert arrays(made.store) == arrays(prepare().store)
     assert again <= len(ROWS) - done + 4, "what was done is not done again"
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "other"}, {"text": "another text"}])
+def test_what_was_interrupted_is_not_gone_on_with_where_the_source_gives_other_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "_SHARD", 2)
+    monkeypatch.setattr(module, "_BATCH", 1)
+
+    def breaking() -> Rows:
+        yield from list(rows())[:9]
+        raise KeyboardInterrupt
+
+    (tmp_path / "store").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        PREPARATION.of_rows("notes", breaking(), tmp_path / "store")
+    changed = [ROWS[0] | other, *ROWS[1:]]
+    with pytest.raises(DataError, match="other records than when its preparation was interrupted") as refused:
+        prepare(changed, tmp_path / "store")
+    assert "B-7" not in refused.value.diagnostics()
+    assert arrays(prepare(changed, tmp_path / "store").store) == arrays(prepare(changed).store)
+
+
+def test_a_shard_that_is_damaged_or_open_to_others_is_none(tmp_path: Path) -> None:
+    record = Record(patient_id="x", position="", content=Text(text="well"))
+    Shard.of(PREPARATION._batch([record]), np.uint16).write(tmp_path)
+    assert Shard.open(tmp_path) is not None
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert Shard.open(tmp_path) is None, path
+        path.write_bytes(whole)
+
+
+def test_tokens_are_written_whole_where_the_system_writes_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: write(file, data[:3], place))
+    assert arrays(prepare(folder=tmp_path / "store").store) == arrays(prepare().store)
 
 
 def test_all_records_of_a_patient_are_one_unit_or_each_a_unit_of_its_own() -> None:

@@ -474,3 +474,18 @@ def test_a_description_that_does_not_fit_its_file_is_refused(
     with pytest.raises(DataError, match=re.escape(complaint)) as refused:
         read_records(DataSource(files=(path,), **described))
     assert QUOTE not in refused.value.diagnostics()
+
+
+def test_of_two_kinds_of_which_there_are_as_many_the_order_does_not_decide() -> None:
+    rows = [{"patient_id": "p", "text": "well"}, {"patient_id": "q", "prompt": "ill", "completion": "x"}]
+    for order in (rows, rows[::-1]):
+        found = parse_records("site", order, quarantine=Quarantine())
+        assert {type(record.content) for record in found if record.patient_id == "p"} == {Text}
+
+
+def test_a_record_that_would_take_all_memory_is_set_aside() -> None:
+    long = "well " * (1 << 21)
+    rows = [{"patient_id": "p", "text": text} for text in (long, "well", "well")]
+    found = parse_records("site", rows, quarantine=(quarantine := Quarantine()))
+    assert [isinstance(record.content, SetAsideContent) for record in found] == [True, False, False]
+    assert [one.reason for one in quarantine.set_aside] == ["is longer than 8,388,608 characters"]
