@@ -1,5 +1,7 @@
 """Which of one patient's records count: each that says something new, and no more than a patient may have."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -39,10 +41,18 @@ def signature(tokens: Tokens) -> Signature:
 
 def distinct(signatures: Sequence[Signature], threshold: float) -> list[int]:
     """The numbers of records that share less than ``threshold`` with each one before them that is kept."""
-    every, kept = np.array(signatures), list[int]()
+    every, kept = np.array(signatures).reshape(-1, _HASHES), list[int]()
+    # Two that share enough differ in fewer numbers than there are bands, so that one band is the same: no other pair
+    # is compared, or a patient with a hundred thousand notes would take days.
+    bands = np.array_split(every, _HASHES - math.ceil(threshold * _HASHES) + 1, axis=1)
+    having = [defaultdict[bytes, list[int]](list) for _ in bands]
     for number, one in enumerate(every):
-        if not (np.mean(every[kept] == one, axis=1) >= threshold).any():
+        own = [found[band[number].tobytes()] for found, band in zip(having, bands, strict=True)]
+        alike = sorted({other for others in own for other in others})
+        if not (np.mean(every[alike] == one, axis=1) >= threshold).any():
             kept.append(number)
+            for others in own:
+                others.append(number)
     return kept
 
 

@@ -66,3 +66,17 @@ def test_near_duplicates_of_a_record_that_was_left_out_are_compared_with_those_t
     near = first.copy()
     near[7] = 50_000
     assert distinct([signature(each) for each in (first, near, far, near, first)], 0.9) == [0, 2]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.63, 0.7, 0.9, 0.95, 1.0])
+def test_no_pair_that_shares_enough_is_passed_over(threshold: float) -> None:
+    signatures = RNG.integers(0, 2**63, (8, 128), dtype=np.uint64).repeat(12, axis=0)
+    for number, one in enumerate(signatures):
+        changed = RNG.choice(128, size=max(0, round(64 * (1 - threshold)) + number % 6 - 3), replace=False)
+        one[changed] = number
+    kept: list[int] = []
+    for number, one in enumerate(signatures):
+        if not any(np.mean(signatures[other] == one) >= threshold for other in kept):
+            kept.append(number)
+    assert distinct(list(signatures), threshold) == kept
+    assert len(kept) < len(signatures)
