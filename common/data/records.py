@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeGuard
 
 from ..sources.identifiers import Similar, canonical, clashes, names_nobody
-from ..sources.rows import COLUMNS, KINDS, PATIENT_ID, Malformed, Rows, has_surrogates, refuse
+from ..sources.rows import (
+    COLUMNS,
+    KINDS,
+    PATIENT_ID,
+    SAY_ENCODING,
+    UNDECODABLE,
+    Malformed,
+    Rows,
+    has_surrogates,
+    refuse,
+)
 from ..sources.source import DataSource, read_rows
 from .quarantine import Quarantine
 
@@ -273,6 +283,8 @@ def _patient_id(position: str, row: Mapping[str, object]) -> str:
         refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
     value = _own(row[PATIENT_ID])
     patient_id = _parse_patient_id(value)
+    if patient_id is None and _is_undecodable(value):
+        refuse(position, f"has a patient_id that {UNDECODABLE}", SAY_ENCODING)
     if patient_id is None:
         what = f"has an empty or unusable patient_id ({type(value).__name__})"
         refuse(position, what, "give every record its patient's identifier, as text or as a whole number")
@@ -309,10 +321,10 @@ def _content(row: Mapping[str, object]) -> Content | Malformed:
     texts: dict[str, str] = {}
     for name in sorted(fields, reverse=True):  # a prompt before its completion
         value = _own(row[name])
+        if _is_undecodable(value):
+            return Malformed(what=f"its {name} {UNDECODABLE}", fix=SAY_ENCODING)
         if not _is_text(value):
-            return Malformed(
-                what=f"its {name} is empty, or not text in UTF-8", fix=f"give it a {name}, or leave the record out"
-            )
+            return Malformed(what=f"its {name} is empty, or no text", fix=f"give it a {name}, or leave the record out")
         texts[name] = value
     return _not_too_long(Text(**texts) if "text" in texts else PromptCompletion(**texts))
 
@@ -334,6 +346,10 @@ def _not_too_long(content: Content) -> Content | Malformed:
         return content
     what = f"is longer than {_MOST_CHARACTERS:,} characters"
     return Malformed(what=what, fix="divide it into several records, or leave it out")
+
+
+def _is_undecodable(value: object) -> bool:
+    return isinstance(value, str) and has_surrogates(value)
 
 
 def _parse_messages(value: object) -> tuple[Turn, ...] | None:

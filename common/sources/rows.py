@@ -11,6 +11,9 @@ KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
 COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
 Column = Literal["patient_id", "text", "prompt", "completion", "messages"]
 KNOWN: Final = frozenset(get_args(Column))
+# What is said of bytes that their encoding does not have.
+UNDECODABLE: Final = "is not of the encoding that is expected"
+SAY_ENCODING: Final = 'save the file as UTF-8, or say what it is: encoding = "cp1252" (simulate: --encoding)'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .columns import Columns, Refuse
 from .files import LONGEST, Reading, SourceFile, found_files
-from .rows import Malformed, Rows, has_surrogates
+from .rows import SAY_ENCODING, UNDECODABLE, Malformed, Rows, has_surrogates
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -30,7 +30,6 @@ _DELIMITERS: Final = (",", ";", "\t", "|")
 _BATCH: Final = 1024  # rows of Parquet held at a time
 _PAGE: Final = 1 << 20  # bytes of a column of Parquet read at a time: by itself, pyarrow holds all of a row group
 csv.field_size_limit(LONGEST)  # the whole process's
-_ENCODING: Final = 'save the file as UTF-8, or say what it is: encoding = "cp1252" (simulate: --encoding)'
 
 _Cells = Mapping[str, object]
 
@@ -75,13 +74,17 @@ class Table:
         try:
             line = lines.readline(LONGEST)
         except UnicodeError:  # of encodings in which nothing can be read from there on, as UTF-16
-            self.file.refuse(
-                f"line {number}", "is not of the encoding that is expected, nor is what follows", _ENCODING
-            )
+            self.file.refuse(f"line {number}", f"{UNDECODABLE}, nor is what follows", SAY_ENCODING)
         if len(line) == LONGEST:
             fix = "write one record a line, and texts of less than 256 MiB"
             self.file.refuse(f"line {number}", "is too long", fix)
         return line
+
+    def refuse_header(self, position: str, header: Sequence[str], what: str, fix: str) -> NoReturn:
+        """Refuse the file for its header, or for the encoding, if that made it what it is. Raises DataError."""
+        if _is_garbled("".join(header)):
+            what, fix = UNDECODABLE, SAY_ENCODING
+        self.file.refuse(position, what, fix)
 
 
 def table_rows(source: "DataSource", reading: Reading) -> Rows:
@@ -123,15 +126,17 @@ def _json_row(line: str) -> _Cells | Malformed:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        if has_surrogates(line):
-            return Malformed(
-                what="is not of the encoding that is expected",
-                fix=_ENCODING,
-            )
+        if _is_garbled(line):
+            return Malformed(what=UNDECODABLE, fix=SAY_ENCODING)
         row = None
     if isinstance(row, dict):
         return row
     return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
+
+
+def _is_garbled(line: str) -> bool:
+    """Whether it was written in another encoding than it is read in: UTF-16 has zeros that no other has."""
+    return "\0" in line or has_surrogates(line)
 
 
 def _csv(table: Table) -> Iterator[tuple[str, _Cells]]:
@@ -155,7 +160,8 @@ def _csv(table: Table) -> Iterator[tuple[str, _Cells]]:
             if len(header) == 1 and table.delimiter and any(mark in header[0] for mark in _DELIMITERS):
                 fix = "say which sign does, or leave the delimiter out: it is found in the first line"
                 table.file.refuse(position, f"its columns are not separated by {table.delimiter!r}", fix)
-            indices = {name: header.index(name) for name in table.needed(header, partial(table.file.refuse, position))}
+            refuse = partial(table.refuse_header, position, header)
+            indices = {name: header.index(name) for name in table.needed(header, refuse)}
         elif len(cells) == len(header):
             yield table.file.place(position), {name: cells[index] for name, index in indices.items()}
         elif cells:  # as where a text was not quoted, whose parts may look like another patient's record

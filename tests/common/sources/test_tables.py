@@ -142,11 +142,37 @@ def test_a_template_that_is_none_and_an_unknown_encoding_are_refused_with_the_fi
 @pytest.mark.parametrize("text", [f'patient_id,text\np,"{NAME}\nq,ill\nr,well\n', "patient_id,text\np,a\0b\nq,\xff\n"])
 def test_a_quote_that_is_not_closed_makes_no_patient_of_those_after_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "notes.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(
-        DataError, match=r"line 2: is not valid CSV|line 3: its text is .* not text in UTF-8"
-    ) as refusal:
+    with pytest.raises(DataError, match=r"line 2: is not valid CSV|line 3: its text is not of the encoding") as refusal:
         read_records(tmp_path / "notes.csv")
     assert NAME not in refusal.value.diagnostics()
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("utf-8", "utf-16"),
+        ("utf-16", "utf-8"),
+        ("utf-16-le", "utf-8"),
+        ("utf-8", "utf-32"),
+        ("cp1252", "utf-8"),
+        ("utf-16", "cp1252"),
+        ("utf-8", "punycode"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_file_of_another_encoding_is_told_so_with_the_setting(
+    tmp_path: Path, written: str, read: str, ending: str
+) -> None:
+    rows = [{"mrn": f"{NAME} Müller", "note": "wach"}, {"mrn": "Möller", "note": f"{NAME} schläft"}]
+    as_json = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "notes.jsonl").write_bytes(as_json.encode(written))
+    write_csv(tmp_path / "notes.csv", rows, encoding=written)
+    for patient, text in (("mrn", "note"), ("note", "mrn")):
+        source = DataSource(files=(tmp_path / f"notes.{ending}",), patient=patient, text=text, encoding=read)
+        with pytest.raises(DataError, match=rf"notes\.{ending}, line \d: .*is not of the encoding") as refusal:
+            read_records(source)
+        assert "encoding = " in refusal.value.fix
+        assert NAME not in refusal.value.diagnostics()
 
 
 @pytest.mark.parametrize("name", ["../notes.arrow", "/etc/passwd", 7, None])
