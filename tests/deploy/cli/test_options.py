@@ -12,6 +12,7 @@ import click
 import pytest
 import typer
 from pydantic import Field
+from rich.text import Text
 
 from grandrounds.common.schema import Help, Option, Section, help_of
 from grandrounds.common.study.study import DataSection, Study
@@ -83,14 +84,19 @@ def options(command: str) -> dict[str, click.Option]:
 SECTIONS: tuple[type[Section], ...] = (Simulation, *Study.sections().values())
 
 
-def test_every_argument_and_option_of_every_command_says_what_it_is() -> None:
-    commands, silent = {"grandrounds": typer.main.get_command(app)}, []
+def test_every_argument_and_option_of_every_command_says_what_it_is_to_its_last_word() -> None:
+    commands, silent, cut = {"grandrounds": typer.main.get_command(app)}, [], []
     while commands:
         name, command = commands.popitem()
-        context = click.Context(command)
-        silent += [f"{name} {each.name}" for each in command.get_params(context) if not getattr(each, "help", None)]
+        said = {
+            f"{name} {each.name}": getattr(each, "help", None) or ""
+            for each in command.get_params(click.Context(command))
+        }
+        silent += [each for each, text in said.items() if not text]
+        cut += [each for each, text in said.items() if "\\[" not in text and Text.from_markup(text).plain != text]
         commands |= {f"{name} {one}": each for one, each in getattr(command, "commands", {}).items()}
     assert silent == []
+    assert cut == []  # "[data]" would be markup, and not be shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
