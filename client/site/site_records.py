@@ -12,6 +12,7 @@ from ...common.data.preparation import Prepared
 from ...common.data.quarantine import Quarantine
 from ...common.data.store import Store, Units
 from ...common.errors import DataError, ModelError
+from ...common.sources.source import DataSource
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from .folder import SiteFolder
@@ -56,15 +57,24 @@ class SiteRecords:
         """
         found = PreparedRecords.of(folder).open(study.data, again=again, progress=progress)
         forgotten = Forgotten.read(folder.prepared, folder.fingerprint_key())
-        return cls.of(found, folder.policy().data.opted_out, forgotten)
+        return cls.of(found, folder.policy().data.opted_out, forgotten, source=folder.settings().data)
 
     @classmethod
-    def of(cls, prepared: Prepared, opted_out: Path | None, forgotten: Forgotten | None = None) -> "SiteRecords":
-        """What was ``prepared``, without whom the file ``opted_out`` means; lines may mean who is ``forgotten``, too.
+    def of(
+        cls,
+        prepared: Prepared,
+        opted_out: Path | None,
+        forgotten: Forgotten | None = None,
+        *,
+        source: DataSource | None = None,
+    ) -> "SiteRecords":
+        """What was ``prepared`` of a ``source``, without whom the file ``opted_out`` means by its crosswalk, too.
+
+        Lines may mean who is ``forgotten``.
 
         Raises DataError, also where nobody is left.
         """
-        opt_outs, store = OptOuts.read(opted_out), prepared.store
+        opt_outs, store = OptOuts.read(opted_out, source), prepared.store
         kept = store.kept(opt_outs.patients)
         if not len(kept):
             raise DataError(

@@ -56,7 +56,8 @@ class Survey:
     def of(cls, settings: SiteSettings, policy: Policy) -> "Survey":
         """Read all that site.toml names, holding no record. Raises DataError and ModelError."""
         check_readable(settings)
-        opt_outs, quarantine, similar = OptOuts.read(policy.data.opted_out), Quarantine(), settings.similar_identifiers
+        opt_outs = OptOuts.read(policy.data.opted_out, settings.data)
+        quarantine, similar = Quarantine(), settings.similar_identifiers
         checks = RecordChecks(settings.data.name, similar, quarantine)
         left_out, sample, said = opt_outs.patients, TextSample(), Repetition()
         counts, forms = Counter[str](), dict[str, str]()

@@ -170,7 +170,7 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
     counts = count_records(simulation.files[name], simulation.similar_identifiers)
-    opted_out = OptOuts.read(simulation.opted_out.get(name)).patients
+    opted_out = OptOuts.read(simulation.opted_out.get(name), simulation.files[name]).patients
     kept = [records for patient, records in counts.items() if canonical(patient) not in opted_out]
     return sum(kept) if unit == "record" else len(kept)
 

@@ -8,6 +8,7 @@ from grandrounds.client.site import opt_outs
 from grandrounds.client.site.opt_outs import OptOuts, told_unmatched, without_opted_out
 from grandrounds.common.data.records import parse_records
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.source import DataSource
 
 PATIENT = "Wilhelmina Featherstone"
 
@@ -108,3 +109,14 @@ def test_nothing_is_logged_or_printed(left, caplog, capsys):
         left("a\nb\nunmatched\n", "a", "b", "c")
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_may_have_any_identifier_that_leads_to_its_patient(tmp_path):
+    (tmp_path / "walk.csv").write_text("from,to\n007,P-1\nold,P-2\n8,p-01\n")
+    (tmp_path / "out.txt").write_text("# old\n7 # in 2020\nother\n")
+    source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv")
+    listed = OptOuts.read(tmp_path / "out.txt", source)
+    assert [record.patient_id for record in listed.without(records("P-1", "P-2"))] == ["P-2"]
+    assert listed.unmatched(["P-1", "P-2"]) == [3]
+    kept = without_opted_out(records("P-1", "P-2"), tmp_path / "out.txt", source)
+    assert [record.patient_id for record in kept] == ["P-2"]

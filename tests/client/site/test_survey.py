@@ -16,6 +16,7 @@ from grandrounds.client.site.survey import Survey
 from grandrounds.common.data import text_lengths
 from grandrounds.common.data.windows import Layout, windows_of
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.source import DataSource
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def surveyed(model, tmp_path):
         (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (tmp_path / "out.txt").write_text(opted_out)
         policy = Policy.model_validate({"data": {"opted_out": tmp_path / "out.txt"}})
-        return Survey.of(SiteSettings(name="n", data=tmp_path / "notes.jsonl", model=model, **settings), policy)
+        settings = {"data": tmp_path / "notes.jsonl", **settings}
+        return Survey.of(SiteSettings(name="n", model=model, **settings), policy)
 
     return survey
 
@@ -48,6 +50,14 @@ def test_what_repeats_is_told_apart_from_what_patients_share_and_who_opted_out_c
     assert list(found.told())[1] == "  notes.jsonl, line 6: its text is empty, or no text"
     with pytest.raises(DataError, match="no record is left: all of its patients are among the opt-outs"):
         surveyed(*rows, opted_out="a\nb\nc\nd", similar_identifiers="same")
+
+
+def test_whoever_opted_out_by_an_identifier_that_was_replaced_counts_nowhere(surveyed, tmp_path):
+    (tmp_path / "walk.csv").write_text("from,to\nold,c\n")
+    data = DataSource(files=(tmp_path / "notes.jsonl",), crosswalk=tmp_path / "walk.csv")
+    found = surveyed(row("a", "x"), row("c", "y"), row("old", "z"), opted_out="OLD\n", data=data)
+    assert list(found.told()) == []
+    assert dict(found.patients) == {"a": 1}
 
 
 def test_a_source_is_not_held_in_memory(surveyed, model, tmp_path, monkeypatch):
