@@ -242,9 +242,10 @@ def step_of(reading: Reading, windows: Counts, tokens: NDArray[Any], *, most_uni
 
 
 def _windows(survey: Survey, max_tokens: int, overlap: int) -> Windows:
-    tokens, windows = survey.tokens, survey.windows(max_tokens, overlap)
+    tokens, continued, windows = survey.tokens, survey.continued, survey.windows(max_tokens, overlap)
     room = windows * max_tokens
-    lost = np.maximum(tokens - room, 0)
+    # A prompt whose completion needs several windows is lost whole, as `windows_of` says.
+    lost = np.where(continued > max_tokens, tokens - continued, np.maximum(tokens - max_tokens, 0))
     held = tokens - lost + overlap * (windows - 1)
     return Windows(
         max_tokens=max_tokens,

@@ -35,6 +35,7 @@ class Survey:
         kind: of which most records are.
         patients: how many records each has, of those who did not opt out.
         lengths: of some of their records.
+        completions: of these, where they are prompts with completions, the completions' alone.
         repeated: how many records say what another of the same patient says.
         shared: how many texts several patients have.
         quarantine: what cannot be read.
@@ -46,6 +47,7 @@ class Survey:
     kind: type[Content]
     patients: Counter[str]
     lengths: TextLengths
+    completions: TextLengths
     repeated: int
     shared: int
     quarantine: Quarantine
@@ -59,7 +61,7 @@ class Survey:
         opt_outs = OptOuts.read(policy.data.opted_out, settings.data)
         quarantine, similar = Quarantine(), settings.similar_identifiers
         checks = RecordChecks(settings.data.name, similar, quarantine)
-        left_out, sample, said = opt_outs.patients, TextSample(), Repetition()
+        left_out, sample, completions, said = opt_outs.patients, TextSample(), TextSample(), Repetition()
         counts, forms = Counter[str](), dict[str, str]()
         for one in parsed(read_rows(settings.data)):
             record = checks.admit(one)
@@ -69,6 +71,8 @@ class Survey:
             form = forms.get(record.patient_id) or forms.setdefault(record.patient_id, canonical(record.patient_id))
             if form not in left_out and (text := text_of(record.content)):
                 sample.add(text)
+                if isinstance(record.content, PromptCompletion):
+                    completions.add(record.content.completion)
                 said.add(form, text.encode())
         findings = checks.finish()
         if settings.held_out is not None:
@@ -88,6 +92,7 @@ class Survey:
             kind=findings.kind,
             patients=patients,
             lengths=sample.lengths(settings.model),
+            completions=completions.lengths(settings.model),
             repeated=said.repeated,
             shared=said.shared,
             quarantine=quarantine,
@@ -142,10 +147,15 @@ class Survey:
         """How many tokens each record has: [records], those that were counted standing for the others."""
         return np.resize(np.asarray(self.lengths.tokens or [0.0]), self.records)
 
+    @property
+    def continued(self) -> NDArray[np.float64]:
+        """How many of them go on in further windows: [records]; a prompt loses its beginning instead."""
+        prompts = self.kind is PromptCompletion
+        return np.resize(np.asarray(self.completions.tokens or [0.0]), self.records) if prompts else self.tokens
+
     def windows(self, max_tokens: int, overlap: int = 0) -> NDArray[np.int64]:
         """How many windows each record makes: int64 [records], as ``tokens``."""
-        prompts = self.kind is PromptCompletion  # which lose their beginnings instead
-        return np.ones(self.records, dtype=np.int64) if prompts else windows_in(self.tokens, max_tokens, overlap)
+        return windows_in(self.continued, max_tokens, overlap)
 
     @property
     def _median(self) -> str:

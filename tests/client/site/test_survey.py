@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.study.tiny_models import tiny_tokenizer
 
 from grandrounds.client.budget.policy import Policy
+from grandrounds.client.site.data_report import DataReport
 from grandrounds.client.site.folder import SiteSettings
 from grandrounds.client.site.reading import Reading, windows_in
 from grandrounds.client.site.survey import Survey
@@ -103,5 +104,11 @@ def test_lengths_of_some_records_stand_for_all_and_prompts_are_cut_and_not_conti
         "patients, and reads at most 2 of each, at random: over the study's 1 step, 40 % of your text is read "
         "at least once, on average"
     )
-    asked = surveyed({"patient_id": "a", "prompt": "x" * 30, "completion": "y"})
-    assert asked.windows(8).tolist() == [1]
+    asked = surveyed(
+        {"patient_id": "a", "prompt": "x" * 30, "completion": "y"},
+        {"patient_id": "b", "prompt": "x" * 30, "completion": "y" * 20},
+    )
+    assert asked.windows(8).tolist() == [1, 3]
+    in_windows = DataReport.surveyed(asked, reading).windows[0]
+    assert (in_windows.windows, in_windows.cut) == (4, 2)
+    assert in_windows.lost == (32 - 8 + 31) / (32 + 51), "of the second the whole prompt, as nothing of it fits"

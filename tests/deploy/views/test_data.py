@@ -28,6 +28,7 @@ def survey(patients, tokens, kind=Text, places=(), unmatched=()):
         kind=kind,
         patients=Counter(patients),
         lengths=TextLengths(tokens=tokens),
+        completions=TextLengths(tokens=[1.0] * len(tokens)),
         repeated=len(places),
         shared=1,
         quarantine=Quarantine([SetAside(position=place, reason=why) for place, why in places]),
