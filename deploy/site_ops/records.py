@@ -51,7 +51,7 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
         if was_prepared
         else "the records are prepared",
         f"{len(records.patients):,} patients; {Reading.of(manifest.study).told(records.units(manifest.study).sizes)}",
-        f"{folder.prepared}: {size_bytes / 1e6:,.0f} MB, as sensitive as the records, and for no other user",
+        f"{folder.prepared}: {size_bytes / 1e6:,.1f} MB, as sensitive as the records, and for no other user",
         *(["removed what was prepared before and no study reads any more"] if others else []),
         *records.told(),
         *records.told_far(manifest, settings.name),
