@@ -274,12 +274,16 @@ def _names(model: type[BaseModel], place: str) -> Iterator[str]:
             yield from _names(kind, f"{place}{name}.")
 
 
+_PASSWORD: Final = re.compile(r"""(?<=://)[^"\s]*(?=@) | (?<=password=)[^"&\s]*""", re.VERBOSE)
+
+
 def _shown(value: object) -> str:
-    """A value as it is written in a file."""
+    """A value as it is written in a file, but for the password of a URL, which somebody may have put into any field."""
     if isinstance(value, float):  # nan and inf are TOML, and no JSON
         return str(value)
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):
         return "(too large to show)"
+    text = _PASSWORD.sub("…", text)
     return text if len(text) <= 200 else f"{text[:200]}…"

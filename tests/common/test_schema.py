@@ -15,6 +15,7 @@ from grandrounds.common.errors import StudyError
 from grandrounds.common.ledger.entries import StudyEntry
 from grandrounds.common.protocol.messages import Begin
 from grandrounds.common.schema import Section, validated
+from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.enrolment.bundle import SiteCard
 from grandrounds.deploy.simulation.settings import Simulation
@@ -72,6 +73,21 @@ def test_a_field_is_named_with_what_it_needs(fields: dict, told: str) -> None:
     with pytest.raises(StudyError) as refused:
         validated(Study, fields)
     assert told in refused.value.what
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"omop": "postgresql://reader:S3cret@db/cdm"},
+        {"omop": {"url": ["postgresql://reader:S3cret@@db/cdm"]}},
+        {"omop": {"url": "postgresql://db/cdm", "schema": ["?password=S3cret&x=1"]}},
+    ],
+)
+def test_a_password_in_a_url_is_not_shown_whatever_field_it_stands_in(fields: dict) -> None:
+    with pytest.raises(StudyError) as refused:
+        validated(DataSource, fields)
+    assert "needs" in refused.value.what
+    assert "S3cret" not in refused.value.diagnostics()
 
 
 def test_a_wrong_item_is_told_and_not_that_its_list_is_too_short() -> None:
