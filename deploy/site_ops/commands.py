@@ -16,6 +16,7 @@ from ...client.minimisation.minimiser import check_columns
 from ...client.node.folder import NodeSettings
 from ...client.site.folder import FINGERPRINT_KEY, KEY, SETTINGS, SiteFolder, SiteSettings
 from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
+from ...client.site.prepared import places
 from ...client.site.site_log import SiteLog
 from ...client.site.survey import Survey
 from ...client.state.database import DATABASE, SiteDatabase
@@ -300,6 +301,10 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     SiteLog(folder).note("left", study=manifest.study_id, manifest=manifest.sha256, over=is_over, begun=begun)
     left = study.forget()
     name = folder.settings().name
+    prepared = []
+    if done_as(worker, lambda: bool(places(folder.prepared))):
+        remove = f"grandrounds client data --delete {folder.path}"
+        prepared = [f"its records stay prepared, for the next study that reads them alike; or remove that: {remove}"]
     if is_over:
         rest = [
             "the study is finished: this site took part to its end, nobody waits for it, and nobody need be told",
@@ -317,6 +322,7 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     return [
         f"this site has left study {study.name}, of which all that was here is now in {left}",
         *rest,
+        *prepared,
         f"for another study, with the same budget: grandrounds client join {folder.path} study.zip",
     ]
 

@@ -67,6 +67,9 @@ def reserved(folder):
     return [reservation.study for statement in statements for reservation in statement.reservations]
 
 
+DELETE = "grandrounds client data --delete DIR"
+
+
 def leave(folder):
     return site_operator.leave(folder, folder.study())
 
@@ -225,7 +228,11 @@ def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, 
     with pytest.raises(StudyError, match="takes part in no study"):
         folder.study()
     join(federation)
-    leave(folder)
+    (folder.prepared / "0123456789abcdef").mkdir(parents=True)
+    assert "client data --delete" not in said
+    assert f"its records stay prepared, for the next study that reads them alike; or remove that: {DELETE}" in " ".join(
+        leave(folder)
+    ).replace(str(folder.path), "DIR")
     assert {path.name for path in (folder.path / "left").iterdir()} == {name, f"{name}-1"}, "nothing is overwritten"
 
 
