@@ -139,6 +139,7 @@ class Preparation:
         if folder is None:
             yield from (Shard.of(some, self._dtype) for some in _parts(self._tokenised(records), _SHARD))
             return
+        make_private_folder(folder / _UNORDERED)
         number = 0
         while (found := Shard.open(_shard_folder(folder, number))) is not None:
             number += 1

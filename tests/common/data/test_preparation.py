@@ -113,6 +113,8 @@ def test_what_was_interrupted_is_not_gone_on_with_where_the_source_gives_other_r
     (tmp_path / "store").mkdir()
     with pytest.raises(KeyboardInterrupt):
         PREPARATION.of_rows("notes", breaking(), tmp_path / "store")
+    below = [path for path in (tmp_path / "store").rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in below} == {0o700}
     changed = [ROWS[0] | other, *ROWS[1:]]
     with pytest.raises(DataError, match="other records than when its preparation was interrupted") as refused:
         prepare(changed, tmp_path / "store")
