@@ -47,7 +47,7 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         join(manifest, policy, name=settings.name, reservations=Reservations(state.database))
         site_records = SiteRecords.open(folder, manifest.study)
         patients = Patients(state.database, folder.fingerprint_key())
-        patients.claim(policy.data.asset, site_records.patients)
+        patients.claim(policy.data.asset, site_records.identifiers)
         update = open_update(settings, manifest, site_records, model=model)
         for line in (
             *site_records.told(),

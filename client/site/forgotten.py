@@ -80,18 +80,21 @@ def forget(folder: Path, opt_outs: OptOuts, key: FingerprintKey) -> tuple[int, l
 
 
 def _rewrite(place: Path, opted_out: frozenset[str], key: FingerprintKey) -> tuple[set[str], set[str]]:
-    """All patients that were there, and those of them who are no longer."""
+    """What all patients that were there are known by, and those patients who are no longer."""
     fresh = rewritten(place)
     shutil.rmtree(fresh, ignore_errors=True)
     if not (place / FOUND).exists():
         shutil.rmtree(place, ignore_errors=True)
         return set(), set()
     store = Store.open(place)
-    kept, patients = store.kept(opted_out), set(store.patients)
-    gone = patients - {store.patients[number] for number in kept.tolist()}
+    kept = store.kept(opted_out)
+    left = {store.patients[number] for number in kept.tolist()}
+    patients = {one for patient in store.patients for one in store.identifiers(patient)}
+    gone = set(store.patients) - left
     if not gone:
         return patients, gone
-    Forgotten.read(place.parent, key).and_(gone).write(place.parent)
+    known = (one for patient in gone for one in store.identifiers(patient))
+    Forgotten.read(place.parent, key).and_(known).write(place.parent)
     if len(kept):
         make_private_folder(fresh)
         store.only(kept, fresh)

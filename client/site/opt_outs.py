@@ -8,9 +8,7 @@ from typing import Final
 
 from ...common.data.records import Record
 from ...common.errors import DataError
-from ...common.sources.crosswalk import Crosswalk
 from ...common.sources.identifiers import canonical
-from ...common.sources.source import DataSource
 
 MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"
@@ -30,11 +28,8 @@ class OptOuts:
     lines: Mapping[int, frozenset[str]]
 
     @classmethod
-    def read(cls, path: Path | None, source: DataSource | None = None) -> "OptOuts":
+    def read(cls, path: Path | None) -> "OptOuts":
         """Of a UTF-8 file with one patient identifier a line; nobody's where there is no file.
-
-        A line that means an identifier means the patient, too, to whom it leads by the crosswalk of the ``source`` from
-        which records are read: whoever opted out did so under the identifier of that day.
 
         A comment begins with ``#``, and there may be quotes, bullets and further columns. A line that is blank or a
         comment alone says nothing of anybody, unless an identifier is written so. Raises DataError, which never quotes
@@ -43,11 +38,7 @@ class OptOuts:
         if path is None:
             return cls(lines={})
         numbered = enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1)
-        listed = {number: forms for number, line in numbered if (forms := frozenset(_forms(line)))}
-        if source is not None and source.crosswalk is not None:
-            patient = Crosswalk.read(source.crosswalk, source.encoding).patient
-            listed = {n: forms | {canonical(patient(form)) for form in forms} for n, forms in listed.items()}
-        return cls(lines=listed)
+        return cls(lines={number: forms for number, line in numbered if (forms := frozenset(_forms(line)))})
 
     @property
     def patients(self) -> frozenset[str]:
@@ -57,7 +48,9 @@ class OptOuts:
     def without(self, records: Iterable[Record]) -> list[Record]:
         """The records, in order, of the patients whom no line may mean."""
         opted_out = self.patients
-        return [record for record in records if canonical(record.patient_id) not in opted_out]
+        return [
+            record for record in records if opted_out.isdisjoint(map(canonical, (record.patient_id, *record.other_ids)))
+        ]
 
     @property
     def count(self) -> int:
@@ -70,9 +63,9 @@ class OptOuts:
         return [number for number, forms in self.lines.items() if not forms & known and not _is_comment(forms)]
 
 
-def without_opted_out(records: Iterable[Record], path: Path | None, source: DataSource | None = None) -> list[Record]:
+def without_opted_out(records: Iterable[Record], path: Path | None) -> list[Record]:
     """The ``records``, in order, without those of patients whom the file ``path`` means; raises as ``OptOuts.read``."""
-    return OptOuts.read(path, source).without(records)
+    return OptOuts.read(path).without(records)
 
 
 def told_unmatched(lines: int, unmatched: list[int]) -> Iterator[str]:

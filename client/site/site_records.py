@@ -12,7 +12,6 @@ from ...common.data.preparation import Prepared
 from ...common.data.quarantine import Quarantine
 from ...common.data.store import Store, Units
 from ...common.errors import DataError, ModelError
-from ...common.sources.source import DataSource
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from .folder import SiteFolder
@@ -57,25 +56,17 @@ class SiteRecords:
         """
         found = PreparedRecords.of(folder).open(study.data, again=again, progress=progress)
         forgotten = Forgotten.read(folder.prepared, folder.fingerprint_key())
-        return cls.of(found, folder.policy().data.opted_out, forgotten, source=folder.settings().data)
+        return cls.of(found, folder.policy().data.opted_out, forgotten)
 
     @classmethod
-    def of(
-        cls,
-        prepared: Prepared,
-        opted_out: Path | None,
-        forgotten: Forgotten | None = None,
-        *,
-        source: DataSource | None = None,
-    ) -> "SiteRecords":
-        """What was ``prepared`` of a ``source``, without whom the file ``opted_out`` means by its crosswalk, too.
-
-        Lines may mean who is ``forgotten``.
+    def of(cls, prepared: Prepared, opted_out: Path | None, forgotten: Forgotten | None = None) -> "SiteRecords":
+        """What was ``prepared``, without whom the file ``opted_out`` means; lines may mean who is ``forgotten``, too.
 
         Raises DataError, also where nobody is left.
         """
-        opt_outs, store = OptOuts.read(opted_out, source), prepared.store
+        opt_outs, store = OptOuts.read(opted_out), prepared.store
         kept = store.kept(opt_outs.patients)
+        known = [one for patient in store.patients for one in store.identifiers(patient)]
         if not len(kept):
             raise DataError(
                 "all patients of the records are among the opt-outs",
@@ -89,15 +80,18 @@ class SiteRecords:
             cut=prepared.cut,
             lost=prepared.lost,
             opt_out_lines=opt_outs.count,
-            unmatched=forgotten.unmatched(opt_outs, store.patients)
-            if forgotten
-            else opt_outs.unmatched(store.patients),
+            unmatched=forgotten.unmatched(opt_outs, known) if forgotten else opt_outs.unmatched(known),
         )
 
     @property
     def patients(self) -> list[str]:
         """Whose records they are, each once."""
         return [self.store.patients[number] for number in self.kept.tolist()]
+
+    @property
+    def identifiers(self) -> list[str]:
+        """All that they are known by."""
+        return [one for patient in self.patients for one in self.store.identifiers(patient)]
 
     def told_far(self, manifest: Manifest, name: str) -> Iterator[str]:
         """What ``told_far`` says of them."""

@@ -58,18 +58,24 @@ class Survey:
     def of(cls, settings: SiteSettings, policy: Policy) -> "Survey":
         """Read all that site.toml names, holding no record. Raises DataError and ModelError."""
         check_readable(settings)
-        opt_outs = OptOuts.read(policy.data.opted_out, settings.data)
-        quarantine, similar = Quarantine(), settings.similar_identifiers
+        opt_outs, quarantine, similar = OptOuts.read(policy.data.opted_out), Quarantine(), settings.similar_identifiers
         checks = RecordChecks(settings.data.name, similar, quarantine)
         left_out, sample, completions, said = opt_outs.patients, TextSample(), TextSample(), Repetition()
-        counts, forms = Counter[str](), dict[str, str]()
+        gone = set[str]()  # spellings of who opted out
+        counts, forms, known = Counter[str](), dict[str, str](), set[str]()
         for one in parsed(read_rows(settings.data)):
             record = checks.admit(one)
             if record is None:
                 continue
             counts[record.patient_id] += 1
-            form = forms.get(record.patient_id) or forms.setdefault(record.patient_id, canonical(record.patient_id))
-            if form not in left_out and (text := text_of(record.content)):
+            if record.patient_id not in forms:
+                forms[record.patient_id] = canonical(record.patient_id)
+                ids = {forms[record.patient_id], *map(canonical, record.other_ids)}
+                known |= ids
+                if not left_out.isdisjoint(ids):
+                    gone.add(record.patient_id)
+            form = forms[record.patient_id]
+            if record.patient_id not in gone and (text := text_of(record.content)):
                 sample.add(text)
                 if isinstance(record.content, PromptCompletion):
                     completions.add(record.content.completion)
@@ -79,7 +85,7 @@ class Survey:
             _check(settings.held_out, similar)
         patients = Counter[str]()
         for spelling, patient in findings.spellings.items():
-            if forms[spelling] not in left_out:
+            if spelling not in gone:
                 patients[patient] += counts[spelling]
         if not patients:
             raise DataError(
@@ -97,7 +103,7 @@ class Survey:
             shared=said.shared,
             quarantine=quarantine,
             opt_out_lines=opt_outs.count,
-            unmatched=opt_outs.unmatched(counts),
+            unmatched=opt_outs.unmatched(known),
         )
 
     @property

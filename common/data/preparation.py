@@ -253,6 +253,7 @@ def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None, k
         block=gathered([*(shard.block for shard in shards), nothing], numbers, folder),
         units=np.append(starts, len(order)).astype(np.int64),
         patients=[patients[number] for number in present],
+        other_ids={one: ids for number in present if (ids := findings.other_ids.get(one := patients[number]))},
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +12,7 @@ from ..sources.identifiers import Similar, canonical, clashes, names_nobody
 from ..sources.rows import (
     COLUMNS,
     KINDS,
+    OTHER_IDS,
     PATIENT_ID,
     SAY_ENCODING,
     UNDECODABLE,
@@ -77,11 +78,15 @@ _KINDS: Final[tuple[type[Content], ...]] = (Text, PromptCompletion, Chat)
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record of one patient; ``position`` is its file's name with the line or row. Printing shows nothing else."""
+    """One record of one patient; ``position`` is its file's name with the line or row. Printing shows nothing else.
+
+    ``other_ids`` are further identifiers that the source knows to be the patient's.
+    """
 
     patient_id: str = field(repr=False)
     position: str
     content: Content = field(repr=False)
+    other_ids: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,7 @@ class Parsed:
     position: str
     patient_id: str | None = field(repr=False)
     content: Content | Malformed = field(repr=False)
+    other_ids: tuple[str, ...] = field(default=(), repr=False)
 
 
 def read_records(
@@ -107,14 +113,19 @@ def read_records(
     return _records(source.name, parsed(read_rows(source)), similar, quarantine)
 
 
-def count_records(source: DataSource, similar: Similar | None) -> Counter[str]:
-    """How many records each patient of a source has; no more than one is held. Raises DataError."""
+def count_records(source: DataSource, similar: Similar | None, opted_out: Collection[str] = ()) -> Counter[str]:
+    """How many records each patient of a source has, of whom no canonical form is among those who ``opted_out``.
+
+    No more than one record is held. Raises DataError.
+    """
     checks = RecordChecks(source.name, similar, Quarantine())
     admitted = (checks.admit(one) for one in parsed(read_rows(source)))
     written = Counter(record.patient_id for record in admitted if record is not None)
     counts: Counter[str] = Counter()
-    for spelling, patient in checks.finish().spellings.items():
-        counts[patient] += written[spelling]
+    findings = checks.finish()
+    for spelling, patient in findings.spellings.items():
+        if not any(canonical(one) in opted_out for one in (patient, *findings.other_ids.get(patient, ()))):
+            counts[patient] += written[spelling]
     return counts
 
 
@@ -150,7 +161,13 @@ def parsed(rows: Rows) -> Iterator[Parsed]:
         if isinstance(row, Malformed):
             yield Parsed(position=position, patient_id=None, content=row)
         else:
-            yield Parsed(position=position, patient_id=_patient_id(position, row), content=_content(row))
+            others = row.get(OTHER_IDS)
+            yield Parsed(
+                position=position,
+                patient_id=_patient_id(position, row),
+                content=_content(row),
+                other_ids=others if isinstance(others, tuple) else (),
+            )
 
 
 class RecordChecks:
@@ -174,6 +191,7 @@ class RecordChecks:
         self._first: tuple[str, Malformed] | None = None
         self._kinds: dict[type[Content], _Kind] = {}
         self._places: dict[str, str] = {}  # of each patient's first record
+        self._others: dict[str, set[str]] = {}
 
     def admit(self, one: Parsed) -> Record | None:
         """The record, or None where its place has no patient. Raises DataError where nothing can be set aside."""
@@ -187,7 +205,9 @@ class RecordChecks:
         if one.patient_id is None:
             return None
         self._places.setdefault(one.patient_id, one.position)
-        return Record(patient_id=one.patient_id, position=one.position, content=content)
+        if one.other_ids:
+            self._others.setdefault(one.patient_id, set()).update(one.other_ids)
+        return Record(patient_id=one.patient_id, position=one.position, content=content, other_ids=one.other_ids)
 
     def finish(self) -> "Findings":
         """What follows once all were told. Raises DataError."""
@@ -205,7 +225,11 @@ class RecordChecks:
         if self._first and 2 * self._malformed > self._count:
             place, first = self._first
             refuse(place, f"{first.what}, and most of the source cannot be used, for this or other reasons", first.fix)
-        return Findings(kind=kind, spellings=self._spellings())
+        spellings = self._spellings()
+        other_ids: dict[str, set[str]] = {}
+        for spelling, ids in self._others.items():
+            other_ids.setdefault(spellings[spelling], set()).update(ids)
+        return Findings(kind=kind, spellings=spellings, other_ids={one: sorted(ids) for one, ids in other_ids.items()})
 
     def _set_aside(self, place: str, found: Malformed) -> None:
         if self._quarantine is None:
@@ -239,10 +263,14 @@ class RecordChecks:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What records are together: the ``kind`` of most, and each patient's identifier by the ``spellings`` of it."""
+    """What records are together: the ``kind`` of most, and each patient's identifier by the ``spellings`` of it.
+
+    ``other_ids`` are those that their source knows beside it, of patients who have some.
+    """
 
     kind: type[Content]
     spellings: Mapping[str, str]
+    other_ids: Mapping[str, Sequence[str]]
 
     def settled(self, record: Record) -> Record:
         """The record under its patient's one identifier, set aside if it is of another kind."""
@@ -308,7 +336,7 @@ def _parse_patient_id(value: Any) -> str | None:
 
 
 def _content(row: Mapping[str, object]) -> Content | Malformed:
-    fields = set(row) - {PATIENT_ID}
+    fields = set(row) - {PATIENT_ID, OTHER_IDS}
     if fields not in KINDS:
         return Malformed(what="lacks a field, or has one that is not known", fix=COLUMNS)
     if fields == {"messages"}:

@@ -1,8 +1,8 @@
 """A site's records as tokens, ready to be drawn: flat arrays, and whose they are."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, overload
 
@@ -31,20 +31,24 @@ class Store:
         block: the records' windows.
         units: int64 [patients + 1], where each patient's records begin.
         patients: whose they are.
+        other_ids: further identifiers, of those patients who have some.
     """
 
     block: Block
     units: Offsets
     patients: Sequence[str]
+    other_ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
         """The store in a folder; tokens are read as they are drawn. Raises StorageError."""
         try:
+            known = json.loads((folder / _PATIENTS).read_bytes())
             return cls(
                 block=Block.open(folder),
                 units=np.load(folder / _UNITS, allow_pickle=False),
-                patients=json.loads((folder / _PATIENTS).read_bytes()),
+                patients=[patient for patient, *_ in known],
+                other_ids={patient: others for patient, *others in known if others},
             )
         except (OSError, ValueError, EOFError) as error:
             raise StorageError(
@@ -55,22 +59,31 @@ class Store:
 
     def write_whose(self, folder: Path) -> None:
         """Write whose the records are, beside a block that is in the folder. Raises StorageError and OSError."""
-        write_atomically(folder / _PATIENTS, json.dumps(list(self.patients)).encode(), mode=0o600)
+        known = [[patient, *self.other_ids.get(patient, ())] for patient in self.patients]
+        write_atomically(folder / _PATIENTS, json.dumps(known).encode(), mode=0o600)
         write_array(folder / _UNITS, self.units)
 
+    def identifiers(self, patient: str) -> list[str]:
+        """All that a patient is known by."""
+        return [patient, *self.other_ids.get(patient, ())]
+
     def kept(self, opted_out: Collection[str]) -> Offsets:
-        """The numbers of the patients whose identifiers' canonical forms are not among those who ``opted_out``."""
-        kept = (number for number, one in enumerate(self.patients) if not opted_out or canonical(one) not in opted_out)
-        return np.fromiter(kept, dtype=np.int64)
+        """The numbers of the patients none of whose identifiers' canonical forms is among those who ``opted_out``."""
+        if not opted_out:
+            return np.arange(len(self.patients))
+        forms = (map(canonical, self.identifiers(patient)) for patient in self.patients)
+        return np.array([n for n, known in enumerate(forms) if not any(one in opted_out for one in known)], np.int64)
 
     def only(self, patients: Offsets, folder: Path | None = None) -> "Store":
         """A store of some patients alone, by their numbers, written to a ``folder`` if one is given."""
+        kept = {self.patients[number] for number in patients}
         records = [np.arange(self.units[number], self.units[number + 1]) for number in patients]
         block = gathered([self.block], np.concatenate([np.zeros(0, dtype=np.int64), *records]), folder)
         store = Store(
             block=block,
             units=np.concatenate([[0], np.cumsum(np.diff(self.units)[patients])]),
             patients=[self.patients[number] for number in patients],
+            other_ids={one: ids for one, ids in self.other_ids.items() if one in kept},
         )
         if folder is not None:
             store.write_whose(folder)

@@ -8,7 +8,7 @@ from typing import Final, Self
 from .columns import Refuse, as_text
 from .files import Reading, found_files
 from .identifiers import canonical, names_nobody
-from .rows import PATIENT_ID, Malformed, Rows, refuse
+from .rows import OTHER_IDS, PATIENT_ID, Malformed, Rows, refuse
 from .tables import ENDINGS, Table
 
 _ENDS: Final = ("from", "to")
@@ -20,6 +20,9 @@ class Crosswalk:
 
     def __init__(self, patients: dict[str, str]) -> None:
         self._patients = patients
+        self._leading: dict[str, tuple[str, ...]] = {}
+        for form, patient in patients.items():
+            self._leading[canonical(patient)] = (*self._leading.get(canonical(patient), ()), form)
         self._known: dict[str, str] = {}  # by their spelling, for canonical forms take their time
 
     @classmethod
@@ -55,11 +58,16 @@ class Crosswalk:
             self._known[identifier] = self._patients.get(canonical(identifier), identifier)
         return self._known[identifier]
 
+    def others(self, patient: str) -> tuple[str, ...]:
+        """The canonical forms of what leads to a patient's identifier."""
+        return self._leading.get(canonical(patient), ())
+
     def applied(self, rows: Rows) -> Rows:
-        """The rows under their patients' identifiers."""
+        """The rows under their patients' identifiers, with the others that are known."""
         for place, row in rows:
             if not isinstance(row, Malformed) and (identifier := as_text(row.get(PATIENT_ID))):
-                row = {**row, PATIENT_ID: self.patient(identifier)}
+                patient = self.patient(identifier)
+                row = {**row, PATIENT_ID: patient, OTHER_IDS: self.others(patient)}
             yield place, row
 
 

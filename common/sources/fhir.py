@@ -17,7 +17,7 @@ from .elements import Element, ElementError, object_of, objects_of, resource_of,
 from .fhir_references import PATIENT, Link, links_of, one_identifier, patient_of
 from .files import LONGEST, Reading, SourceFile, found_files
 from .markup import html_text
-from .rows import PATIENT_ID, Rows, refuse
+from .rows import OTHER_IDS, PATIENT_ID, Rows, refuse
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -103,13 +103,25 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
         refuse(source.name, what, "compare [data.fhir] with what was exported")
 
 
-def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], str]:
-    """The identifier of a patient by each that is linked to it, once a crosswalk has said whose the linked ones are."""
+def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], tuple[str, tuple[str, ...]]]:
+    """A patient's identifier by each that is linked to it, with the others that are known.
+
+    A crosswalk says first whose the linked ones are.
+    """
     from .crosswalk import Crosswalk
 
-    own = Crosswalk.read(source.crosswalk, source.encoding).patient if source.crosswalk else str
+    crosswalk = Crosswalk.read(source.crosswalk, source.encoding) if source.crosswalk else Crosswalk({})
+    own = crosswalk.patient
     patients = one_identifier((own(one), own(other), kind) for one, other, kind in links)
-    return lambda identifier: patients.get(own(identifier), own(identifier))
+    linked: dict[str, tuple[str, ...]] = {}
+    for identifier, patient in patients.items():
+        linked[patient] = (*linked.get(patient, ()), identifier, *crosswalk.others(identifier))
+
+    def whose(identifier: str) -> tuple[str, tuple[str, ...]]:
+        patient = patients.get(own(identifier), own(identifier))
+        return patient, linked.get(patient) or crosswalk.others(patient)
+
+    return whose
 
 
 def _links(file: SourceFile, reading: Reading, binaries: Binaries) -> Iterator[Link]:
@@ -152,7 +164,7 @@ def _rows(
     source: "DataSource",
     file: SourceFile,
     reading: Reading,
-    whose: Callable[[str], str],
+    whose: Callable[[str], tuple[str, tuple[str, ...]]],
     binaries: Binaries,
     passed_over: Counter[str],
 ) -> Rows:
@@ -178,7 +190,8 @@ def _rows(
                 elif (text := _text(resource, attachments)) is None:
                     passed_over["without a text"] += 1
                 else:
-                    yield place, {PATIENT_ID: whose(patient_of(resource)), "text": text}
+                    patient, others = whose(patient_of(resource))
+                    yield place, {PATIENT_ID: patient, OTHER_IDS: others, "text": text}
             except ElementError as error:
                 yield place, error.malformed
 

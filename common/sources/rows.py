@@ -7,6 +7,8 @@ from typing import Final, Literal, NoReturn, get_args
 from ..errors import DataError
 
 PATIENT_ID: Final = "patient_id"
+# In a row, other identifiers of its patient, as a tuple: nobody writes it, and no file can.
+OTHER_IDS: Final = "\0other_ids"
 KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
 COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
 Column = Literal["patient_id", "text", "prompt", "completion", "messages"]

@@ -10,7 +10,7 @@ from ...common.data.records import check_beginning, count_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
 from ...common.secagg.parameters import default_threshold
-from ...common.sources.identifiers import Similar, canonical
+from ...common.sources.identifiers import Similar
 from ...common.sources.source import DataSource
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
@@ -169,10 +169,9 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
-    counts = count_records(simulation.files[name], simulation.similar_identifiers)
-    opted_out = OptOuts.read(simulation.opted_out.get(name), simulation.files[name]).patients
-    kept = [records for patient, records in counts.items() if canonical(patient) not in opted_out]
-    return sum(kept) if unit == "record" else len(kept)
+    opted_out = OptOuts.read(simulation.opted_out.get(name)).patients
+    counts = count_records(simulation.files[name], simulation.similar_identifiers, opted_out)
+    return counts.total() if unit == "record" else len(counts)
 
 
 @dataclass(frozen=True, kw_only=True)

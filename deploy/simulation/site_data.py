@@ -64,11 +64,7 @@ def read_all(
 
     sites: dict[str, SiteRecords] = {}
     for name, source in cohorts.items():
-        sites[name] = SiteRecords.of(
-            prepare(name, source),
-            opted_out.get(name),
-            source=DataSource.of(source) if isinstance(source, Source) else None,
-        )
+        sites[name] = SiteRecords.of(prepare(name, source), opted_out.get(name))
         _check_learnable(study, name, sites[name])
         progress(len(sites))
     if study.privacy.noise:

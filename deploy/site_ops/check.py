@@ -85,7 +85,7 @@ def _check_patients(folder: SiteFolder, policy: Policy, site_records: SiteRecord
     database = SiteDatabase.open_existing(folder.state)
     try:
         patients = Patients(database, folder.fingerprint_key())
-        patients.check(policy.data.asset, site_records.patients)
+        patients.check(policy.data.asset, site_records.identifiers)
     finally:
         database.close()
 

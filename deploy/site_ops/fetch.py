@@ -101,7 +101,7 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
     similar = settings.similar_identifiers
-    records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out, settings.held_out)
+    records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
     _check_apart(records, count_records(settings.data, similar), similar)
     model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)

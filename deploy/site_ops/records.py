@@ -43,8 +43,7 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
         ) from None
     others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
     if len(records.kept) < len(records.store.patients):  # who is not to be read is not to be kept, either
-        listed = OptOuts.read(folder.policy().data.opted_out, settings.data)
-        forget_in(folder.prepared, listed, folder.fingerprint_key())
+        forget_in(folder.prepared, OptOuts.read(folder.policy().data.opted_out), folder.fingerprint_key())
     size_bytes = sum(path.stat().st_size for place in places(folder.prepared) for path in place.iterdir())
     return [
         "the records were prepared before, and nothing has changed since"
@@ -73,7 +72,7 @@ def forget(folder: SiteFolder) -> list[str]:
         )
 
     def forgotten() -> list[str]:
-        listed = OptOuts.read(opted_out, settings.data)
+        listed = OptOuts.read(opted_out)
         gone, unmatched = forget_in(folder.prepared, listed, folder.fingerprint_key())
         running = [study.name for study in folder.joined() if is_held(study.lock)]
         return [

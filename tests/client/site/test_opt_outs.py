@@ -3,11 +3,17 @@
 import logging
 
 import pytest
+from support.fhir_export import document, export, inline, patient
+from support.study.tiny_models import tiny_tokenizer
 
 from grandrounds.client.site import opt_outs
 from grandrounds.client.site.opt_outs import OptOuts, told_unmatched, without_opted_out
-from grandrounds.common.data.records import parse_records
+from grandrounds.client.site.site_records import SiteRecords
+from grandrounds.common.data.preparation import Preparation
+from grandrounds.common.data.records import parse_records, read_records
+from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.identifiers import canonical
 from grandrounds.common.sources.source import DataSource
 
 PATIENT = "Wilhelmina Featherstone"
@@ -111,12 +117,35 @@ def test_nothing_is_logged_or_printed(left, caplog, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_may_have_any_identifier_that_leads_to_its_patient(tmp_path):
-    (tmp_path / "walk.csv").write_text("from,to\n007,P-1\nold,P-2\n8,p-01\n")
-    (tmp_path / "out.txt").write_text("# old\n7 # in 2020\nother\n")
-    source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv")
-    listed = OptOuts.read(tmp_path / "out.txt", source)
-    assert [record.patient_id for record in listed.without(records("P-1", "P-2"))] == ["P-2"]
-    assert listed.unmatched(["P-1", "P-2"]) == [3]
-    kept = without_opted_out(records("P-1", "P-2"), tmp_path / "out.txt", source)
-    assert [record.patient_id for record in kept] == ["P-2"]
+def crosswalk(tmp_path):
+    """Notes of 1, 2 and 3, of whom 1 and 2 are the patient P, as is 9, of whom there is no note."""
+    (tmp_path / "notes.csv").write_text("patient_id,text\n1,seen\n2,well\n3,home\n")
+    (tmp_path / "walk.csv").write_text("from,to\n1,P\n2,P\n9,P\n")
+    return DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv")
+
+
+def linked(tmp_path):
+    """The same as an export of FHIR, in which 1 was replaced by P, and so on."""
+    links = [patient(old, ("replaced-by", "Patient/P")) for old in "129"]
+    said = (("1", "seen"), ("2", "well"), ("3", "home"))
+    notes = [document(inline(text), subject={"reference": f"Patient/{one}"}) for one, text in said]
+    return export(tmp_path / "export", *links, *notes)
+
+
+@pytest.mark.parametrize("source_of", [crosswalk, linked])
+@pytest.mark.parametrize("line", ["1", "002", "9", "p"])
+def test_who_opted_out_by_any_identifier_of_theirs_is_left_out(tmp_path, source_of, line):
+    source = source_of(tmp_path)
+    (tmp_path / "opted-out.txt").write_text(f"{line}\nnobody\n")
+    prepared = Preparation(tokenisation=Tokenisation(tiny_tokenizer()), max_tokens=8).of_source(source)
+    found = SiteRecords.of(prepared, tmp_path / "opted-out.txt")
+    assert prepared.store.patients == ["3", "P"] and found.patients == ["3"]
+    assert found.unmatched == [2]
+    left = without_opted_out(read_records(source), tmp_path / "opted-out.txt")
+    assert [record.patient_id for record in left] == ["3"]
+
+
+def test_all_that_a_patient_is_known_by_belongs_to_one_budget(tmp_path):
+    prepared = Preparation(tokenisation=Tokenisation(tiny_tokenizer()), max_tokens=8).of_source(crosswalk(tmp_path))
+    known = set(map(canonical, SiteRecords.of(prepared, None).identifiers))
+    assert known == set(map(canonical, ["1", "2", "3", "9", "P"]))

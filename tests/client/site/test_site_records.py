@@ -10,7 +10,6 @@ from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.store import Store
 from grandrounds.common.data.windows import Window
 from grandrounds.common.errors import DataError, ModelError
-from grandrounds.common.sources.source import DataSource
 
 
 def records_of(*learnt):
@@ -39,13 +38,3 @@ def test_tokens_that_the_model_does_not_have_are_refused_where_its_configuration
     records_of(((0, 3),)).check_tokens(stated=stated, size=8)
     with pytest.raises(ModelError, match="of which there are 7"):
         records_of(((0, 3),)).check_tokens(stated=stated, size=7)
-
-
-def test_whoever_opted_out_by_an_identifier_that_was_replaced_is_not_read(tmp_path):
-    (tmp_path / "walk.csv").write_text("from,to\nold,b\n")
-    (tmp_path / "out.txt").write_text("old\n")
-    one = [Window(tokens=np.array([5, 6, 7], dtype=np.int32), learnt=((0, 3),))]
-    store = Store(block=Block.of([one, one], np.uint16), units=np.array([0, 1, 2]), patients=["a", "b"])
-    prepared = Prepared(store=store, quarantine=Quarantine(), cut=0, lost=0)
-    source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv")
-    assert SiteRecords.of(prepared, tmp_path / "out.txt", source=source).patients == ["a"]

@@ -53,14 +53,6 @@ def test_what_repeats_is_told_apart_from_what_patients_share_and_who_opted_out_c
         surveyed(*rows, opted_out="a\nb\nc\nd", similar_identifiers="same")
 
 
-def test_whoever_opted_out_by_an_identifier_that_was_replaced_counts_nowhere(surveyed, tmp_path):
-    (tmp_path / "walk.csv").write_text("from,to\nold,c\n")
-    data = DataSource(files=(tmp_path / "notes.jsonl",), crosswalk=tmp_path / "walk.csv")
-    found = surveyed(row("a", "x"), row("c", "y"), row("old", "z"), opted_out="OLD\n", data=data)
-    assert list(found.told()) == []
-    assert dict(found.patients) == {"a": 1}
-
-
 def test_a_source_is_not_held_in_memory(surveyed, model, tmp_path, monkeypatch):
     monkeypatch.setattr(text_lengths, "_RECORDS", 10)
     surveyed(*(row(number, f"{number} {'x' * 20_000}") for number in range(200)))  # and what is loaded once is there
@@ -112,3 +104,11 @@ def test_lengths_of_some_records_stand_for_all_and_prompts_are_cut_and_not_conti
     in_windows = DataReport.surveyed(asked, reading).windows[0]
     assert (in_windows.windows, in_windows.cut) == (4, 2)
     assert in_windows.lost == (32 - 8 + 31) / (32 + 51), "of the second the whole prompt, as nothing of it fits"
+
+
+def test_whoever_opted_out_by_an_identifier_that_was_replaced_counts_nowhere(surveyed, tmp_path):
+    (tmp_path / "walk.csv").write_text("from,to\nold,c\n")
+    data = DataSource(files=(tmp_path / "notes.jsonl",), crosswalk=tmp_path / "walk.csv")
+    found = surveyed(row("a", "x"), row("c", "y"), row("old", "z"), opted_out="OLD\n", data=data)
+    assert list(found.told()) == []
+    assert dict(found.patients) == {"a": 1}
