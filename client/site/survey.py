@@ -1,5 +1,6 @@
 """What a site's data come to, before any study: in aggregate, for the site's own operator and nobody else."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ from .repetition import Repetition
 _COLUMNS: Final[dict[type[Content], str]] = {Text: "text", PromptCompletion: "prompt, completion", Chat: "messages"}
 # What studies read of a record at a time, for an operator who does not know yet what one will: tokens.
 USUAL: Final = (64, 256, 1024)
+# Tags that end or break lines, the beginning of RTF, and what is base64 from end to end.
+_MARKED_UP: Final = re.compile(
+    r"</(?:p|div|span|td|li|font|body|html)\s*>|<br\s*/?>|\{\\rtf\d|\A[A-Za-z0-9+/]{64}[A-Za-z0-9+/\r\n]*+={0,2}\s*\Z",
+    re.IGNORECASE,
+)
+_BEGINNING: Final = 1000  # characters of a text, in which these show: microseconds, however long it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,7 @@ class Survey:
         completions: of these, where they are prompts with completions, the completions' alone.
         repeated: how many records say what another of the same patient says.
         shared: how many texts several patients have.
+        marked_up: how many records look like HTML, RTF or base64.
         quarantine: what cannot be read.
         opt_out_lines: how many lines of the opt-outs may mean a patient.
         unmatched: the numbers of those that mean none.
@@ -50,6 +58,7 @@ class Survey:
     completions: TextLengths
     repeated: int
     shared: int
+    marked_up: int
     quarantine: Quarantine
     opt_out_lines: int
     unmatched: list[int]
@@ -62,7 +71,7 @@ class Survey:
         checks = RecordChecks(settings.data.name, similar, quarantine)
         left_out, sample, completions, said = opt_outs.patients, TextSample(), TextSample(), Repetition()
         gone = set[str]()  # spellings of who opted out
-        counts, forms, known = Counter[str](), dict[str, str](), set[str]()
+        counts, forms, known, marked_up = Counter[str](), dict[str, str](), set[str](), 0
         for one in parsed(read_rows(settings.data)):
             record = checks.admit(one)
             if record is None:
@@ -80,6 +89,7 @@ class Survey:
                 if isinstance(record.content, PromptCompletion):
                     completions.add(record.content.completion)
                 said.add(form, text.encode())
+                marked_up += _is_marked_up(text)
         findings = checks.finish()
         if settings.held_out is not None:
             _check(settings.held_out, similar)
@@ -101,6 +111,7 @@ class Survey:
             completions=completions.lengths(settings.model),
             repeated=said.repeated,
             shared=said.shared,
+            marked_up=marked_up,
             quarantine=quarantine,
             opt_out_lines=opt_outs.count,
             unmatched=opt_outs.unmatched(known),
@@ -114,6 +125,11 @@ class Survey:
     def told(self) -> Iterator[str]:
         """Lines for the site's operator, who alone gets them."""
         yield from self.quarantine.lines()
+        if self.marked_up:
+            yield (
+                f"{self.marked_up:,} of the records look like HTML, RTF or base64, and would be learnt as they are: "
+                "have their text exported, or give them as documents of FHIR"
+            )
         yield from told_unmatched(self.opt_out_lines, self.unmatched)
 
     @property
@@ -166,6 +182,15 @@ class Survey:
     @property
     def _median(self) -> str:
         return f"your median record has {self.lengths.median:,.0f} tokens"
+
+
+def _is_marked_up(text: str) -> bool:
+    """Whether a text looks like HTML, RTF or base64; words are told from base64 by their spaces.
+
+    >>> [_is_marked_up(text) for text in ("a<br/>b", "{\\\\rtf1 a}", "QUJD" * 20, "BP<120 " * 20, "temperature " * 20)]
+    [True, True, True, False, False]
+    """
+    return _MARKED_UP.search(text, 0, _BEGINNING) is not None
 
 
 def _check(source: DataSource, similar: Similar | None) -> None:

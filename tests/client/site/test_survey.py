@@ -53,6 +53,17 @@ def test_what_repeats_is_told_apart_from_what_patients_share_and_who_opted_out_c
         surveyed(*rows, opted_out="a\nb\nc\nd", similar_identifiers="same")
 
 
+def test_texts_that_are_none_yet_are_told_in_number(surveyed):
+    marked = ["<p>ill</p>", "{\\rtf1\\ansi ill}", "c2xlcHQgd2VsbCBh" * 8, "ill<BR>well"]
+    plain = ["BP <120, pH > 7", "well\n" * 40, "see https://ehr.example/notes/7?a=b", "{rtf}"]
+    found = surveyed(*(row(f"p{number}", text) for number, text in enumerate([*marked, *plain])), opted_out="p0\n")
+    assert [line for line in found.told() if "HTML" in line] == [
+        "3 of the records look like HTML, RTF or base64, and would be learnt as they are: have their text exported, or "
+        "give them as documents of FHIR"
+    ]
+    assert not any("HTML" in line for line in surveyed(*(row("p", text) for text in plain)).told())
+
+
 def test_a_source_is_not_held_in_memory(surveyed, model, tmp_path, monkeypatch):
     monkeypatch.setattr(text_lengths, "_RECORDS", 10)
     surveyed(*(row(number, f"{number} {'x' * 20_000}") for number in range(200)))  # and what is loaded once is there

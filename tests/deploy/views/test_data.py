@@ -31,6 +31,7 @@ def survey(patients, tokens, kind=Text, places=(), unmatched=()):
         completions=TextLengths(tokens=[1.0] * len(tokens)),
         repeated=len(places),
         shared=1,
+        marked_up=0,
         quarantine=Quarantine([SetAside(position=place, reason=why) for place, why in places]),
         opt_out_lines=3,
         unmatched=list(unmatched),
