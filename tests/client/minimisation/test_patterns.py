@@ -1,5 +1,7 @@
 """Regular expressions of a site's own replace what they match, and none of them can keep a site from going on."""
 
+import os
+
 import pytest
 
 from grandrounds.client.minimisation.patterns import Patterns, TooLongError
@@ -25,6 +27,14 @@ def test_patterns_are_replaced_in_their_order_by_what_stands_there() -> None:
 def test_a_pattern_with_endless_ways_to_match_is_stopped() -> None:
     with pytest.raises(TooLongError):
         patterns((EVIL, ""), longest_s=0.01).without(TEXT)
+
+
+def test_a_pattern_has_its_time_though_all_processors_are_at_work_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = ("(?:[a-z]|ab|[ab ])*?[0-9x]{2}", "")  # some hundredths of a second
+    with pytest.raises(TooLongError):
+        patterns(slow, longest_s=1e-6).without("ab " * 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 10**8)
+    assert patterns(slow, longest_s=1e-6).without("ab " * 7) == "ab " * 7
 
 
 def test_a_pattern_that_is_stopped_again_and_again_is_refused_without_a_word_of_a_record() -> None:
