@@ -22,7 +22,7 @@ from .rows import OTHER_IDS, PATIENT_ID, Rows, refuse
 if TYPE_CHECKING:
     from .source import DataSource
 
-_ENDINGS: Final = (".ndjson", ".jsonl")
+ENDINGS: Final = (".ndjson", ".jsonl")
 # What a line says that it is before anything else, as servers write it: one of another type need not be parsed.
 _STATED: Final = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"(\w+)"')
 
@@ -73,7 +73,7 @@ class FhirSettings(Section):
 def is_export(named: Sequence[Path]) -> bool:
     """Whether the first of all files of NDJSON begins with a resource."""
     with suppress(DataError):  # which its reader will meet, too
-        first = next((file for file in found_files(named, _ENDINGS) if file.ending == _ENDINGS[0]), None)
+        first = next((file for file in found_files(named, ENDINGS) if file.ending == ENDINGS[0]), None)
         if first is not None:
             with Reading().open(first) as lines:
                 return bool(_kind(lines.readline()))
@@ -86,7 +86,7 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
     Files are read twice, first for links between patients and for where each Binary is, wherever these stand.
     Raises DataError where such a link cannot be read, or no resource is a note.
     """
-    files = found_files(source.files, _ENDINGS)
+    files = found_files(source.files, ENDINGS)
     reading.expect([*files, *files])
     binaries = Binaries()
     links = (link for file in files for link in _links(file, reading, binaries))
@@ -100,7 +100,8 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
     if is_empty and passed_over:
         told = ", ".join(f"{count} {reason}" for reason, count in passed_over.most_common())
         what = f"it holds no note that is asked for (resources: {told})"
-        refuse(source.name, what, "compare [data.fhir] with what was exported")
+        fix = "compare [data.fhir] with what was exported; of a Bundle, write the resources, one on each line"
+        refuse(source.name, what, fix)
 
 
 def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], tuple[str, tuple[str, ...]]]:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from ..schema import Section
 from .columns import Columns, Template, as_text
+from .fhir import ENDINGS as RESOURCES
 from .fhir import FhirSettings, is_export
 from .files import Reading, SourceFile, file_state, fixed_part, found_files
 from .omop import Omop
@@ -167,11 +168,11 @@ class DataSource(Section):
         from .exports import dataset_files
         from .tables import ENDINGS
 
-        if _format(self) == "datasets":
+        if (format_ := _format(self)) == "datasets":
             files = dataset_files(self)
         else:
             named = self.omop.files if self.omop else self.files
-            files = found_files(named, ENDINGS) if named else []
+            files = found_files(named, RESOURCES if format_ == "fhir" else ENDINGS) if named else []
         return [*files, *(found_files([self.crosswalk], ENDINGS) if self.crosswalk else ())]
 
     def fingerprint(self) -> str:

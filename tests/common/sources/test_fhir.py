@@ -90,6 +90,16 @@ def test_an_export_of_which_nothing_is_asked_for_is_refused_with_what_it_holds(t
         assert told in refused.value.what
 
 
+def test_of_bundles_it_is_told_what_is_read_instead(tmp_path: Path) -> None:
+    (tmp_path / "patient.json").write_text("{}")
+    with pytest.raises(DataError, match="no file of a known kind") as refused:
+        DataSource(files=(tmp_path,), format="fhir").found()
+    assert refused.value.fix == "known are .jsonl, .ndjson"
+    with pytest.raises(DataError) as refused:
+        read_records(export(tmp_path, {"resourceType": "Bundle", "entry": [{"resource": document()}]}))
+    assert "of a Bundle, write the resources" in refused.value.fix
+
+
 def test_an_export_is_known_by_its_first_resource_or_refused_with_how_to_say_that_it_is_one(tmp_path: Path) -> None:
     export(tmp_path, document())
     (tmp_path / "README.csv").write_text("about the export")
