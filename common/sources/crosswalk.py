@@ -67,7 +67,8 @@ class Crosswalk:
         for place, row in rows:
             if not isinstance(row, Malformed) and (identifier := as_text(row.get(PATIENT_ID))):
                 patient = self.patient(identifier)
-                row = {**row, PATIENT_ID: patient, OTHER_IDS: self.others(patient)}
+                led = {PATIENT_ID: patient} if patient != identifier else {}  # of what is no identifier, none is made
+                row = {**row, **led, OTHER_IDS: self.others(patient)}
             yield place, row
 
 

@@ -249,3 +249,11 @@ def test_what_was_said_of_a_source_is_what_is_written_of_it() -> None:
     assert DataSource.of(whole).model_dump(mode="json") == whole
     whole = {"files": ["a", "b"], "patient": "mrn", "where": {"kind": ["DS"]}}
     assert DataSource.model_validate(whole).model_dump(mode="json") == whole
+
+
+@pytest.mark.parametrize("patient", [{"value": "7"}, True, ["7"], 7.5])
+def test_a_crosswalk_makes_no_identifier_of_what_is_none(tmp_path: Path, patient: object) -> None:
+    (tmp_path / "walk.csv").write_text("from,to\n7,8\n")
+    (tmp_path / "notes.jsonl").write_text(json.dumps({"patient_id": patient, "text": "well"}))
+    with pytest.raises(DataError, match="unusable patient_id"):
+        read_records(DataSource(files=(tmp_path / "notes.jsonl",), crosswalk=tmp_path / "walk.csv"))
