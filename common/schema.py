@@ -128,7 +128,7 @@ def known(value: ValueT | None) -> ValueT:
     return value
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, *, why: str = WHY_STUDY) -> dict[str, Any]:
     """The tables of a TOML file; raises StudyError with the place of a syntax error."""
     try:
         with path.open("rb") as file:
@@ -138,9 +138,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # tomllib lets integers and nesting raise what they like
         reason = getattr(error, "strerror", None) or error
-        raise StudyError(
-            f"{path} cannot be read: {reason}", why=WHY_STUDY, fix="correct the file or its name"
-        ) from error
+        raise StudyError(f"{path} cannot be read: {reason}", why=why, fix="correct the file or its name") from error
 
 
 def as_toml(value: Any) -> str:

@@ -37,7 +37,7 @@ class SiteData(Section):
         """
         if data.suffix.lower() != ".toml":
             return cls(data=DataSource.of(data).below(Path.cwd()))
-        given, folder = validated(cls, read_toml(data), source=data, why=_WHY), data.absolute().parent
+        given, folder = validated(cls, read_toml(data, why=_WHY), source=data, why=_WHY), data.absolute().parent
         return cls(data=given.data.below(folder), held_out=given.held_out and given.held_out.below(folder))
 
 

@@ -19,6 +19,7 @@ from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.errors import DataError, StoppedError, StorageError, StudyError
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops.owner import act_as
+from grandrounds.deploy.site_ops.site_data import SiteData
 from grandrounds.deploy.site_ops.terms import Terms
 from grandrounds.deploy.site_ops.users import SiteUsers, operators_users
 
@@ -106,6 +107,14 @@ def test_data_that_cannot_be_used_are_told_before_a_site_is_made(tmp_path, study
     with pytest.raises(DataError, match=what):
         site_operator.init(SiteFolder(tmp_path / "site"), name="north", data=records, model=str(study.base))
     assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("text", ['[data]\nfiles = ["notes.csv"\n', '[data]\nfile = "notes.csv"\n'])
+def test_a_file_that_does_not_say_what_the_data_are_concerns_the_site_and_no_study(tmp_path, text):
+    (tmp_path / "source.toml").write_text(text)
+    with pytest.raises(StudyError) as refused:
+        SiteData.given(tmp_path / "source.toml")
+    assert refused.value.why == "it says what records the site trains on"
 
 
 def test_a_site_is_told_what_its_data_come_to_when_it_is_made(tmp_path, study, records):
