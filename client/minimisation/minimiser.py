@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from ...common.data.records import Chat, Content, PromptCompletion, Record, SetAsideContent, Text
+from ...common.data.record import Chat, Content, PromptCompletion, Record, SetAsideContent, Text
 from ...common.errors import StudyError
 from ...common.sources.identifiers import canonical
 from ...common.sources.rows import has_surrogates

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...common.data.records import Record
+from ...common.data.record import Record
 from ...common.errors import DataError
 from ...common.sources.identifiers import canonical
 

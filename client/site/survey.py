@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.data.quarantine import Quarantine
-from ...common.data.records import Chat, Content, PromptCompletion, RecordChecks, Text, parsed
+from ...common.data.record import Chat, Content, PromptCompletion, Text
+from ...common.data.records import RecordChecks, parsed
 from ...common.data.text_lengths import TextLengths, TextSample, text_of
 from ...common.errors import DataError, ModelError
 from ...common.sources.identifiers import Similar, canonical

@@ -20,18 +20,8 @@ from ..sources.source import DataSource, read_rows
 from ..system.files import make_private_folder
 from .blocks import Block, Offsets, Tokens, gathered, offsets
 from .quarantine import Quarantine
-from .records import (
-    Chat,
-    Content,
-    Findings,
-    PromptCompletion,
-    Record,
-    RecordChecks,
-    SetAsideContent,
-    Text,
-    parsed,
-    size_of,
-)
+from .record import Chat, Content, PromptCompletion, Record, SetAsideContent, Text
+from .records import Findings, RecordChecks, parsed, size_of
 from .shards import Shard, Tokenised, read_as, read_of
 from .store import Store
 from .tokenisation import Tokenisation

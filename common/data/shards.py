@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..system.files import write_atomically
 from .blocks import Block, private
-from .records import Record
+from .record import Record
 from .windows import Window
 
 _SAID: Final = "shard.json"  # written last: a shard without it is not whole

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Final
 
 from ..model.library_errors import library_errors
-from .records import Chat, Content, PromptCompletion, Text
+from .record import Chat, Content, PromptCompletion, Text
 from .tokenisation import Tokenisation
 
 # Of so many records, anywhere in the source, so many characters each are read: seconds, however many

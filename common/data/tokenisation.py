@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DataError, GrandRoundsError, ModelError
 from ..model.example import Example
 from ..model.library_errors import library_errors
-from .records import Chat, PromptCompletion, Record, SetAsideContent, Text
+from .record import Chat, PromptCompletion, Record, SetAsideContent, Text
 from .windows import Layout, Span, Window, windows_of
 
 # Beyond it, what is evaluated of a record is cut even where the model could read on: attention takes its square.

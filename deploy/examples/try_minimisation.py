@@ -12,7 +12,8 @@ from pathlib import Path
 from grandrounds.client.minimisation.minimiser import Minimiser, texts_of
 from grandrounds.client.minimisation.rules import Minimisation
 from grandrounds.client.site.folder import SiteFolder
-from grandrounds.common.data.records import Record, named_rows, parsed
+from grandrounds.common.data.record import Record
+from grandrounds.common.data.records import named_rows, parsed
 from grandrounds.common.sources.rows import Malformed
 from grandrounds.common.sources.source import read_rows
 

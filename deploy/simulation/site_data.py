@@ -8,7 +8,8 @@ from ...client.site.folder import SiteSettings
 from ...client.site.prepared import PreparedRecords
 from ...client.site.site_records import SiteRecords
 from ...common.data.preparation import Preparation, Prepared
-from ...common.data.records import Record, named_rows, parse_records, read_records
+from ...common.data.record import Record
+from ...common.data.records import named_rows, parse_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.base_folder import vocabulary_size_of

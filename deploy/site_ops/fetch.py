@@ -10,7 +10,8 @@ from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.data.records import Record, count_records, read_records
+from ...common.data.record import Record
+from ...common.data.records import count_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
 from ...common.sources.identifiers import Similar, canonical

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from grandrounds.client.minimisation.minimiser import Minimiser, check_columns, texts_of
 from grandrounds.client.minimisation.rules import Minimisation
-from grandrounds.common.data.records import Chat, PromptCompletion, Record, SetAsideContent, Text, Turn
+from grandrounds.common.data.record import Chat, PromptCompletion, Record, SetAsideContent, Text, Turn
 from grandrounds.common.errors import StudyError
 from grandrounds.common.schema import validated
 from grandrounds.common.sources.source import DataSource

@@ -13,7 +13,8 @@ from support.study.tiny_models import tiny_tokenizer
 
 from grandrounds.common.data import preparation as module
 from grandrounds.common.data.preparation import Preparation, Prepared
-from grandrounds.common.data.records import Record, Text, named_rows
+from grandrounds.common.data.record import Record, Text
+from grandrounds.common.data.records import named_rows
 from grandrounds.common.data.shards import Shard, Tokenised
 from grandrounds.common.data.store import PrivacyUnit, Store, Units
 from grandrounds.common.data.tokenisation import Tokenisation

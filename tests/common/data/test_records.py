@@ -15,16 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grandrounds.common.data.quarantine import Quarantine
-from grandrounds.common.data.records import (
-    Chat,
-    PromptCompletion,
-    Record,
-    SetAsideContent,
-    Text,
-    Turn,
-    parse_records,
-    read_records,
-)
+from grandrounds.common.data.record import Chat, PromptCompletion, Record, SetAsideContent, Text, Turn
+from grandrounds.common.data.records import parse_records, read_records
 from grandrounds.common.errors import DataError
 from grandrounds.common.sources.identifiers import names_nobody
 from grandrounds.common.sources.source import DataSource

@@ -8,16 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from grandrounds.common.data.preparation import Preparation
-from grandrounds.common.data.records import (
-    Chat,
-    Content,
-    PromptCompletion,
-    Record,
-    SetAsideContent,
-    Text,
-    Turn,
-    named_rows,
-)
+from grandrounds.common.data.record import Chat, Content, PromptCompletion, Record, SetAsideContent, Text, Turn
+from grandrounds.common.data.records import named_rows
 from grandrounds.common.data.tokenisation import MAX_EVALUATED_TOKENS, Tokenisation
 from grandrounds.common.data.windows import Layout, windows_of
 from grandrounds.common.errors import DataError, ModelError

@@ -11,7 +11,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from grandrounds.common.data.records import PromptCompletion, read_records
+from grandrounds.common.data.record import PromptCompletion
+from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
 from grandrounds.common.sources.files import Reading
 from grandrounds.common.sources.source import DataSource, read_rows

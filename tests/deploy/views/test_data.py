@@ -15,7 +15,7 @@ from grandrounds.client.site.data_report import DataReport, Spread
 from grandrounds.client.site.reading import Reading
 from grandrounds.client.site.survey import Survey
 from grandrounds.common.data.quarantine import Quarantine, SetAside
-from grandrounds.common.data.records import PromptCompletion, Text
+from grandrounds.common.data.record import PromptCompletion, Text
 from grandrounds.common.data.text_lengths import TextLengths
 from grandrounds.deploy.views.data import ALONE, columns, data_figures, print_data, render_data
 
