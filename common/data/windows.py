@@ -1,7 +1,9 @@
 """Windows: a record's tokens in pieces that a model reads at a time, so that all of a long record is trained on."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +104,10 @@ def _window(layout: Layout, start: int, end: int, again: int) -> Window:
     """The tokens from ``start`` to ``end``, of which the first ``again`` are only read."""
     opening = np.asarray(layout.opening, dtype=np.int32)
     moved = len(opening) - start
-    spans = ((max(first, start + again), min(last, end)) for first, last in layout.learnt)
+    # Those that reach into it: to look at all would take the square of a conversation's turns.
+    nearest = bisect_right(layout.learnt, start, key=itemgetter(1))
+    behind = bisect_left(layout.learnt, end, key=itemgetter(0))
+    spans = ((max(first, start + again), min(last, end)) for first, last in layout.learnt[nearest:behind])
     return Window(
         tokens=np.concatenate([opening, layout.tokens[start:end]]),
         learnt=tuple((first + moved, last + moved) for first, last in spans if first < last),

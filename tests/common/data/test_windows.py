@@ -1,3 +1,5 @@
+from typing import NoReturn
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -95,3 +97,28 @@ def test_an_example_has_its_window_s_tokens_and_learns_its_spans_alone() -> None
 def test_windows_without_room_for_a_token_are_refused(max_tokens: int, overlap: int) -> None:
     with pytest.raises(ModelError, match="open each window"):
         windows_of(layout(5), max_tokens=max_tokens, overlap=overlap)
+
+
+class Looked(tuple[tuple[int, int], ...]):
+    """Spans of which none may be looked at but some."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("a window looks at all spans of its record: with all windows, at their square")
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=40), st.integers(2, 12), st.integers(0, 1))
+def test_every_stretch_of_a_conversation_is_learnt_once_and_sought_where_it_is(
+    sizes: list[int], room: int, overlap: int
+) -> None:
+    edges = np.cumsum(sizes).tolist()
+    spans = list(zip(edges[::2], edges[1::2], strict=False))
+    turns = Layout(opening=OPENING, tokens=np.arange(100, 100 + edges[-1], dtype=np.int32), learnt=Looked(spans))
+    if edges[-1] <= room:
+        return
+    learnt = [
+        int(token)
+        for window in windows_of(turns, max_tokens=room + len(OPENING), overlap=overlap)
+        for start, end in window.learnt
+        for token in window.tokens[start:end]
+    ]
+    assert learnt == [100 + place for start, end in spans for place in range(start, end)]
