@@ -98,7 +98,9 @@ def _rewrite(place: Path, opted_out: frozenset[str], key: FingerprintKey) -> tup
     if len(kept):
         make_private_folder(fresh)
         store.only(kept, fresh)
-        write_atomically(fresh / FOUND, (place / FOUND).read_bytes(), mode=0o600)
+        found = json.loads((place / FOUND).read_bytes())
+        # Places of records, and it is not known whose: what is prepared again lists them again.
+        write_atomically(fresh / FOUND, json.dumps(found | {"set_aside": []}).encode(), mode=0o600)
     shutil.rmtree(place)  # mapped files are not written over: who reads them would read something else
     if len(kept):
         fresh.rename(place)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.data.quarantine import Quarantine
-from ...common.data.record import Chat, Content, PromptCompletion, Text
+from ...common.data.record import Chat, Content, PromptCompletion, SetAsideContent, Text
 from ...common.data.records import RecordChecks, parsed
 from ...common.data.text_lengths import TextLengths, TextSample, text_of
 from ...common.errors import DataError, ModelError
@@ -72,12 +72,14 @@ class Survey:
         checks = RecordChecks(settings.data.name, similar, quarantine)
         left_out, sample, completions, said = opt_outs.patients, TextSample(), TextSample(), Repetition()
         gone = set[str]()  # spellings of who opted out
+        kinds = Counter[type[Content]]()
         counts, forms, known, marked_up = Counter[str](), dict[str, str](), set[str](), 0
-        for one in parsed(read_rows(settings.data)):
+        for one in parsed(read_rows(settings.data), settings.data.patient):
             record = checks.admit(one)
             if record is None:
                 continue
             counts[record.patient_id] += 1
+            kinds[type(record.content)] += not isinstance(record.content, SetAsideContent)
             if record.patient_id not in forms:
                 forms[record.patient_id] = canonical(record.patient_id)
                 ids = {forms[record.patient_id], *map(canonical, record.other_ids)}
@@ -92,6 +94,7 @@ class Survey:
                 said.add(form, text.encode())
                 marked_up += _is_marked_up(text)
         findings = checks.finish()
+        kind = max(kinds, key=kinds.__getitem__, default=SetAsideContent)
         if settings.held_out is not None:
             _check(settings.held_out, similar)
         patients = Counter[str]()
@@ -106,7 +109,7 @@ class Survey:
             )
         return cls(
             file=settings.data.name,
-            kind=findings.kind,
+            kind=kind,
             patients=patients,
             lengths=sample.lengths(settings.model),
             completions=completions.lengths(settings.model),
@@ -197,7 +200,7 @@ def _is_marked_up(text: str) -> bool:
 def _check(source: DataSource, similar: Similar | None) -> None:
     """Raises DataError where records cannot be used."""
     checks = RecordChecks(source.name, similar, None)
-    for one in parsed(read_rows(source)):
+    for one in parsed(read_rows(source), source.patient):
         checks.admit(one)
     checks.finish()
 

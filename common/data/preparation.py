@@ -18,9 +18,9 @@ from ..sources.identifiers import Similar, canonical
 from ..sources.rows import Rows
 from ..sources.source import DataSource, read_rows
 from ..system.files import make_private_folder
-from .blocks import Block, Offsets, Tokens, gathered, offsets
+from .blocks import Offsets, Tokens, gathered, offsets
 from .quarantine import Quarantine
-from .record import Chat, Content, PromptCompletion, Record, SetAsideContent, Text
+from .record import Record, SetAsideContent
 from .records import Findings, RecordChecks, parsed, size_of
 from .shards import Shard, Tokenised, read_as, read_of
 from .store import Store
@@ -36,7 +36,6 @@ _BATCH: Final = 256  # records that are tokenised at a time
 _BATCH_CHARACTERS: Final = 1 << 20
 _IN_FLIGHT: Final = 3  # batches; two are worked on, one waits
 _SHARD: Final = 1 << 13
-_KINDS: Final[tuple[type[Content], ...]] = (SetAsideContent, Text, PromptCompletion, Chat)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +77,13 @@ class Preparation:
         """The store of a source's records; as ``of_rows``, and ``progress`` is told the share of the source, too."""
         reading = Reading()
         rows = read_rows(source, reading)
-        return self.of_rows(source.name, rows, folder, progress=lambda records: progress(records, reading.share))
+        return self.of_rows(
+            source.name,
+            rows,
+            folder,
+            patient_column=source.patient,
+            progress=lambda records: progress(records, reading.share),
+        )
 
     def contents(self, records: Sequence[Record]) -> list[bytes]:
         """The tokens of each record's windows as ``Store.contents`` has them. Raises what ``of_rows`` does."""
@@ -91,6 +96,7 @@ class Preparation:
         rows: Rows,
         folder: Path | None = None,
         *,
+        patient_column: str | None = None,
         progress: Callable[[int], None] = lambda records: None,
     ) -> Prepared:
         """The store of a source's rows, in memory, or in a ``folder`` that is there; errors call the source ``name``.
@@ -102,7 +108,7 @@ class Preparation:
         """
         quarantine = Quarantine()
         checks = RecordChecks(name, self.similar, quarantine)
-        records = (record for one in parsed(rows) if (record := checks.admit(one)) is not None)
+        records = (record for one in parsed(rows, patient_column) if (record := checks.admit(one)) is not None)
         shards: list[Shard] = []
         for shard in self._shards(name, records, folder):
             shards.append(shard)
@@ -172,19 +178,19 @@ class Preparation:
         layouts = iter(self.tokenisation.layouts(to_lay_out))
         made = []
         for record, read in zip(given, map(read_as, records), strict=True):
-            whose, kind = record.patient_id, _KINDS.index(type(record.content))
+            whose = record.patient_id
             if isinstance(record.content, SetAsideContent):
                 why = (record.position, record.content.reason) if record.content.reason else None
-                made.append(Tokenised(patient_id=whose, kind=kind, windows=[NOTHING], read=read, refused=why))
+                made.append(Tokenised(patient_id=whose, windows=[NOTHING], read=read, refused=why))
                 continue
             layout = next(layouts)
             if isinstance(layout, DataError):
                 refused = (record.position, layout.what.removeprefix(f"{record.position}: "))
-                made.append(Tokenised(patient_id=whose, kind=0, windows=[NOTHING], read=read, refused=refused))
+                made.append(Tokenised(patient_id=whose, windows=[NOTHING], read=read, refused=refused))
                 continue
             windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
             cut = cut_of(layout, self.max_tokens)
-            made.append(Tokenised(patient_id=whose, kind=kind, windows=windows, read=read, cut=cut))
+            made.append(Tokenised(patient_id=whose, windows=windows, read=read, cut=cut))
         return made
 
 
@@ -217,18 +223,15 @@ def _parts(records: Iterable[Tokenised], size: int) -> Iterator[list[Tokenised]]
 def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None, keep: Keep | None) -> Store:
     """The records that ``keep`` leaves, by their patients, and of a patient by their digests.
 
-    Those of another kind count as nothing. Raises DataError where nobody is left.
+    Raises DataError where nobody is left.
     """
     patients = sorted(set(findings.spellings.values()), key=lambda one: (canonical(one), one))
     ranks = {patient: rank for rank, patient in enumerate(patients)}
     whose = np.concatenate([_ranks(shard, findings, ranks) for shard in shards])
     digests = np.concatenate([shard.digests for shard in shards])
-    kinds = np.concatenate([shard.kinds for shard in shards])
-    is_nothing = kinds != _KINDS.index(findings.kind)
-    digests[is_nothing] = 0
     order = np.lexsort((digests[:, 1], digests[:, 0], whose))
     if keep is not None:
-        found = _Found(shards, digests, is_nothing)
+        found = _Found(shards, digests)
         order = np.concatenate([found.counting(patients[whose[one[0]]], one, keep) for one in _runs(order, whose)])
     if not len(order):
         raise DataError(
@@ -236,11 +239,9 @@ def _ordered(shards: Sequence[Shard], findings: Findings, folder: Path | None, k
             why="there is nothing to train on",
             fix="lower minimise.records_per_patient in policy.toml",
         )
-    nothing = Block.of([[NOTHING]], shards[0].block.tokens.dtype.type)
-    numbers = np.where(is_nothing, len(kinds), np.arange(len(kinds)))[order]
     present, starts = np.unique(whose[order], return_index=True)
     return Store(
-        block=gathered([*(shard.block for shard in shards), nothing], numbers, folder),
+        block=gathered([shard.block for shard in shards], order, folder),
         units=np.append(starts, len(order)).astype(np.int64),
         patients=[patients[number] for number in present],
         other_ids={one: ids for number in present if (ids := findings.other_ids.get(one := patients[number]))},
@@ -255,11 +256,11 @@ def _runs(order: Offsets, whose: Offsets) -> list[Offsets]:
 class _Found:
     """All records of some shards by their numbers, to be chosen from."""
 
-    def __init__(self, shards: Sequence[Shard], digests: NDArray[np.uint64], is_nothing: NDArray[np.bool_]) -> None:
+    def __init__(self, shards: Sequence[Shard], digests: NDArray[np.uint64]) -> None:
         self._shards = shards
         self._firsts = offsets(shard.block.count for shard in shards)
         self._digests = digests.astype(">u8")
-        self._is_nothing = is_nothing
+        self._is_nothing: NDArray[np.bool_] = (digests == 0).all(axis=1)
 
     def counting(self, patient: str, numbers: Offsets, keep: Keep) -> Offsets:
         """Those of one patient's records that count: ``keep`` says it of whatever can be read; none, of none of them.

@@ -29,9 +29,6 @@ _LARGEST_EXACT_FLOAT: Final = 2.0**53
 # No note is as long, and a tokenizer takes some hundred bytes for each character: the machine's memory would decide.
 _MOST_CHARACTERS: Final = 1 << 23
 _CLASHES_NAMED: Final = 5
-_PLACES_KEPT: Final = 1000
-_KINDS: Final[tuple[type[Content], ...]] = (Text, PromptCompletion, Chat)
-_ONE_KIND: Final = "keep one kind a file: text, prompt with completion, or messages"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ def read_records(
     name: in a CSV without a header that would be a record.
     """
     source = DataSource.of(source)
-    return _records(source.name, parsed(read_rows(source)), similar, quarantine)
+    return _records(source.name, parsed(read_rows(source), source.patient), similar, quarantine)
 
 
 def count_records(source: DataSource, similar: Similar | None, opted_out: Collection[str] = ()) -> Counter[str]:
@@ -64,7 +61,7 @@ def count_records(source: DataSource, similar: Similar | None, opted_out: Collec
     No more than one record is held. Raises DataError.
     """
     checks = RecordChecks(source.name, similar, Quarantine())
-    admitted = (checks.admit(one) for one in parsed(read_rows(source)))
+    admitted = (checks.admit(one) for one in parsed(read_rows(source), source.patient))
     written = Counter(record.patient_id for record in admitted if record is not None)
     counts: Counter[str] = Counter()
     findings = checks.finish()
@@ -77,7 +74,7 @@ def count_records(source: DataSource, similar: Similar | None, opted_out: Collec
 def check_beginning(source: DataSource | Path) -> None:
     """Raises DataError where columns or first record show that ``read_records`` will refuse the source."""
     source = DataSource.of(source)
-    if next(parsed(read_rows(source)), None) is None:
+    if next(parsed(read_rows(source), source.patient), None) is None:
         _refuse_empty(source.name)
 
 
@@ -100,8 +97,11 @@ def named_rows(name: str, rows: Iterable[Mapping[str, object]]) -> Rows:
     return ((f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def parsed(rows: Rows) -> Iterator[Parsed]:
-    """Each row's record, one after another. Raises DataError where it cannot be told whose one is."""
+def parsed(rows: Rows, patient_column: str | None = None) -> Iterator[Parsed]:
+    """Each row's record, one after another. Raises DataError where it cannot be told whose one is.
+
+    ``patient_column`` is what the source calls the column of patients' identifiers, if not by its name.
+    """
     for position, row in rows:
         if isinstance(row, Malformed):
             yield Parsed(position=position, patient_id=None, content=row)
@@ -109,7 +109,7 @@ def parsed(rows: Rows) -> Iterator[Parsed]:
             others = row.get(OTHER_IDS)
             yield Parsed(
                 position=position,
-                patient_id=_patient_id(position, row),
+                patient_id=_patient_id(position, row, patient_column or PATIENT_ID),
                 content=_content(row),
                 other_ids=others if isinstance(others, tuple) else (),
             )
@@ -120,11 +120,11 @@ class RecordChecks:
 
     Whatever casts doubt on *whose* the records are is refused: ids that are missing, also in words (``nan``, ``n/a``),
     columns or quotes that are not clear, and ids that differ in spelling alone (``identifiers.canonical``), unless
-    ``similar`` says that these are the "same" patient, who then has the first of the spellings, or "different" ones.
+    ``similar`` says that these are the "same" patient, who then has the least of the spellings, or "different" ones.
 
     A record whose *content* alone cannot be read is refused, too, unless there is a ``quarantine``: it is listed there,
-    and is a record with ``SetAsideContent``, or none where its line has no patient. So is one of another kind than
-    most. A source of which most is so is refused all the same.
+    and is a record with ``SetAsideContent``, or none where its line has no patient. A source of which most is so is
+    refused all the same. Records may be of several kinds: were one kind chosen, one record could decide over others.
     """
 
     def __init__(self, name: str, similar: Similar | None, quarantine: Quarantine | None) -> None:
@@ -134,7 +134,6 @@ class RecordChecks:
         self._count = 0
         self._malformed = 0
         self._first: tuple[str, Malformed] | None = None
-        self._kinds: dict[type[Content], _Kind] = {}
         self._places: dict[str, str] = {}  # of each patient's first record
         self._others: dict[str, set[str]] = {}
 
@@ -145,8 +144,6 @@ class RecordChecks:
         if isinstance(content, Malformed):
             self._set_aside(one.position, content)
             content = SetAsideContent()
-        else:
-            self._kinds.setdefault(type(content), _Kind()).add(one.position)
         if one.patient_id is None:
             return None
         self._places.setdefault(one.patient_id, one.position)
@@ -158,15 +155,6 @@ class RecordChecks:
         """What follows once all were told. Raises DataError."""
         if not self._count:
             _refuse_empty(self._name)
-        # Not the first record's kind: it would decide over all others.
-        # Nor, where two are as many, does the first.
-        known = [each for each in _KINDS if each in self._kinds]
-        kind = max(known, key=lambda each: self._kinds[each].count, default=SetAsideContent)
-        for other, found in self._kinds.items():
-            if other is not kind:
-                self._malformed += found.count - len(found.places)
-                for place in found.places:
-                    self._set_aside(place, Malformed(what="holds another kind of record than most", fix=_ONE_KIND))
         if self._first and 2 * self._malformed > self._count:
             place, first = self._first
             refuse(place, f"{first.what}, and most of the source cannot be used, for this or other reasons", first.fix)
@@ -174,7 +162,7 @@ class RecordChecks:
         other_ids: dict[str, set[str]] = {}
         for spelling, ids in self._others.items():
             other_ids.setdefault(spellings[spelling], set()).update(ids)
-        return Findings(kind=kind, spellings=spellings, other_ids={one: sorted(ids) for one, ids in other_ids.items()})
+        return Findings(spellings=spellings, other_ids={one: sorted(ids) for one, ids in other_ids.items()})
 
     def _set_aside(self, place: str, found: Malformed) -> None:
         if self._quarantine is None:
@@ -202,38 +190,21 @@ class RecordChecks:
                 "write each patient in one way, or say whether such identifiers are one patient's: similar_identifiers "
                 '= "same" or "different" in site.toml, --similar-identifiers of a simulation',
             )
-        first_of: dict[str, str] = {}
-        return {patient: first_of.setdefault(canonical(patient), patient) for patient in patients}
+        least: dict[str, str] = {}
+        for patient in sorted(patients):
+            least.setdefault(canonical(patient), patient)
+        return {patient: least[canonical(patient)] for patient in patients}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What records are together: the ``kind`` of most, and each patient's identifier by the ``spellings`` of it.
+    """What records are together: each patient's identifier by the ``spellings`` of it.
 
     ``other_ids`` are those that their source knows beside it, of patients who have some.
     """
 
-    kind: type[Content]
     spellings: Mapping[str, str]
     other_ids: Mapping[str, Sequence[str]]
-
-    def settled(self, record: Record) -> Record:
-        """The record under its patient's one identifier, set aside if it is of another kind."""
-        content = record.content if isinstance(record.content, self.kind) else SetAsideContent()
-        return replace(record, patient_id=self.spellings[record.patient_id], content=content)
-
-
-@dataclass
-class _Kind:
-    """How many records are of a kind, and where the first of them are."""
-
-    count: int = 0
-    places: list[str] = field(default_factory=list)
-
-    def add(self, place: str) -> None:
-        self.count += 1
-        if len(self.places) < _PLACES_KEPT:
-            self.places.append(place)
 
 
 def _records(
@@ -242,27 +213,27 @@ def _records(
     checks = RecordChecks(name, similar, quarantine)
     records = [record for one in found if (record := checks.admit(one)) is not None]
     findings = checks.finish()
-    return [findings.settled(record) for record in records]
+    return [replace(record, patient_id=findings.spellings[record.patient_id]) for record in records]
 
 
 def _refuse_empty(name: str) -> NoReturn:
     refuse(name, "it holds no records", "give a source with at least one patient")
 
 
-def _patient_id(position: str, row: Mapping[str, object]) -> str:
+def _patient_id(position: str, row: Mapping[str, object], called: str) -> str:
     if PATIENT_ID not in row:
         if "resourceType" in row:
             refuse(position, "is a resource of FHIR", 'say in [data] that it is an export of FHIR: format = "fhir"')
-        refuse(position, "has no patient_id", "give every record a patient_id (for CSV, in a header line)")
+        refuse(position, f"has no {called}", f"give every record a {called} (for CSV, in a header line)")
     value = _own(row[PATIENT_ID])
     patient_id = _parse_patient_id(value)
     if patient_id is None and _is_undecodable(value):
-        refuse(position, f"has a patient_id that {UNDECODABLE}", SAY_ENCODING)
+        refuse(position, f"has a {called} that {UNDECODABLE}", SAY_ENCODING)
     if patient_id is None:
-        what = f"has an empty or unusable patient_id ({type(value).__name__})"
+        what = f"has an empty or unusable {called} ({type(value).__name__})"
         refuse(position, what, "give every record its patient's identifier, as text or as a whole number")
     if names_nobody(patient_id):
-        what = "has a patient_id that stands for a missing one"
+        what = f"has a {called} that stands for a missing one"
         refuse(position, what, "give every record its patient's identifier, or leave the record out")
     return patient_id
 

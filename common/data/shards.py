@@ -19,17 +19,17 @@ from .windows import Window
 
 _SAID: Final = "shard.json"  # written last: a shard without it is not whole
 _NUMBERS: Final = "numbers.npz"
+_DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenised:
-    """A record, tokenised: whose it is, of what kind, its windows, and the digest of what was ``read``.
+    """A record, tokenised: whose it is, its windows, and the digest of what was ``read``.
 
     ``refused`` says where and why nothing of it can be learnt, ``cut`` how many tokens a prompt lost of its beginning.
     """
 
     patient_id: str
-    kind: int
     windows: Sequence[Window]
     read: bytes
     refused: tuple[str, str] | None = None
@@ -37,8 +37,10 @@ class Tokenised:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that follow from its windows, and tell them apart: BLAKE2b."""
-        found = blake2b(digest_size=16)
+        """16 bytes that follow from its windows, and tell them apart: BLAKE2b; of nothing, zeros."""
+        if not any(len(window.tokens) for window in self.windows):
+            return bytes(_DIGEST_BYTES)
+        found = blake2b(digest_size=_DIGEST_BYTES)
         for window in self.windows:
             found.update(np.array([len(window.tokens), *sum(window.learnt, ())], dtype="<i4").tobytes())
             found.update(window.tokens.astype("<i4").tobytes())
@@ -53,8 +55,7 @@ class Shard:
         block: their windows.
         patients: identifiers as they are written, each once.
         owners: int32 [records], whose each record is, by the place in ``patients``.
-        kinds: uint8 [records].
-        digests: uint64 [records, 2], most significant first.
+        digests: uint64 [records, 2], most significant first; zeros of a record of which nothing is learnt.
         refused: places of records of which nothing can be learnt, and why.
         cut: how many prompts lost their beginning.
         lost: how many tokens these were.
@@ -64,7 +65,6 @@ class Shard:
     block: Block
     patients: Sequence[str]
     owners: NDArray[np.int32]
-    kinds: NDArray[np.uint8]
     digests: NDArray[np.uint64]
     refused: Sequence[tuple[str, str]]
     cut: int
@@ -80,7 +80,6 @@ class Shard:
             block=Block.of([record.windows for record in records], dtype),
             owners=np.array([numbers.setdefault(record.patient_id, len(numbers)) for record in records], np.int32),
             patients=list(numbers),
-            kinds=np.array([record.kind for record in records], dtype=np.uint8),
             digests=np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64),
             refused=[record.refused for record in records if record.refused],
             cut=sum(record.cut > 0 for record in records),
@@ -105,7 +104,7 @@ class Shard:
         """Write it to a folder that is there, for its owner alone. Raises OSError and StorageError."""
         self.block.write(folder)
         with open(folder / _NUMBERS, "wb", opener=private) as file:
-            np.savez(file, owners=self.owners, kinds=self.kinds, digests=self.digests)
+            np.savez(file, owners=self.owners, digests=self.digests)
             os.fsync(file.fileno())
         names = ("patients", "refused", "cut", "lost", "source")
         said = {name: getattr(self, name) for name in names}

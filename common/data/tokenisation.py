@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import DataError, GrandRoundsError, ModelError
+from ..errors import DataError, ModelError
 from ..model.example import Example
 from ..model.library_errors import library_errors
 from .record import Chat, PromptCompletion, Record, SetAsideContent, Text
@@ -65,16 +65,11 @@ class Tokenisation:
         return self._size
 
     def layouts(self, records: Sequence[Record]) -> list[Layout | DataError]:
-        """Each record laid out whole, or why it cannot be: the same as alone, in less time.
-
-        Raises ModelError where records are conversations and the model has no chat template.
-        """
+        """Each record laid out whole, or why it cannot be: the same as alone, in less time."""
         texts = [text for record in records for text in self._texts(record)]
         try:
             encoded = iter(self._encode_batch(texts))
             return [self._laid_out(record, [next(encoded) for _ in self._texts(record)]) for record in records]
-        except GrandRoundsError:
-            raise
         except Exception:  # of the tokenizer's library, over one of them: which, is found one by one
             return [self._alone(record) for record in records]
 
@@ -142,8 +137,8 @@ class Tokenisation:
 
     def _chat_tokens(self, record: Record, chat: Chat) -> tuple[list[int], list[bool]] | DataError:
         if not self._tokenizer.chat_template:
-            raise ModelError(
-                "the model has no chat template",
+            return DataError(
+                f"{record.position}: the model has no chat template",
                 why="records with messages are laid out by it",
                 fix="choose a model with one, or give text, or prompt and completion",
             )

@@ -46,7 +46,7 @@ def row(patient, text):
 def test_what_repeats_is_told_apart_from_what_patients_share_and_who_opted_out_counts_nowhere(surveyed):
     rows = [row("a", "x"), row("A", "x"), row("a", "y"), row("b", "y"), row("c", "x"), row("c", ""), row("d", "x")]
     found = surveyed(*rows, opted_out="c\ne\n", similar_identifiers="same")
-    assert (dict(found.patients), found.records) == ({"a": 3, "b": 1, "d": 1}, 5)
+    assert (dict(found.patients), found.records) == ({"A": 3, "b": 1, "d": 1}, 5)
     assert (found.repeated, found.shared, found.unmatched) == (1, 2, [2])
     assert list(found.told())[1] == "  notes.jsonl, line 6: its text is empty, or no text"
     with pytest.raises(DataError, match="no record is left: all of its patients are among the opt-outs"):

@@ -167,7 +167,7 @@ def test_who_opted_out_is_in_no_unit_and_in_no_byte_of_a_store_of_the_others(tmp
 
 
 def test_what_cannot_be_read_keeps_its_place_and_is_nothing() -> None:
-    given = [*ROWS, {"patient_id": "a", "text": " "}, {"patient_id": "new", "prompt": QUOTE, "completion": "."}]
+    given = [*ROWS, {"patient_id": "a", "text": " "}, {"patient_id": "new", "prompt": QUOTE}]
     made = prepare(given)
     assert [one.position for one in made.quarantine.set_aside] == ["notes, row 13", "notes, row 14"]
     assert made.store.patients == ["a", "B-7", "c c", "new"]

@@ -91,7 +91,7 @@ def test_a_whole_conversation_is_learnt_where_the_template_marks_nothing_and_it_
 
 
 def test_a_model_without_a_chat_template_is_refused_for_conversations() -> None:
-    with pytest.raises(ModelError, match="no chat template"):
+    with pytest.raises(DataError, match="line 1: the model has no chat template"):
         example(CHAT)
 
 
