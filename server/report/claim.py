@@ -102,7 +102,8 @@ def protected(manifest: Manifest) -> str:
     where = "at one site" if overlap == 1 else f"at up to {count(overlap, 'site')}"
     return (
         f"The presence or absence of any one patient, with all of that patient’s records {where}, however many they "
-        f"are. One training step reads at most {count(data.records_per_unit, 'window')} of a patient’s records at a site."
+        f"are. One training step reads at most {count(data.records_per_unit, 'window')} of a patient’s records at a "
+        "site."
     )
 
 
