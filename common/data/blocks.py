@@ -95,7 +95,7 @@ def gathered(blocks: Sequence[Block], order: Offsets, folder: Path | None = None
     windows, spans, per_window, per_record = (
         np.concatenate(parts)
         for parts in zip(
-            *((np.diff(b.windows), np.asarray(b.spans), np.diff(b.learnt), np.diff(b.records)) for b in blocks),
+            *((np.diff(b.windows), b.spans, np.diff(b.learnt), np.diff(b.records)) for b in blocks),
             strict=True,
         )
     )
@@ -129,7 +129,7 @@ def _gather_tokens(blocks: Sequence[Block], places: Offsets, sizes: Offsets, fol
     try:
         number = 0
         for block in blocks:
-            own = np.asarray(block.tokens)
+            own = block.tokens
             for start, end in zip(*_edges(block), strict=True):
                 place = int(places[number])
                 number += 1

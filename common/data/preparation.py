@@ -25,7 +25,7 @@ from .records import Findings, RecordChecks, parsed, size_of
 from .shards import Shard, Tokenised, read_as, read_of
 from .store import Store
 from .tokenisation import Tokenisation
-from .windows import NOTHING, cut_of, windows_of
+from .windows import NOTHING, Layout, cut_of, windows_of
 
 # Of records, before they are tokenised: as many, in their order, each a function of itself and its patient alone.
 Minimise = Callable[[Sequence[Record]], Sequence[Record]]
@@ -174,24 +174,17 @@ class Preparation:
 
     def _batch(self, records: Sequence[Record]) -> list[Tokenised]:
         given = records if self.minimise is None else self.minimise(records)
-        to_lay_out = [record for record in given if not isinstance(record.content, SetAsideContent)]
-        layouts = iter(self.tokenisation.layouts(to_lay_out))
-        made = []
-        for record, read in zip(given, map(read_as, records), strict=True):
-            whose = record.patient_id
-            if isinstance(record.content, SetAsideContent):
-                why = (record.position, record.content.reason) if record.content.reason else None
-                made.append(Tokenised(patient_id=whose, windows=[NOTHING], read=read, refused=why))
-                continue
-            layout = next(layouts)
-            if isinstance(layout, DataError):
-                refused = (record.position, layout.what.removeprefix(f"{record.position}: "))
-                made.append(Tokenised(patient_id=whose, windows=[NOTHING], read=read, refused=refused))
-                continue
-            windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
-            cut = cut_of(layout, self.max_tokens)
-            made.append(Tokenised(patient_id=whose, windows=windows, read=read, cut=cut))
-        return made
+        found = zip(given, self.tokenisation.layouts(given), map(read_as, records), strict=True)
+        return [self._one(record, layout, read) for record, layout, read in found]
+
+    def _one(self, record: Record, layout: Layout | DataError, read: bytes) -> Tokenised:
+        if isinstance(layout, DataError):
+            was_noted = isinstance(record.content, SetAsideContent) and not record.content.reason  # where it was read
+            refused = None if was_noted else (record.position, layout.what.removeprefix(f"{record.position}: "))
+            return Tokenised(patient_id=record.patient_id, windows=[NOTHING], read=read, refused=refused)
+        windows = windows_of(layout, max_tokens=self.max_tokens, overlap=self.overlap)
+        cut = cut_of(layout, self.max_tokens)
+        return Tokenised(patient_id=record.patient_id, windows=windows, read=read, cut=cut)
 
 
 _UNORDERED: Final = "unordered"

@@ -91,10 +91,9 @@ class Store:
 
     def contents(self, patients: Offsets) -> Iterator[bytes]:
         """The tokens of each record of some patients, by their numbers, all of its windows one after another."""
-        edges = np.asarray(self.block.windows)[np.asarray(self.block.records)]
         for number in patients.tolist():
             for record in range(self.units[number], self.units[number + 1]):
-                yield self.block.tokens[edges[record] : edges[record + 1]].tobytes()
+                yield self.block.record(record).tobytes()
 
     def select(self, privacy_unit: PrivacyUnit, patients: Offsets, *, max_tokens: int) -> "Units":
         """The privacy units of some patients, by their numbers: each one's windows, or each of their records'."""
@@ -102,7 +101,7 @@ class Store:
         if privacy_unit == "record":
             starts = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.arange, starts, ends)])
             ends = starts + 1
-        records = np.asarray(self.block.records)
+        records = self.block.records
         return Units(self.block, records[starts], records[ends], max_tokens)
 
 
