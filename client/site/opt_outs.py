@@ -59,6 +59,8 @@ class OptOuts:
 
     def unmatched(self, patients: Iterable[str]) -> list[int]:
         """The numbers of those lines that mean none of the ``patients``, whoever else."""
+        if not self.lines:
+            return []
         known = {canonical(patient) for patient in patients}
         return [number for number, forms in self.lines.items() if not forms & known and not _is_comment(forms)]
 
