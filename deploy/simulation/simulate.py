@@ -38,7 +38,7 @@ from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import Observer, PhaseProgress, Told, phase
 from ...server.run.study_run import StudyRun
-from ..builtin.models import base_model_folder, with_lasting_name
+from ..builtin.models import with_lasting_name
 from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
@@ -123,12 +123,10 @@ def simulate(
     check_records_said(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
-    base = base_model_folder(study.model.name)
     data = _read(
         study,
         cohorts,
         evaluation,
-        base=base,
         folder=folder,
         opted_out=opted_out,
         similar=similar_identifiers,
@@ -138,7 +136,7 @@ def simulate(
         study = complete_study(with_lasting_name(study))
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, data, base, opted_out=opted_out, seed=seed, device=device, observe=observe)
+    prepared = _prepare(study, data, opted_out=opted_out, seed=seed, device=device, observe=observe)
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -180,12 +178,10 @@ def resume(
     folder = SimulationFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
     _check_sites(manifest.study, cohorts, dropouts, opted_out)
-    base = base_model_folder(manifest.study.model.name)
     data = _read(
         manifest.study,
         cohorts,
         evaluation,
-        base=base,
         folder=folder,
         opted_out=opted_out,
         similar=similar_identifiers,
@@ -194,7 +190,6 @@ def resume(
     prepared = _prepare(
         manifest.study,
         data,
-        base,
         opted_out=opted_out,
         seed=private.seed,
         device=device,
@@ -231,7 +226,6 @@ def _read(
     cohorts: Mapping[str, RecordSource],
     evaluation: RecordSource,
     *,
-    base: Path,
     folder: SimulationFolder | None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
@@ -244,7 +238,6 @@ def _read(
             study,
             cohorts,
             evaluation,
-            base=base,
             folder=None if folder is None else folder.prepared,
             opted_out=opted_out,
             similar=similar,
@@ -259,7 +252,6 @@ def _read(
 def _prepare(
     study: Study,
     data: SiteData,
-    base: Path,
     *,
     opted_out: Mapping[str, Path],
     seed: int,
@@ -270,11 +262,11 @@ def _prepare(
     with phase(observe, "model", study.model.name):
         # A is public: anyone may know the seed that drew it.
         model = LanguageModel.load(
-            base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
+            data.base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
         )
         evaluation_set = data.tokenisation.evaluation_set(data.evaluation, positions=model.positions)
     for records in data.sites.values():
-        records.check_tokens(stated=vocabulary_size_of(base), size=model.vocabulary_size)
+        records.check_tokens(stated=vocabulary_size_of(data.base), size=model.vocabulary_size)
     cohorts = {
         site.name: Cohort.stated(
             data.sites[site.name].units(study), privacy_unit=study.privacy.unit, max_units=known(site.max_units)
@@ -284,7 +276,7 @@ def _prepare(
     with phase(observe, "independence", "no record may touch another's gradient"):
         sampler = sampler_of(study, model)
     return _Prepared(
-        base=base,
+        base=data.base,
         model=model,
         model_sha256=model.folder_sha256,
         cohorts=cohorts,

@@ -16,6 +16,7 @@ from ...common.model.base_folder import vocabulary_size_of
 from ...common.sources.identifiers import Similar, canonical
 from ...common.sources.source import DataSource
 from ...common.study.study import Study
+from ..builtin.models import base_model_folder
 
 # A file or another source, or rows as a file holds them.
 Source = str | Path | DataSource
@@ -24,8 +25,9 @@ RecordSource = Source | Sequence[Mapping[str, object]]
 
 @dataclass(frozen=True, kw_only=True)
 class SiteData:
-    """Each site's records, without who opted out, and the evaluation's."""
+    """Each site's records, without who opted out, and the evaluation's, by the tokenizer of the model in ``base``."""
 
+    base: Path
     sites: Mapping[str, SiteRecords]
     evaluation: Sequence[Record]
     tokenisation: Tokenisation
@@ -36,19 +38,19 @@ def read_all(
     cohorts: Mapping[str, RecordSource],
     evaluation: RecordSource,
     *,
-    base: Path,
     folder: Path | None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
     progress: Callable[[int], None],
 ) -> SiteData:
-    """Read and tokenise all of it, with the tokenizer in ``base``; what files hold is kept in ``folder``.
+    """Read and tokenise all of it, with the tokenizer of the study's model; what files hold is kept in ``folder``.
 
     ``progress`` is told how many sites are done.
 
     Raises DataError, also where evaluation records share a patient or a text with those of a site and anything is
     claimed, ModelError and StorageError.
     """
+    base = base_model_folder(study.model.name)
     tokenisation = Tokenisation.load(str(base), vocabulary_size=vocabulary_size_of(base))
     preparation = Preparation(
         tokenisation=tokenisation, max_tokens=study.data.max_tokens, overlap=study.data.overlap, similar=similar
@@ -70,7 +72,7 @@ def read_all(
         progress(len(sites))
     if study.privacy.noise:
         check_held_out(held_out, preparation, sites)
-    return SiteData(sites=sites, evaluation=held_out, tokenisation=tokenisation)
+    return SiteData(base=base, sites=sites, evaluation=held_out, tokenisation=tokenisation)
 
 
 def check_held_out(evaluation: Sequence[Record], preparation: Preparation, sites: Mapping[str, SiteRecords]) -> None:

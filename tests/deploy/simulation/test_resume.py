@@ -28,7 +28,7 @@ from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.study.artefacts import LEDGER, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.deploy.builtin.models import base_model_folder
-from grandrounds.deploy.simulation import simulate as simulation
+from grandrounds.deploy.simulation import site_data
 from grandrounds.deploy.simulation.outages import Dropout
 from grandrounds.deploy.simulation.simulate import resume
 from grandrounds.deploy.verify.claims import verify
@@ -91,7 +91,7 @@ def test_a_study_whose_model_is_another_by_now_goes_on_with_none(
 ) -> None:
     other = Path(shutil.copytree(base_model_folder("tiny"), tmp_path / "other"))
     (other / "generation_config.json").write_text("{}")
-    monkeypatch.setattr(simulation, "base_model_folder", lambda name: other)
+    monkeypatch.setattr(site_data, "base_model_folder", lambda name: other)
     with pytest.raises(StudyError, match=r"another than the study's: its SHA-256 is [0-9a-f]{64}, and not"):
         go_on(copied(round_one, tmp_path))
 
