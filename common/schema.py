@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args, get_origi
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, core_schema
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from .errors import StudyError
 
@@ -31,13 +31,6 @@ _MAX_DOTS = 200
 _OWN: Final = "own"  # the kind of an error that is in our words
 
 
-def _printable(text: str) -> str:
-    """The text, unless it has a character that is newer than this Python, which would show it by its number."""
-    if not text.isprintable():
-        raise ValueError
-    return text
-
-
 @dataclass(frozen=True)
 class Spelt:
     """Annotates text of one ``pattern``, which ``words`` describe to whoever wrote another."""
@@ -49,8 +42,15 @@ class Spelt:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """The text's schema, all of whose errors are these words."""
         text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length, strict=True)
-        shown = core_schema.no_info_after_validator_function(_printable, text)
-        return core_schema.custom_error_schema(shown, custom_error_type=_OWN, custom_error_message=self.words)
+        # Around the text alone: around Python's code it would turn Ctrl-C, too, into these words.
+        spelt = core_schema.custom_error_schema(text, custom_error_type=_OWN, custom_error_message=self.words)
+        return core_schema.no_info_after_validator_function(self._printable, spelt)
+
+    def _printable(self, text: str) -> str:
+        """The text, unless it has a character that is newer than this Python, which would show it by its number."""
+        if not text.isprintable():
+            raise PydanticCustomError(_OWN, self.words)
+        return text
 
 
 # One line of words that can be seen, a single space between them: nothing in it ends the line, moves the cursor, turns

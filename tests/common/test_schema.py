@@ -5,8 +5,10 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from grandrounds.client.budget.policy import read_policy
 from grandrounds.client.node.folder import NodeSettings
@@ -14,7 +16,7 @@ from grandrounds.client.site.folder import SiteFolder
 from grandrounds.common.errors import StudyError
 from grandrounds.common.ledger.entries import StudyEntry
 from grandrounds.common.protocol.messages import Begin
-from grandrounds.common.schema import Section, validated
+from grandrounds.common.schema import Section, Spelt, validated
 from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.enrolment.bundle import SiteCard
@@ -105,3 +107,16 @@ def test_a_file_s_fault_names_the_file(tmp_path: Path) -> None:
         (tmp_path / name).write_text("data = 7\nhost = 7\n", encoding="utf-8")
         with pytest.raises(StudyError, match=rf"^{re.escape(str(tmp_path / name))}: .* = 7: needs "):
             read()
+
+
+def test_ctrl_c_while_text_is_judged_is_not_told_as_a_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(spelt: Spelt, text: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Spelt, "_printable", interrupted)
+    judged = TypeAdapter(Annotated[str, Spelt("^a$", "needs an a")])
+    with pytest.raises(KeyboardInterrupt):
+        judged.validate_python("a")
+    monkeypatch.undo()
+    with pytest.raises(ValidationError, match="needs an a"):
+        judged.validate_python("b")
