@@ -1,7 +1,7 @@
 """Per-example gradients of the adapter: each record's own, the same whatever lies beside it in the batch."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,42 +10,8 @@ from ...common.errors import ModelError
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel, token_losses
 from ...common.model.library_errors import library_errors_over_records
+from .private_layers import make_private
 from .supported_models import WHY_ALONE, is_trained, refuse_coupled_records
-
-
-class _PerExampleLinear(torch.autograd.Function):
-    """x·Wᵀ, whose backward leaves ``W.grad_sample`` [batch, out, in] instead of the sum over the batch."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.weight = weight  # a saved tensor would come back as a copy under gradient checkpointing
-        return nn.functional.linear(inputs, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        (inputs,) = ctx.saved_tensors
-        (grad_output,) = grad_outputs
-        weight = ctx.weight
-        # Over all positions of one record; in float32, since a bfloat16 sum would lose the small terms.
-        grad_sample = torch.bmm(_by_record(grad_output).mT, _by_record(inputs))
-        if weight.grad_sample is None:
-            weight.grad_sample = grad_sample
-        else:  # the layer was applied more than once in the forward pass
-            weight.grad_sample += grad_sample
-        return (grad_output @ weight if ctx.needs_input_grad[0] else None), None
-
-
-class PrivateLinear(nn.Linear):
-    """A trainable linear layer without bias that leaves ``weight.grad_sample`` in the backward pass, as Opacus does.
-
-    Made by replacing a layer's ``__class__``, so that module tree, state dict and export stay peft's. One matrix
-    product a record; equal to Opacus's hooks to rounding, cheaper, and correct under gradient checkpointing.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (torch's name)
-        """x [batch, ..., in] -> [batch, ..., out]."""
-        return cast(torch.Tensor, _PerExampleLinear.apply(input, self.weight))  # type: ignore[no-untyped-call]
 
 
 def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -79,11 +45,7 @@ class GradSampler:
         self.model = model
         self.batch_size = batch_size
         self.max_tokens = max_tokens
-        layers = [layer for layer in model.module.modules() if is_trained(layer)]
-        for layer in layers:
-            if type(layer) is nn.Linear and layer.bias is None:
-                layer.__class__ = PrivateLinear
-        self._hooked = [layer for layer in layers if not isinstance(layer, PrivateLinear)]
+        self._hooked = [layer for layer in model.module.modules() if is_trained(layer) and not make_private(layer)]
         if self._hooked:
             _add_opacus_hooks(model.module, self._hooked)
 
@@ -152,8 +114,3 @@ def _add_opacus_hooks(module: Any, layers: list[nn.Module]) -> None:
     for layer in layers:
         layer.training = True  # the hooks pass over a layer in evaluation mode; this flag does not reach its children
     GradSampleHooks(nn.ModuleList(layers), loss_reduction="sum", strict=False)
-
-
-def _by_record(tensor: torch.Tensor) -> torch.Tensor:
-    """[batch, ..., features] -> float32 [batch, positions, features]."""
-    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).float()

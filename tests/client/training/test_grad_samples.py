@@ -12,7 +12,8 @@ from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save
 from transformers import AutoModelForCausalLM
 
 from grandrounds.client.training import grad_samples
-from grandrounds.client.training.grad_samples import GradSampler, PrivateLinear, sequence_losses
+from grandrounds.client.training.grad_samples import GradSampler, sequence_losses
+from grandrounds.client.training.private_layers import PrivateLinear
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel
