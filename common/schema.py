@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import date
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, ClassVar, Final, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Final, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
@@ -114,11 +114,13 @@ def help_of(field: FieldInfo) -> Help:
 def kind_of(annotation: Any) -> Any:
     """A field's type without None, and without what is said of it.
 
+    Of several types, as of ``tuple[str, ...] | str``, the first.
+
     >>> kind_of(Annotated[int | None, "a number"])
     <class 'int'>
     """
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    is_wrapped = get_origin(annotation) is Annotated or NoneType in get_args(annotation)
+    is_wrapped = get_origin(annotation) in (Annotated, Union, UnionType)
     return kind_of(kinds[0]) if is_wrapped else annotation
 
 
@@ -203,7 +205,8 @@ def validated(
 
 
 def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    # In brackets stand a table's keys, and which type of several was taken.
+    place = ".".join(str(part) for part in item["loc"] if not str(part).startswith("["))
     kind, value = item["type"], item["input"]
     if kind == "extra_forbidden":
         return f"{place}: no such field{_meant(place, model)}"

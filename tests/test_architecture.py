@@ -25,6 +25,8 @@ ALLOWED = {
         "deploy/enrolment/",
     ),
     "peft": (
+        "client/training/private_layers.py",
+        "client/training/supported_models.py",
         "common/model/lora.py",
         "common/data/tokenisation.py",
         "deploy/builtin/models.py",
@@ -33,7 +35,7 @@ ALLOWED = {
     "transformers": (
         "common/model/base_model.py",
         "common/model/language_model.py",
-        "common/model/lora.py",
+        "common/model/target_layers.py",
         "common/data/tokenisation.py",
         "deploy/adapter/gguf_file.py",
         "deploy/builtin/models.py",

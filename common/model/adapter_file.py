@@ -7,8 +7,8 @@ import numpy as np
 from ..errors import ModelError
 from .adapter import AdapterLayout, Vector
 
-_B = ".lora_B.weight"
-_TRAINED = {"ffa": (_B,), "lora": (".lora_A.weight", _B)}
+_ALWAYS = (".lora_B.weight", ".lora_magnitude_vector")
+_TRAINED = {"ffa": _ALWAYS, "lora": (".lora_A.weight", *_ALWAYS)}
 
 
 def read_tensors(data: bytes) -> dict[str, Vector]:

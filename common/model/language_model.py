@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
-from .adapter_config import adapter_config
+from .adapter_config import WRAPPED, adapter_config
 from .base_folder import model_folder_sha256
 from .base_model import load_base, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
@@ -18,6 +18,7 @@ from .library_errors import library_errors_over_records
 from .lora import Lora, attach, copy_tensors
 from .perplexity import BANDS, Perplexity, band_sums
 from .reading import vocabulary_size
+from .target_layers import block_of, named
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
@@ -85,7 +86,7 @@ class LanguageModel:
         return device
 
     def differences_from(self, lora: Lora) -> list[str]:
-        """In what the adapter that is on the model is not ``lora``, in words: kind; rank, scaling, place of a layer.
+        """In what the adapter on the model is not ``lora``, in words: its kind; rank, scaling, DoRA, place of a layer.
 
         Where there is none and the dimension is that of ``lora``, no layer that ``lora`` names is without its adapter.
         """
@@ -95,13 +96,15 @@ class LanguageModel:
             if not hasattr(layer, "lora_A"):
                 continue
             rank, scaling = layer.r["default"], layer.scaling["default"]
-            if rank != lora.rank:
-                found.append(f"{name} has rank {rank}, not {lora.rank}")
-            elif scaling != lora.alpha / lora.rank:
-                found.append(f"{name} is scaled by {scaling}, not by {lora.alpha / lora.rank}")
-            if not any(name.endswith("." + target) for target in lora.target_modules):
-                found.append(f"{name} is none of {', '.join(lora.target_modules)}")
-            elif lora.numbered is not None and _block(name) not in lora.numbered:
+            if rank != lora.rank_of(name):
+                found.append(f"{name} has rank {rank}, not {lora.rank_of(name)}")
+            elif scaling != lora.scaling_of(name):
+                found.append(f"{name} is scaled by {scaling}, not by {lora.scaling_of(name)}")
+            if bool(layer.lora_magnitude_vector) != lora.dora:
+                found.append(f"{name} has {'no ' * lora.dora}magnitude of its own (DoRA)")
+            if not lora.names(name.removeprefix(WRAPPED)):
+                found.append(f"{name} is none of {named(lora.target_modules)}")
+            elif lora.numbered is not None and block_of(name) not in lora.numbered:
                 found.append(f"{name} is in none of the blocks {lora.numbered}")
         return found
 
@@ -240,7 +243,10 @@ class LanguageModel:
         (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         (folder / "adapter_config.json").write_bytes(
             adapter_config(
-                lora, base_model=base_model, fan_in_fan_out=self.module.peft_config["default"].fan_in_fan_out
+                lora,
+                base_model=base_model,
+                fan_in_fan_out=self.module.peft_config["default"].fan_in_fan_out,
+                tensors=tensors,
             )
         )
 
@@ -289,13 +295,4 @@ def _evaluation_slices(batch: int, tokens: int) -> Iterator[tuple[int, int]]:
 
 def _saved_name(name: str) -> str:
     """A parameter's name as peft saves it, without the name of the adapter ("default")."""
-    return name.replace(".default", "")
-
-
-def _block(name: str) -> int | None:
-    """The number of the block that a layer is in, as peft takes it: the first in its name.
-
-    >>> _block("model.layers.12.mlp.down_proj"), _block("lm_head")
-    (12, None)
-    """
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    return name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector").replace(".default", "")

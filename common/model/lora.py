@@ -1,9 +1,9 @@
-"""The adapter on a base model: which layers get it, and what it is before training."""
+"""The adapter on a base model: what it is, and what it is before training."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
 
@@ -11,37 +11,72 @@ from ..errors import ModelError, StudyError
 from .adapter import Vector
 from .base_model import quiet
 from .library_errors import library_errors
-from .reading import layers_reached
+from .target_layers import ALL_LINEAR, WHY_TARGETS, is_called, matches, named, target_layers
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
     import torch
 
-_WHY: Final = "the adapter is attached to the layers that target_modules names"
+Number = TypeVar("Number", int, float)
+
+# Rows of a weight whose squares are in memory at a time, as float64.
+_ROWS: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """The adapter: ``B·A·alpha/rank`` is added to each target module (Hu et al. 2022).
+    """The adapter: ``scaling·B·A`` is added to the weight of each target layer (Hu et al. 2022).
 
     ``ffa``: A is public, drawn once and frozen, and B is trained (Sun et al. 2024, FFA-LoRA): the mean of B is the mean
     of the updates, and noise is not squared. ``lora``: A and B are trained. Others (RoLoRA) raise StudyError.
-    ``layers``: only blocks of these numbers, from the first to the last, counted from 0.
+
+    Attributes:
+        target_modules: the layers by the last parts of their names; or ``ALL_LINEAR``; or a regular expression that
+            whole names match.
+        layers: only blocks of these numbers, from the first to the last, counted from 0.
+        rank_pattern: the rank where it is another, by the last parts of a layer's name; the longer one counts.
+        alpha_pattern: alpha, likewise.
+        rslora: scaling is alpha/√rank (Kalajdzievski 2023, rsLoRA), not alpha/rank.
+        dora: the sum's rows are brought to the norms of a trained vector (Liu et al. 2024, DoRA), by a factor in which
+            the sum's own norm counts as a constant (their section 4.3), as in peft.
     """
 
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] | str
     layers: tuple[int, int] | None = None
     kind: Literal["ffa", "lora"] = "ffa"
     rank: int = 4
     alpha: float = 8.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+    dora: bool = False
 
     @property
     def numbered(self) -> list[int] | None:
         """The numbers of the blocks that get an adapter; None: of all."""
         return None if self.layers is None else list(range(self.layers[0], self.layers[1] + 1))
 
+    def names(self, layer: str) -> bool:
+        """Whether ``target_modules`` names a layer, as every one is by ``ALL_LINEAR``. Raises ModelError."""
+        if isinstance(self.target_modules, str):
+            return self.target_modules == ALL_LINEAR or matches(self.target_modules, layer)
+        return any(is_called(layer, target) for target in self.target_modules)
+
+    def rank_of(self, layer: str) -> int:
+        """The adapter's rank on a layer."""
+        return _of(layer, self.rank_pattern, self.rank)
+
+    def scaling_of(self, layer: str) -> float:
+        """What B·A is multiplied by on a layer."""
+        rank = self.rank_of(layer)
+        return _of(layer, self.alpha_pattern, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
     def __str__(self) -> str:
         among = "" if self.layers is None else f" of layers {self.layers[0]} to {self.layers[1]}"
-        return f"rank {self.rank}, alpha {self.alpha:g}, on {', '.join(self.target_modules)}{among}"
+        kind = "DoRA, " * self.dora
+        root = " over the root of the rank" * self.rslora
+        but = "".join(f" ({rank} on {layer})" for layer, rank in self.rank_pattern.items())
+        other = "".join(f" ({alpha:g} on {layer})" for layer, alpha in self.alpha_pattern.items())
+        return f"{kind}rank {self.rank}{but}, alpha {self.alpha:g}{other}{root}, on {named(self.target_modules)}{among}"
 
     def __post_init__(self) -> None:
         if self.kind not in ("ffa", "lora"):
@@ -52,19 +87,29 @@ class Lora:
             )
 
 
+def longest_first(pattern: Mapping[str, Number]) -> dict[str, Number]:
+    """Layers' names and numbers as peft takes them, which stops at the first that fits: the longer names first."""
+    return dict(sorted(pattern.items(), key=lambda item: (-len(item[0]), item[0])))
+
+
 def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     """A peft model: ``base`` with a fresh adapter on the layers that text reaches, B zero, A drawn from ``seed``.
 
-    Raises ModelError where a target names no such layer, where merging would break the model, and where peft refuses.
+    Under DoRA each magnitude is the norm of its row. Raises ModelError where a target names no such layer, where
+    merging would break the model, and where peft refuses.
     """
     import peft
 
+    chosen, beside = target_layers(base, lora)
     adapter = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.target_modules),
-        layers_to_transform=lora.numbered,
-        exclude_modules=_beside_the_text(base, lora.target_modules),
+        rank_pattern=longest_first(lora.rank_pattern),
+        alpha_pattern=longest_first(lora.alpha_pattern),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=chosen,
+        exclude_modules=beside,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -73,12 +118,14 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     )
     attaching = library_errors(
         f"peft attaches no adapter of {lora}",
-        why=_WHY,
+        why=WHY_TARGETS,
         fix="choose other target_modules, or other layers; those of the attention work in most models",
     )
     with attaching, quiet():
         module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)
     _draw_a(module, seed)
+    if lora.dora:
+        _measure_magnitudes(module)
     for name, parameter in module.named_parameters():
         if lora.kind == "ffa" and "lora_A" in name:
             parameter.requires_grad_(False)
@@ -94,6 +141,10 @@ def copy_tensors(source: Mapping[str, Vector], target: Mapping[str, "torch.Tenso
             tensor.copy_(torch.from_numpy(source[name]))
 
 
+def _of(layer: str, pattern: Mapping[str, Number], otherwise: Number) -> Number:
+    return next((number for name, number in longest_first(pattern).items() if is_called(layer, name)), otherwise)
+
+
 def _draw_a(module: Any, seed: int) -> None:
     """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch."""
     generator = np.random.Generator(np.random.Philox(key=seed))
@@ -104,43 +155,40 @@ def _draw_a(module: Any, seed: int) -> None:
         copy_tensors({name: generator.uniform(-bound, bound, shape).astype(np.float32)}, {name: parameters[name]})
 
 
-def _beside_the_text(base: Any, target_modules: Sequence[str]) -> list[str]:
-    """The layers that ``target_modules`` names and text does not reach: those of a part for images, for example.
+def _measure_magnitudes(module: Any) -> None:
+    """Set the magnitudes of DoRA to the rows' norms, which peft's own differ from by what a machine rounds.
 
-    Raises ModelError unless each target names linear layers that text reaches; peft passes over a name that matches
-    nothing beside one that does. Raises it, too, where an adapter could not be merged: its layer's weight is another's.
+    Raises ModelError where a row is zero: its direction is nought divided by nought.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    for name, layer in module.named_modules():
+        if not getattr(layer, "lora_magnitude_vector", None):
+            continue
+        weight = dequantize_module_weight(layer.get_base_layer()).detach()
+        magnitude = layer.lora_magnitude_vector["default"].weight
+        magnitude.data = _row_norms(weight.T if layer.fan_in_fan_out else weight).to(magnitude.device)
+        if not magnitude.all():
+            raise ModelError(
+                f"{name} has a row of zeros, which DoRA would divide by",
+                why="no record would have a gradient there, and a study would spend privacy on nothing",
+                fix="leave dora out, or this layer out of target_modules",
+            )
+
+
+def _row_norms(weight: "torch.Tensor") -> "torch.Tensor":
+    """Each row's Euclidean norm, float32 [rows] of [rows, columns], the same to the last bit on every machine.
+
+    Squares of float32 are exact in float64; they are added pair by pair in an order that the number of columns fixes.
     """
     import torch
-    from transformers.pytorch_utils import Conv1D
 
-    reached, beside, shared = layers_reached(base), [], _shared_weights(base)
-    kinds = torch.nn.Linear | torch.nn.Conv1d | Conv1D
-    linear = [name for name, module in base.named_modules() if isinstance(module, kinds)]
-    for target in target_modules:
-        named = [name for name in linear if name == target or name.endswith("." + target)]
-        if reached.isdisjoint(named):
-            free = (name for name in linear if name in reached and f"{name}.weight" not in shared)
-            existing = sorted({name.rpartition(".")[2] for name in free})
-            raise ModelError(
-                f"no linear layer that text reaches in the model is called {target!r}",
-                why=_WHY,
-                fix=f"choose among {', '.join(existing)}",
-            )
-        for name in named:
-            if f"{name}.weight" in shared:
-                raise ModelError(
-                    f"the weight of {name} is also that of {shared[f'{name}.weight']}",
-                    why="whoever merges the adapter into the model would change both, and break it",
-                    fix=f"leave {target!r} out of target_modules",
-                )
-        beside += [name for name in named if name not in reached]
-    return beside
-
-
-def _shared_weights(base: Any) -> dict[str, str]:
-    """The names of parameters that are one with another of another name, each with that one's."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in base.named_parameters(remove_duplicate=False):
-        if parameter.numel():
-            names.setdefault(parameter.data_ptr(), []).append(name)
-    return {name: others[others[0] == name] for others in names.values() if len(others) > 1 for name in others}
+    norms = []
+    for start in range(0, len(weight), _ROWS):
+        squares = weight[start : start + _ROWS].float().double().square()
+        while (columns := squares.shape[1]) > 1:
+            half = columns // 2
+            pairs = squares[:, :half] + squares[:, half : 2 * half]
+            squares = torch.cat([pairs, squares[:, 2 * half :]], dim=1)
+        norms.append(squares[:, 0].sqrt().float())
+    return torch.cat(norms)

@@ -1,24 +1,53 @@
 """A study: what people write in study.toml, and what follows from it."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ..crypto.identity import Hex32, Name
 from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
+from ..model.target_layers import ALL_LINEAR
 from ..privacy.trust import Trust
 from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 from .about import AboutSection
 from .builtin import with_tuned
 
+Rank = Annotated[int, Field(ge=1, le=256)]
+Alpha = Annotated[float, Field(gt=0, le=4096)]
+
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
-LayerName = Annotated[
-    str, Spelt(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", "needs the name of a layer, as v_proj or attn.c_proj", 200)
-]
+_LAYER: Final = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
+LayerName = Annotated[str, Spelt(_LAYER, "needs the name of a layer, as v_proj or attn.c_proj", 200)]
+
+
+def _layers_as_text(text: str) -> str:
+    if text == ALL_LINEAR:
+        return text
+    if re.fullmatch(_LAYER, text):
+        raise ValueError(f'names stand in a list, as ["{text}"]; text is "{ALL_LINEAR}" or a regular expression')
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return text
+
+
 ModelName = Annotated[str, Spelt(LINE, "needs a folder, a hub's name or builtin, in one line", 512)]
+# Text is no list of names: it is a word for all layers, or a pattern that runs at every site.
+TargetModules = Annotated[
+    Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=64, strict=False), Tag("[names]")]
+    | Annotated[
+        str,
+        Spelt(LINE, "needs one line of at most 200 visible characters, single spaces between them", 200),
+        AfterValidator(_layers_as_text),
+        Tag("[text]"),
+    ],
+    Discriminator(lambda given: "[text]" if isinstance(given, str) else "[names]"),
+]
 Probability = Annotated[float, Field(gt=0, le=1)]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
@@ -49,12 +78,22 @@ class ModelSection(Section):
         Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
     ] = "ffa"
     target_modules: Annotated[
-        tuple[LayerName, ...],
-        Option("Layers that get an adapter, by the last part of their name", metavar="NAME,NAME"),
-        Field(min_length=1, max_length=64, strict=False),
+        TargetModules,
+        Option(
+            f"Layers that get an adapter, by the last part of their name; {ALL_LINEAR}; or a pattern of whole names",
+            metavar="NAME,NAME",
+        ),
     ] = ("v_proj",)
-    rank: Annotated[int, Option("Rank of the adapter"), Field(ge=1, le=256)] = 4
-    alpha: Annotated[float, Help("The adapter's output is scaled by alpha / rank"), Field(gt=0, le=4096)] = 16.0
+    rank: Annotated[Rank, Option("Rank of the adapter")] = 4
+    alpha: Annotated[Alpha, Help("The adapter's output is scaled by alpha / rank")] = 16.0
+    rank_pattern: Annotated[
+        dict[LayerName, Rank], Help("The rank where it is another", example="{ o_proj = 8 }"), Field(max_length=64)
+    ] = Field(default_factory=dict)
+    alpha_pattern: Annotated[
+        dict[LayerName, Alpha], Help("Alpha where it is another", example="{ o_proj = 32.0 }"), Field(max_length=64)
+    ] = Field(default_factory=dict)
+    rslora: Annotated[bool, Help("alpha / √rank takes the place of alpha / rank (rsLoRA)")] = False
+    dora: Annotated[bool, Help("Each row's magnitude is trained by itself, too (DoRA)")] = False
     layers: Annotated[
         tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
         Help(
@@ -78,6 +117,10 @@ class ModelSection(Section):
             layers=self.layers,
             rank=self.rank,
             alpha=self.alpha,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+            rslora=self.rslora,
+            dora=self.dora,
         )
 
 

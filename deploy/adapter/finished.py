@@ -108,17 +108,25 @@ class FinishedAdapter:
             config = json.loads(text)
             base, targets = str(config["base_model_name_or_path"]), tuple(map(str, config["target_modules"]))
             numbers = [int(number) for number in config.get("layers_to_transform", [])]
+            ranks, alphas = (dict(config.get(f"{name}_pattern", {})) for name in ("rank", "alpha"))
             lora = Lora(
                 target_modules=targets,
                 layers=(numbers[0], numbers[-1]) if numbers else None,
                 kind="lora",
                 rank=int(config["r"]),
                 alpha=float(config["lora_alpha"]),
+                rank_pattern={str(layer): int(rank) for layer, rank in ranks.items()},
+                alpha_pattern={str(layer): float(alpha) for layer, alpha in alphas.items()},
+                rslora=bool(config.get("use_rslora", False)),
+                dora=bool(config.get("use_dora", False)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise _no_study_s(folder) from error
         # Whatever else peft could be told there would make another adapter of the same numbers.
-        if text not in [adapter_config(lora, base_model=base, fan_in_fan_out=each) for each in (False, True)]:
+        rendered = [
+            adapter_config(lora, base_model=base, fan_in_fan_out=each, tensors=tensors) for each in (False, True)
+        ]
+        if text not in rendered:
             raise _no_study_s(folder)
         origin = "an adapter with no study beside it: nothing shows whose it is, nor that the base model is its own"
         return cls(

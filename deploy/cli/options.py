@@ -71,6 +71,7 @@ class FieldOption(TyperOption):
         self.panel = panel if option.panel is None else option.panel
         self._is_flag, self._origin = kind is bool, get_origin(kind)
         self._default = field.get_default(call_default_factory=True)
+        self._takes_text = kind is not field.annotation and str in map(kind_of, get_args(field.annotation))
         kind_of_each = kind_of(get_args(kind)[1]) if self._origin is dict else None
         self._value_kind: Any = kind_of_each if kind_of_each in (None, int, str) else Path
         super().__init__(
@@ -95,6 +96,8 @@ class FieldOption(TyperOption):
         if self._is_flag:
             return not self._default if given else None
         if self._origin is tuple:
+            if self._takes_text and len(given) == 1 and not re.fullmatch(r"[\w., ]+", given[0]):
+                return given[0]
             return tuple(part.strip() for text in given for part in text.split(","))
         if self._origin is not dict:
             return given

@@ -31,7 +31,10 @@ def _frozen(case: Case) -> str:
 def _configured(case: Case) -> str:
     found, model = case.result(CONFIG), case.verified.manifest.study.model
     base = published_name(model.name)
-    expected = [adapter_config(model.lora, base_model=base, fan_in_fan_out=each) for each in (False, True)]
+    tensors = _tensors(case) if isinstance(model.target_modules, str) else {}  # a pattern's layers are in their names
+    expected = [
+        adapter_config(model.lora, base_model=base, fan_in_fan_out=each, tensors=tensors) for each in (False, True)
+    ]
     if found not in expected:
         other = [*differences(parse_json(CONFIG, found), json.loads(expected[0]))]
         raise DisagreesError(f"{CONFIG} has another {', '.join(other[:10]) or 'form'} than follows from the manifest")
@@ -40,15 +43,19 @@ def _configured(case: Case) -> str:
 
 def adapter_vector(case: Case, *, trained: bool) -> Vector:
     """The adapter's trained numbers, or the others, as one vector (``common/model/adapter``). Raises DisagreesError."""
-    data, manifest = case.result(WEIGHTS), case.verified.manifest
+    return vector_of(_tensors(case), kind=case.verified.manifest.study.model.adapter, trained=trained)
+
+
+def _tensors(case: Case) -> dict[str, Vector]:
+    """The adapter's tensors, of the names and shapes that the manifest states. Raises DisagreesError."""
     try:
-        tensors = read_tensors(data)
+        tensors = read_tensors(case.result(WEIGHTS))
     except ModelError as error:
         raise DisagreesError(f"{WEIGHTS}: {error.what}") from error
     layout = AdapterLayout.of({name: tensor.shape for name, tensor in tensors.items()})
-    if layout.sha256 != manifest.adapter_layout_sha256:
+    if layout.sha256 != case.verified.manifest.adapter_layout_sha256:
         raise DisagreesError(f"{WEIGHTS} has tensors of other names or shapes than the study's adapter")
-    return vector_of(tensors, kind=manifest.study.model.adapter, trained=trained)
+    return tensors
 
 
 def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:

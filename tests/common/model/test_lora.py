@@ -112,7 +112,7 @@ def test_a_layer_whose_weight_is_also_another_s_is_no_target(tied):
 
 
 def test_without_that_refusal_merging_would_break_the_model(tied, monkeypatch, tmp_path):
-    monkeypatch.setattr("grandrounds.common.model.lora._shared_weights", lambda base: {})
+    monkeypatch.setattr("grandrounds.common.model.target_layers._shared_weights", lambda base: {})
     model = LanguageModel.load(tied, Lora(target_modules=("lm_head",)), seed=0)
     model.set_adapter(np.random.default_rng(0).normal(0, 0.3, model.layout.dimension).astype(np.float32))
     model.export(tmp_path, lora=Lora(target_modules=("lm_head",)), base_model=str(tied))
@@ -146,7 +146,7 @@ def test_layers_choose_the_blocks_that_get_an_adapter_as_peft_does(tmp_path):
     assert upper.differences_from(Lora(target_modules=("q_proj", "v_proj"), layers=(1, 1), alpha=8.0)) == []
     lower = Lora(target_modules=("q_proj", "v_proj"), layers=(0, 0), alpha=8.0)
     assert "is in none of the blocks [0]" in every.differences_from(lower)[0]
-    config = json.loads(adapter_config(lower, base_model="x", fan_in_fan_out=False))
+    config = json.loads(adapter_config(lower, base_model="x", fan_in_fan_out=False, tensors=()))
     assert config["layers_to_transform"] == [0] and list(config) == sorted(config)
 
 

@@ -41,7 +41,12 @@ def complete(**privacy: Any) -> dict[str, Any]:
     """The fields of a study in which nothing is left open, under local trust, where every field can be varied."""
     return {
         "about": ABOUT,
-        "model": {"license": "mit", "layers": [2, 4]},
+        "model": {
+            "license": "mit",
+            "layers": [2, 4],
+            "rank_pattern": {"v_proj": 8},
+            "alpha_pattern": {"v_proj": 2.0},
+        },
         "privacy": {
             "trust": "local",
             "delta": 1e-3,

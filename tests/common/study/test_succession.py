@@ -216,7 +216,7 @@ def another(value):
     if isinstance(value, tuple):
         return value[:-1] or ("another",)
     if isinstance(value, dict):
-        return dict(list(value.items())[:-1])
+        return dict(list(value.items())[:-1]) if value else {"another": 2}
     assert value is None
     return 0.5
 

@@ -47,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study that has ended; not to be changed."""
     fields = {
-        "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2},
+        "model": {"name": str(base), "target_modules": ".*[.](q|v)_proj", "rank": 2, "dora": True, "rslora": True},
         "data": {"max_tokens": 24, "evaluation": "synthetic"},
         "privacy": {"noise": False, "sampling_probability": 1},
         "training": {"rounds": 1},
@@ -152,7 +152,7 @@ def test_an_adapter_that_is_not_its_study_s_is_refused_before_a_model_is_loaded(
 def test_a_configuration_ledger_or_manifest_that_is_not_the_study_s_is_refused(folder: Path) -> None:
     for path in (CONFIG, LEDGER, "study.json"):
         whole = (folder / path).read_bytes()
-        (folder / path).write_bytes(whole.replace(b'"v_proj"', b'"o_proj"'))
+        (folder / path).write_bytes(whole.replace(b'_proj"', b'_norm"'))
         assert "is not shown to be its study's" in refused("try", folder, "x")
         (folder / path).write_bytes(whole)
     assert ran("try", folder, "x", "--max-new-tokens", "1").exit_code == 0

@@ -146,7 +146,7 @@ class SmallStudy(Federation):
 def config_of(study: Study) -> bytes:
     """What tells peft of the adapter."""
     base = published_name(study.model.name)
-    return adapter_config(study.model.lora, base_model=base, fan_in_fan_out=False)
+    return adapter_config(study.model.lora, base_model=base, fan_in_fan_out=False, tensors=())
 
 
 def write_ledger(folder: Path, lines: Sequence[bytes]) -> None:
