@@ -1,8 +1,10 @@
 """Trainable layers whose backward pass leaves each record's own gradient beside the parameter, as Opacus's hooks do."""
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 
@@ -37,11 +39,62 @@ class PrivateLinear(nn.Linear):
         return cast(torch.Tensor, _PerExampleLinear.apply(input, self.weight))  # type: ignore[no-untyped-call]
 
 
+class _PerExampleScale(torch.autograd.Function):
+    """x·m, a factor for each feature, whose backward leaves ``m.grad_sample`` [batch, features]."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, factor: nn.Parameter) -> torch.Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.factor = factor
+        return inputs * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (inputs,) = ctx.saved_tensors
+        (grad_output,) = grad_outputs
+        _leave(ctx.factor, (_by_record(grad_output) * _by_record(inputs)).sum(dim=1))
+        return grad_output * ctx.factor, None
+
+
+class PrivateMagnitude(DoraLinearLayer):  # type: ignore[misc]
+    """DoRA's trained magnitude of a linear layer (Liu et al. 2024), which leaves ``weight.grad_sample`` [batch, out].
+
+    As peft's, the norm of the adapted weight counts as a constant (their section 4.3), so that a record's gradients on
+    A, B and the magnitude depend on that record and the adapter alone. A magnitude of another layer is not built.
+    """
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        lora_A: nn.Linear,  # noqa: N803 (peft's names)
+        lora_B: nn.Linear,  # noqa: N803
+        scaling: float,
+        base_layer: nn.Linear,
+        base_result: torch.Tensor,
+        adapter_name: str = "",
+    ) -> torch.Tensor:
+        """What is added to the base layer's result [batch, ..., out]."""
+        with torch.no_grad():
+            weight = dequantize_module_weight(base_layer).to(x.dtype)
+            norm = self.get_weight_norm(weight, lora_B.weight @ lora_A.weight, scaling)
+        unbiased = base_result if base_layer.bias is None else base_result - base_layer.bias
+        direction = (unbiased + lora_B(lora_A(x)) * scaling) / norm
+        return cast(torch.Tensor, _PerExampleScale.apply(direction, self.weight)) - unbiased  # type: ignore[no-untyped-call]
+
+
+# The kinds of trained layers that have one which leaves per-example gradients.
+_PRIVATE: Final[dict[type[nn.Module], type[nn.Module]]] = {
+    nn.Linear: PrivateLinear,
+    DoraLinearLayer: PrivateMagnitude,
+}
+
+
 def make_private(layer: nn.Module) -> bool:
     """Give a trained layer the class that leaves per-example gradients; false where there is none for its kind."""
-    if type(layer) is nn.Linear and layer.bias is None:
-        layer.__class__ = PrivateLinear
-    return isinstance(layer, PrivateLinear)
+    if getattr(layer, "bias", None) is None and type(layer) in _PRIVATE:
+        layer.__class__ = _PRIVATE[type(layer)]
+    return type(layer) in _PRIVATE.values()
 
 
 def _leave(parameter: Any, grad_sample: torch.Tensor) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 
 from ...common.errors import ModelError
 from ...common.model.reading import choices
+from .private_layers import PrivateMagnitude
 
 WHY_ALONE = "a patient's influence is bounded only if each record's gradient depends on that record alone"
 
@@ -33,8 +35,9 @@ def _is_quantised(module: Any) -> bool:
     return not plain or quantised_layer or getattr(module.config, "quantization_config", None) is not None
 
 
-def _is_dora(module: Any) -> bool:
-    return any(config.use_dora for config in module.peft_config.values() if hasattr(config, "use_dora"))
+def _scales_other_than_linear_layers(module: Any) -> bool:
+    magnitudes = [layer for layer in module.modules() if isinstance(layer, DoraLinearLayer)]
+    return any(type(magnitude) not in (DoraLinearLayer, PrivateMagnitude) for magnitude in magnitudes)
 
 
 def _trains_embeddings(module: Any) -> bool:
@@ -57,7 +60,7 @@ _PLAIN = "choose adapter 'ffa' or 'lora' on linear layers"
 _REFUSALS: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("it normalises over the batch", "choose a model with layer normalisation", _normalises_over_the_batch),
     ("its weights or activations are quantised, some by the batch's extremes", "dequantise it first", _is_quantised),
-    ("DoRA divides by a norm over the whole weight", _PLAIN, _is_dora),
+    ("DoRA is not built for embeddings and convolutions", _PLAIN, _scales_other_than_linear_layers),
     ("embeddings are trained", _PLAIN, _trains_embeddings),
     ("a trained weight is used under two names", _PLAIN, _ties_trained_weights),
     ("nothing in it is trained", "choose target_modules", _trains_nothing),

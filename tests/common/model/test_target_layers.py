@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,10 @@ def test_a_row_of_zeros_has_no_direction_and_is_refused_under_dora(tmp_path):
 
 
 def test_the_longer_of_two_names_decides_on_rank_and_scaling(folders):
-    lora = {"rank_pattern": {"v_proj": 3, "layers.1.self_attn.v_proj": 4}, "alpha_pattern": {"q_proj": 6.0}}
+    lora: dict[str, Any] = {
+        "rank_pattern": {"v_proj": 3, "layers.1.self_attn.v_proj": 4},
+        "alpha_pattern": {"q_proj": 6.0},
+    }
     model = load(folders["llama"], **lora)
     ranks = {name.split("model.layers.")[-1]: shape[1] for name, shape in model.layout.shapes}
     assert [ranks[f"{block}.self_attn.{name}_proj.lora_B.weight"] for block in (0, 1) for name in "qv"] == [2, 3, 2, 4]
