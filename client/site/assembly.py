@@ -16,9 +16,10 @@ from ..budget.agreement import join
 from ..budget.patients import Patients
 from ..budget.reservations import Reservations
 from ..state.site_state import SiteState
-from ..training.batch_invariance import independent_batch_size
+from ..training.batch_invariance import independent_shapes
 from ..training.cohort import Cohort
 from ..training.grad_samples import GradSampler
+from ..training.physical_batch import shapes_of
 from ..training.update import SiteUpdate
 from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
@@ -101,14 +102,14 @@ def open_update(
 
 
 def sampler_of(study: Study, model: LanguageModel) -> GradSampler:
-    """Gradients in the study's physical batches, or one record a batch where records would touch one another.
+    """Gradients in physical batches that suit this machine, of one record where records would touch one another.
 
     Raises ModelError.
     """
-    max_tokens = study.data.max_tokens
+    training = study.training
     with within_memory(model.device):
-        batch_size = independent_batch_size(model, batch_size=study.training.physical_batch, max_tokens=max_tokens)
-    return GradSampler(model, batch_size=batch_size, max_tokens=max_tokens)
+        wanted = shapes_of(model, max_tokens=study.data.max_tokens, physical_batch=training.physical_batch)
+        return GradSampler(model, independent_shapes(model, wanted))
 
 
 def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:

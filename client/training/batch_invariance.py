@@ -1,6 +1,7 @@
 """The test, on the machine at hand, that records leave one another's gradients alone to the last bit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,12 +9,12 @@ import torch
 from ...common.errors import ModelError
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel
-from .grad_samples import GradSampler
+from .grad_samples import GradSampler, Shape
 from .supported_models import WHY_ALONE
 
 
-def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens: int) -> int:
-    """``batch_size`` if records do not touch one another's gradients on this machine at this shape, else 1.
+def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    """The shapes, each with its batch if records do not touch one another's gradients in it on this machine, else 1.
 
     Compares, bit by bit, the gradients of random token sequences among different neighbours, in every position, and
     again after other sequences, under an ill-conditioned adapter: equal gradients clip and round to equal integers.
@@ -22,14 +23,19 @@ def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens:
     Raises ModelError as ``GradSampler`` does, and where gradients differ at one sequence a batch, too: the model then
     keeps state from one sequence to the next, or draws at random, in evaluation mode.
     """
-    rng = np.random.Generator(np.random.Philox(key=0))  # a fixed probe: the answer is one of the machine, not of luck
     adapter = model.get_adapter()
     try:
-        for size in dict.fromkeys((batch_size, 1)):
-            if _is_independent(GradSampler(model, batch_size=size, max_tokens=max_tokens), rng):
-                return size
+        return tuple(_independent(model, shape) for shape in shapes)
     finally:
         model.set_adapter(adapter)
+
+
+def _independent(model: LanguageModel, shape: Shape) -> Shape:
+    rng = np.random.Generator(np.random.Philox(key=0))  # a fixed probe: the answer is one of the machine, not of luck
+    for batch in dict.fromkeys((shape.batch, 1)):
+        tried = replace(shape, batch=batch)
+        if _is_independent(GradSampler(model, [tried]), tried, rng):
+            return tried
     raise ModelError(
         "a sequence's gradient is not the same twice, with others in between and one at a time, or is zero throughout",
         why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
@@ -37,20 +43,20 @@ def independent_batch_size(model: LanguageModel, *, batch_size: int, max_tokens:
     )
 
 
-def _is_independent(sampler: GradSampler, rng: np.random.Generator) -> bool:
-    model, size, tokens = sampler.model, sampler.batch_size, sampler.max_tokens
+def _is_independent(sampler: GradSampler, shape: Shape, rng: np.random.Generator) -> bool:
+    model, size, tokens = sampler.model, shape.batch, shape.tokens
     full = random_example(model, tokens, tokens, rng)
     short = random_example(model, tokens, max(2, tokens // 3), rng)
-    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, max(size, 4))]
+    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, max(size, 2))]
     first = [full, short, *others][:size]
     batches = [
         first,
-        [Example.padding(tokens), *others[3:], short, full][-size:],
+        [Example.padding(tokens), *others[1:], short, full][-size:],
         # Each in every position; and batches with no padding, and with padding in every row.
-        [full] * size,
-        [short] * size,
+        *([[full] * size, [short] * size] if size > 1 else []),
         # What others leave behind would reach those that come again.
-        *(others[start : start + size] for start in range(0, len(others), size)),
+        others[:size],
+        first[:1],  # a record of a batch that failed is tried alone
         first,
     ]
     if not _attach_ill_conditioned(sampler, batches[0], rng):

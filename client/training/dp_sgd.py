@@ -1,11 +1,14 @@
 """DP-SGD on one site: unit gradients -> clip -> integers -> sum -> noise."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...common.errors import ModelError
@@ -13,21 +16,28 @@ from ...common.model.adapter import Vector
 from ...common.model.example import Example
 from ...common.model.optimizers import Optimizer
 from ...common.privacy.mechanism import Lattice, Mechanism
-from .grad_samples import GradSampler
+from .grad_samples import GradSampler, Shape
+from .unit_sum import UnitSum
 
 Unit = Iterable[Example]
 # Draws the units of one step, each with its records. At a site: ``cohort.Cohort.draw``.
 DrawUnits = Callable[[], Iterable[Unit]]
+# Units' gradients before clipping, float32 [units, d], and their numbers in the draw.
+_Gradients = tuple[Sequence[int], torch.Tensor]
+
+# Of units that are worked on together, so that batches are full: records, and bytes of gradients of units with several.
+_MOST_RECORDS: Final = 1024
+_MOST_BYTES: Final = 1 << 30
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Record:
-    """One record of an open unit; ``example`` is None where it could not be read."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Unit:
+    """A unit of a draw, by its number there, with its records."""
 
-    unit: int
-    example: Example | None
+    number: int
+    examples: Sequence[Example]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,11 +45,11 @@ class DpSgd:
     """Releases noised sums of clipped unit gradients, at whatever adapter the sampler's model holds.
 
     *Formal guarantee.* Adding or removing one unit changes the integer sum by at most ``lattice.sensitivity`` in the
-    Euclidean norm, whatever its records and whatever the others do (Abadi et al. 2016, algorithm 1, on integers;
-    common/privacy/MECHANISM.md): a unit's gradient is a function of that unit alone, is clipped and checked alone, and
-    where a unit fails, from the reading of its records to its integers, only it counts as zero. What leaves is that
-    sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included. What fails of a unit
-    is not logged: lines with times would count such units, and tell when they were drawn.
+    Euclidean norm, whatever its records and whatever the others do (``UnitSum``): a unit's gradient is a function of
+    that unit alone, its records' gradients added in an order that follows from its records alone; it is clipped and
+    checked alone; and where a unit fails, from the reading of its records to its integers, only it counts as zero. What
+    leaves is that sum under ``mechanism``'s noise, computed the same way for every draw, the empty one included. What
+    fails of a unit is not logged: lines with times would count such units, and tell when they were drawn.
 
     Not covered: a failure of the machine itself (no memory for the sum, a source of units that breaks off) leaves pure
     noise. Were a record able to bring one about, its presence would move the sum by more than ``lattice.sensitivity``.
@@ -64,8 +74,10 @@ class DpSgd:
 
         A draw that cannot be read to its end gives pure noise. Nothing that happens to data raises.
         """
-        total = self._sum_or_zero(draw)
-        self.mechanism.add_noise(total)
+        with ThreadPoolExecutor(1) as beside:  # noise comes from processors, which may have nothing else to do
+            noise = beside.submit(self._noise)
+            total = self._sum_or_zero(draw)
+            total += noise.result()
         return total
 
     def train(
@@ -87,21 +99,30 @@ class DpSgd:
     def sum_units(self, units: Iterable[Unit]) -> NDArray[np.int64]:
         """The units' encoded gradients, summed without noise, int64 [d]: not to be released.
 
-        A unit's gradient is the mean over its records of the gradient of each record's own loss. Units are read one
-        after another, so that memory does not grow with their number.
+        A unit's gradient is the mean over its records of the gradient of each record's own loss. Some units are worked
+        on at a time, so that memory does not grow with their number.
         """
-        total = np.zeros(self.lattice.dimension, dtype=np.int64)
-        with np.errstate(all="ignore"):  # a caller's setting could turn one record's infinity into an exception
-            for unit_gradient in self.unit_gradients(units):
-                total += self._encoded(unit_gradient)
-        return total
+        total = UnitSum(self.lattice, self.sampler.model.device)
+        for _, gradients in self._unit_gradients(units):
+            total.add(gradients)
+        return total.total
 
-    def _encoded(self, unit_gradient: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The unit's integers, int64 [d]; zeros where anything about its gradient fails."""
-        try:
-            return self.lattice.encode(self.lattice.clip(unit_gradient))
-        except Exception:
-            return np.zeros(self.lattice.dimension, dtype=np.int64)
+    def norms(self, units: Iterable[Unit]) -> NDArray[np.float64]:
+        """The norm of each unit's gradient before clipping, float64 [units]: not to be released.
+
+        Not finite where the unit failed.
+        """
+        total = UnitSum(self.lattice, self.sampler.model.device)
+        listed = list(units)
+        norms = np.full(len(listed), np.nan)
+        for numbers, gradients in self._unit_gradients(listed):
+            norms[list(numbers)] = total.add(gradients).cpu().numpy()
+        return norms
+
+    def _noise(self) -> NDArray[np.int64]:
+        noise = np.zeros(self.lattice.dimension, dtype=np.int64)
+        self.mechanism.add_noise(noise)
+        return noise
 
     def _sum_or_zero(self, draw: DrawUnits) -> NDArray[np.int64]:
         try:
@@ -111,58 +132,75 @@ class DpSgd:
             _log.error("the data cannot be read (%s): this step is pure noise", type(error).__name__)
             return np.zeros(self.lattice.dimension, dtype=np.int64)
 
-    def unit_gradients(self, units: Iterable[Unit]) -> Iterator[NDArray[np.float64]]:
-        """Each unit's gradient before clipping, float64 [d], in turn: not to be released.
+    def _unit_gradients(self, units: Iterable[Unit]) -> Iterator[_Gradients]:
+        """The gradients of all units that do not fail, each once; of one that does, none or numbers not finite."""
+        for together in self._flights(units):
+            yield from self._gradients_of(together)
 
-        One that failed is not finite somewhere.
+    def _flights(self, units: Iterable[Unit]) -> Iterator[list[_Unit]]:
+        """The readable units, as many at a time as fill batches and fit into memory."""
+        flight: list[_Unit] = []
+        records, open_bytes = 0, 0
+        for number, unit in enumerate(units):
+            examples = self._readable(unit)
+            if not examples:
+                continue
+            flight.append(_Unit(number=number, examples=examples))
+            records += len(examples)
+            open_bytes += 4 * self.lattice.dimension * (len(examples) > 1)
+            if records >= _MOST_RECORDS or open_bytes >= _MOST_BYTES:
+                yield flight
+                flight, records, open_bytes = [], 0, 0
+        yield flight
+
+    def _readable(self, unit: Unit) -> list[Example]:
+        """The unit's records; none where one of them cannot be read, or is nothing that the model computes.
+
+        They are judged before a batch is computed: no record makes one fail, and with it cost the time of several.
         """
-        unit, records = 0, 0
-        gradient = np.zeros(self.lattice.dimension)
-        for record, record_gradient in self._record_gradients(_records(units)):
-            if record.unit != unit:
-                if records:
-                    yield gradient / records
-                unit, records = record.unit, 0
-                gradient = np.zeros(self.lattice.dimension)
-            gradient += record_gradient
-            records += 1
-        if records:
-            yield gradient / records
-
-    def _record_gradients(self, records: Iterator[_Record]) -> Iterator[tuple[_Record, NDArray[np.floating]]]:
-        """Each record with its gradient [d], in order, computed in physical batches."""
-        while batch := list(islice(records, self.sampler.batch_size)):
-            examples = [record.example for record in batch if record.example is not None]
-            gradients = iter(self._isolated_gradients(examples))
-            for record in batch:
-                yield record, self._failed if record.example is None else next(gradients)
-
-    def _isolated_gradients(self, examples: Sequence[Example]) -> Iterable[NDArray[np.floating]]:
-        """The gradients of up to a batch of examples; where the batch fails, of each alone at the same shape."""
         try:
-            return self.sampler.gradients(examples).numpy() if examples else []
+            examples = list(unit)
+            for example in examples:
+                self.sampler.shape_of(example)
         except Exception:
-            return [self._gradient_alone(example) for example in examples]
+            return []
+        return examples
 
-    def _gradient_alone(self, example: Example) -> NDArray[np.floating]:
+    def _gradients_of(self, units: Sequence[_Unit]) -> Iterator[_Gradients]:
+        """As ``_unit_gradients``. A unit's records are added shape by shape, and within one in their own order."""
+        by_shape: dict[Shape, list[tuple[_Unit, Example]]] = defaultdict(list)
+        for unit in units:
+            for example in unit.examples:
+                by_shape[self.sampler.shape_of(example)].append((unit, example))
+        sums: dict[int, torch.Tensor] = {}
+        for shape in sorted(by_shape):
+            records = by_shape[shape]
+            for start in range(0, len(records), shape.batch):
+                batch = records[start : start + shape.batch]
+                rows = self._isolated_gradients([example for _, example in batch])
+                alone = [row for row, (unit, _) in enumerate(batch) if len(unit.examples) == 1]
+                for row, (unit, _) in enumerate(batch):
+                    if len(unit.examples) > 1:
+                        gradient = rows[row] / len(unit.examples)
+                        sums[unit.number] = sums[unit.number].add_(gradient) if unit.number in sums else gradient
+                if alone:
+                    numbers = [batch[row][0].number for row in alone]
+                    yield numbers, rows if len(alone) == len(rows) else rows[alone]
+        for number in list(sums):
+            yield [number], sums.pop(number)[None]
+
+    def _isolated_gradients(self, examples: Sequence[Example]) -> torch.Tensor:
+        """The gradients [examples, d] of up to a batch of examples; where the batch fails, of each alone, in its shape.
+
+        NaN for one that fails alone, too: the unit's other records cannot bring it back.
+        """
         try:
-            gradient: NDArray[np.floating] = self.sampler.gradients([example])[0].numpy()
+            return self.sampler.gradients(examples)
         except Exception:
-            return self._failed
-        return gradient
+            return torch.cat([self._gradient_alone(example) for example in examples])
 
-    @property
-    def _failed(self) -> NDArray[np.float64]:
-        # The lattice turns what is not finite into zeros; the unit's other records cannot bring it back.
-        return np.full(self.lattice.dimension, np.nan)
-
-
-def _records(units: Iterable[Unit]) -> Iterator[_Record]:
-    """The records of all units in turn. A unit whose records cannot be read counts as one failed record."""
-    for index, unit in enumerate(units):
+    def _gradient_alone(self, example: Example) -> torch.Tensor:
         try:
-            examples: list[Example | None] = list(unit)
+            return self.sampler.gradients([example])
         except Exception:
-            examples = [None]
-        for example in examples:
-            yield _Record(index, example)
+            return torch.full((1, self.lattice.dimension), torch.nan, device=self.sampler.model.device)

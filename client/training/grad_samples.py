@@ -1,6 +1,7 @@
 """Per-example gradients of the adapter: each record's own, the same whatever lies beside it in the batch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,41 +25,60 @@ def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return token_losses(logits, labels).sum(dim=1) / targets.clamp(min=1)
 
 
-class GradSampler:
-    """Per-example gradients of a language model's adapter, in physical batches of one fixed shape.
+@dataclass(frozen=True, order=True)
+class Shape:
+    """A physical batch: ``batch`` examples of ``tokens`` each, whichever of them are padding."""
 
-    *Formal guarantee.* Row i of ``gradients`` is a function of example i and the adapter alone, since the loss is each
-    sequence's own and what couples records is refused (ARCHITECTURE.md, "Gradients"). That this holds to the last bit
-    of this machine's arithmetic is not proved but tested: at start, by ``independent_batch_size``, on random tokens.
+    tokens: int
+    batch: int
+
+
+class GradSampler:
+    """Per-example gradients of a language model's adapter, in physical batches of a few fixed shapes.
+
+    *Formal guarantee.* Row i of ``gradients`` is a function of example i and the adapter alone: its shape follows from
+    its own length, the loss is each sequence's own, and what couples records is refused (ARCHITECTURE.md,
+    "Gradients"). That this holds to the last bit of this machine's arithmetic is not proved but tested: at start, by
+    ``independent_shapes``, on random tokens.
     """
 
-    def __init__(self, model: LanguageModel, *, batch_size: int, max_tokens: int) -> None:
-        """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError."""
+    def __init__(self, model: LanguageModel, shapes: Sequence[Shape]) -> None:
+        """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError.
+
+        ``shapes`` are of different ``tokens``: one for each length that examples have.
+        """
         refuse_coupled_records(model.module)
-        positions = model.positions or max_tokens
-        if max_tokens > positions:
+        self.model = model
+        self.shapes = tuple(sorted(shapes))
+        self._by_tokens = {shape.tokens: shape for shape in self.shapes}
+        longest, positions = self.shapes[-1].tokens, model.positions
+        if positions is not None and longest > positions:
             raise ModelError(
-                f"max_tokens is {max_tokens}, but the model has {positions} positions",
+                f"max_tokens is {longest}, but the model has {positions} positions",
                 why="it cannot read further",
                 fix=f"set max_tokens to {positions} or less",
             )
-        self.model = model
-        self.batch_size = batch_size
-        self.max_tokens = max_tokens
         self._hooked = [layer for layer in model.module.modules() if is_trained(layer) and not make_private(layer)]
         if self._hooked:
             _add_opacus_hooks(model.module, self._hooked)
 
+    def shape_of(self, example: Example) -> Shape:
+        """The shape in which an example is computed. Raises ValueError unless it has one and the model its tokens."""
+        shape = self._by_tokens.get(len(example.token_ids))
+        if shape is None or not example.token_ids.shape == example.labels.shape == (shape.tokens,):
+            raise ValueError("an example has none of the fixed lengths")
+        self.model.check_tokens(example.token_ids, example.labels)
+        return shape
+
     def gradients(self, examples: Sequence[Example]) -> torch.Tensor:
         """The gradient of each example's own loss, float32 [examples, d], in the order of the adapter's layout.
 
-        In the processors' memory, wherever the model computes. At most ``batch_size`` examples of ``max_tokens`` each.
-        Raises ModelError when a trained layer was not reached or does not keep the records apart, and ValueError where
-        an example is not of this length and this model.
+        Where the model computes. The examples are of one shape, at most its ``batch``. Raises ModelError when a trained
+        layer was not reached or does not keep the records apart, and ValueError as ``shape_of``, or where they are not
+        of one shape.
         """
-        if not all(example.token_ids.shape == example.labels.shape == (self.max_tokens,) for example in examples):
-            raise ValueError("an example is not of the fixed length")
-        padding = [Example.padding(self.max_tokens)] * (self.batch_size - len(examples))
+        (shape,) = {self.shape_of(example) for example in examples}
+        padding = [Example.padding(shape.tokens)] * (shape.batch - len(examples))
         token_ids, labels = self.model.stack([*examples, *padding])
         self._clear()  # an earlier batch may have failed half-way
         with torch.enable_grad():
@@ -67,17 +87,17 @@ class GradSampler:
                 "the model gives no gradient of what it predicts", why=WHY_ALONE, fix="choose another model"
             ):
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-        return self._collect()[: len(examples)]
+        return self._collect(shape.batch)[: len(examples)]
 
-    def _collect(self) -> torch.Tensor:
-        gradients = torch.empty(self.batch_size, self.model.layout.dimension, device=self.model.device)
+    def _collect(self, batch: int) -> torch.Tensor:
+        gradients = torch.empty(batch, self.model.layout.dimension, device=self.model.device)
         start = 0
         for name, parameter in self.model.trained.items():
             grad_sample = getattr(parameter, "grad_sample", None)
-            if grad_sample is None or grad_sample.shape != (self.batch_size, *parameter.shape):
+            if grad_sample is None or grad_sample.shape != (batch, *parameter.shape):
                 found = "no gradient" if grad_sample is None else f"gradients of shape {list(grad_sample.shape)}"
                 raise ModelError(
-                    f"{name} has {found} after a batch of {self.batch_size} records",
+                    f"{name} has {found} after a batch of {batch} records",
                     why=f"{WHY_ALONE}; the model flattens the batch or does not use this layer",
                     fix="choose other target_modules (layers of the attention keep records apart in most models)",
                 )
@@ -85,7 +105,7 @@ class GradSampler:
             gradients[:, start:end] = grad_sample.flatten(1)
             parameter.grad_sample = None  # so that memory holds one layer twice, not all of them
             start = end
-        return gradients.cpu()
+        return gradients
 
     def _clear(self) -> None:
         for parameter in self.model.trained.values():

@@ -13,20 +13,19 @@ from .grad_samples import GradSampler
 from .update import SiteUpdate
 
 
-class SlowestPath(GradSampler):
-    """Fails every batch once it is computed, so that DP-SGD tries its records one by one."""
+class OneFailure(GradSampler):
+    """Fails its first batch of the longest records once it is computed, so that DP-SGD tries them one by one."""
 
     def __init__(self, sampler: GradSampler) -> None:
-        super().__init__(sampler.model, batch_size=sampler.batch_size, max_tokens=sampler.max_tokens)
-        self._alone = 0
+        super().__init__(sampler.model, sampler.shapes)
+        self._has_failed = False
 
     def gradients(self, examples: Sequence[Example]) -> torch.Tensor:
-        """As the sampler's, where the batch has failed before. Raises RuntimeError where it has not."""
+        """As the sampler's. Raises RuntimeError the first time."""
         found = super().gradients(examples)
-        if self._alone:
-            self._alone -= 1
+        if self._has_failed or self.shape_of(examples[0]) != self.shapes[-1]:
             return found
-        self._alone = len(examples)
+        self._has_failed = True
         raise RuntimeError("a rehearsal")
 
 
@@ -34,21 +33,25 @@ class _AllDrawn(Cohort[Example]):
     """Units that are drawn together, always."""
 
     def draw(self, *, sampling_probability: float, records_per_unit: int, cap: int) -> list[tuple[Example, ...]]:
-        return super().draw(sampling_probability=1.0, records_per_unit=records_per_unit, cap=cap)
+        return super().draw(sampling_probability=1.0, records_per_unit=records_per_unit, cap=1 << 62)
 
 
 def with_most_work(update: SiteUpdate) -> SiteUpdate:
-    """The update of a draw that reaches its cap, in which every batch fails: no draw of records costs more.
+    """The update of a draw that reaches its cap with the longest records, and one batch of each other shape beside it.
 
-    It reads no record.
+    No draw of records costs more: of a shape's batches all but one are full, and a longer record costs more than a
+    shorter one. Records are judged before a batch is computed, so that none makes it fail; that one does is in here
+    all the same, for a machine that is short of something. It reads no record.
     """
     manifest, cap = update.manifest, update.manifest.draw_cap(update.name)
-    unit = random_unit(update.sampler, manifest.study.data.records_per_unit)
-    return replace(update, cohort=_AllDrawn([unit] * cap), sampler=SlowestPath(update.sampler))
+    records = manifest.study.data.records_per_unit
+    *shorter, longest = (shape.tokens for shape in update.sampler.shapes)
+    units = [random_unit(update.sampler, tokens, 1) for tokens in shorter]
+    units += [random_unit(update.sampler, longest, records)] * cap
+    return replace(update, cohort=_AllDrawn(units), sampler=OneFailure(update.sampler))
 
 
-def random_unit(sampler: GradSampler, records: int) -> tuple[Example, ...]:
+def random_unit(sampler: GradSampler, tokens: int, records: int) -> tuple[Example, ...]:
     """A unit of ``records`` full records of random tokens."""
     rng = np.random.Generator(np.random.Philox(key=0))
-    tokens = sampler.max_tokens
     return tuple(random_example(sampler.model, tokens, tokens, rng) for _ in range(records))

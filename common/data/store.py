@@ -1,6 +1,7 @@
 """A site's records as tokens, ready to be drawn: flat arrays, and whose they are."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..model.example import Example
 from ..sources.identifiers import canonical
 from ..system.files import write_atomically
 from .blocks import Block, Offsets, gathered, write_array
+from .buckets import bucket_lengths
 
 PrivacyUnit = Literal["patient", "record"]
 
@@ -96,22 +98,25 @@ class Store:
                 yield self.block.record(record).tobytes()
 
     def select(self, privacy_unit: PrivacyUnit, patients: Offsets, *, max_tokens: int) -> "Units":
-        """The privacy units of some patients, by their numbers: each one's windows, or each of their records'."""
+        """The privacy units of some patients, by their numbers: each one's windows, or each of their records'.
+
+        A window is padded to the least of ``bucket_lengths(max_tokens)`` that holds it.
+        """
         starts, ends = self.units[patients], self.units[patients + 1]
         if privacy_unit == "record":
             starts = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.arange, starts, ends)])
             ends = starts + 1
         records = self.block.records
-        return Units(self.block, records[starts], records[ends], max_tokens)
+        return Units(self.block, records[starts], records[ends], bucket_lengths(max_tokens))
 
 
 class Unit(Sequence[Example]):
     """The windows of one privacy unit, each read and padded when it is looked at."""
 
-    def __init__(self, block: Block, windows: range, max_tokens: int) -> None:
+    def __init__(self, block: Block, windows: range, lengths: Sequence[int]) -> None:
         self._block = block
         self._windows = windows
-        self._max_tokens = max_tokens
+        self._lengths = lengths
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -122,18 +127,19 @@ class Unit(Sequence[Example]):
     def __getitem__(self, index: slice) -> "Unit": ...
     def __getitem__(self, index: int | slice) -> "Example | Unit":
         if isinstance(index, slice):
-            return Unit(self._block, self._windows[index], self._max_tokens)
-        return self._block.window(self._windows[index]).example(self._max_tokens)
+            return Unit(self._block, self._windows[index], self._lengths)
+        window = self._block.window(self._windows[index])
+        return window.example(self._lengths[bisect_left(self._lengths, len(window.tokens))])
 
 
 class Units(Sequence[Unit]):
     """Privacy units, none of whose records is in memory."""
 
-    def __init__(self, block: Block, starts: Offsets, ends: Offsets, max_tokens: int) -> None:
+    def __init__(self, block: Block, starts: Offsets, ends: Offsets, lengths: Sequence[int]) -> None:
         self.block = block
         self._starts = starts
         self._ends = ends
-        self._max_tokens = max_tokens
+        self._lengths = lengths
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -144,8 +150,8 @@ class Units(Sequence[Unit]):
     def __getitem__(self, index: slice) -> "Units": ...
     def __getitem__(self, index: int | slice) -> "Unit | Units":
         if isinstance(index, slice):
-            return Units(self.block, self._starts[index], self._ends[index], self._max_tokens)
-        return Unit(self.block, range(int(self._starts[index]), int(self._ends[index])), self._max_tokens)
+            return Units(self.block, self._starts[index], self._ends[index], self._lengths)
+        return Unit(self.block, range(int(self._starts[index]), int(self._ends[index])), self._lengths)
 
     @property
     def sizes(self) -> Offsets:

@@ -150,20 +150,27 @@ class LanguageModel:
     def stack(self, examples: Sequence[Example]) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Token ids and labels, int64 [batch, tokens], of examples of one length, where the model computes.
 
-        Raises ValueError for a token that the model does not have. On processors the model would refuse it; on a GPU
-        it would end the process's use of that GPU, and with it what other records of the same sum are worth.
+        Raises ValueError for a token that the model does not have.
         """
         return self._placed(
             np.stack([example.token_ids for example in examples]), np.stack([example.labels for example in examples])
         )
 
-    def _placed(self, token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        import torch
+    def check_tokens(self, token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> None:
+        """Raises ValueError for a token that the model does not have.
 
+        On processors the model would refuse it; on a GPU it would end the process's use of that GPU, and with it what
+        other records of the same sum are worth.
+        """
         size = self.vocabulary_size
         for tokens in (token_ids, labels[labels != NO_LOSS]):
             if not ((tokens >= 0) & (tokens < size)).all():
                 raise ValueError("an example has a token that the model does not have")
+
+    def _placed(self, token_ids: NDArray[np.int32], labels: NDArray[np.int32]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        import torch
+
+        self.check_tokens(token_ids, labels)
         places = (torch.from_numpy(array.astype(np.int64)).to(self.device) for array in (token_ids, labels))
         return next(places), next(places)
 

@@ -1,10 +1,9 @@
 """The mechanism: a unit's contribution as a bounded integer vector, and the integer noise that hides it."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +69,9 @@ def site_noise_stddev(*, noise_multiplier: float, sensitivity: int, honest_share
 class Lattice:
     """How a clipped gradient of a fixed dimension becomes integers, and how far one unit can then move their sum.
 
-    Formal guarantee: ``encode`` returns a vector of Euclidean norm at most ``sensitivity`` for every input, hostile
-    ones included, so adding or removing one unit moves an integer sum of encoded units by at most ``sensitivity``.
-    It holds by an exact integer check and does not rest on the clipping. For an input of norm at most
-    ``clipping_norm`` the check passes: rounding moves each coordinate by at most 1/2, the norm by at most sqrt(d)/2.
+    A gradient of norm at most ``clipping_norm``, times ``scale`` and rounded, has a norm of at most ``sensitivity``:
+    rounding moves each coordinate by at most 1/2, the norm by at most sqrt(d)/2. Who sums units adds none that is
+    longer (``client/training/unit_sum``).
 
     Attributes:
         dimension: d, the number of trainable parameters.
@@ -103,47 +101,9 @@ class Lattice:
         object.__setattr__(self, "scale", math.ldexp(1.0, exponent))
         object.__setattr__(self, "sensitivity", math.ceil(Fraction(2) ** exponent * norm + root / 2))
 
-    def clip(self, gradient: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """``gradient`` [d] scaled down to norm ``clipping_norm`` where it is longer; zeros [d] if it is not finite.
-
-        The norm is summed in a fixed order in double precision, so that equal gradients clip to equal bits.
-        """
-        self._require_shape(gradient)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = [float(np.sum(np.square(gradient[block], dtype=np.float64))) for block in self._blocks(_BLOCK)]
-        if not all(map(math.isfinite, squares)):
-            return np.zeros(self.dimension)
-        norm = math.sqrt(math.fsum(squares))
-        factor = self.clipping_norm / norm if norm > self.clipping_norm else 1.0
-        clipped: NDArray[np.float64] = np.multiply(gradient, factor, dtype=np.float64)
-        return clipped
-
-    def encode(self, clipped: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """``clipped`` [d] times ``scale``, rounded to integers [d]; all zeros if it then exceeds ``sensitivity``."""
-        self._require_shape(clipped)
-        encoded = np.empty(self.dimension, dtype=np.int64)
-        squared_norm = 0
-        # Within the bounds a square is at most Delta^2, so a block this short cannot overflow int64.
-        for block in self._blocks(min(_BLOCK, ((1 << 63) - 1) // self.sensitivity**2)):
-            integers = encoded[block]
-            with np.errstate(over="ignore", invalid="ignore"):
-                integers[:] = np.rint(np.multiply(clipped[block], self.scale, dtype=np.float64))
-            # Not abs(): NaN and infinity become -2^63, which abs() keeps and whose square is 0 in int64.
-            if integers.min() < -self.sensitivity or integers.max() > self.sensitivity:
-                return np.zeros_like(encoded)
-            squared_norm += int(np.dot(integers, integers))
-        return encoded if squared_norm <= self.sensitivity**2 else np.zeros_like(encoded)
-
     def decode(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
         """Integers [d] back in the gradients' units."""
         return integers / self.scale
-
-    def _blocks(self, size: int) -> Iterator[slice]:
-        return (slice(start, start + size) for start in range(0, self.dimension, size))
-
-    def _require_shape(self, vector: NDArray[np.floating[Any]]) -> None:
-        if vector.shape != (self.dimension,):
-            raise ValueError(f"the lattice has {self.dimension} dimensions, the vector has shape {vector.shape}")
 
 
 class Mechanism(Protocol):

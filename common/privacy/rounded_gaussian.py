@@ -21,7 +21,11 @@ result is the same function of the same bits, so no draw is distorted, whatever 
 (at most 2 Q(5) + 2^-42 stddev).
 """
 
+import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Final
 
 import mpmath
@@ -34,6 +38,8 @@ from ..crypto.csprng import Stream
 MIN_STDDEV: Final = 64
 MAX_STDDEV: Final = 1 << 30
 
+_LEAST_PART: Final = 1 << 18  # draws that are worth a thread
+_MOST_THREADS: Final = 8
 _BLOCK: Final = 1 << 13  # draws at a time: every temporary stays in a core's cache
 _FAST_LIMIT: Final = 5.0
 _GUARD: Final = 2.0**-43
@@ -41,12 +47,19 @@ _MAGNITUDE: Final = (1 << 63) - 1
 
 
 def add_rounded_gaussian(total: NDArray[np.int64], stddev: int) -> None:
-    """Add an independent rounded Gaussian to each element of ``total`` [d], in place, from a fresh secret key.
+    """Add an independent rounded Gaussian to each element of ``total`` [d], in place, from fresh secret keys.
 
-    Raises ValueError unless ``total`` is an int64 vector and ``stddev`` is in 64 .. 2^30.
+    Of a long vector, several threads take a part each, under a key of its own. Raises ValueError unless ``total`` is an
+    int64 vector and ``stddev`` is in 64 .. 2^30.
     """
     if total.dtype != np.int64 or total.ndim != 1:
         raise ValueError(f"noise is added to an int64 vector, not to {total.dtype} of shape {total.shape}")
+    threads = min(os.cpu_count() or 1, _MOST_THREADS, max(1, len(total) // _LEAST_PART))
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(_add, np.array_split(total, threads), repeat(stddev)), maxlen=0)
+
+
+def _add(total: NDArray[np.int64], stddev: int) -> None:
     stream = Stream.fresh()
     for start in range(0, len(total), _BLOCK):
         block = total[start : start + _BLOCK]

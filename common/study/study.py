@@ -191,7 +191,11 @@ class TrainingSection(Section):
     local_steps: Annotated[int, Option("Steps a site takes in a round, under local trust"), Field(ge=1, le=1000)] = 1
     local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
     local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
-    physical_batch: Annotated[int, Option("Records computed at a time, for speed alone"), Field(ge=1, le=1024)] = 2
+    physical_batch: Annotated[
+        int | None,
+        Option("Records computed at a time, for speed alone", unset="by each machine's memory"),
+        Field(ge=1, le=1024),
+    ] = None
     deadline_s: Annotated[
         float,
         Help("Of an exchange; who is later has dropped out; at least twice a measured answer_after_s"),

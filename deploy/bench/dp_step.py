@@ -15,7 +15,7 @@ import torch
 
 from ...client.training.batch_invariance import random_example
 from ...client.training.dp_sgd import DpSgd
-from ...client.training.grad_samples import GradSampler, sequence_losses
+from ...client.training.grad_samples import GradSampler, Shape, sequence_losses
 from ...common.model.devices import PROCESSORS
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
@@ -118,7 +118,7 @@ def _private(model: LanguageModel, batch: list[Example]) -> Step:
     """Ours, whole: gradients, clipping, integers, sum, exact noise, step."""
     lattice = Lattice(dimension=model.layout.dimension, clipping_norm=_CLIPPING_NORM)
     stddev = site_noise_stddev(noise_multiplier=_NOISE_MULTIPLIER, sensitivity=lattice.sensitivity, honest_shares=1)
-    sampler = GradSampler(model, batch_size=len(batch), max_tokens=len(batch[0].token_ids))
+    sampler = GradSampler(model, [Shape(tokens=len(batch[0].token_ids), batch=len(batch))])
     dp_sgd = DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
     optimizer = make_optimizer("sgd", learning_rate=_LEARNING_RATE)
 

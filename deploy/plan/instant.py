@@ -2,11 +2,12 @@
 
 import math
 import time
+from collections.abc import Sequence
 from statistics import median
 
 from ...client.training.dp_sgd import DpSgd
-from ...client.training.grad_samples import GradSampler
-from ...client.training.rehearsal import SlowestPath, random_unit
+from ...client.training.grad_samples import GradSampler, Shape
+from ...client.training.rehearsal import random_unit
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
 from ...common.schema import known
 from ...common.study.completion import draw_cap_of
@@ -20,30 +21,33 @@ _BATCHES_TIMED = 3
 
 
 def answer_after_s(study: Study, sampler: GradSampler) -> float:
-    """Seconds that the largest draw of the largest site takes here in its slowest path, and a quarter more.
+    """Seconds that the largest draw of the largest site takes here, one batch of it failing, and a quarter more.
 
-    Rounded up to two digits. ``study`` is complete. Reads no record; the time of one batch stands for that of all.
+    Rounded up to two digits. ``study`` is complete. Reads no record; the time of one batch of the longest records
+    stands for that of all.
     """
-    return instant_of(study, batch_s=slow_batch_s(study, sampler), batch_size=sampler.batch_size)
+    return instant_of(study, batch_s=batch_s(dp_sgd_of(study, sampler)), shapes=sampler.shapes)
 
 
-def instant_of(study: Study, *, batch_s: float, batch_size: int) -> float:
-    """``answer_after_s`` of a study where a batch takes ``batch_s`` in its slowest path."""
+def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape]) -> float:
+    """``answer_after_s`` of a study where a batch of the longest of ``shapes`` takes ``batch_s``.
+
+    Of each other shape a batch may be begun (``rehearsal.with_most_work``), which costs as much at most.
+    """
     units = max(
         draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
     )
-    batches = math.ceil(units * study.data.records_per_unit / batch_size)
+    longest = shapes[-1]
+    others = sum(shape.tokens * shape.batch for shape in shapes[:-1]) / (longest.tokens * longest.batch)
+    full = math.ceil(units * study.data.records_per_unit / longest.batch)
+    batches = full + math.ceil(others) + longest.batch
     return two_digits_up(max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S))
 
 
-def slow_batch_s(study: Study, sampler: GradSampler) -> float:
-    """Median seconds of a private step on one batch of random records that fails, so that each is tried alone."""
-    return batch_s(dp_sgd_of(study, SlowestPath(sampler)))
-
-
 def batch_s(dp_sgd: DpSgd) -> float:
-    """Median seconds of a whole private step on one full batch: gradients, clipping, integers, sum, exact noise."""
-    batch = [random_unit(dp_sgd.sampler, 1)] * dp_sgd.sampler.batch_size
+    """Median seconds of a private step on one full batch of the longest records: from gradients to exact noise."""
+    longest = dp_sgd.sampler.shapes[-1]
+    batch = [random_unit(dp_sgd.sampler, longest.tokens, 1)] * longest.batch
     seconds = []
     for _ in range(_BATCHES_TIMED):
         started = time.perf_counter()

@@ -272,7 +272,7 @@ def _hours(study: Study, trial: "Trial") -> Hours:
     def hours(sites: Sequence[Site]) -> tuple[float, float]:
         records = study.privacy.sampling_probability * study.data.records_per_unit
         # A batch that is not full takes as long as a full one: half a batch more, on average.
-        batches = sum(records * site.nominal_units / trial.batch_size + 0.5 for site in sites)
+        batches = sum(records * site.nominal_units / trial.shapes[-1].batch + 0.5 for site in sites)
         attempt_h = batches * training.local_steps * trial.batch_s / 3600
         return training.rounds * attempt_h, attempts * attempt_h
 
@@ -280,7 +280,7 @@ def _hours(study: Study, trial: "Trial") -> Hours:
     return Hours(
         all_sites=hours(study.sites),
         largest_site=hours([largest]),
-        answer_after_s=instant_of(study, batch_s=trial.slow_batch_s, batch_size=trial.batch_size),
+        answer_after_s=instant_of(study, batch_s=trial.batch_s, shapes=trial.shapes),
     )
 
 

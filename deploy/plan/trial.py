@@ -8,8 +8,8 @@ from statistics import fmean, quantiles
 
 import numpy as np
 
-from ...client.training.batch_invariance import independent_batch_size
-from ...client.training.grad_samples import GradSampler
+from ...client.site.assembly import sampler_of
+from ...client.training.grad_samples import Shape
 from ...common.data.preparation import Preparation
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
@@ -19,7 +19,7 @@ from ...common.sources.source import DataSource
 from ...common.study.study import Study
 from ..builtin.models import base_model_folder
 from ..builtin.patients import demo_data
-from .instant import batch_s, dp_sgd_of, slow_batch_s
+from .instant import batch_s, dp_sgd_of
 
 # More units tell little more about a median; each costs a gradient.
 MAX_UNITS = 64
@@ -36,17 +36,15 @@ class Trial:
         source: where the text comes from, in words.
         norms: each unit's gradient norm before clipping, at the adapter that training starts from.
         dimension: d, the numbers that are trained.
-        batch_size: records in a physical batch.
-        batch_s: seconds of a private step on one full physical batch.
-        slow_batch_s: where the batch fails and each of its records is tried alone.
+        shapes: of physical batches.
+        batch_s: seconds of a private step on one full batch of the longest shape.
     """
 
     source: str
     norms: tuple[float, ...]
     dimension: int
-    batch_size: int
+    shapes: tuple[Shape, ...]
     batch_s: float
-    slow_batch_s: float
 
     def __post_init__(self) -> None:
         """Raises DataError unless there are two norms, and half of them are above zero and finite."""
@@ -85,20 +83,16 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     model = LanguageModel.load(base, study.model.lora, seed=0)
     units = _units(path, study, Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size))
     tell(f"computing gradients of {len(units)} public units")
-    batch_size = independent_batch_size(
-        model, batch_size=study.training.physical_batch, max_tokens=study.data.max_tokens
-    )
-    sampler = GradSampler(model, batch_size=batch_size, max_tokens=study.data.max_tokens)
+    sampler = sampler_of(study, model)
     dp_sgd = dp_sgd_of(study, sampler)
-    norms = tuple(float(np.linalg.norm(gradient)) for gradient in dp_sgd.unit_gradients(units))
+    norms = tuple(dp_sgd.norms(units).tolist())
     tell("timing private steps")
     return Trial(
         source=source,
         norms=norms,
         dimension=model.layout.dimension,
-        batch_size=batch_size,
+        shapes=sampler.shapes,
         batch_s=batch_s(dp_sgd),
-        slow_batch_s=slow_batch_s(study, sampler),
     )
 
 

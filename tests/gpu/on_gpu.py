@@ -16,9 +16,9 @@ from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grandrounds.client.site.assembly import sampler_of
-from grandrounds.client.training.batch_invariance import independent_batch_size
+from grandrounds.client.training.batch_invariance import independent_shapes
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.devices import described, open_device
 from grandrounds.common.model.language_model import LanguageModel
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_processors_and_repeat_to_the_last_bit(folders, a
         if checkpointing:
             model.enable_gradient_checkpointing()
         assert model.device.type == device
-        found.append(GradSampler(model, batch_size=8, max_tokens=TOKENS).gradients(RECORDS))
+        found.append(GradSampler(model, [Shape(TOKENS, 8)]).gradients(RECORDS))
     assert errors(found[1], found[0]).max() < 1e-5
     assert torch.equal(found[1], found[2])
 
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_processors_and_repeat_to_the_last_bit(folders, a
 @pytest.mark.parametrize(("batch_size", "tokens"), [(8, 64), (16, 256)])
 def test_neighbours_leave_a_record_s_gradient_alone_at_the_real_shape(large, batch_size, tokens):
     model = LanguageModel.load(large, Lora(target_modules=("v_proj",)), seed=0, device="cuda")
-    assert independent_batch_size(model, batch_size=batch_size, max_tokens=tokens) == batch_size
+    assert independent_shapes(model, [Shape(tokens, batch_size)]) == (Shape(tokens, batch_size),)
 
 
 def test_a_kernel_that_adds_in_any_order_would_be_noticed(large, monkeypatch):
@@ -91,12 +91,12 @@ def test_a_kernel_that_adds_in_any_order_would_be_noticed(large, monkeypatch):
 
     monkeypatch.setattr(LanguageModel, "logits", touched)
     model = LanguageModel.load(large, Lora(target_modules=("v_proj",)), seed=0, device="cuda")
-    assert independent_batch_size(model, batch_size=8, max_tokens=64) == 1
+    assert independent_shapes(model, [Shape(64, 8)]) == (Shape(64, 1),)
 
 
 def dp_sgd(model):
     lattice = Lattice(dimension=model.layout.dimension, clipping_norm=0.5)
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
     return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=64))
 
 

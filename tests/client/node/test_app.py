@@ -17,7 +17,7 @@ from support.study.tiny_models import VOCABULARY, example_of, load_tiny, save_ti
 from grandrounds.client.node.app import make_app
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.worker import worker as client_worker
 from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.common.protocol.envelope import Envelope
@@ -147,7 +147,7 @@ def envelopes(run):
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory):
     model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
-    return GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    return GradSampler(model, [Shape(TOKENS, 4)])
 
 
 class UnreadableCohort(Cohort):

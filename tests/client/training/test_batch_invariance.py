@@ -3,9 +3,9 @@ import pytest
 import torch
 from support.study.tiny_models import ARCHITECTURES, load_tiny, save_tiny_model, tiny_example
 
-from grandrounds.client.training.batch_invariance import independent_batch_size
+from grandrounds.client.training.batch_invariance import independent_shapes
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ModelError
 from grandrounds.common.privacy.mechanism import Lattice, NoNoise
 
@@ -19,7 +19,7 @@ def folders(tmp_path_factory):
 def test_independent_records_share_a_batch_and_the_adapter_is_restored(folders, architecture):
     model = load_tiny(folders[architecture], architecture)
     before = model.get_adapter()
-    assert independent_batch_size(model, batch_size=8, max_tokens=24) == 8
+    assert independent_shapes(model, [Shape(24, 8)]) == (Shape(24, 8),)
     np.testing.assert_array_equal(model.get_adapter(), before)
 
 
@@ -40,12 +40,12 @@ def test_records_that_touch_one_another_get_a_batch_each(folders, leak):
     model = load_tiny(folders["llama"])
     logits = model.logits
     model.logits = lambda token_ids: leak(token_ids, logits(token_ids))  # type: ignore[method-assign]
-    assert independent_batch_size(model, batch_size=4, max_tokens=24) == 1
+    assert independent_shapes(model, [Shape(24, 4)]) == (Shape(24, 1),)
 
 
 def test_a_model_that_cannot_tell_records_apart_is_refused_at_once(folders):
     with pytest.raises(ModelError):
-        independent_batch_size(load_tiny(folders["opt"], "opt"), batch_size=4, max_tokens=24)
+        independent_shapes(load_tiny(folders["opt"], "opt"), [Shape(24, 4)])
 
 
 def test_gradients_that_are_always_zero_prove_nothing(folders):
@@ -53,7 +53,7 @@ def test_gradients_that_are_always_zero_prove_nothing(folders):
     logits = model.logits
     model.logits = lambda token_ids: 0.0 * logits(token_ids)  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="zero throughout"):
-        independent_batch_size(model, batch_size=4, max_tokens=24)
+        independent_shapes(model, [Shape(24, 4)])
 
 
 class Remembers:
@@ -113,7 +113,7 @@ def test_a_model_that_remembers_or_draws_in_evaluation_mode_is_refused(folders, 
     model = load_surviving(folders["llama"], survivor)
     before = model.get_adapter()
     with pytest.raises(ModelError, match="one at a time"):
-        independent_batch_size(model, batch_size=batch_size, max_tokens=24)
+        independent_shapes(model, [Shape(24, batch_size)])
     np.testing.assert_array_equal(model.get_adapter(), before)
 
 
@@ -131,7 +131,7 @@ class Alternates:
 def test_without_the_test_one_unit_would_move_the_sum_by_more_than_the_sensitivity(folders):
     model = load_surviving(folders["llama"], Alternates)
     dp = DpSgd(
-        sampler=GradSampler(model, batch_size=1, max_tokens=24),
+        sampler=GradSampler(model, [Shape(24, 1)]),
         lattice=Lattice(dimension=model.layout.dimension, clipping_norm=0.01),
         mechanism=NoNoise(),
     )

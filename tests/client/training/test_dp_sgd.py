@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy import stats
+from support.study.numpy_lattice import integers_of
 from support.study.tiny_models import POSITIONS, VOCABULARY, example_of, load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import Example
 from grandrounds.common.model.optimizers import make_optimizer
@@ -79,13 +80,13 @@ def attach_the_same_adapter(model):
 
 def dp_sgd(model, mechanism=None, *, batch_size=4):
     lattice = Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM)
-    sampler = GradSampler(model, batch_size=batch_size, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, batch_size)])
     return DpSgd(sampler=sampler, lattice=lattice, mechanism=mechanism or NoNoise())
 
 
 def unit_gradients(model, units):
     """Each unit's gradient, the plain way: the mean of its records', in double precision."""
-    sampler = GradSampler(model, batch_size=8, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 8)])
     return [sampler.gradients(unit).double().mean(dim=0).numpy() for unit in units]
 
 
@@ -119,14 +120,7 @@ def test_adding_a_unit_adds_its_own_integers_and_nothing_else(model, units, unit
 
 class OneFailureEmptiesTheBatch(DpSgd):
     def _gradient_alone(self, example):
-        return self._failed
-
-
-def test_a_failure_that_reaches_its_neighbours_is_noticed(model):
-    dp = dp_sgd(model)
-    broken = OneFailureEmptiesTheBatch(sampler=dp.sampler, lattice=dp.lattice, mechanism=dp.mechanism)
-    change = broken.sum_units([*UNITS[:2], FAILING[0]]) - broken.sum_units(UNITS[:2])
-    assert change.any()
+        return torch.full((1, self.lattice.dimension), torch.nan)
 
 
 def test_a_failing_record_leaves_its_site_s_step_as_it_was_without_its_unit(model, caplog):
@@ -144,41 +138,82 @@ def test_nothing_in_a_step_is_logged_that_counts_the_units_which_failed(model, c
     assert not [one for one in caplog.records if one.name.startswith("grandrounds")]
 
 
-class FailsOnSome(Lattice):
-    """Raises for a unit in the middle of the order, with a patient's name in the message."""
+class FailsOverSome(GradSampler):
+    """Raises over a batch with a certain record, with a patient's name in the message."""
 
-    hated: NDArray[np.floating]
+    hated: Example
 
-    def clip(self, gradient):
-        if np.array_equal(gradient, self.hated):
+    def gradients(self, examples):
+        if any(example is self.hated for example in examples):
             raise ArithmeticError("Mrs Abernathy's gradient")
-        return super().clip(gradient)
+        return super().gradients(examples)
 
 
-def test_a_failure_between_a_unit_s_gradient_and_its_integers_costs_that_unit_alone(model, caplog):
+def failing_over(dp, example):
+    sampler = FailsOverSome(dp.sampler.model, dp.sampler.shapes)
+    sampler.hated = example
+    return sampler
+
+
+def test_a_record_over_which_a_library_raises_costs_its_unit_alone(model, caplog):
     dp = dp_sgd(model)
-    expected = dp.sum_units([UNITS[0], UNITS[2]])
-    lattice = FailsOnSome(dimension=dp.lattice.dimension, clipping_norm=CLIPPING_NORM)
-    object.__setattr__(lattice, "hated", next(dp.unit_gradients([UNITS[1]])))
-    failing = DpSgd(sampler=dp.sampler, lattice=lattice, mechanism=dp.mechanism)
-    np.testing.assert_array_equal(failing.release(lambda: UNITS[:3]), expected)
+    for at_fault in (1, 2):
+        others = [unit for number, unit in enumerate(UNITS) if number != at_fault]
+        failing = DpSgd(sampler=failing_over(dp, UNITS[at_fault][-1]), lattice=dp.lattice, mechanism=dp.mechanism)
+        np.testing.assert_array_equal(failing.release(lambda: UNITS), dp.sum_units(others))
     assert "Abernathy" not in caplog.text
+
+
+def test_a_failure_that_reaches_its_neighbours_is_noticed(model):
+    dp = dp_sgd(model)
+    sampler = failing_over(dp, UNITS[3][0])
+    broken = OneFailureEmptiesTheBatch(sampler=sampler, lattice=dp.lattice, mechanism=dp.mechanism)
+    assert not np.array_equal(broken.sum_units(UNITS), dp.sum_units([*UNITS[:3], UNITS[4]]))
 
 
 class InfiniteBothWays(DpSgd):
     """The first unit's two records have opposite infinities, so that their sum is an invalid operation."""
 
     def _isolated_gradients(self, examples):
-        sound = list(super()._isolated_gradients(examples[2:]))
-        return [np.full(self.lattice.dimension, value) for value in (np.inf, -np.inf)] + sound
+        sound = super()._isolated_gradients(examples[2:])
+        return torch.cat(
+            [torch.full((1, self.lattice.dimension), value) for value in (torch.inf, -torch.inf)] + [sound]
+        )
 
 
-def test_a_caller_s_floating_point_settings_do_not_let_one_unit_empty_the_sum(model):
-    dp = dp_sgd(model, batch_size=8)
+def test_infinities_that_cancel_cost_their_unit_alone(model):
+    dp = dp_sgd(model, batch_size=16)
     hostile = InfiniteBothWays(sampler=dp.sampler, lattice=dp.lattice, mechanism=dp.mechanism)
-    with np.errstate(all="raise"):
-        released = hostile.release(lambda: [[record(), record()], UNITS[0], UNITS[1]])
+    released = hostile.release(lambda: [[record(), record()], UNITS[0], UNITS[1]])
     np.testing.assert_array_equal(released, dp.sum_units([UNITS[0], UNITS[1]]))
+
+
+def test_a_unit_s_records_of_several_lengths_add_the_same_whoever_else_is_drawn(model):
+    """Shapes are filled by whoever is drawn; the order in which a unit's gradients are added is its own."""
+    lengths = (6, 10, TOKENS)
+    dp = DpSgd(
+        sampler=GradSampler(model, [Shape(length, 3) for length in lengths]),
+        lattice=Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM),
+        mechanism=NoNoise(),
+    )
+    sized = [[tiny_example(RNG, length=length - 1, max_tokens=length) for length in RNG.permutation(lengths)]] * 1
+    sized += [[tiny_example(RNG, length=5, max_tokens=6)], *sized, [tiny_example(RNG, length=9, max_tokens=10)] * 2]
+    alone = [dp.sum_units([unit]) for unit in sized]
+    assert all(one.any() for one in alone)
+    np.testing.assert_array_equal(dp.sum_units(sized), sum(alone))
+    np.testing.assert_array_equal(dp.sum_units(sized[::-1]), sum(alone))
+    mean = torch.cat([dp.sampler.gradients([one]) for one in sized[0]]).double().mean(dim=0)
+    assert dp.norms(sized)[0] == pytest.approx(float(mean.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_how_many_units_are_worked_on_at_a_time_changes_nothing(model, most, monkeypatch):
+    dp = dp_sgd(model)
+    expected = dp.sum_units(UNITS)
+    monkeypatch.setattr("grandrounds.client.training.dp_sgd._MOST_RECORDS", most)
+    np.testing.assert_array_equal(dp.sum_units(UNITS), expected)
+    monkeypatch.setattr("grandrounds.client.training.dp_sgd._MOST_BYTES", 1)
+    np.testing.assert_array_equal(dp.sum_units(UNITS), expected)
 
 
 def plausible_noise(values, stddev):
@@ -217,7 +252,8 @@ def test_the_noised_sum_is_not_clipped(model):
     stddev = 100 * dp_sgd(model).lattice.sensitivity
     released = dp_sgd(model, RoundedGaussian(noise_stddev=stddev)).release(lambda: UNITS)
     assert plausible_noise(released, stddev), released.tolist()
-    clipped = dp_sgd(model).lattice.encode(released / dp_sgd(model).lattice.scale)
+    lattice = dp_sgd(model).lattice
+    clipped = integers_of(lattice, (released / lattice.scale).astype(np.float32))
     assert not plausible_noise(clipped, stddev)
 
 
@@ -266,7 +302,8 @@ def test_each_local_step_has_its_own_draw_at_the_adapter_of_the_step_before(mode
     assert not np.array_equal(reused, change), "a draw that is reused must show"
 
 
-def test_units_are_read_one_after_another(model):
+def test_units_are_read_some_at_a_time(model, monkeypatch):
+    monkeypatch.setattr("grandrounds.client.training.dp_sgd._MOST_RECORDS", 6)
     alive: weakref.WeakSet[Example] = weakref.WeakSet()
     most = 0
 
@@ -280,11 +317,11 @@ def test_units_are_read_one_after_another(model):
             del example
 
     dp_sgd(model).sum_units(draw())
-    assert most <= 2 * 4 + 2, "about two batches of four"
+    assert most <= 2 * 6 + 2
 
 
 def test_a_lattice_of_another_dimension_is_refused(model):
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
     lattice = Lattice(dimension=model.layout.dimension + 1, clipping_norm=CLIPPING_NORM)
     with pytest.raises(ModelError):
         DpSgd(sampler=sampler, lattice=lattice, mechanism=NoNoise())

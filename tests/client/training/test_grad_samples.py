@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleModule
+from support.study.numpy_lattice import integers_of
 from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM
 
 from grandrounds.client.training import grad_samples
-from grandrounds.client.training.grad_samples import GradSampler, sequence_losses
+from grandrounds.client.training.grad_samples import GradSampler, Shape, sequence_losses
 from grandrounds.client.training.private_layers import PrivateLinear
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
@@ -57,7 +58,7 @@ def test_each_gradient_is_that_of_its_record_alone(folders, architecture, kind, 
     model = load_tiny(folders[architecture], architecture, kind=kind)
     if checkpointing:
         model.enable_gradient_checkpointing()
-    sampler = GradSampler(model, batch_size=8, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 8)])
     passes = []
     first = next(layer for layer in model.module.modules() if isinstance(layer, PrivateLinear))
     first.register_forward_pre_hook(lambda *_: passes.append(first))
@@ -71,7 +72,7 @@ def test_each_gradient_is_that_of_its_record_alone(folders, architecture, kind, 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_in_bfloat16_gradients_agree_within_its_precision(folders, architecture):
     model = load_tiny(folders[architecture], architecture, dtype="bfloat16")
-    gradients = GradSampler(model, batch_size=8, max_tokens=TOKENS).gradients(RECORDS)
+    gradients = GradSampler(model, [Shape(TOKENS, 8)]).gradients(RECORDS)
     assert gradients.dtype == torch.float32
     exact = gradients_alone(folders[architecture], architecture)
     alone = gradients_alone(folders[architecture], architecture, dtype="bfloat16")
@@ -90,13 +91,13 @@ def test_gradients_equal_those_of_opacus_s_hooks(folders, architecture, kind):
     token_ids, labels = model.stack(RECORDS)
     sequence_losses(wrapped(input_ids=token_ids, use_cache=False).logits, labels).sum().backward()
     expected = torch.cat([parameter.grad_sample.flatten(1) for parameter in hooked.trained.values()], dim=1)
-    gradients = GradSampler(model, batch_size=len(RECORDS), max_tokens=TOKENS).gradients(RECORDS)
+    gradients = GradSampler(model, [Shape(TOKENS, len(RECORDS))]).gradients(RECORDS)
     assert worst_error(gradients, expected) < 1e-6
 
 
 def test_a_loss_normalised_over_the_batch_is_noticed(folders):
     model = load_tiny(folders["llama"])
-    GradSampler(model, batch_size=len(RECORDS), max_tokens=TOKENS).gradients(RECORDS)
+    GradSampler(model, [Shape(TOKENS, len(RECORDS))]).gradients(RECORDS)
     token_ids, labels = model.stack(RECORDS)
     model.module(input_ids=token_ids, labels=labels).loss.backward()
     by_batch = torch.cat([parameter.grad_sample.flatten(1) for parameter in model.trained.values()], dim=1)
@@ -104,7 +105,7 @@ def test_a_loss_normalised_over_the_batch_is_noticed(folders):
 
 
 def test_a_record_without_a_target_has_a_zero_gradient(folders):
-    sampler = GradSampler(load_tiny(folders["llama"]), batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(load_tiny(folders["llama"]), [Shape(TOKENS, 4)])
     gradients = sampler.gradients([NEIGHBOURS[-1], RECORDS[0], Example.padding(TOKENS)])
     assert not gradients[0].any()
     assert gradients[1].any()
@@ -112,7 +113,7 @@ def test_a_record_without_a_target_has_a_zero_gradient(folders):
 
 
 def test_gradients_do_not_add_up_over_batches(folders):
-    sampler = GradSampler(load_tiny(folders["llama"]), batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(load_tiny(folders["llama"]), [Shape(TOKENS, 4)])
     assert torch.equal(sampler.gradients(RECORDS[:3]), sampler.gradients(RECORDS[:3]))
 
 
@@ -151,13 +152,13 @@ def test_other_trained_layers_are_left_to_opacus_and_agree_too(folders):
     model = with_bias(folders["llama"])
     expected = [autograd_alone(model, example) for example in RECORDS]
     for _ in range(2):  # a second sampler of the same model adds no second hooks
-        sampler = GradSampler(model, batch_size=8, max_tokens=TOKENS)
+        sampler = GradSampler(model, [Shape(TOKENS, 8)])
     assert worst_error(sampler.gradients(RECORDS), expected) < 1e-5
 
 
 @pytest.mark.parametrize("model_of", [with_bias, load_tiny])
 def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of, monkeypatch):
-    sampler = GradSampler(model_of(folders["llama"]), batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model_of(folders["llama"]), [Shape(TOKENS, 4)])
     before = sampler.gradients(RECORDS[:3])
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(grad_samples, "sequence_losses", lambda logits, labels: 1 / 0)  # after the forward pass
@@ -169,7 +170,7 @@ def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of, monkeypatc
 @pytest.mark.parametrize("where", ["token_ids", "labels"])
 def test_a_token_that_the_model_does_not_have_is_refused_before_it_is_reached(folders, where, token):
     model = load_tiny(folders["llama"])
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
     model.module.register_forward_pre_hook(lambda *_: pytest.fail("on a GPU this would be the end"))
     broken = copy.deepcopy(RECORDS[3])
     getattr(broken, where)[0] = token
@@ -181,12 +182,12 @@ def test_opacus_s_hooks_are_refused_under_gradient_checkpointing(folders):
     model = with_bias(folders["llama"])
     model.enable_gradient_checkpointing()
     with pytest.raises(ModelError):
-        GradSampler(model, batch_size=4, max_tokens=TOKENS)
+        GradSampler(model, [Shape(TOKENS, 4)])
 
 
 def test_a_trained_layer_that_is_not_reached_is_refused(folders):
     model = load_tiny(folders["llama"])
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
     layer = model.module.base_model.model.model.layers[0].self_attn
     layer.v_proj = layer.v_proj.base_layer
     with pytest.raises(ModelError, match="no gradient"):
@@ -195,27 +196,27 @@ def test_a_trained_layer_that_is_not_reached_is_refused(folders):
 
 def test_a_model_that_flattens_the_batch_is_refused(folders):
     for batch_size in (1, 4):
-        sampler = GradSampler(load_tiny(folders["opt"], "opt"), batch_size=batch_size, max_tokens=TOKENS)
+        sampler = GradSampler(load_tiny(folders["opt"], "opt"), [Shape(TOKENS, batch_size)])
         with pytest.raises(ModelError, match="after a batch"):
             sampler.gradients(RECORDS[:1])
     attention = LanguageModel.load(folders["opt"], Lora(target_modules=("v_proj",)), seed=0)
-    GradSampler(attention, batch_size=4, max_tokens=TOKENS).gradients(RECORDS[:2])
+    GradSampler(attention, [Shape(TOKENS, 4)]).gradients(RECORDS[:2])
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(folders):
     with pytest.raises(ModelError):
-        GradSampler(load_tiny(folders["llama"]), batch_size=4, max_tokens=65)
+        GradSampler(load_tiny(folders["llama"]), [Shape(65, 4)])
 
 
 def test_an_example_of_another_length_is_refused(folders):
-    sampler = GradSampler(load_tiny(folders["llama"]), batch_size=4, max_tokens=TOKENS + 1)
+    sampler = GradSampler(load_tiny(folders["llama"]), [Shape(TOKENS + 1, 4)])
     with pytest.raises(ValueError, match="fixed length"):
         sampler.gradients(RECORDS[:1])
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def sampler(folders, request):
-    return GradSampler(load_tiny(folders[request.param], request.param), batch_size=5, max_tokens=TOKENS)
+    return GradSampler(load_tiny(folders[request.param], request.param), [Shape(TOKENS, 5)])
 
 
 @settings(max_examples=40, deadline=None)
@@ -234,7 +235,7 @@ def test_a_record_s_integers_are_the_same_among_all_neighbours_and_in_all_positi
     lattice = Lattice(dimension=dimension, clipping_norm=0.5)
 
     def integers(batch, row):
-        return lattice.encode(lattice.clip(sampler.gradients(batch)[row].numpy()))
+        return integers_of(lattice, sampler.gradients(batch)[row].numpy())
 
     position = min(position, len(neighbours))
     batch = [*neighbours[:position], RECORDS[0], *neighbours[position:]]
@@ -245,7 +246,7 @@ def test_a_record_s_integers_are_the_same_among_all_neighbours_and_in_all_positi
 
 def test_what_a_library_raises_over_records_is_told_by_its_name_alone(folders):
     model = load_tiny(folders["llama"])
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
 
     def quoting(*_):
         raise RuntimeError("Zebedee has gout")
@@ -259,7 +260,7 @@ def test_what_a_library_raises_over_records_is_told_by_its_name_alone(folders):
 
 def test_a_model_without_gradients_is_refused(folders):
     model = load_tiny(folders["llama"])
-    sampler = GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
     model.module.get_output_embeddings().register_forward_hook(lambda _layer, _inputs, output: output.detach())
     with pytest.raises(ModelError, match="no gradient"):
         sampler.gradients(RECORDS[:2])

@@ -10,7 +10,7 @@ from support.study.autograd import autograd_alone, worst_error
 from support.study.tiny_models import ARCHITECTURES, TARGETS, save_tiny_model, tiny_example
 
 from grandrounds.client.training import private_layers
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.private_layers import PrivateMagnitude
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.language_model import LanguageModel
@@ -42,7 +42,7 @@ def test_under_dora_each_gradient_is_that_of_its_record_alone(folders, architect
     model, untouched = (adapted(folders[architecture], lora) for _ in range(2))
     if checkpointing:
         model.enable_gradient_checkpointing()
-    gradients = GradSampler(model, batch_size=4, max_tokens=TOKENS).gradients(RECORDS)
+    gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
     assert any(isinstance(layer, PrivateMagnitude) for layer in model.module.modules())
     assert worst_error(gradients, [autograd_alone(untouched, record) for record in RECORDS]) < 1e-5
 
@@ -52,7 +52,7 @@ def test_under_dora_on_a_bfloat16_base_gradients_agree_within_its_precision(fold
     lora = Lora(target_modules=TARGETS[architecture], rank=2, dora=True)
     exactly = adapted(folders[architecture], lora)
     model, untouched = (adapted(folders[architecture], lora, dtype="bfloat16") for _ in range(2))
-    gradients = GradSampler(model, batch_size=4, max_tokens=TOKENS).gradients(RECORDS)
+    gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
     assert gradients.dtype == torch.float32
     alone, exact = ([autograd_alone(each, record) for record in RECORDS] for each in (untouched, exactly))
     # A few roundings of a number of eight bits; and no further from the exact gradient than autograd itself.
@@ -64,7 +64,7 @@ def test_left_to_opacus_magnitudes_are_refused(folders, monkeypatch):
     monkeypatch.delitem(private_layers._PRIVATE, DoraLinearLayer)
     model = adapted(folders["llama"], Lora(target_modules=("v_proj",), rank=2, dora=True))
     with pytest.raises(ModelError, match="no gradient"):
-        GradSampler(model, batch_size=4, max_tokens=TOKENS).gradients(RECORDS)
+        GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
 
 
 def test_an_adapter_on_every_linear_layer_and_the_head_has_each_record_s_own_gradients(folders):
@@ -73,5 +73,5 @@ def test_an_adapter_on_every_linear_layer_and_the_head_has_each_record_s_own_gra
         Lora(target_modules=("lm_head",), rank=2),
     ):
         model, untouched = adapted(folders["llama"], lora), adapted(folders["llama"], replace(lora))
-        gradients = GradSampler(model, batch_size=4, max_tokens=TOKENS).gradients(RECORDS)
+        gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
         assert worst_error(gradients, [autograd_alone(untouched, record) for record in RECORDS]) < 1e-5

@@ -10,7 +10,7 @@ from support.study.federation import small_manifest, small_study
 from support.study.tiny_models import load_tiny, save_tiny_model, tiny_example
 
 from grandrounds.client.training.cohort import Cohort
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.rehearsal import with_most_work
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.crypto.identity import Identity
@@ -23,7 +23,7 @@ EXAMPLE = tiny_example(np.random.default_rng(1), length=9, max_tokens=TOKENS)
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory: pytest.TempPathFactory) -> GradSampler:
     model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
-    return GradSampler(model, batch_size=BATCH, max_tokens=TOKENS)
+    return GradSampler(model, [Shape(4, 2 * BATCH), Shape(8, BATCH), Shape(TOKENS, BATCH)])
 
 
 def update_of(sampler: GradSampler, cohort: Cohort[Example], **privacy: Any) -> SiteUpdate:
@@ -55,7 +55,7 @@ def work(update: SiteUpdate, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize("probability", [0.05, 1.0])
-def test_the_most_work_is_that_of_the_largest_draw_whose_every_batch_fails_once(
+def test_the_most_work_is_the_largest_draw_beside_a_batch_of_each_shape_and_one_that_fails(
     sampler: GradSampler, probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody: Cohort[Example] = Cohort([[EXAMPLE]])
@@ -64,7 +64,7 @@ def test_the_most_work_is_that_of_the_largest_draw_whose_every_batch_fails_once(
     assert 0.05 * UNITS < units <= UNITS
     assert (units == UNITS) == (probability == 1)
     records = units * RECORDS
-    assert work(with_most_work(update), monkeypatch) == records // BATCH + records
+    assert work(with_most_work(update), monkeypatch) == -(-records // BATCH) + 2 + BATCH
 
 
 def test_no_draw_costs_more_however_many_records_the_drawn_units_have(

@@ -4,7 +4,7 @@ import torch
 from support.study.tiny_models import load_tiny, save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.supported_models import refuse_coupled_records
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.language_model import LanguageModel
@@ -22,7 +22,7 @@ def with_adapter(folder, **options):
 
 def refused(module, word):
     with pytest.raises(ModelError, match=word):
-        GradSampler(LanguageModel(module), batch_size=2, max_tokens=8)
+        GradSampler(LanguageModel(module), [Shape(8, 2)])
 
 
 def test_a_plain_lora_model_is_accepted(folder):

@@ -7,7 +7,7 @@ from support.study.tiny_models import VOCABULARY, example_of, load_tiny, save_ti
 
 from grandrounds.client.training.cohort import Cohort
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import ModelError
@@ -29,7 +29,7 @@ TRUSTS = ("distributed", "local")
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory):
     model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
-    return GradSampler(model, batch_size=4, max_tokens=TOKENS)
+    return GradSampler(model, [Shape(TOKENS, 4)])
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def complete(**privacy: Any) -> dict[str, Any]:
             **privacy,
         },
         "data": {"evaluation": "synthetic"},
-        "training": {"max_attempts": 24, "answer_after_s": 60.0},
+        "training": {"max_attempts": 24, "answer_after_s": 60.0, "physical_batch": 4},
         "secagg": {"threshold": 4, "modulus_bits": 32},
         "sites": SITES,
     }

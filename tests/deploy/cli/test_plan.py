@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.training.grad_samples import Shape
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.cli.main import main
@@ -110,9 +111,8 @@ def test_the_page_says_where_norms_come_from_and_what_the_noise_does() -> None:
         source="a public corpus",
         norms=(0.2, 0.5, 0.9),
         dimension=1234,
-        batch_size=4,
+        shapes=(Shape(64, 4),),
         batch_s=90.0,
-        slow_batch_s=3 * 90.0,
     )
     console = Console(width=200, record=True, file=io.StringIO())
     plan = Plan.of(validated(Study, fields), trial, epsilons=[2.0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from grandrounds.client.training.grad_samples import Shape
 from grandrounds.common.errors import DataError, GrandRoundsError
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
@@ -17,9 +18,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.deploy.plan.plan import Plan, noise_to_signal, with_clipping_norm, with_enough_units
 from grandrounds.deploy.plan.trial import Trial
 
-TRIAL = Trial(
-    source="a test", norms=(0.2, 0.4, 0.6, 0.8, 1.0), dimension=1000, batch_size=4, batch_s=2.0, slow_batch_s=3 * 2.0
-)
+TRIAL = Trial(source="a test", norms=(0.2, 0.4, 0.6, 0.8, 1.0), dimension=1000, shapes=(Shape(64, 4),), batch_s=2.0)
 
 
 BUILT_IN = {"noise_multiplier": None, "sampling_probability": 0.2}  # with 24 units a site
@@ -81,7 +80,7 @@ def test_noise_to_signal_is_what_the_sites_shares_add_up_to() -> None:
         stddev_of_sum = share * math.sqrt(5) / lattice.scale
         gradients = np.eye(24) * 0.4  # 24 units, each in a direction of its own
         signal = float(np.linalg.norm(gradients.sum(axis=0)))
-        trial = Trial(source="a test", norms=(0.4, 0.4), dimension=1000, batch_size=4, batch_s=1, slow_batch_s=3 * 1)
+        trial = Trial(source="a test", norms=(0.4, 0.4), dimension=1000, shapes=(Shape(64, 4),), batch_s=1)
         ratio = noise_to_signal(complete, noise_multiplier=1.2, trust=trust, trial=trial)  # type: ignore[arg-type]
         assert ratio == pytest.approx(stddev_of_sum / signal, rel=0.02)
         assert ratio != pytest.approx(share / lattice.scale / signal, rel=0.2), "the noise of one site alone"
@@ -162,7 +161,7 @@ def test_hours_are_batches_of_all_sites_with_half_a_batch_more_each(built_in: Pl
     ("norms", "expected"), [((1.041, 1.043, 9.0), 1.1), ((0.2, 0.4, 0.9), 0.4), ((1e-3, 0.0123, 3), 0.013)]
 )
 def test_the_clipping_norm_is_the_median_rounded_up(norms: tuple[float, ...], expected: float) -> None:
-    trial = Trial(source="a test", norms=norms, dimension=10, batch_size=1, batch_s=1, slow_batch_s=3 * 1)
+    trial = Trial(source="a test", norms=norms, dimension=10, shapes=(Shape(64, 1),), batch_s=1)
     assert with_clipping_norm(study(), trial).privacy.clipping_norm == expected
 
 
@@ -233,4 +232,4 @@ def test_an_epsilon_out_of_reach_is_none_in_the_table() -> None:
 @pytest.mark.parametrize("norms", [(1.0,), (0.0, 0.0, 1.0), (1.0, math.inf, math.inf), ()])
 def test_a_trial_without_norms_of_use_is_refused(norms: tuple[float, ...]) -> None:
     with pytest.raises(DataError):
-        Trial(source="a test", norms=norms, dimension=10, batch_size=1, batch_s=1, slow_batch_s=3 * 1)
+        Trial(source="a test", norms=norms, dimension=10, shapes=(Shape(64, 1),), batch_s=1)

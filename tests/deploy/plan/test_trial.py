@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_example
 
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.schema import known, validated
 from grandrounds.common.study.completion import complete_study, draw_cap_of
 from grandrounds.common.study.study import Study
@@ -25,6 +25,7 @@ def study(base: Path, **data: int) -> Study:
     fields = {
         "model": {"name": str(base), "target_modules": TARGETS["llama"], "rank": 2},
         "data": {"max_tokens": 16, **data},
+        "training": {"physical_batch": 2},
         "sites": [{"name": site, "nominal_units": 20} for site in ("north", "south", "west")],
     }
     return validated(Study, fields)
@@ -40,8 +41,8 @@ def test_a_unit_s_norm_is_that_of_the_mean_over_its_records(base: Path) -> None:
     rng = np.random.default_rng(2)
     examples = [tiny_example(rng, length=length, max_tokens=16) for length in (16, 9, 12, 5, 16, 7)]
     units = [examples[:1], examples[1:4], examples[4:]]  # across the borders of batches of two
-    sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
-    norms = [np.linalg.norm(gradient) for gradient in dp_sgd_of(study(base), sampler).unit_gradients(units)]
+    sampler = GradSampler(load_tiny(base), [Shape(16, 2)])
+    norms = dp_sgd_of(study(base), sampler).norms(units).tolist()
     alone = [torch.cat([sampler.gradients([example]) for example in unit]).mean(dim=0) for unit in units]
     assert norms == pytest.approx([float(gradient.norm()) for gradient in alone], rel=1e-4)
 
@@ -51,9 +52,9 @@ def test_a_trial_reads_as_many_records_a_unit_as_a_step(base: Path, tmp_path: Pa
     one, all_ = (run_trial(study(base, records_per_unit=count), path) for count in (1, 3))
     assert len(one.norms) == len(all_.norms) == 5
     assert one.norms != all_.norms
-    assert (one.source, one.batch_size) == ("public.jsonl", 2)
+    assert (one.source, one.shapes) == ("public.jsonl", (Shape(16, 2),))
     assert one.dimension == load_tiny(base).layout.dimension
-    assert 0 < one.batch_s < one.slow_batch_s  # of two records, which are then tried alone
+    assert one.batch_s > 0
 
 
 def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_site(base: Path) -> None:
@@ -61,11 +62,12 @@ def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_
     larger = complete.sites[2].model_copy(update={"max_units": 400})
     largest = complete.model_copy(update={"sites": (*complete.sites[:2], larger)})
     units = draw_cap_of(largest, max_units=400, delta=known(largest.privacy.delta))
-    batches = -(-3 * units // 2)
-    assert instant_of(largest, batch_s=2.0, batch_size=2) == pytest.approx(1.25 * batches * 2.0, rel=0.1)
-    assert instant_of(largest, batch_s=2.0, batch_size=2) >= 1.25 * batches * 2.0
-    assert instant_of(complete, batch_s=2.0, batch_size=2) < instant_of(largest, batch_s=2.0, batch_size=2)
-    sampler = GradSampler(load_tiny(base), batch_size=2, max_tokens=16)
+    shapes = (Shape(8, 4), Shape(12, 2), Shape(16, 2))
+    batches = -(-3 * units // 2) + 2 + 2  # one of each shorter shape, and a batch whose two records are tried alone
+    assert instant_of(largest, batch_s=2.0, shapes=shapes) == pytest.approx(1.25 * batches * 2.0, rel=0.1)
+    assert instant_of(largest, batch_s=2.0, shapes=shapes) >= 1.25 * batches * 2.0
+    assert instant_of(complete, batch_s=2.0, shapes=shapes) < instant_of(largest, batch_s=2.0, shapes=shapes)
+    sampler = GradSampler(load_tiny(base), [Shape(16, 2)])
     assert answer_after_s(complete, sampler) >= 0.5
 
 

@@ -52,7 +52,7 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
         "each, at random: over the study's 1 step, all of your text is read at least once, on average"
     )
     assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[3])
-    assert said[4] == "the model computes on processors, 2 records at a time"
+    assert said[4] == "the model computes on processors, 24 of the longest records at a time"
     assert said[5].startswith("updates leave 2 s after they are asked for, whatever was drawn")
 
 

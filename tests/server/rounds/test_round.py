@@ -9,7 +9,7 @@ from support.study.federation import Federation, is_noise_of, lost_after_shares,
 from support.study.tiny_models import example_of, load_tiny, save_tiny_model
 
 from grandrounds.client.training.cohort import Cohort
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ScheduleExhaustedError
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.protocol.messages import Advert, Begin, MaskedInput
@@ -26,7 +26,7 @@ UNITS = 60
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory):
     model = load_tiny(save_tiny_model(tmp_path_factory.mktemp("llama")))
-    return GradSampler(model, batch_size=16, max_tokens=TOKENS)
+    return GradSampler(model, [Shape(TOKENS, 16)])
 
 
 def ones(manifest, site):

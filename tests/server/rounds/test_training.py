@@ -12,7 +12,7 @@ from support.study.tiny_models import example_of, save_tiny_model, tiny_example
 
 from grandrounds.client.training import update as client_update
 from grandrounds.client.training.dp_sgd import DpSgd
-from grandrounds.client.training.grad_samples import GradSampler
+from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.errors import StorageError
 from grandrounds.common.model.example import NO_LOSS
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampler(folder):
-    return GradSampler(LanguageModel.load(folder, LORA, seed=3), batch_size=4, max_tokens=TOKENS)
+    return GradSampler(LanguageModel.load(folder, LORA, seed=3), [Shape(TOKENS, 4)])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def plain_model(folder):
 
 @pytest.fixture(scope="module")
 def wide_sampler(folder):
-    return GradSampler(LanguageModel.load(folder, WIDE_LORA, seed=3), batch_size=4, max_tokens=TOKENS)
+    return GradSampler(LanguageModel.load(folder, WIDE_LORA, seed=3), [Shape(TOKENS, 4)])
 
 
 @pytest.fixture(scope="module")
