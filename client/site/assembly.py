@@ -6,7 +6,7 @@ from ...common.crypto.identity import Identity
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import vocabulary_size_of
-from ...common.model.devices import within_memory
+from ...common.model.devices import Checkpointing, within_memory
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.study.manifest import Manifest
@@ -16,10 +16,8 @@ from ..budget.agreement import join
 from ..budget.patients import Patients
 from ..budget.reservations import Reservations
 from ..state.site_state import SiteState
-from ..training.batch_invariance import independent_shapes
 from ..training.cohort import Cohort
-from ..training.grad_samples import GradSampler
-from ..training.physical_batch import shapes_of
+from ..training.physical_batch import MachineSampler
 from ..training.update import SiteUpdate
 from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
@@ -98,18 +96,16 @@ def open_update(
         privacy_unit=study.privacy.unit,
         max_units=manifest.max_units(settings.name),
     )
-    return SiteUpdate(manifest=manifest, name=settings.name, cohort=cohort, sampler=sampler_of(study, model))
+    sampler = sampler_of(study, model, checkpointing=settings.checkpointing)
+    for line in sampler.told:
+        _log.info(line)
+    return SiteUpdate(manifest=manifest, name=settings.name, cohort=cohort, sampler=sampler)
 
 
-def sampler_of(study: Study, model: LanguageModel) -> GradSampler:
-    """Gradients in physical batches that suit this machine, of one record where records would touch one another.
-
-    Raises ModelError.
-    """
-    training = study.training
+def sampler_of(study: Study, model: LanguageModel, *, checkpointing: Checkpointing = "auto") -> MachineSampler:
+    """Gradients as this machine computes them. Raises ModelError."""
     with within_memory(model.device):
-        wanted = shapes_of(model, max_tokens=study.data.max_tokens, physical_batch=training.physical_batch)
-        return GradSampler(model, independent_shapes(model, wanted))
+        return MachineSampler(study, model, checkpointing=checkpointing)
 
 
 def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageModel, model_sha256: str) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ...common.crypto.identity import Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
-from ...common.model.devices import PROCESSORS, Device
+from ...common.model.devices import PROCESSORS, Checkpointing, Device
 from ...common.schema import Section, read_settings
 from ...common.sources.identifiers import Similar
 from ...common.sources.source import DataSource
@@ -29,9 +29,10 @@ _NAME_DIGITS: Final = 12  # of a study's id
 class SiteSettings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
-    ``held_out`` are records that nothing trains on, ``device`` is where the model computes. ``similar_identifiers``
-    says whether those that differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are
-    ids of those who may ask the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
+    ``held_out`` are records that nothing trains on, ``device`` is where the model computes, and ``checkpointing`` says
+    whether activations are computed again in the backward pass, to save memory. ``similar_identifiers`` says whether
+    those that differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are ids of those
+    who may ask the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
     ``runtime_port`` is the first study's SuperNode's, on loopback, and the others' are above it.
     """
 
@@ -41,6 +42,7 @@ class SiteSettings(Section):
     similar_identifiers: Similar | None = None
     model: Path = Field(strict=False)
     device: Device = PROCESSORS
+    checkpointing: Checkpointing = "auto"
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
     users: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     worker_user: str | None = None

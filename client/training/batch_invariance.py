@@ -50,18 +50,19 @@ def _is_independent(sampler: GradSampler, shape: Shape, rng: np.random.Generator
     others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, max(size, 2))]
     first = [full, short, *others][:size]
     batches = [
-        first,
-        [Example.padding(tokens), *others[1:], short, full][-size:],
-        # Each in every position; and batches with no padding, and with padding in every row.
-        *([[full] * size, [short] * size] if size > 1 else []),
-        # What others leave behind would reach those that come again.
+        # Each in every position; batches with no padding and with padding in every row; a record of a batch that
+        # failed is tried alone; and what others leave behind would reach those that come again.
+        *(
+            [[Example.padding(tokens), *others[1:], short, full][-size:], [full] * size, [short] * size, [full]]
+            * (size > 1)
+        ),
         others[:size],
-        first[:1],  # a record of a batch that failed is tried alone
         first,
     ]
-    if not _attach_ill_conditioned(sampler, batches[0], rng):
+    gradients = _ill_conditioned(sampler, first, rng)
+    if gradients is None:
         return False
-    seen: dict[int, torch.Tensor] = {}
+    seen = {id(example): gradient for example, gradient in zip(first, gradients, strict=True)}
     for batch in batches:
         for example, gradient in zip(batch, sampler.gradients(batch), strict=True):
             if not torch.equal(seen.setdefault(id(example), gradient), gradient):
@@ -69,8 +70,8 @@ def _is_independent(sampler: GradSampler, shape: Shape, rng: np.random.Generator
     return True
 
 
-def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng: np.random.Generator) -> bool:
-    """Attach an adapter whose entries span seven orders of magnitude; false when no gradient survives any such one."""
+def _ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng: np.random.Generator) -> torch.Tensor | None:
+    """Attach an adapter whose entries span seven orders of magnitude; the batch's gradients, if any survive one."""
     model = sampler.model
     magnitude = 10.0 ** rng.uniform(-6, 1, model.layout.dimension)
     adapter = (magnitude * rng.choice([-1.0, 1.0], magnitude.size)).astype(np.float32)
@@ -79,8 +80,8 @@ def _attach_ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng:
         gradients = sampler.gradients(batch)
         # Zeros and overflows would be equal for no good reason.
         if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
-            return True
-    return False
+            return gradients
+    return None
 
 
 def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> Example:

@@ -42,6 +42,9 @@ class GradSampler:
     ``independent_shapes``, on random tokens.
     """
 
+    # How it computes, and why, in words for the site alone.
+    told: Sequence[str] = ()
+
     def __init__(self, model: LanguageModel, shapes: Sequence[Shape]) -> None:
         """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError.
 

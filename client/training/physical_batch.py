@@ -1,4 +1,4 @@
-"""How many examples are computed at a time: what keeps the machine busy and fits into its memory."""
+"""How a machine computes gradients: how many examples at a time, and whether activations are kept or computed again."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,54 +7,95 @@ import numpy as np
 import torch
 
 from ...common.data.buckets import bucket_lengths
-from ...common.errors import ModelError
+from ...common.model.devices import Checkpointing, free_bytes
+from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
-from .batch_invariance import random_example
-from .grad_samples import GradSampler, Shape
+from ...common.study.study import Study
+from .batch_invariance import independent_shapes, random_example
+from .grad_samples import GradSampler, Shape, sequence_losses
 
-# Tokens of a batch beyond which a machine computes no faster; fewer leave fewer rows of a last batch empty.
+# Tokens of a batch beyond which a machine computes no faster.
 _ENOUGH_TOKENS: Final = {"cpu": 384, "cuda": 8192}
 _MOST_RECORDS: Final = 64
+# The last batch of each shape is rarely full: of a usual draw, a batch holds at most this share.
+_SHARE_OF_DRAW: Final = 1 / 32
 _SHARE_OF_MEMORY: Final = 0.8  # of what is free; fragments and libraries take some
 
 
-def shapes_of(model: LanguageModel, *, max_tokens: int, physical_batch: int | None) -> tuple[Shape, ...]:
-    """A shape for each length of ``bucket_lengths``, each with ``physical_batch`` examples or as many as suit here.
+class MachineSampler(GradSampler):
+    """A sampler whose physical batches suit the machine, and what was found on the way: ``told``, for the site alone.
 
-    On a GPU, memory is measured on random tokens. Raises ModelError where one example of the longest does not fit.
+    Nothing in it follows from records: the shapes from the study's numbers, the machine's memory, and random tokens.
     """
-    lengths = bucket_lengths(max_tokens)
-    if physical_batch is not None:
-        return tuple(Shape(tokens, physical_batch) for tokens in lengths)
-    most = _most_tokens(model, lengths)
-    return tuple(Shape(tokens, min(max(1, most // tokens), _MOST_RECORDS)) for tokens in lengths)
+
+    def __init__(self, study: Study, model: LanguageModel, *, checkpointing: Checkpointing = "auto") -> None:
+        """Raises ModelError, also where one example of the longest does not fit into the machine's memory."""
+        lengths = bucket_lengths(study.data.max_tokens)
+        recomputes = checkpointing == "on" or (checkpointing == "auto" and self._is_short(model, lengths[-1]))
+        if recomputes:
+            model.enable_gradient_checkpointing()
+        wanted = _wanted(study, model, lengths)
+        found = independent_shapes(model, wanted)
+        super().__init__(model, found)
+        batches = ", ".join(f"{shape.batch} of {shape.tokens}" for shape in found)
+        alone = ", ".join(str(one.tokens) for one, asked in zip(found, wanted, strict=True) if one != asked)
+        self.told = (
+            f"activations are {'computed again in the backward pass' if recomputes else 'kept for the backward pass'}"
+            f" (checkpointing: {checkpointing})",
+            f"records are computed, by their tokens, so many at a time: {batches}",
+            f"one at a time, since others change a record's bits here: records of {alone}"
+            if alone
+            else "random sequences' gradients were the same bits among others and alone, in every shape",
+        )
+
+    @staticmethod
+    def _is_short(model: LanguageModel, tokens: int) -> bool:
+        """Whether one record's activations would take more than half of the free memory."""
+        return 2 * _activation_bytes(model, tokens) > free_bytes(model.device)
 
 
-def _most_tokens(model: LanguageModel, lengths: Sequence[int]) -> int:
-    enough, longest = _ENOUGH_TOKENS[model.device.type], lengths[-1]
+def _wanted(study: Study, model: LanguageModel, lengths: Sequence[int]) -> tuple[Shape, ...]:
+    if study.training.physical_batch is not None:
+        return tuple(Shape(tokens, study.training.physical_batch) for tokens in lengths)
+    usual = study.privacy.sampling_probability * study.data.records_per_unit
+    drawn = usual * study.total_nominal_units / len(study.sites)
+    records = max(1, min(int(drawn * _SHARE_OF_DRAW), _MOST_RECORDS))
+    tokens_at_a_time = _most_tokens(model, lengths[-1])
+    return tuple(Shape(tokens, max(1, min(tokens_at_a_time // tokens, records))) for tokens in lengths)
+
+
+def _most_tokens(model: LanguageModel, longest: int) -> int:
+    enough = _ENOUGH_TOKENS[model.device.type]
     if model.device.type == "cpu":
         return enough
-    # A record takes activations by its tokens and a gradient of all that is trained, of which a layer is there twice.
-    base, one, two = (_peak_bytes(model, Shape(longest, batch)) for batch in (0, 1, 2))
-    free, _ = torch.cuda.mem_get_info(model.device)
-    del one
-    per_record = max(two - base, 1) / 2
-    fits = int(_SHARE_OF_MEMORY * free / per_record)
-    if fits < 1:
-        raise ModelError(
-            f"a record of {longest} tokens takes {per_record / 2**30:.1f} GiB of the GPU's memory, of which "
-            f"{free / 2**30:.1f} are free",
-            why="a record whose gradient cannot be computed counts as zero, and the site would contribute noise alone",
-            fix="turn gradient checkpointing on, give the process a larger GPU, or ask for fewer data.max_tokens",
-        )
-    return min(enough, fits * longest)
+    free = free_bytes(model.device)
+    one = _peak_bytes(model, Shape(longest, 1))
+    return min(enough, max(1, int(_SHARE_OF_MEMORY * free / one)) * longest)
 
 
 def _peak_bytes(model: LanguageModel, shape: Shape) -> int:
-    """The most of the GPU's memory that gradients of a full batch take; of no batch: what is there."""
+    """How much of the GPU's memory the gradients of a full batch take beside the model."""
+    before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
-    if shape.batch:
-        rng = np.random.Generator(np.random.Philox(key=0))
-        example = random_example(model, shape.tokens, shape.tokens, rng)
-        GradSampler(model, [shape]).gradients([example] * shape.batch)
-    return torch.cuda.max_memory_allocated(model.device)
+    GradSampler(model, [shape]).gradients([_full_record(model, shape.tokens)] * shape.batch)
+    return torch.cuda.max_memory_allocated(model.device) - before
+
+
+def _activation_bytes(model: LanguageModel, tokens: int) -> int:
+    """What one record's forward pass keeps for its backward pass; the model's own tensors are not counted."""
+    kept = {tensor.untyped_storage().data_ptr(): 0 for tensor in (*model.module.parameters(), *model.module.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    token_ids, labels = model.stack([_full_record(model, tokens)])
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = sequence_losses(model.logits(token_ids), labels)
+    del losses
+    return sum(kept.values())
+
+
+def _full_record(model: LanguageModel, tokens: int) -> Example:
+    return random_example(model, tokens, tokens, np.random.Generator(np.random.Philox(key=0)))

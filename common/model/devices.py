@@ -1,9 +1,11 @@
 """Where a model computes: on processors, or on a GPU whose arithmetic repeats itself to the last bit."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from ..errors import ModelError
 from ..schema import Spelt
@@ -12,7 +14,10 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
     import torch
 
 PROCESSORS: Final = "cpu"
+# Whether activations are computed again in the backward pass; auto: where memory is short.
+Checkpointing = Literal["auto", "on", "off"]
 Device = Annotated[str, Spelt(r"^(cpu|cuda(:[0-9]{1,3})?)$", 'needs "cpu", "cuda" or, of several, "cuda:1"')]
+_CGROUP: Final = Path("/sys/fs/cgroup")
 _WHY: Final = "the model computes where site.toml or --device says, and nowhere else"
 
 
@@ -94,3 +99,23 @@ def peak_memory_bytes(device: "torch.device") -> int:
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def free_bytes(device: "torch.device") -> int:
+    """Memory that is free for tensors: of a GPU, or of this machine as far as this process may have it."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    lines = dict(line.split(":") for line in _read(Path("/proc/meminfo")).splitlines())
+    machine = int(lines["MemAvailable"].split()[0]) << 10 if "MemAvailable" in lines else sys.maxsize
+    limit, used = (_read(_CGROUP / name).strip() for name in ("memory.max", "memory.current"))
+    return min(machine, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else machine
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:  # another system than Linux, or one without control groups
+        return ""

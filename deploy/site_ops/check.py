@@ -71,10 +71,10 @@ def check(
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
         f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
         + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
-        f"the model computes on {described(settings.device)}, {update.sampler.shapes[-1].batch} of the longest records "
-        "at a time",
+        f"the model computes on {described(settings.device)}",
         f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
+        *update.sampler.told,
         *site_records.told(),
         *site_records.told_far(manifest, name),
         *_warnings(folder, settings, policy, without_target=read.windows - read.learnable),
