@@ -11,6 +11,7 @@ from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model, tiny_
 from grandrounds.client.training import physical_batch
 from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.physical_batch import MachineSampler
+from grandrounds.common.data.buckets import bucket_lengths
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
@@ -36,17 +37,18 @@ def test_batches_are_smaller_where_few_are_drawn_and_hold_about_as_many_tokens_w
 ) -> None:
     monkeypatch.setitem(physical_batch._ENOUGH_TOKENS, "cpu", 160)
     model = load_tiny(folder)
-    assert MachineSampler(study(), model).shapes == (Shape(32, 1), Shape(40, 1), Shape(48, 1))
+    lengths = bucket_lengths(48)
+    assert MachineSampler(study(), model).shapes == tuple(Shape(tokens, 1) for tokens in lengths)
     many = MachineSampler(study(nominal_units=10_000), model)
-    assert many.shapes == (Shape(32, 5), Shape(40, 4), Shape(48, 3))
-    assert MachineSampler(study(physical_batch=2), model).shapes == (Shape(32, 2), Shape(40, 2), Shape(48, 2))
+    assert many.shapes == (Shape(16, 10), Shape(24, 6), Shape(32, 5), Shape(40, 4), Shape(48, 3))
+    assert MachineSampler(study(physical_batch=2), model).shapes == tuple(Shape(tokens, 2) for tokens in lengths)
 
 
 def test_what_was_chosen_and_why_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = MachineSampler(study(), load_tiny(folder)).told
     assert said == (
         "activations are kept for the backward pass (checkpointing: auto)",
-        "records are computed, by their tokens, so many at a time: 1 of 32, 1 of 40, 1 of 48",
+        "records are computed, by their tokens, so many at a time: 1 of 16, 1 of 24, 1 of 32, 1 of 40, 1 of 48",
         "random sequences' gradients were the same bits among others and alone, in every shape",
     )
     model = load_tiny(folder)
@@ -57,7 +59,7 @@ def test_what_was_chosen_and_why_is_told(folder: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(LanguageModel, "logits", leaks)
     found = MachineSampler(study(physical_batch=2), model)
-    assert found.shapes == (Shape(32, 2), Shape(40, 1), Shape(48, 2))
+    assert found.shapes == (Shape(16, 2), Shape(24, 2), Shape(32, 2), Shape(40, 1), Shape(48, 2))
     assert found.told[-1] == "one at a time, since others change a record's bits here: records of 40"
 
 
