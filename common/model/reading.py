@@ -61,12 +61,17 @@ def probe_logits(module: Any) -> "torch.Tensor":
 
 
 def layers_reached(module: Any) -> set[str]:
-    """The names of the modules that compute when the model reads text: of a model of images and text, not all."""
+    """The names of the layers that make a tensor when the model reads text: of a model of images and text, not all."""
     import torch
 
     reached: set[str] = set()
+
+    def reach(name: str, made: object) -> None:
+        if isinstance(made, torch.Tensor):  # a router may be called a linear layer, and make more than its product
+            reached.add(name)
+
     hooks = [
-        layer.register_forward_hook(lambda _layer, _inputs, _outputs, name=name: reached.add(name))
+        layer.register_forward_hook(lambda _layer, _inputs, made, name=name: reach(name, made))
         for name, layer in module.named_modules()
     ]
     try:

@@ -1,4 +1,4 @@
-"""The oracle of per-example gradients: plain autograd of transformers' own loss, one record at a time."""
+"""The oracle of per-example gradients: plain autograd, one record at a time."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,8 @@ def autograd_alone(model: LanguageModel, example: Example) -> torch.Tensor:
     length = int(np.flatnonzero(example.labels != NO_LOSS).max()) + 1
     token_ids = torch.tensor(example.token_ids[:length], dtype=torch.int64)[None]
     labels = torch.tensor(example.labels[:length], dtype=torch.int64)[None]
-    loss = model.module(input_ids=token_ids, labels=labels, use_cache=False).loss
+    logits = model.module(input_ids=token_ids, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=NO_LOSS)
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(model.trained.values()))])
 
 
