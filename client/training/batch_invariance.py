@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 import torch
@@ -24,64 +26,82 @@ def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[S
     keeps state from one sequence to the next, or draws at random, in evaluation mode.
     """
     adapter = model.get_adapter()
+    probe = _Probe(model)
     try:
-        return tuple(_independent(model, shape) for shape in shapes)
+        together = probe.independent(shapes)
+        alone = [replace(shape, batch=1) for shape in shapes if shape not in together]
+        if set(alone) - set(probe.independent(alone)):
+            raise ModelError(
+                "a sequence's gradient is not the same twice, with others in between and one at a time, or is zero "
+                "throughout",
+                why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
+                fix="choose a model whose layers neither remember nor draw at random, or compute on the processors",
+            )
+        return tuple(shape if shape in together else replace(shape, batch=1) for shape in shapes)
     finally:
         model.set_adapter(adapter)
 
 
-def _independent(model: LanguageModel, shape: Shape) -> Shape:
-    rng = np.random.Generator(np.random.Philox(key=0))  # a fixed probe: the answer is one of the machine, not of luck
-    for batch in dict.fromkeys((shape.batch, 1)):
-        tried = replace(shape, batch=batch)
-        if _is_independent(GradSampler(model, [tried]), tried, rng):
-            return tried
-    raise ModelError(
-        "a sequence's gradient is not the same twice, with others in between and one at a time, or is zero throughout",
-        why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
-        fix="choose a model whose layers neither remember nor draw at random, or compute on the processors",
-    )
+class _Probe:
+    """An adapter whose entries span seven orders of magnitude, as large as gradients survive, and random records.
 
+    The same for every machine: the answer is one of the machine, not of luck.
+    """
 
-def _is_independent(sampler: GradSampler, shape: Shape, rng: np.random.Generator) -> bool:
-    model, size, tokens = sampler.model, shape.batch, shape.tokens
-    full = random_example(model, tokens, tokens, rng)
-    short = random_example(model, tokens, max(2, tokens // 3), rng)
-    others = [random_example(model, tokens, length, rng) for length in rng.integers(2, tokens + 1, max(size, 2))]
-    first = [full, short, *others][:size]
-    batches = [
-        # Each in every position; batches with no padding and with padding in every row; a record of a batch that
-        # failed is tried alone; and what others leave behind would reach those that come again.
-        *(
-            [[Example.padding(tokens), *others[1:], short, full][-size:], [full] * size, [short] * size, [full]]
-            * (size > 1)
-        ),
-        others[:size],
-        first,
-    ]
-    gradients = _ill_conditioned(sampler, first, rng)
-    if gradients is None:
-        return False
-    seen = {id(example): gradient for example, gradient in zip(first, gradients, strict=True)}
-    for batch in batches:
-        for example, gradient in zip(batch, sampler.gradients(batch), strict=True):
-            if not torch.equal(seen.setdefault(id(example), gradient), gradient):
-                return False
-    return True
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._rng = np.random.Generator(np.random.Philox(key=0))
+        magnitude = 10.0 ** self._rng.uniform(-6, 1, model.layout.dimension)
+        self._adapter = (magnitude * self._rng.choice([-1.0, 1.0], magnitude.size)).astype(np.float32)
+        self._attempts_left = 8
+        model.set_adapter(self._adapter)
 
+    def independent(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Those of the shapes in which gradients are the same bits wherever their records lie."""
+        if not shapes:
+            return []
+        sampler = GradSampler(self._model, shapes)
+        return [shape for shape in shapes if self._is_independent(sampler, shape)]
 
-def _ill_conditioned(sampler: GradSampler, batch: Sequence[Example], rng: np.random.Generator) -> torch.Tensor | None:
-    """Attach an adapter whose entries span seven orders of magnitude; the batch's gradients, if any survive one."""
-    model = sampler.model
-    magnitude = 10.0 ** rng.uniform(-6, 1, model.layout.dimension)
-    adapter = (magnitude * rng.choice([-1.0, 1.0], magnitude.size)).astype(np.float32)
-    for attempt in range(8):
-        model.set_adapter(adapter * np.float32(10.0**-attempt))
-        gradients = sampler.gradients(batch)
-        # Zeros and overflows would be equal for no good reason.
-        if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
-            return gradients
-    return None
+    def _is_independent(self, sampler: GradSampler, shape: Shape) -> bool:
+        size, tokens, rng = shape.batch, shape.tokens, self._rng
+        full = random_example(self._model, tokens, tokens, rng)
+        short = random_example(self._model, tokens, max(2, tokens // 3), rng)
+        lengths = rng.integers(2, tokens + 1, max(size, 2))
+        others = [random_example(self._model, tokens, length, rng) for length in lengths]
+        first = [full, short, *others][:size]
+        moved = [
+            # Each in every position; batches with no padding and with padding in every row; and a record of a batch
+            # that failed is tried alone.
+            [Example.padding(tokens), *others[1:], short, full][-size:],
+            [full] * size,
+            [short] * size,
+            [full],
+        ]
+        # What others leave behind would reach those that come again.
+        batches = [*(moved if size > 1 else ()), others[:size], first]
+        gradients = self._surviving(sampler, first)
+        if gradients is None:
+            return False
+        seen: dict[int, bytes] = {}
+        computed = chain([gradients], map(sampler.gradients, batches))
+        for batch, found in zip([first, *batches], computed, strict=True):
+            for example, gradient in zip(batch, found, strict=True):
+                bits = sha256(gradient.cpu().numpy().data).digest()  # of many numbers, to be kept
+                if seen.setdefault(id(example), bits) != bits:
+                    return False
+        return True
+
+    def _surviving(self, sampler: GradSampler, batch: Sequence[Example]) -> torch.Tensor | None:
+        """The batch's gradients under an adapter that leaves some: zeros and overflows are equal for no good reason."""
+        while self._attempts_left:
+            gradients = sampler.gradients(batch)
+            if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
+                return gradients
+            self._attempts_left -= 1
+            self._adapter *= np.float32(0.1)
+            self._model.set_adapter(self._adapter)
+        return None
 
 
 def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> Example:
