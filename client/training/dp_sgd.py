@@ -17,6 +17,8 @@ from ...common.model.example import Example
 from ...common.model.optimizers import Optimizer
 from ...common.privacy.mechanism import Lattice, Mechanism
 from .grad_samples import GradSampler, Shape
+from .step_figures import Observer
+from .step_watch import StepWatch
 from .unit_sum import UnitSum
 
 Unit = Iterable[Example]
@@ -58,6 +60,7 @@ class DpSgd:
     sampler: GradSampler
     lattice: Lattice
     mechanism: Mechanism
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         """Raises ModelError when lattice and adapter differ in dimension: every unit would then count as zero."""
@@ -72,12 +75,19 @@ class DpSgd:
     def release(self, draw: DrawUnits) -> NDArray[np.int64]:
         """One fresh draw's noised sum, int64 [d], in lattice units.
 
-        A draw that cannot be read to its end gives pure noise. Nothing that happens to data raises.
+        A draw that cannot be read to its end gives pure noise. Nothing that happens to data raises. An ``observer`` is
+        told what was seen, whose figures no noise protects.
         """
+        watch = StepWatch(self.sampler.model.device if self.observer else None)
         with ThreadPoolExecutor(1) as beside:  # noise comes from processors, which may have nothing else to do
             noise = beside.submit(self._noise)
-            total = self._sum_or_zero(draw)
+            total = self._sum_or_zero(draw, watch)
+            if self.observer is not None:
+                watch.summed(total)
+            with watch.timing("noise"):
+                noise.result()
             total += noise.result()
+        self._tell(watch)
         return total
 
     def train(
@@ -96,15 +106,17 @@ class DpSgd:
             parameters = optimizer.step(parameters, gradient)
         return parameters - start
 
-    def sum_units(self, units: Iterable[Unit]) -> NDArray[np.int64]:
+    def sum_units(self, units: Iterable[Unit], watch: StepWatch | None = None) -> NDArray[np.int64]:
         """The units' encoded gradients, summed without noise, int64 [d]: not to be released.
 
         A unit's gradient is the mean over its records of the gradient of each record's own loss. Some units are worked
         on at a time, so that memory does not grow with their number.
         """
+        watch = watch or StepWatch()
         total = UnitSum(self.lattice, self.sampler.model.device)
-        for _, gradients in self._unit_gradients(units):
-            total.add(gradients)
+        for numbers, gradients in watch.timed("gradients", self._unit_gradients(watch.drawn(units), watch)):
+            with watch.timing("sums"):
+                watch.norms(numbers, total.add(gradients))
         return total.total
 
     def norms(self, units: Iterable[Unit]) -> NDArray[np.float64]:
@@ -112,30 +124,36 @@ class DpSgd:
 
         Not finite where the unit failed.
         """
-        total = UnitSum(self.lattice, self.sampler.model.device)
-        listed = list(units)
-        norms = np.full(len(listed), np.nan)
-        for numbers, gradients in self._unit_gradients(listed):
-            norms[list(numbers)] = total.add(gradients).cpu().numpy()
-        return norms
+        watch = StepWatch()
+        self.sum_units(units, watch)
+        return watch.unit_norms
+
+    def _tell(self, watch: StepWatch) -> None:
+        """Tell the observer of a step that is over, whatever becomes of that."""
+        if self.observer is None:
+            return
+        try:
+            self.observer(watch.figures(self.lattice, noise_stddev=self.mechanism.noise_stddev))
+        except Exception as error:
+            _log.warning("nobody is told of this step (%s)", type(error).__name__)
 
     def _noise(self) -> NDArray[np.int64]:
         noise = np.zeros(self.lattice.dimension, dtype=np.int64)
         self.mechanism.add_noise(noise)
         return noise
 
-    def _sum_or_zero(self, draw: DrawUnits) -> NDArray[np.int64]:
+    def _sum_or_zero(self, draw: DrawUnits, watch: StepWatch) -> NDArray[np.int64]:
         try:
-            return self.sum_units(draw())
+            return self.sum_units(draw(), watch)
         except Exception as error:
             # Not the part that was read: what a unit later in the order does may not change what earlier ones add.
             _log.error("the data cannot be read (%s): this step is pure noise", type(error).__name__)
             return np.zeros(self.lattice.dimension, dtype=np.int64)
 
-    def _unit_gradients(self, units: Iterable[Unit]) -> Iterator[_Gradients]:
+    def _unit_gradients(self, units: Iterable[Unit], watch: StepWatch) -> Iterator[_Gradients]:
         """The gradients of all units that do not fail, each once; of one that does, none or numbers not finite."""
         for together in self._flights(units):
-            yield from self._gradients_of(together)
+            yield from self._gradients_of(together, watch)
 
     def _flights(self, units: Iterable[Unit]) -> Iterator[list[_Unit]]:
         """The readable units, as many at a time as fill batches and fit into memory."""
@@ -166,7 +184,7 @@ class DpSgd:
             return []
         return examples
 
-    def _gradients_of(self, units: Sequence[_Unit]) -> Iterator[_Gradients]:
+    def _gradients_of(self, units: Sequence[_Unit], watch: StepWatch) -> Iterator[_Gradients]:
         """As ``_unit_gradients``. A unit's records are added shape by shape, and within one in their own order."""
         by_shape: dict[Shape, list[tuple[_Unit, Example]]] = defaultdict(list)
         for unit in units:
@@ -177,7 +195,9 @@ class DpSgd:
             records = by_shape[shape]
             for start in range(0, len(records), shape.batch):
                 batch = records[start : start + shape.batch]
-                rows = self._isolated_gradients([example for _, example in batch])
+                examples = [example for _, example in batch]
+                rows = self._isolated_gradients(examples)
+                watch.batch(shape, examples)
                 alone = [row for row, (unit, _) in enumerate(batch) if len(unit.examples) == 1]
                 for row, (unit, _) in enumerate(batch):
                     if len(unit.examples) > 1:

@@ -13,6 +13,7 @@ from ...common.study.manifest import Manifest
 from .cohort import Cohort
 from .dp_sgd import DpSgd
 from .grad_samples import GradSampler
+from .step_figures import Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class SiteUpdate:
     name: str
     cohort: Cohort[Example]
     sampler: GradSampler
+    observer: Observer | None = None
 
     def __call__(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
         """The update as unsigned integers of the modulus [d], for an adapter [d]. Nothing about records raises."""
@@ -56,7 +58,12 @@ class SiteUpdate:
 
     @property
     def _dp_sgd(self) -> DpSgd:
-        return DpSgd(sampler=self.sampler, lattice=self.manifest.lattice, mechanism=self.manifest.mechanism())
+        return DpSgd(
+            sampler=self.sampler,
+            lattice=self.manifest.lattice,
+            mechanism=self.manifest.mechanism(),
+            observer=self.observer,
+        )
 
     def _draw(self) -> list[tuple[Example, ...]]:
         return self.cohort.draw(

@@ -1,5 +1,6 @@
 import logging
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from support.study.tiny_models import POSITIONS, VOCABULARY, example_of, load_ti
 
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler, Shape
+from grandrounds.client.training.step_figures import StepFigures
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import Example
 from grandrounds.common.model.optimizers import make_optimizer
@@ -28,6 +30,7 @@ RNG = np.random.default_rng(11)
 def record(length=TOKENS):
     example = tiny_example(RNG, length=length, max_tokens=TOKENS)
     example.token_ids[example.token_ids == HOSTILE_TOKEN] = 0
+    example.token_ids[length:] = 0
     example.labels[example.labels == HOSTILE_TOKEN] = 0
     return example
 
@@ -246,6 +249,38 @@ def test_noise_is_added_once_to_the_sum_and_drawn_anew_each_time(model):
     one, two = (dp.release(lambda: UNITS) - total for _ in range(2))
     assert plausible_noise(one, STDDEV), one.tolist()
     assert plausible_noise(one - two, STDDEV * np.sqrt(2)), (one - two).tolist()
+
+
+LENGTHS = [[16], [5, 9], [16, 3, 7], [2], [16] * 6]  # of UNITS
+
+
+@pytest.mark.parametrize("noise", [NoNoise(), RoundedGaussian(noise_stddev=STDDEV)])
+def test_who_looks_on_is_told_what_was_computed_exactly(model, noise):
+    seen: list[StepFigures] = []
+    dp = replace(dp_sgd(model, noise), observer=seen.append)
+    dp.release(lambda: [*UNITS, *FAILING[:1], Unreadable()])
+    (figures,) = seen
+    norms = [float(np.linalg.norm(gradient)) for gradient in unit_gradients(model, UNITS)]
+    assert figures.norms.tolist() == pytest.approx([*norms, np.nan, np.nan], nan_ok=True)
+    assert (figures.clipping_norm, figures.records, figures.tokens) == (CLIPPING_NORM, 13, sum(map(sum, LENGTHS)))
+    assert (figures.batches, figures.computed) == ({"4 x 16": 4}, 4 * 4 * 16)
+    assert figures.signal == pytest.approx(np.linalg.norm(dp.lattice.decode(dp.sum_units(UNITS))))
+    assert figures.noise == pytest.approx(noise.noise_stddev * np.sqrt(dp.lattice.dimension) / dp.lattice.scale)
+    assert figures.seconds >= figures.gradients_s + figures.sums_s + figures.noise_s > 0 < figures.gradients_s
+
+
+def broken_observer(figures):
+    figures.norms[:] = 0.0
+    raise OSError("no space for Mrs Abernathy")
+
+
+@pytest.mark.parametrize("units", [UNITS, [], [*UNITS, *FAILING]])
+def test_whoever_looks_on_changes_no_bit_of_what_is_released(model, units, caplog):
+    unseen = dp_sgd(model).release(lambda: units)
+    for observer in (lambda figures: None, broken_observer):
+        seen = replace(dp_sgd(model), observer=observer).release(lambda: units)
+        np.testing.assert_array_equal(seen, unseen)
+    assert caplog.messages == ["nobody is told of this step (OSError)"]
 
 
 def test_the_noised_sum_is_not_clipped(model):
