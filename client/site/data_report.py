@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.data.buckets import bucket_lengths
 from ...common.data.quarantine import SetAside
 from .reading import Counts, Reading
 from .repetition import Repetition
@@ -66,12 +67,21 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """The ``windows`` that are computed as ``tokens`` tokens each, of which the share ``padding`` fills them up."""
+
+    tokens: int
+    windows: int
+    padding: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Windows:
-    """All text in windows of ``max_tokens``, and what does not get into them or is in them for nothing.
+    """All text in windows of at most ``max_tokens``, and what does not get into them or is in them for nothing.
 
     Attributes:
         windows: how many they are.
-        padding: the share of their tokens that fills them to one length.
+        padding: the share of what is computed that fills them to the lengths of their ``buckets``.
         cut: how many prompts lose their beginnings; 0 where there are none.
         lost: the share of all tokens that these are.
     """
@@ -80,8 +90,31 @@ class Windows:
     overlap: int
     windows: int
     padding: float
+    buckets: tuple[Bucket, ...]
     cut: int
     lost: float
+
+    @classmethod
+    def of(
+        cls, lengths: NDArray[Any], max_tokens: int, overlap: int, *, times: NDArray[Any], cut: int, lost: float
+    ) -> Self:
+        """Of windows of some ``lengths``, of each of which there are so many ``times``."""
+        computed = padded(lengths, max_tokens)
+        ends, of_window = np.unique(computed, return_inverse=True)
+        windows, held = (np.bincount(of_window, weights=weights) for weights in (times, lengths * times))
+        return cls(
+            max_tokens=max_tokens,
+            overlap=overlap,
+            windows=int(times.sum()),
+            padding=1 - float((lengths * times).sum() / (computed * times).sum()),
+            buckets=tuple(
+                Bucket(tokens=int(end), windows=int(count), padding=1 - float(tokens / (end * count)))
+                for end, count, tokens in zip(ends, windows, held, strict=True)
+                if count
+            ),
+            cut=cut,
+            lost=lost,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +186,17 @@ class DataReport:
     @classmethod
     def surveyed(cls, survey: Survey, reading: Reading | None = None, *, most_units: int = 0, study: str = "") -> Self:
         """Of records as they were read, and estimated where tokens are counted; for a study if there is one."""
-        tokens, each = survey.tokens, survey.records_each
+        each = survey.records_each
         forms = [(reading.max_tokens, reading.overlap)] if reading else [(most, 0) for most in USUAL]
         step = None
         if reading:
-            windows = survey.windows(reading.max_tokens, reading.overlap)
-            held = np.minimum(tokens, windows * reading.max_tokens)
-            step = step_of(reading, reading.units(windows, each), reading.units(held, each), most_units=most_units)
+            windows, last, _ = _cut(survey, reading.max_tokens, reading.overlap)
+            before = (windows - 1) * reading.max_tokens
+            of_units = (
+                reading.units(of_records, each)
+                for of_records in (windows, before + last, before + padded(last, reading.max_tokens))
+            )
+            step = step_of(reading, *of_units, most_units=most_units)
         return cls(
             source=survey.file,
             study=study or None,
@@ -185,10 +222,12 @@ class DataReport:
         is_kept = np.zeros(len(each), dtype=np.bool_)
         is_kept[kept] = True
         of_kept = np.repeat(is_kept, each)
-        windows = np.diff(store.block.records)[of_kept]
-        held = np.diff(store.block.windows[store.block.records])[of_kept]
+        windows, lengths = np.diff(store.block.records)[of_kept], site_records.lengths
+        held, computed = (
+            np.add.reduceat(of_windows, np.cumsum(windows) - windows)
+            for of_windows in (lengths, padded(lengths, reading.max_tokens))
+        )
         tokens = held - reading.overlap * (windows - 1)
-        room = int(windows.sum()) * reading.max_tokens
         said = Repetition()
         owners = np.repeat(kept, each[kept]).tolist()
         for owner, content in zip(owners, site_records.contents(), strict=True):
@@ -203,17 +242,19 @@ class DataReport:
             tokens_each=Spread.of(tokens[tokens > 0] if tokens.any() else tokens),
             sampled=None,
             windows=(
-                Windows(
-                    max_tokens=reading.max_tokens,
-                    overlap=reading.overlap,
-                    windows=int(windows.sum()),
-                    padding=1 - float(held.sum() / room),
+                Windows.of(
+                    lengths,
+                    reading.max_tokens,
+                    reading.overlap,
+                    times=np.ones(len(lengths)),
                     cut=site_records.cut,
                     lost=site_records.lost / ((int(tokens.sum()) + site_records.lost) or 1),
                 ),
             ),
             step=step_of(
-                reading, reading.units(windows, each[kept]), reading.units(held, each[kept]), most_units=most_units
+                reading,
+                *(reading.units(of_records, each[kept]) for of_records in (windows, held, computed)),
+                most_units=most_units,
             ),
             repeated=said.repeated,
             shared=said.shared,
@@ -223,8 +264,16 @@ class DataReport:
         )
 
 
-def step_of(reading: Reading, windows: Counts, tokens: NDArray[Any], *, most_units: int) -> Step:
-    """What a study's step reads of units that have so many windows and tokens: [units] each."""
+def padded(lengths: NDArray[Any], max_tokens: int) -> NDArray[np.int64]:
+    """How many tokens windows of some ``lengths`` are computed as."""
+    ends = np.asarray(bucket_lengths(max_tokens))
+    return ends[np.searchsorted(ends[:-1], lengths)]  # what is estimated may be above the last by a rounding
+
+
+def step_of(
+    reading: Reading, windows: Counts, tokens: NDArray[Any], computed: NDArray[Any], *, most_units: int
+) -> Step:
+    """What a study's step reads of units: their windows, these' tokens, and as how many they are computed [units]."""
     drawn = reading.in_a_step(windows)
     read, q = float(drawn.sum()), reading.sampling_probability
     return Step(
@@ -234,7 +283,7 @@ def step_of(reading: Reading, windows: Counts, tokens: NDArray[Any], *, most_uni
         windows=q * read,
         share=q * read / float(windows.sum()),
         tokens=q * float((tokens * drawn / windows).sum()),
-        computed=q * read * reading.max_tokens,
+        computed=q * float((computed * drawn / windows).sum()),
         every=1 / q,
         steps=reading.steps,
         share_read=reading.share_read(windows),
@@ -242,19 +291,23 @@ def step_of(reading: Reading, windows: Counts, tokens: NDArray[Any], *, most_uni
 
 
 def _windows(survey: Survey, max_tokens: int, overlap: int) -> Windows:
+    windows, last, lost = _cut(survey, max_tokens, overlap)
+    return Windows.of(
+        np.append(last, max_tokens),  # the windows before a record's last are full
+        max_tokens,
+        overlap,
+        times=np.append(np.ones(len(last)), (windows - 1).sum()),
+        cut=int((lost > 0).sum()),
+        lost=float(lost.sum() / (survey.tokens.sum() or 1)),
+    )
+
+
+def _cut(survey: Survey, max_tokens: int, overlap: int) -> tuple[Counts, NDArray[np.float64], NDArray[np.float64]]:
+    """How many windows each record makes, how many tokens its last one has, and how many are in none: [records]."""
     tokens, continued, windows = survey.tokens, survey.continued, survey.windows(max_tokens, overlap)
-    room = windows * max_tokens
     # A prompt whose completion needs several windows is lost whole, as `windows_of` says.
     lost = np.where(continued > max_tokens, tokens - continued, np.maximum(tokens - max_tokens, 0))
-    held = tokens - lost + overlap * (windows - 1)
-    return Windows(
-        max_tokens=max_tokens,
-        overlap=overlap,
-        windows=int(windows.sum()),
-        padding=1 - float(held.sum() / room.sum()),
-        cut=int((lost > 0).sum()),
-        lost=float(lost.sum() / (tokens.sum() or 1)),
-    )
+    return windows, tokens - lost - (windows - 1) * (max_tokens - overlap), lost
 
 
 def _ends(least: int, greatest: int) -> Sequence[int]:

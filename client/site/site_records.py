@@ -102,6 +102,14 @@ class SiteRecords:
         """How many records they are."""
         return int(np.diff(self.store.units)[self.kept].sum())
 
+    @property
+    def lengths(self) -> Offsets:
+        """How many tokens each of their windows has: int64 [windows], in their order."""
+        block = self.store.block
+        is_kept = np.isin(np.arange(len(self.store.patients)), self.kept)
+        of_records = np.repeat(is_kept, np.diff(self.store.units))
+        return np.diff(block.windows)[np.repeat(of_records, np.diff(block.records))]
+
     def contents(self) -> Iterator[bytes]:
         """The tokens of each record, all of its windows one after another."""
         return self.store.contents(self.kept)

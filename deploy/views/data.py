@@ -1,6 +1,6 @@
 """How a site's own records are shown to its operator: on the terminal, as figures for machines, and as a page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import resources
@@ -15,6 +15,7 @@ from ...client.site.data_report import DataReport, Spread
 from ...client.site.opt_outs import LINES_NAMED
 
 _CELLS: Final = 32
+_BUCKETS: Final = ("computed as", "windows", "padding")
 ALONE: Final = (
     "No noise protects these figures, and no study sends any of them: they are for this site alone, and neither they "
     "nor a page of them may leave the hospital."
@@ -59,7 +60,10 @@ def print_data(console: Console, report: DataReport) -> None:
         console.print(Text(f"\n{title}", "bold"))
         console.print(Padding(_drawn(spread), (0, 0, 0, 2)))
     console.print(Text(f"\n{windows_title(report)}", "bold"))
-    console.print(Padding(_windows(report), (0, 0, 0, 2)))
+    cut = ("prompts cut", "tokens lost") if _prompts(report) else ()
+    console.print(Padding(_table(("tokens", "windows", "padding", *cut), window_rows(report)), (0, 0, 0, 2)))
+    if buckets := bucket_rows(report):
+        console.print(Padding(_table(_BUCKETS, buckets), (1, 0, 0, 2)))
     if report.step is not None:
         console.print(Text("\nWhat one step reads, on average", "bold"))
         console.print(Padding(_grid(step_facts(report)), (0, 0, 0, 2)))
@@ -89,6 +93,7 @@ def render_data(report: DataReport, *, site: str, written: datetime) -> str:
             windows_title=windows_title(report),
             windows=window_rows(report),
             prompts=_prompts(report),
+            buckets=bucket_rows(report),
             step=step_facts(report),
             findings=list(findings(report)),
             width=_WIDTH,
@@ -147,13 +152,24 @@ def windows_title(report: DataReport) -> str:
 
 def window_rows(report: DataReport) -> list[tuple[str, ...]]:
     """Of each length of windows: how many, padding, and what of prompts is cut, where there are prompts."""
-    shown = (lambda number: f"{number:,}") if report.sampled is None else _about
-    rows = []
+    shown, rows = _shown(report), []
     for windows in report.windows:
         row = (f"{windows.max_tokens:,}", shown(windows.windows), _percent(windows.padding))
         cut = (shown(windows.cut), _percent(windows.lost)) if _prompts(report) else ()
         rows.append((*row, *cut))
     return rows
+
+
+def bucket_rows(report: DataReport) -> list[tuple[str, ...]]:
+    """Of a study's windows by the lengths that they are computed at: how many, and padding."""
+    if not report.study:
+        return []
+    shown = _shown(report)
+    return [
+        (f"{bucket.tokens:,}", shown(bucket.windows), _percent(bucket.padding))
+        for windows in report.windows
+        for bucket in windows.buckets
+    ]
 
 
 def step_facts(report: DataReport) -> list[tuple[str, str]]:
@@ -262,6 +278,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
 
 
+def _shown(report: DataReport) -> Callable[[int], str]:
+    """How a number of windows is written: what is estimated is not given to the last digit."""
+    return "{:,}".format if report.sampled is None else _about
+
+
 def _prompts(report: DataReport) -> bool:
     return any(windows.cut for windows in report.windows)
 
@@ -287,10 +308,10 @@ def _drawn(spread: Spread) -> Table:
     return table
 
 
-def _windows(report: DataReport) -> Table:
+def _table(columns: Sequence[str], rows: list[tuple[str, ...]]) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0))
-    for column in ("tokens", "windows", "padding", *(("prompts cut", "tokens lost") if _prompts(report) else ())):
+    for column in columns:
         table.add_column(column, justify="right")
-    for row in window_rows(report):
+    for row in rows:
         table.add_row(*row)
     return table

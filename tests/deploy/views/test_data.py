@@ -14,6 +14,7 @@ from rich.console import Console
 from grandrounds.client.site.data_report import DataReport, Spread
 from grandrounds.client.site.reading import Reading
 from grandrounds.client.site.survey import Survey
+from grandrounds.common.data.buckets import bucket_lengths
 from grandrounds.common.data.quarantine import Quarantine, SetAside
 from grandrounds.common.data.record import PromptCompletion, Text
 from grandrounds.common.data.text_lengths import TextLengths
@@ -46,10 +47,15 @@ def report():
 
 def test_what_a_step_reads_follows_from_units_windows_and_tokens():
     step = report().step  # windows of 50, 250, 100 tokens are 1, 3, 1; of the other patient one
-    assert (step.units, step.windows, step.tokens, step.computed) == (1.0, 0.5 * (2 + 1), 0.5 * (160 + 100), 150.0)
+    least = next(length for length in bucket_lengths(100) if length >= 50)
+    computed = 0.5 * (2 * (300 + 2 * least) / 5 + 100)
+    assert (step.units, step.windows, step.tokens, step.computed) == (1.0, 1.5, 0.5 * (160 + 100), computed)
     assert (step.share, step.every, step.most_units) == (1.5 / 6, 2.0, 2)
     (windows,) = report().windows
-    assert (windows.windows, windows.cut, windows.lost, round(windows.padding, 9)) == (6, 0, 0.0, round(100 / 600, 9))
+    assert (windows.windows, windows.cut, windows.lost) == (6, 0, 0.0)
+    assert windows.padding == pytest.approx(1 - 500 / (400 + 2 * least))
+    assert [(bucket.tokens, bucket.windows) for bucket in windows.buckets] == [(least, 2), (100, 4)]
+    assert [bucket.padding for bucket in windows.buckets] == pytest.approx([1 - 50 / least, 0.0])
     asked = DataReport.surveyed(survey({"p": 2}, [150.0, 50.0], PromptCompletion), READING, study="ab12")
     assert (asked.windows[0].windows, asked.windows[0].cut, asked.windows[0].lost) == (2, 1, 0.25)
     assert [one.max_tokens for one in DataReport.surveyed(survey({"p": 1}, [])).windows] == [64, 256, 1024]
