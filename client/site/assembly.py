@@ -1,12 +1,13 @@
 """How a site's resident worker comes out of its folder and a study's."""
 
 import logging
+from dataclasses import replace
 
 from ...common.crypto.identity import Identity
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import vocabulary_size_of
-from ...common.model.devices import Checkpointing, within_memory
+from ...common.model.devices import Checkpointing, peak_memory_bytes, within_memory
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.study.manifest import Manifest
@@ -26,6 +27,7 @@ from .folder import SiteFolder, SiteSettings
 from .joined_study import JoinedStudy
 from .results import keep_results
 from .site_records import SiteRecords
+from .training_view import TrainingView
 
 _log = logging.getLogger(__name__)
 
@@ -48,21 +50,29 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         patients = Patients(state.database, folder.fingerprint_key())
         patients.claim(policy.data.asset, site_records.identifiers)
         update = open_update(settings, manifest, site_records, model=model)
+        if settings.training_view:
+            view = TrainingView(
+                study.training,
+                at=lambda: (worker.round, worker.last_attempt),
+                gpu_bytes=lambda: peak_memory_bytes(model.device),
+            )
+            update = replace(update, observer=view)
         for line in (
             *site_records.told(),
             *site_records.told_far(manifest, settings.name),
         ):  # once, before the first message: what is logged later tells of no record
             _log.warning(line)
+        worker = Worker(
+            name=settings.name,
+            identity=identity,
+            manifest=manifest,
+            release=update,
+            state=state,
+            keep=lambda files: keep_results(study.results, files),
+            pace=AnswerInstant(known(manifest.study.training.answer_after_s)),
+        )
         return WorkerService(
-            Worker(
-                name=settings.name,
-                identity=identity,
-                manifest=manifest,
-                release=update,
-                state=state,
-                keep=lambda files: keep_results(study.results, files),
-                pace=AnswerInstant(known(manifest.study.training.answer_after_s)),
-            ),
+            worker,
             frozen_bytes=len(frozen_adapter),
             is_paused=lambda: folder.is_paused,
         )

@@ -30,9 +30,10 @@ class SiteSettings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
     ``held_out`` are records that nothing trains on, ``device`` is where the model computes, and ``checkpointing`` says
-    whether activations are computed again in the backward pass, to save memory. ``similar_identifiers`` says whether
-    those that differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are ids of those
-    who may ask the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
+    whether activations are computed again in the backward pass, to save memory. With ``training_view`` the worker
+    writes what each step was, without noise, for its own user alone. ``similar_identifiers`` says whether those that
+    differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are ids of those who may ask
+    the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
     ``runtime_port`` is the first study's SuperNode's, on loopback, and the others' are above it.
     """
 
@@ -43,6 +44,7 @@ class SiteSettings(Section):
     model: Path = Field(strict=False)
     device: Device = PROCESSORS
     checkpointing: Checkpointing = "auto"
+    training_view: bool = False
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
     users: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     worker_user: str | None = None

@@ -49,6 +49,11 @@ class JoinedStudy:
         return self.store / "worker.log"
 
     @property
+    def training(self) -> Path:
+        """Where the worker writes what the site sees of its own training, if it is to."""
+        return self.store / "training"
+
+    @property
     def lock(self) -> Path:
         """What the study's worker holds, so that there is one."""
         return self.store / "worker.lock"

@@ -93,7 +93,7 @@ class Worker:
         self._study = manifest.study_id
         self._ledger = SiteLedger(state, manifest, name=name)
         self._adapters = AdapterCopy(state, manifest)
-        self._last_attempt = state.last_attempt(self._study)
+        self._last_attempt, self._round = state.last_attempt(self._study), 0
         # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
         self._charged = state.is_charged(self._study, self._last_attempt)
         self._attempt: ClientAttempt | None = None
@@ -103,6 +103,11 @@ class Worker:
     def last_attempt(self) -> int:
         """The highest serial that this site began, 0 for none. May be asked while an answer is computed."""
         return self._last_attempt
+
+    @property
+    def round(self) -> int:
+        """The round of the attempt that was begun last since this worker started, 0 before."""
+        return self._round
 
     def paid_for(self, attempt: int) -> bool:
         """Whether this site paid for ``attempt``. Raises StorageError."""
@@ -161,6 +166,7 @@ class Worker:
             charges = self._ledger.begin(verified, adapter=self._adapters.to_write(held))
         self._adapters.keep(held)
         self._last_attempt, self._charged, self._adapter = envelope.attempt, False, held.trained.adapter
+        self._round = begin.round
         peers = self._state.peer_charges(self._study)
         self._attempt = ClientAttempt(
             parameters=self._parameters,

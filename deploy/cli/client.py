@@ -5,24 +5,18 @@ import sys
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from ...common.errors import StoppedError, StorageError
+from .site import Folder, Study, site_of
 from .terminal import confirmed, say, until_stopped
-
-if TYPE_CHECKING:
-    from ...client.site.folder import SiteFolder
+from .watch import watch
 
 _READING: Final = "reading the site's records …"
 
 client = typer.Typer(name="client", help="A site's side of its studies.", no_args_is_help=True)
-
-Study = Annotated[
-    str, typer.Argument(metavar="[STUDY]", help="The study's name or how it begins; not needed where there is one.")
-]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="The site's folder.")]
 
 
 @client.command()
@@ -48,7 +42,7 @@ def init(
     from ..site_ops.known_data import claimed
     from ..site_ops.site_data import SiteData
 
-    site, given = _site(folder), SiteData.given(data)
+    site, given = site_of(folder), SiteData.given(data)
     machine: dict[str, Any] = {"device": device, "worker_user": worker_user, "node_user": node_user}
     machine["runtime_port"] = runtime_port
     with claimed(given.data, site, new_budget=new_budget):
@@ -64,7 +58,7 @@ def recover(
     """Start again after the site's state was lost, with everything spent."""
     from ..site_ops import commands as site_operator
 
-    site = _site(folder)
+    site = site_of(folder)
     site.settings()  # or it is no site
     if not yes and not confirmed("Is this site's state lost, and is all of its patients' budget to count as spent?"):
         raise StoppedError(
@@ -98,7 +92,7 @@ def join(
         is_asset = not terms.beside or new_asset or confirmed(question)
         return is_asset and (yes or confirmed("Does this site agree?"))
 
-    study, site = Bundle.read(bundle), _site(folder)
+    study, site = Bundle.read(bundle), site_of(folder)
     say(f"{field:10}{text}" for field, text in described(study.manifest).items())
     if not yes:
         offer_policy(site, study.manifest, confirmed=confirmed, say=lambda line: say([line]))
@@ -117,7 +111,7 @@ def prepare(
     from ..site_ops.users import act_as_worker
     from ..views.console import records_done
 
-    site = _site(folder)
+    site = site_of(folder)
     joined = site.study(study)
     joined.check_code()
     act_as_worker(site)
@@ -131,7 +125,7 @@ def forget(folder: Folder) -> None:
     """Take who opted out, by the policy's list, out of the prepared records for good."""
     from ..site_ops import records as site_records
 
-    say(site_records.forget(_site(folder)))
+    say(site_records.forget(site_of(folder)))
 
 
 @client.command()
@@ -149,7 +143,7 @@ def check(
     """
     from ..site_ops.users import act_as_worker
 
-    site = _site(folder)
+    site = site_of(folder)
     if not study and not connect and not site.joined():
         from ...client.site.survey import Survey
         from ...common.model.devices import PROCESSORS, open_device
@@ -195,7 +189,7 @@ def data(
     from ..views.console import plain_console
     from ..views.data import data_figures, print_data, render_data
 
-    site = _site(folder)
+    site = site_of(folder)
     settings = site.settings()
     if delete:
         if not yes and not confirmed(f"Remove all that is prepared in {site.prepared}, for whichever study?"):
@@ -230,7 +224,7 @@ def start(folder: Folder, study: Study = "") -> None:
     """Keep worker and node of every study running, or of one, until SIGTERM."""
     from ..site_ops import programs as site_programs
 
-    site = _site(folder)
+    site = site_of(folder)
     studies = [site.study(study)] if study else site_programs.runnable(site, say=lambda text: say([text]))
     site_programs.start(site, studies, stopped=until_stopped(), say=lambda text: say([text]))
 
@@ -240,7 +234,7 @@ def worker(folder: Folder, study: Study = "") -> None:
     """Run the worker alone: it reads the records and has the key, and needs no network."""
     from ..site_ops import programs as site_programs
 
-    site = _site(folder)
+    site = site_of(folder)
     site_programs.worker(site, site.study(study))
 
 
@@ -252,8 +246,11 @@ def node(folder: Folder, study: Study = "") -> None:
     from ..site_ops import programs as site_programs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    site = _site(folder)
+    site = site_of(folder)
     site_programs.node(site, site.study(study), stopped=until_stopped())
+
+
+client.command()(watch)
 
 
 @client.command()
@@ -263,7 +260,7 @@ def health(
     """Say how worker, node and relay are, and what keeps them from the study (exit code 1 where one is away)."""
     from ..site_ops.health import health as site_health
 
-    site = _site(folder)
+    site = site_of(folder)
     found = site_health(site, site.study(study))
     if as_json:
         typer.echo(json.dumps({**(found.worker or {}), "well": found.is_well, **found.states}))
@@ -278,7 +275,7 @@ def pause(folder: Folder) -> None:
     """Take part in nothing new until `client unpause`; an attempt that was paid for is finished."""
     from ...client.site.site_log import SiteLog
 
-    site = _site(folder)
+    site = site_of(folder)
     site.settings()  # or it is no site
     site.pause()  # before it is noted: it has to be possible on a full disk, too
     SiteLog(site).note("paused")
@@ -290,7 +287,7 @@ def unpause(folder: Folder) -> None:
     """Take part again."""
     from ...client.site.site_log import SiteLog
 
-    site = _site(folder)
+    site = site_of(folder)
     SiteLog(site).note("unpaused")
     site.go_on()
     say(["this site takes part again"])
@@ -301,7 +298,7 @@ def leave(folder: Folder, study: Study = "") -> None:
     """Take part in a study no more."""
     from ..site_ops import commands as site_operator
 
-    site = _site(folder)
+    site = site_of(folder)
     say(site_operator.leave(site, site.study(study)))
 
 
@@ -314,7 +311,7 @@ def fetch(
     """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
     from ..site_ops.users import act_as_worker
 
-    site = _site(folder)
+    site = site_of(folder)
     joined = site.study(study)
     act_as_worker(site)
     say([f"verifying what study {joined.name} left here …"])
@@ -332,7 +329,7 @@ def log(
     from ...client.site.site_log import SiteLog
     from ..views.site_log import as_cef, as_json_line
 
-    entries = list(SiteLog(_site(folder)).entries())
+    entries = list(SiteLog(site_of(folder)).entries())
     say(map(as_cef if form == "cef" else as_json_line, entries))
     if not all(entry["intact"] for entry in entries):
         raise StorageError(
@@ -385,11 +382,3 @@ def budget(
     page = done_as(owner_of(state), read)
     if html is not None:
         write_atomically(html, page.encode())
-
-
-def _site(path: Path) -> "SiteFolder":
-    from ...client.site.folder import SiteFolder
-    from ..site_ops.owner import act_as_owner
-
-    act_as_owner(path)
-    return SiteFolder(path)

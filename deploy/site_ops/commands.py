@@ -55,6 +55,7 @@ model = {model}                   # the folder of the base model
 {node_user}
 # socket = "run/worker.sock"      # in each study's folder; elsewhere with its name: "/run/site/{{study}}/worker.sock"
 # users = []                      # ids of further users who may ask the workers
+# training_view = true            # the worker writes what each step was, for `client watch`: no noise protects that
 {runtime_port:34}# of the first study's SuperNode, on loopback; the others' are above it
 {tables}"""
 

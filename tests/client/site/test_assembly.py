@@ -17,8 +17,10 @@ from grandrounds.client.site.assembly import open_update
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
 from grandrounds.client.site.joined_study import FROZEN_ADAPTER
 from grandrounds.client.site.site_records import SiteRecords
+from grandrounds.client.site.training_view import STEPS, read_steps
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.worker.instant import at_once
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
@@ -59,6 +61,12 @@ def folder(tmp_path, study, federation):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def answers_leave_at_once(monkeypatch):
+    """Their instant has tests of its own, and would be waited for."""
+    monkeypatch.setattr(assembly, "AnswerInstant", lambda after_s: at_once)
+
+
 @pytest.fixture
 def opened(folder):
     resident = open_site(folder)
@@ -66,10 +74,25 @@ def opened(folder):
     resident.close()
 
 
-def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerService, federation):
+def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerService, folder, federation):
     attempt = finish(federation, federation.attempt(), opened.answer)
     assert SITE in attempt.survivors
     assert np.abs(attempt.aggregate).max() > 10, "its noise is in the sum"
+    assert not folder.study().training.exists(), "what is exact is written where it is asked for"
+
+
+def test_a_site_sees_of_its_own_training_what_it_asked_for_and_its_log_has_nothing_of_it(folder, federation, caplog):
+    (folder.path / SETTINGS).write_text("training_view = true\n" + (folder.path / SETTINGS).read_text())
+    with caplog.at_level(logging.DEBUG, logger="grandrounds"):
+        resident = open_site(folder)
+        try:
+            finish(federation, federation.attempt(), resident.answer)
+        finally:
+            resident.close()
+    (step,), _ = read_steps(folder.study().training / STEPS)
+    assert (step.round, step.attempt, step.units, step.records, step.failed) == (1, 1, 2, 2, 0)
+    assert step.norms is not None and step.norms[0] > 0 and step.signal_to_noise
+    assert "training" not in caplog.text and str(step.norms[2])[:6] not in caplog.text
 
 
 def test_who_opted_out_is_not_among_the_records(folder, study):

@@ -27,6 +27,7 @@ from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
+from grandrounds.client.site.training_view import NEVER_LEAVES
 from grandrounds.client.state.database import DATABASE
 from grandrounds.client.state.site_state import SiteState
 from grandrounds.common.crypto.identity import Identity, canonical_json
@@ -299,6 +300,8 @@ def test_a_site_checks_itself_leaves_and_has_left(run: Run, joined: Path) -> Non
     code, out, _ = run(["check", str(joined)])
     assert code == 0
     assert "nothing was sent" in out
+    code, out, err = run(["watch", str(joined)])
+    assert (code, out) == (1, f"{NEVER_LEAVES}\n") and "training_view = true in site.toml" in err
     code, out, _ = run(["leave", str(joined)])
     assert code == 0
     assert "tell the server's operator" in out

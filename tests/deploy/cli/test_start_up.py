@@ -51,6 +51,7 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
         "client join": [site, str(tmp_path / "study.zip")],
         "client leave": [site],
         "client start": [site],
+        "client watch": [site],
         "server report": [server],
         "server run": [server],
         "verify": [str(tmp_path / "nothing")],

@@ -14,9 +14,12 @@ from support.study.site_study import SiteStudy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.site.folder import SiteFolder
+from grandrounds.client.site.training_view import STEPS, TrainingView
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.common.errors import GrandRoundsError, StorageError, StudyError
 from grandrounds.deploy.cli import client as commands
+from grandrounds.deploy.cli.site import site_of
+from grandrounds.deploy.cli.watch import watch
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops import health as site_health
 from grandrounds.deploy.site_ops import owner
@@ -96,6 +99,7 @@ def plant_links(folder):
         link(folder.state / "budget.sqlite", place / DATABASE)
         link(study.lock, place / "new-lock")
         link(study.log, place / "new-log")
+        link(study.training, place)
         link(folder.state / "connection-check", place / "new-check")
         link(study.results, place)
         link(folder.prepared / ("0" * 16), place)
@@ -163,6 +167,7 @@ COMMANDS = {
     "check --connect": lambda folder, bundle: list(check_connection(folder, folder.study())),
     "worker": without_model(lambda folder, bundle: site_programs.worker(folder, folder.study())),
     "node": lambda folder, bundle: site_programs.node(folder, folder.study(), stopped=lambda: True),
+    "watch": lambda folder, bundle: watch(folder.path, once=True),
     "health": lambda folder, bundle: site_health.health(folder, folder.study()),
     "pause": lambda folder, bundle: commands.pause(folder.path),
     "unpause": lambda folder, bundle: commands.unpause(folder.path),
@@ -202,6 +207,15 @@ def test_every_command_of_a_site_is_among_those_that_were_tried():
 
 
 @AS_ROOT
+def test_what_a_site_sees_of_its_training_is_read_by_the_worker_s_user_and_not_by_the_node_s(site):
+    folder = site.study().training
+    done_as(WORKER, lambda: TrainingView(folder, at=lambda: (1, 1)) and None)
+    for name in (STEPS, *(path.name for path in folder.glob("events*"))):
+        assert done_as(WORKER, lambda name=name: "never" in (folder / name).read_bytes().decode(errors="replace"))
+        assert done_as(NODE, lambda name=name: (folder / name).read_bytes().decode()) == "PermissionError"
+
+
+@AS_ROOT
 def test_what_another_user_had_before_is_given_whole_or_not_at_all(site):
     """Whoever owned the folder before root gave it on may have put second names of root's files there."""
     plant_second_names(site)
@@ -235,7 +249,7 @@ def test_a_site_of_another_user_s_is_that_user_s_for_root_s_commands_too(site):
     reading, writing = os.pipe()
 
     def act():
-        commands._site(site.path)
+        site_of(site.path)
         os.write(writing, str(os.geteuid()).encode())
 
     run_by_root(act)
