@@ -1,6 +1,7 @@
 """DP-SGD on one site: unit gradients -> clip -> integers -> sum -> noise."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,15 @@ _MOST_RECORDS: Final = 1024
 _MOST_BYTES: Final = 1 << 30
 
 _log = logging.getLogger(__name__)
+
+
+def most_flights(units: int, *, records: int, dimension: int) -> int:
+    """Into how many parts a draw falls at most, of units with up to ``records`` each; parts share no batch.
+
+    What a part holds at least is what closes it: ``_MOST_RECORDS``, or ``_MOST_BYTES`` of units with several records.
+    """
+    closed_by_bytes = units * 4 * dimension / _MOST_BYTES if records > 1 else 0
+    return 1 + math.floor(units * records / _MOST_RECORDS + closed_by_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 from ...common.model.example import Example
 from .batch_invariance import random_example
 from .cohort import Cohort
+from .dp_sgd import most_flights
 from .grad_samples import GradSampler
 from .update import SiteUpdate
 
@@ -37,17 +38,20 @@ class _AllDrawn(Cohort[Example]):
 
 
 def with_most_work(update: SiteUpdate) -> SiteUpdate:
-    """The update of a draw that reaches its cap with the longest records, and one batch of each other shape beside it.
+    """The update of a draw that reaches its cap with the longest records, and batches of each other shape beside it.
 
-    No draw of records costs more: of a shape's batches all but one are full, and a longer record costs more than a
-    shorter one. Records are judged before a batch is computed, so that none makes it fail; that one does is in here
-    all the same, for a machine that is short of something. It reads no record.
+    No draw of records costs more: a longer record costs more than a shorter one, and in each part of a draw that is
+    worked on together, all but one of a shape's batches are full. Records are judged before a batch is computed, so
+    that none makes it fail; that one does is in here all the same, for a machine that is short of something. It reads
+    no record.
     """
     manifest, cap = update.manifest, update.manifest.draw_cap(update.name)
     records = manifest.study.data.records_per_unit
-    *shorter, longest = (shape.tokens for shape in update.sampler.shapes)
-    units = [random_unit(update.sampler, tokens, 1) for tokens in shorter]
-    units += [random_unit(update.sampler, longest, records)] * cap
+    flights = most_flights(cap, records=records, dimension=manifest.dimension)
+    *shorter, longest = update.sampler.shapes
+    units = [random_unit(update.sampler, longest.tokens, records)] * cap
+    for shape in shorter:
+        units += [random_unit(update.sampler, shape.tokens, 1)] * (flights * shape.batch)
     return replace(update, cohort=_AllDrawn(units), sampler=OneFailure(update.sampler))
 
 

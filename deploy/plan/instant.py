@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
-from ...client.training.dp_sgd import DpSgd
+from ...client.training.dp_sgd import DpSgd, most_flights
 from ...client.training.grad_samples import GradSampler, Shape
 from ...client.training.rehearsal import random_unit
 from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
@@ -26,21 +26,23 @@ def answer_after_s(study: Study, sampler: GradSampler) -> float:
     Rounded up to two digits. ``study`` is complete. Reads no record; the time of one batch of the longest records
     stands for that of all.
     """
-    return instant_of(study, batch_s=batch_s(dp_sgd_of(study, sampler)), shapes=sampler.shapes)
+    dimension = sampler.model.layout.dimension
+    return instant_of(study, batch_s=batch_s(dp_sgd_of(study, sampler)), shapes=sampler.shapes, dimension=dimension)
 
 
-def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape]) -> float:
+def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape], dimension: int) -> float:
     """``answer_after_s`` of a study where a batch of the longest of ``shapes`` takes ``batch_s``.
 
-    Of each other shape a batch may be begun (``rehearsal.with_most_work``), which costs as much at most.
+    Of each other shape, batches may be begun as well (``rehearsal.with_most_work``), by their tokens.
     """
     units = max(
         draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
     )
     longest = shapes[-1]
     others = sum(shape.tokens * shape.batch for shape in shapes[:-1]) / (longest.tokens * longest.batch)
-    full = math.ceil(units * study.data.records_per_unit / longest.batch)
-    batches = full + math.ceil(others) + longest.batch
+    records = study.data.records_per_unit
+    full = math.ceil(units * records / longest.batch)
+    batches = full + math.ceil(others * most_flights(units, records=records, dimension=dimension)) + longest.batch
     return two_digits_up(max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S))
 
 

@@ -280,7 +280,7 @@ def _hours(study: Study, trial: "Trial") -> Hours:
     return Hours(
         all_sites=hours(study.sites),
         largest_site=hours([largest]),
-        answer_after_s=instant_of(study, batch_s=trial.batch_s, shapes=trial.shapes),
+        answer_after_s=instant_of(study, batch_s=trial.batch_s, shapes=trial.shapes, dimension=trial.dimension),
     )
 
 

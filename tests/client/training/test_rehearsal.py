@@ -83,3 +83,19 @@ def test_without_the_cap_a_large_draw_would_cost_more(sampler: GradSampler, monk
     many = Uncapped([[EXAMPLE] * 64] * (100 * UNITS))
     update = update_of(sampler, many, sampling_probability=0.05)
     assert work(update, monkeypatch) > work(with_most_work(update), monkeypatch)
+
+
+def test_a_draw_that_falls_into_parts_costs_no_more_though_each_has_batches_that_are_not_full(
+    sampler: GradSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    lengths = [shape.tokens for shape in sampler.shapes]
+    mixed = [tiny_example(rng, length=length, max_tokens=length) for length in lengths]
+    update = update_of(sampler, Cohort([mixed] * UNITS), sampling_probability=1.0)
+    for most in (3, 7, 1024):
+        monkeypatch.setattr("grandrounds.client.training.dp_sgd._MOST_RECORDS", most)
+        assert work(update, monkeypatch) <= work(with_most_work(update), monkeypatch)
+    monkeypatch.setattr("grandrounds.client.training.dp_sgd._MOST_BYTES", 4 * update.manifest.dimension)
+    assert work(update, monkeypatch) <= work(with_most_work(update), monkeypatch)
+    monkeypatch.setattr("grandrounds.client.training.rehearsal.most_flights", lambda *_, **__: 1)
+    assert work(update, monkeypatch) > work(with_most_work(update), monkeypatch), "which one part alone would hide"

@@ -64,9 +64,13 @@ def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_
     units = draw_cap_of(largest, max_units=400, delta=known(largest.privacy.delta))
     shapes = (Shape(8, 4), Shape(12, 2), Shape(16, 2))
     batches = -(-3 * units // 2) + 2 + 2  # one of each shorter shape, and a batch whose two records are tried alone
-    assert instant_of(largest, batch_s=2.0, shapes=shapes) == pytest.approx(1.25 * batches * 2.0, rel=0.1)
-    assert instant_of(largest, batch_s=2.0, shapes=shapes) >= 1.25 * batches * 2.0
-    assert instant_of(complete, batch_s=2.0, shapes=shapes) < instant_of(largest, batch_s=2.0, shapes=shapes)
+    assert instant_of(largest, batch_s=2.0, shapes=shapes, dimension=100) == pytest.approx(
+        1.25 * batches * 2.0, rel=0.1
+    )
+    assert instant_of(largest, batch_s=2.0, shapes=shapes, dimension=100) >= 1.25 * batches * 2.0
+    assert instant_of(complete, batch_s=2.0, shapes=shapes, dimension=100) < instant_of(
+        largest, batch_s=2.0, shapes=shapes, dimension=100
+    )
     sampler = GradSampler(load_tiny(base), [Shape(16, 2)])
     assert answer_after_s(complete, sampler) >= 0.5
 
