@@ -32,9 +32,11 @@ ALLOWED = {
         "deploy/builtin/models.py",
     ),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
+    "bitsandbytes": ("common/model/nf4.py",),
     "transformers": (
         "common/model/base_model.py",
         "common/model/language_model.py",
+        "common/model/nf4.py",
         "common/model/target_layers.py",
         "common/data/tokenisation.py",
         "deploy/adapter/gguf_file.py",

@@ -88,7 +88,13 @@ def open_model(
     lora, sha256 = manifest.study.model.lora, manifest.model_sha256
     # What the seed draws is replaced.
     model = LanguageModel.load(
-        settings.model, lora, seed=0, device=settings.device, sha256=sha256, setting="model in site.toml"
+        settings.model,
+        lora,
+        seed=0,
+        precision=manifest.study.model.precision,
+        device=settings.device,
+        sha256=sha256,
+        setting="model in site.toml",
     )
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
     admit(manifest, name=settings.name, identity=identity, model=model, model_sha256=model.folder_sha256)
@@ -128,6 +134,8 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     _require(instant, "it does not say when an update leaves (training.answer_after_s)")
     check_code(version=manifest.package_version, sha256=manifest.package_sha256)
     _require(manifest.model_sha256 == model_sha256, "the base model's files are not those of the study")
+    precision = manifest.study.model.precision
+    _require(model.precision == precision, f"the base model is held in {model.precision}, and not in {precision}")
     differences = model.differences_from(manifest.study.model.lora)
     _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")
     _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")

@@ -7,6 +7,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 
 from ...common.errors import ModelError
+from ...common.model.nf4 import is_nf4, is_own_config
 from ...common.model.reading import choices
 from .private_layers import PrivateMagnitude
 
@@ -30,9 +31,12 @@ def _normalises_over_the_batch(module: Any) -> bool:
 
 
 def _is_quantised(module: Any) -> bool:
-    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in module.parameters())
-    quantised_layer = any(type(layer).__module__.startswith("torch.ao.") for layer in module.modules())
-    return not plain or quantised_layer or getattr(module.config, "quantization_config", None) is not None
+    layers = [layer for layer in module.modules() if not is_nf4(layer)]
+    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    plain = all(type(parameter) is nn.Parameter and parameter.is_floating_point() for parameter in parameters)
+    quantised_layer = any(type(layer).__module__.startswith("torch.ao.") for layer in layers)
+    stated = getattr(module.config, "quantization_config", None)
+    return not plain or quantised_layer or not (stated is None or is_own_config(stated))
 
 
 def _scales_other_than_linear_layers(module: Any) -> bool:

@@ -7,40 +7,71 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..errors import ModelError
+from .devices import PROCESSORS
 from .library_errors import library_errors
+from .nf4 import is_nf4, nf4_config, plain_weight, settle
 from .reading import check_causal
+
+# How the base model's numbers are held: in 32 bits, in 16, or its linear layers in 4 and the rest in 16. It computes in
+# float32 in the first case, in bfloat16 in the others; the adapter is in float32 always.
+Precision = Literal["float32", "bfloat16", "nf4"]
 
 _WHY: Final = "the study fine-tunes it"
 # Where a configuration says how many tokens can be read; libraries have not agreed on a word.
 _POSITIONS: Final = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
 
 
-def load_base(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Any:
+def load_base(folder: Path, *, precision: Precision) -> Any:
     """The causal language model of a folder, without dropout, on processors.
 
-    Only safetensors are read and no code of the model's is run. Raises ModelError, with the cause, where transformers
-    does not load it, where it is quantised, where a weight is in no file or is not finite, and where it reads ahead.
+    Only safetensors are read and no code of the model's is run. Quantised it is here, on processors, whose arithmetic
+    gives every site the same bits. Raises ModelError, with the cause, where transformers does not load it, where it
+    comes quantised, where a weight is in no file or is not finite, and where it reads ahead.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = _configuration(folder)
+    quantised = {"quantization_config": nf4_config(), "device_map": PROCESSORS} if precision == "nf4" else {}
     with _loading(f"{folder} cannot be loaded as a causal language model"), quiet():
         base, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32 if precision == "float32" else torch.bfloat16,
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # `_check_from_files` says which; the library would not
             output_loading_info=True,
+            **quantised,
         )
     _check_can_be_saved(folder, base)
     base.config.pad_token_id = None  # nothing in the model is to look for padding, nor to warn about it
     _check_from_files(folder, [*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     _check_finite(folder, base)
+    if quantised:
+        settle(base)
     with quiet():
         check_causal(base.eval(), positions=positions(config))
+    return base
+
+
+def load_widened(folder: Path, *, precision: Precision) -> Any:
+    """The model of ``load_base``, each of its numbers in float32, which holds it exactly: to merge an adapter into.
+
+    Raises ModelError as ``load_base``.
+    """
+    import torch
+
+    base = load_base(folder, precision="float32")
+    if precision == "float32":
+        return base
+    held = load_base(folder, precision=precision)
+    weights = dict(base.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, layer in held.named_modules():
+            for own, parameter in layer.named_parameters(recurse=False):
+                is_quantised = own == "weight" and is_nf4(layer)
+                weights[f"{name}.{own}" if name else own].copy_(plain_weight(layer) if is_quantised else parameter)
     return base
 
 
@@ -127,7 +158,11 @@ def _check_from_files(folder: Path, missing: list[str]) -> None:
 def _check_finite(folder: Path, base: Any) -> None:
     import torch
 
-    tensors = [(name, tensor) for name, tensor in base.named_parameters() if tensor.numel()]
+    tensors = [
+        (name, tensor.quant_state.absmax if hasattr(tensor, "quant_state") else tensor)
+        for name, tensor in base.named_parameters()
+        if tensor.numel()
+    ]
     # Two numbers of each tensor, without a copy of it: they are not finite where one of its numbers is not.
     damaged = [name for name, tensor in tensors if not torch.isfinite(torch.stack(tensor.detach().aminmax())).all()]
     if damaged:

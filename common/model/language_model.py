@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,12 @@ from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
 from .adapter_config import WRAPPED, adapter_config
 from .base_folder import model_folder_sha256
-from .base_model import load_base, positions, quiet
+from .base_model import Precision, load_base, load_widened, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
 from .example import NO_LOSS, Example
 from .library_errors import library_errors_over_records
 from .lora import Lora, attach, copy_tensors
+from .nf4 import is_nf4
 from .perplexity import BANDS, Perplexity, band_sums
 from .reading import vocabulary_size
 from .target_layers import block_of, named
@@ -54,7 +55,7 @@ class LanguageModel:
         lora: Lora,
         *,
         seed: int,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         device: str = PROCESSORS,
         sha256: str | None = None,
         setting: str = "",
@@ -62,22 +63,34 @@ class LanguageModel:
         """The base model of a folder (``model_folder``) with a fresh adapter: B zero, A drawn from ``seed``.
 
         A is public, so its seed is no secret. Only safetensors are read and no code of the model's is run. The adapter
-        is float32 whatever ``dtype`` the base is computed in, and the same on every ``device``. Raises ModelError, and
+        is float32 whatever the base's ``precision``, and the same on every ``device``. Raises ModelError, and
         StudyError unless the folder has the hash ``sha256``, where one is given; ``setting`` is what names the folder.
         It is hashed before anything else is made of it: what the libraries do with a folder that nobody pinned, nobody
         has looked at.
         """
-        found = model_folder_sha256(folder)
-        if sha256 not in (None, found):
-            raise StudyError(
-                f"the model in {folder} is another than the study's: its SHA-256 is {found}, and not {sha256}",
-                why="every site and the server compute with the same model, and none is loaded that nobody pinned",
-                fix=f"put back its files, or name the right folder ({setting})",
-            )
+        found = _pinned(folder, sha256, setting)
         place = open_device(device)
-        module = attach(load_base(folder, dtype=dtype), lora, seed=seed)
+        module = attach(load_base(folder, precision=precision), lora, seed=seed)
         with within_memory(place):
             return cls(module.to(place), folder_sha256=found)
+
+    @classmethod
+    def load_widened(
+        cls, folder: Path, lora: Lora, *, seed: int, precision: Precision, sha256: str | None = None, setting: str = ""
+    ) -> "LanguageModel":
+        """The model that ``load`` gives for ``precision``, its numbers held and multiplied in float32, on processors.
+
+        An adapter is merged into this one: what it adds to a weight is less than bfloat16 can tell. Raises as ``load``.
+        """
+        found = _pinned(folder, sha256, setting)
+        return cls(attach(load_widened(folder, precision=precision), lora, seed=seed), folder_sha256=found)
+
+    @property
+    def precision(self) -> Precision:
+        """How the base model's numbers are held."""
+        if any(is_nf4(layer) for layer in self.module.modules()):
+            return "nf4"
+        return "float32" if self.module.get_input_embeddings().weight.element_size() == 4 else "bfloat16"
 
     @property
     def device(self) -> "torch.device":
@@ -256,6 +269,18 @@ class LanguageModel:
                 tensors=tensors,
             )
         )
+
+
+def _pinned(folder: Path, sha256: str | None, setting: str) -> str:
+    """The hash of a base model's folder. Raises StudyError where it is not ``sha256``, and ModelError."""
+    found = model_folder_sha256(folder)
+    if sha256 not in (None, found):
+        raise StudyError(
+            f"the model in {folder} is another than the study's: its SHA-256 is {found}, and not {sha256}",
+            why="every site and the server compute with the same model, and none is loaded that nobody pinned",
+            fix=f"put back its files, or name the right folder ({setting})",
+        )
+    return found
 
 
 def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":

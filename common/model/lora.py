@@ -11,6 +11,7 @@ from ..errors import ModelError, StudyError
 from .adapter import Vector
 from .base_model import quiet
 from .library_errors import library_errors
+from .nf4 import unseen
 from .target_layers import ALL_LINEAR, WHY_TARGETS, is_called, matches, named, target_layers
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
@@ -121,7 +122,7 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
         why=WHY_TARGETS,
         fix="choose other target_modules, or other layers; those of the attention work in most models",
     )
-    with attaching, quiet():
+    with attaching, quiet(), unseen():
         module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)
     _draw_a(module, seed)
     if lora.dora:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ..crypto.identity import Hex32, Name
+from ..model.base_model import Precision
 from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
 from ..model.target_layers import ALL_LINEAR
@@ -74,6 +75,10 @@ class ModelSection(Section):
         ModelName,
         Option("Folder or hub name of a causal language model; builtin is SmolLM2-135M-Instruct", name="model"),
     ] = "builtin"
+    precision: Annotated[
+        Precision,
+        Option("Of the base model: bfloat16 takes half the memory of float32, nf4 less than a quarter"),
+    ] = "float32"
     adapter: Annotated[
         Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
     ] = "ffa"

@@ -152,7 +152,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "purpose": about.purpose or _NOT_STATED,
         "contact": about.contact or _NOT_STATED,
         "sites": f"{', '.join(site.name for site in study.sites)}; {must_answer} must answer",
-        "model": f"{study.model.name}, SHA-256 {manifest.model_sha256}",
+        "model": f"{study.model.name} in {study.model.precision}, SHA-256 {manifest.model_sha256}",
         "protects": f"each {privacy.unit}, {strength}, over at most {count(manifest.max_attempts, 'attempt')}",
         "against": f"the server with {count(privacy.corrupt_sites, 'other site')} ({privacy.trust} trust)",
         "training": f"{count(training.rounds, 'round')}; a {privacy.unit} takes part in one with probability "

@@ -164,6 +164,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
             base,
             manifest.study.model.lora,
             seed=0,
+            precision=manifest.study.model.precision,
             sha256=manifest.model_sha256,
             setting="model in server.toml; without it, the study's model.name",
         )

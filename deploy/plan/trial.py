@@ -80,7 +80,7 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     )
     tell(f"loading the model {study.model.name}")
     base = base_model_folder(study.model.name)
-    model = LanguageModel.load(base, study.model.lora, seed=0)
+    model = LanguageModel.load(base, study.model.lora, seed=0, precision=study.model.precision)
     units = _units(path, study, Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size))
     tell(f"computing gradients of {len(units)} public units")
     sampler = sampler_of(study, model)

@@ -111,7 +111,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
     base = settings.model or base_model_folder(complete.model.name)
     say(f"loading the model, and hashing {base}")
     # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
-    model = LanguageModel.load(base, complete.model.lora, seed=0)
+    model = LanguageModel.load(base, complete.model.lora, seed=0, precision=complete.model.precision)
     # Tried here as every site will, before anybody is asked to sign.
     Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:

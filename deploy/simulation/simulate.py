@@ -262,7 +262,13 @@ def _prepare(
     with phase(observe, "model", study.model.name):
         # A is public: anyone may know the seed that drew it.
         model = LanguageModel.load(
-            data.base, study.model.lora, seed=seed, device=device, sha256=model_sha256, setting="the study's model.name"
+            data.base,
+            study.model.lora,
+            seed=seed,
+            precision=study.model.precision,
+            device=device,
+            sha256=model_sha256,
+            setting="the study's model.name",
         )
         evaluation_set = data.tokenisation.evaluation_set(data.evaluation, positions=model.positions)
     for records in data.sites.values():

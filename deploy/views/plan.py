@@ -65,7 +65,8 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
     study, shares = plan.study, plan.shares
     privacy, training = study.privacy, study.training
     trained = "" if plan.trial is None else f", {plan.trial.dimension:,} numbers trained"
-    yield "model", f"{study.model.name}; {study.model.adapter}, {study.model.lora}{trained}"
+    precision = f"{study.model.name} in {study.model.precision}"
+    yield "model", f"{precision}; {study.model.adapter}, {study.model.lora}{trained}"
     yield "sites", f"{shares.sites} with {study.total_nominal_units} nominal units; {privacy.trust} trust"
     yield "privacy", f"ε = {up(plan.epsilon)} at δ = {privacy.delta:g} for each {privacy.unit}, over all attempts"
     yield "rounds", f"{training.rounds}, in at most {training.max_attempts} attempts"

@@ -93,6 +93,7 @@ def test_a_manifest_of_anything_else_is_refused(folder, model, fitting, changes,
     [
         ({"alpha": 8.0}, r"q_proj is scaled by 2\.0, not by 4\.0"),
         ({"rank": 4, "alpha": 8.0}, "q_proj has rank 2, not 4"),
+        ({"precision": "bfloat16"}, "held in float32, and not in bfloat16"),
         ({"adapter": "lora"}, "its kind is ffa, not lora"),
         ({"target_modules": ["v_proj", "o_proj"]}, "q_proj is none of v_proj, o_proj"),
         ({"target_modules": ["layers.0.self_attn.v_proj", "q_proj"]}, r"layers\.1\.self_attn\.v_proj is none of"),

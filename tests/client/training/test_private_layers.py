@@ -26,9 +26,9 @@ def folders(tmp_path_factory):
     return {name: save_tiny_model(tmp_path_factory.mktemp(name), name) for name in ARCHITECTURES}
 
 
-def adapted(folder, lora, *, dtype="float32"):
+def adapted(folder, lora, *, load=LanguageModel.load, precision="float32"):
     """As in the middle of training: every trained number has moved."""
-    model = LanguageModel.load(folder, lora, seed=3, dtype=dtype)
+    model = load(folder, lora, seed=3, precision=precision)
     moved = np.random.default_rng(5).normal(0, 0.3, model.layout.dimension)
     model.set_adapter((model.get_adapter() + moved).astype(np.float32))
     return model
@@ -47,11 +47,12 @@ def test_under_dora_each_gradient_is_that_of_its_record_alone(folders, architect
     assert worst_error(gradients, [autograd_alone(untouched, record) for record in RECORDS]) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_under_dora_on_a_bfloat16_base_gradients_agree_within_its_precision(folders, architecture):
+@pytest.mark.parametrize(("architecture", "precision"), [("llama", "nf4"), ("gpt2", "nf4"), ("llama", "bfloat16")])
+def test_under_dora_on_a_base_of_less_precision_gradients_agree_within_it(tmp_path, architecture, precision):
+    folder = save_tiny_model(tmp_path, architecture, width=64)
     lora = Lora(target_modules=TARGETS[architecture], rank=2, dora=True)
-    exactly = adapted(folders[architecture], lora)
-    model, untouched = (adapted(folders[architecture], lora, dtype="bfloat16") for _ in range(2))
+    exactly = adapted(folder, lora, load=LanguageModel.load_widened, precision=precision)
+    model, untouched = (adapted(folder, lora, precision=precision) for _ in range(2))
     gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
     assert gradients.dtype == torch.float32
     alone, exact = ([autograd_alone(each, record) for record in RECORDS] for each in (untouched, exactly))

@@ -15,6 +15,11 @@ def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("wide"), width=64)
+
+
 def with_adapter(folder, **options):
     base = AutoModelForCausalLM.from_pretrained(folder)
     return peft.get_peft_model(base, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
@@ -66,6 +71,25 @@ def test_a_quantised_model_is_refused(folder):
     head = of_integers.base_model.model.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().to(torch.int8), requires_grad=False)
     refused(of_integers, "quantised")
+
+
+def test_a_base_model_that_was_quantised_on_loading_is_accepted_and_no_other_is(wide):
+    import bitsandbytes as bnb
+
+    module = load_tiny(wide, precision="nf4").module
+    refuse_coupled_records(module)
+    layers = module.base_model.model.model.layers
+    fp4 = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="fp4", compress_statistics=False).to("cpu")
+    nested = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to("cpu")
+    by_outliers = bnb.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    for other in (fp4, nested):
+        other.support_avx512bf16_for_cpu = False  # as in those that are accepted
+    for other in (fp4, nested, by_outliers):
+        own, layers[0].self_attn.k_proj = layers[0].self_attn.k_proj, other
+        refused(module, "quantised")
+        layers[0].self_attn.k_proj = own
+    module.config.quantization_config.bnb_4bit_quant_type = "fp4"
+    refused(module, "quantised")
 
 
 def test_dora_of_anything_but_a_linear_layer_is_refused(folder):

@@ -36,7 +36,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 32}
 
 def refused(folder):
     with pytest.raises(ModelError) as refusal:
-        load_base(folder, dtype="float32")
+        load_base(folder, precision="float32")
     return refusal.value.diagnostics()
 
 
@@ -77,7 +77,7 @@ def test_tied_weights_are_not_missing(tmp_path):
     config = tiny_config("llama")
     config.tie_word_embeddings = True
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    load_base(tmp_path, dtype="float32")
+    load_base(tmp_path, precision="float32")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])

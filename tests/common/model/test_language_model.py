@@ -185,7 +185,7 @@ def test_an_adapter_kind_that_is_not_built_says_so():
 
 
 def test_the_adapter_stays_float32_on_a_bfloat16_base(architecture, folder):
-    model = load_tiny(folder, architecture, dtype="bfloat16")
+    model = load_tiny(folder, architecture, precision="bfloat16")
     assert {tensor.dtype for tensor in model.trained.values()} == {torch.float32}
     assert model.module.get_input_embeddings().weight.dtype == torch.bfloat16
 

@@ -1,5 +1,6 @@
 """Tiny random models on disk, Llama-like and GPT-2-like, with a tokenizer of bytes: no network, milliseconds a step."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,23 +29,26 @@ ARCHITECTURES = ("llama", "gpt2")
 TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "opt": ("fc1",), "mixtral": ("v_proj",)}
 
 
-def tiny_config(architecture: str) -> Any:
+def tiny_config(architecture: str, width: int = 16) -> Any:
+    """``width`` of the hidden states; nf4 takes 64 or a multiple of it."""
     sizes = {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-    hidden = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    hidden = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2}
     match architecture:
         case "llama":
             return LlamaConfig(
-                **sizes, **hidden, intermediate_size=32, num_key_value_heads=1, max_position_embeddings=POSITIONS
+                **sizes, **hidden, intermediate_size=2 * width, num_key_value_heads=1, max_position_embeddings=POSITIONS
             )
         case "gpt2":
-            return GPT2Config(**sizes, n_embd=16, n_layer=2, n_head=2, n_positions=POSITIONS)
+            return GPT2Config(**sizes, n_embd=width, n_layer=2, n_head=2, n_positions=POSITIONS)
         case "opt":
-            return OPTConfig(**sizes, **hidden, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=POSITIONS)
+            return OPTConfig(
+                **sizes, **hidden, ffn_dim=2 * width, word_embed_proj_dim=width, max_position_embeddings=POSITIONS
+            )
         case "mixtral":
             return MixtralConfig(
                 **sizes,
                 **hidden,
-                intermediate_size=32,
+                intermediate_size=2 * width,
                 num_key_value_heads=1,
                 num_local_experts=2,
                 max_position_embeddings=POSITIONS,
@@ -62,11 +66,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def save_tiny_model(folder: Path, architecture: str = "llama") -> Path:
+def save_tiny_model(folder: Path, architecture: str = "llama", *, width: int = 16) -> Path:
     """Save model and tokenizer into ``folder``; weights large enough that a few steps change the loss."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(tiny_config(architecture))
+        model = AutoModelForCausalLM.from_config(tiny_config(architecture, width))
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -77,11 +81,16 @@ def save_tiny_model(folder: Path, architecture: str = "llama") -> Path:
 
 
 def load_tiny(
-    folder: Path, architecture: str = "llama", *, kind: Literal["ffa", "lora"] = "ffa", **options: Any
+    folder: Path,
+    architecture: str = "llama",
+    *,
+    kind: Literal["ffa", "lora"] = "ffa",
+    load: Callable[..., LanguageModel] = LanguageModel.load,
+    **options: Any,
 ) -> LanguageModel:
     """A saved tiny model with an adapter whose B is not zero, as in the middle of training."""
     lora = Lora(target_modules=TARGETS[architecture], kind=kind, rank=2, alpha=4.0)
-    model = LanguageModel.load(folder, lora, seed=3, **options)
+    model = load(folder, lora, seed=3, **options)
     model.set_adapter(np.random.default_rng(5).normal(0, 0.3, model.layout.dimension).astype(np.float32))
     return model
 
