@@ -11,6 +11,7 @@ from ...common.model.adapter import AdapterLayout, Vector
 from ...common.model.adapter_config import adapter_config
 from ...common.model.adapter_file import read_tensors, vector_of
 from ...common.model.base_folder import published_name
+from ...common.model.base_model import Precision
 from ...common.model.language_model import LanguageModel
 from ...common.model.lora import Lora
 from ...common.study.artefacts import ADAPTER, CONFIG, MANIFEST, WEIGHTS
@@ -24,6 +25,7 @@ from ..verify.verdict import Status
 
 # What makes an adapter its study's; of all else, such as what it cost, `grandrounds verify` says what holds.
 _CLAIMS: Final = ("ledger", "manifest", *(claim.name for claim in ADAPTER_CLAIMS))
+_SETTING: Final = "--base"
 _NO_LICENSE: Final = "which its publisher states"
 
 
@@ -35,6 +37,7 @@ class FinishedAdapter:
         tensors: all of them, by peft's names.
         lora: rank, scaling and layers; of kind ``lora``, since nothing of it is trained any more.
         base: the base model, as the study names it or, where there is none, the adapter's configuration.
+        precision: in which the base model was held while it was trained; float32 where no study states it.
         base_sha256: of the base model's folder (``model_folder_sha256``); None where no study states it.
         published: what the base model is called elsewhere.
         license: the base model's, as its publisher states it, or words for none known.
@@ -44,6 +47,7 @@ class FinishedAdapter:
     tensors: Mapping[str, Vector]
     lora: Lora
     base: str
+    precision: Precision
     base_sha256: str | None
     published: str
     license: str
@@ -86,6 +90,7 @@ class FinishedAdapter:
             tensors=read_tensors(case.result(WEIGHTS)),
             lora=replace(manifest.study.model.lora, kind="lora"),
             base=manifest.study.model.name,
+            precision=manifest.study.model.precision,
             base_sha256=manifest.model_sha256,
             published=published_name(manifest.study.model.name),
             license=manifest.study.model.license or _NO_LICENSE,
@@ -130,7 +135,14 @@ class FinishedAdapter:
             raise _no_study_s(folder)
         origin = "an adapter with no study beside it: nothing shows whose it is, nor that the base model is its own"
         return cls(
-            tensors=tensors, lora=lora, base=base, base_sha256=None, published=base, license=_NO_LICENSE, origin=origin
+            tensors=tensors,
+            lora=lora,
+            base=base,
+            precision="float32",
+            base_sha256=None,
+            published=base,
+            license=_NO_LICENSE,
+            origin=f"{origin}, nor that it was trained on it in float32, as is taken for granted",
         )
 
     def base_folder(self, given: str | None = None) -> Path:
@@ -145,12 +157,28 @@ class FinishedAdapter:
             ) from error
 
     def on(self, base: Path) -> LanguageModel:
-        """The base model of a folder with this adapter on it, in float32 on processors.
+        """The base model of a folder with this adapter on it, as it was trained, on processors.
 
         The folder's hash is compared before anything is loaded from it. Raises StudyError where it is not the study's,
         ModelError where the adapter does not fit or the model cannot be loaded.
         """
-        model = LanguageModel.load(base, self.lora, seed=0, sha256=self.base_sha256, setting="--base")
+        return self._attached(
+            LanguageModel.load(
+                base, self.lora, seed=0, precision=self.precision, sha256=self.base_sha256, setting=_SETTING
+            ),
+            base,
+        )
+
+    def widened_on(self, base: Path) -> LanguageModel:
+        """As ``on``, with the same numbers held in float32: what the adapter can be merged into exactly."""
+        return self._attached(
+            LanguageModel.load_widened(
+                base, self.lora, seed=0, precision=self.precision, sha256=self.base_sha256, setting=_SETTING
+            ),
+            base,
+        )
+
+    def _attached(self, model: LanguageModel, base: Path) -> LanguageModel:
         layout = AdapterLayout.of({name: tensor.shape for name, tensor in self.tensors.items()})
         if layout != model.layout:
             raise ModelError(

@@ -36,7 +36,7 @@ def export_gguf(adapter: FinishedAdapter, base: Path, output: Path, *, precision
     """
     require_absent(output)
     require_converter()
-    model = adapter.on(base)
+    model = adapter.widened_on(base)
     with beside(output) as place:
         expected, said = write_merged(adapter, model, base, place / "merged")
         yield from said

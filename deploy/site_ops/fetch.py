@@ -14,6 +14,7 @@ from ...common.data.record import Record
 from ...common.data.records import count_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
+from ...common.model.base_folder import published_name
 from ...common.sources.identifiers import Similar, canonical
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
@@ -42,6 +43,11 @@ def fetch(folder: SiteFolder, study: JoinedStudy, *, output: Path | None) -> Ite
         _copy(case.evidence, output)
     place = output or kept
     yield f"the adapter is in {place / 'adapter'}, and the study's page is {place / 'report.html'}"
+    described = manifest.study.model
+    yield (
+        f"it was trained on {published_name(described.name)} in {described.precision}; "
+        f"{place / 'adapter' / 'README.md'} has the lines that load both"
+    )
     yield from _evaluated(folder, study, case)
 
 

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError
 from grandrounds.common.model.base_folder import stated_license
+from grandrounds.common.model.base_model import Precision, load_widened
 from grandrounds.common.schema import validated
 from grandrounds.common.study.artefacts import CARD, CONFIG, LEDGER, WEIGHTS
 from grandrounds.common.study.study import Study
@@ -43,20 +44,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that has ended; not to be changed."""
+def finished_study(base: Path, folder: Path, **model: Any) -> Path:
+    """The folder of a study that has ended."""
     fields = {
-        "model": {"name": str(base), "target_modules": ".*[.](q|v)_proj", "rank": 2, "dora": True, "rslora": True},
+        "model": {
+            "name": str(base),
+            "target_modules": ".*[.](q|v)_proj",
+            "rank": 2,
+            "dora": True,
+            "rslora": True,
+            **model,
+        },
         "data": {"max_tokens": 24, "evaluation": "synthetic"},
         "privacy": {"noise": False, "sampling_probability": 1},
         "training": {"rounds": 1},
         "sites": [{"name": name, "nominal_units": 1} for name in ("north", "south", "west")],
     }
     cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in ("north", "south", "west")}
-    folder = tmp_path_factory.mktemp("results") / "study"
     simulate(validated(Study, fields), cohorts, evaluation=[{"patient_id": "e", "text": "well"}], output=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that has ended; not to be changed."""
+    return finished_study(base, tmp_path_factory.mktemp("results") / "study")
 
 
 @pytest.fixture
@@ -245,19 +257,49 @@ def test_a_converter_that_fails_leaves_nothing(
     assert list(out.parent.iterdir()) == []
 
 
-def test_the_card_s_lines_run_as_they_stand_without_a_network(
-    finished: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    card = (finished / CARD).read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(finished)
+def by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model that the lines of an adapter's card load, as they stand, without a network."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / CARD).read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict[str, Any] = {}
     exec(code.replace("max_new_tokens=64", "max_new_tokens=2"), names)  # noqa: S102
+    return names["model"]
+
+
+def test_the_card_s_lines_run_as_they_stand_without_a_network(
+    finished: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = by_the_card(finished, monkeypatch)
     assert capsys.readouterr().out.startswith("Reason for visit:")
     plain = AutoModelForCausalLM.from_pretrained(base)
-    torch.testing.assert_close(logits(names["model"]), logits(PeftModel.from_pretrained(plain, "adapter")))
-    assert "is under mit, as its publisher states" in card
+    torch.testing.assert_close(logits(found), logits(PeftModel.from_pretrained(plain, "adapter")))
+    assert "is under mit, as its publisher states" in (finished / CARD).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
+def test_an_adapter_is_used_on_the_base_model_in_the_precision_that_it_was_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    base = save_tiny_model(tmp_path / "base", width=64)
+    finished = finished_study(base, tmp_path / "study", precision=precision)
+    model = FinishedAdapter.read(finished).on(base)
+    assert model.precision == precision and f"in {precision}," in (finished / CARD).read_text(encoding="utf-8")
+    found = by_the_card(finished, monkeypatch)
+    held, loaded = (
+        [(type(layer), layer.weight.dtype) for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        for module in (model.module, found)
+    )
+    assert held == loaded
+    assert distance(logits(found).float(), logits(model.module).float()) < 2**-6, "a few roundings of bfloat16"
+    out = tmp_path / "merged"
+    said = ran("merge", finished, "--output", out).output
+    assert f"as they were trained on, in {precision}; written is float32" in said
+    assert "base model and adapter in bfloat16, as they were trained, differ" in said
+    merged, wide = load_file(out / "model.safetensors"), load_widened(base, precision=precision)
+    for name, weight in wide.named_parameters():
+        is_same = np.array_equal(merged[name], weight.detach().numpy())
+        assert is_same != any(adapted in name for adapted in ("q_proj", "v_proj")), name
 
 
 def test_a_license_is_what_the_front_matter_of_a_model_s_card_states(tmp_path: Path) -> None:
