@@ -39,7 +39,10 @@ class MachineSampler(GradSampler):
         super().__init__(model, found)
         batches = ", ".join(f"{shape.batch} of {shape.tokens}" for shape in found)
         alone = ", ".join(str(one.tokens) for one, asked in zip(found, wanted, strict=True) if one != asked)
+        attention = getattr(model.module.config, "_attn_implementation", "the model's own")
         self.told = (
+            f"the base model is held in {model.precision} on {model.device}; kernels are those of torch "
+            f"{torch.__version__} ({torch.get_num_threads()} threads on processors), attention is {attention}",
             f"activations are {'computed again in the backward pass' if recomputes else 'kept for the backward pass'}"
             f" (checkpointing: {checkpointing})",
             f"records are computed, by their tokens, so many at a time: {batches}",

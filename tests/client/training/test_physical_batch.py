@@ -45,12 +45,14 @@ def test_batches_are_smaller_where_few_are_drawn_and_hold_about_as_many_tokens_w
 
 
 def test_what_was_chosen_and_why_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = MachineSampler(study(), load_tiny(folder)).told
-    assert said == (
+    where, *said = MachineSampler(study(), load_tiny(folder)).told
+    assert where.startswith(f"the base model is held in float32 on cpu; kernels are those of torch {torch.__version__}")
+    assert where.endswith("attention is sdpa")
+    assert said == [
         "activations are kept for the backward pass (checkpointing: auto)",
         "records are computed, by their tokens, so many at a time: 1 of 16, 1 of 24, 1 of 32, 1 of 40, 1 of 48",
         "random sequences' gradients were the same bits among others and alone, in every shape",
-    )
+    ]
     model = load_tiny(folder)
     logits = LanguageModel.logits
 
@@ -68,7 +70,7 @@ def test_activations_are_computed_again_where_memory_is_short(
     folder: Path, setting: Any, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(physical_batch, "free_bytes", lambda device: free)
-    said = MachineSampler(study(), load_tiny(folder), checkpointing=setting).told[0]
+    said = MachineSampler(study(), load_tiny(folder), checkpointing=setting).told[1]
     assert ("computed again" in said) == expected
 
 
@@ -77,7 +79,7 @@ def test_a_site_may_choose_and_its_gradients_are_the_same(folder: Path) -> None:
     found = {}
     for setting in ("on", "off"):
         sampler = MachineSampler(study(), load_tiny(folder), checkpointing=setting)
-        assert ("computed again" in sampler.told[0]) == (setting == "on")
+        assert ("computed again" in sampler.told[1]) == (setting == "on")
         found[setting] = sampler.gradients([example])
     assert torch.equal(found["on"], found["off"])
 
