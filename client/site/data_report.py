@@ -165,7 +165,8 @@ class DataReport:
     """All figures; those of tokens are of ``sampled`` records, or of all where it is None.
 
     ``repeated`` records say what another of the same patient says, and ``shared`` texts are several patients'. Who
-    opted out is counted nowhere; ``unmatched`` are the lines of the opt-outs that mean nobody, by number.
+    opted out is counted nowhere; ``unmatched`` are the lines of the opt-outs that mean nobody, by number. ``machine``
+    says in lines how the study is computed here, where that was found out.
     """
 
     source: str
@@ -182,6 +183,7 @@ class DataReport:
     set_aside: tuple[Reason, ...]
     opt_out_lines: int
     unmatched: tuple[int, ...]
+    machine: tuple[str, ...] = ()
 
     @classmethod
     def surveyed(cls, survey: Survey, reading: Reading | None = None, *, most_units: int = 0, study: str = "") -> Self:

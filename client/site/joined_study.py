@@ -54,6 +54,11 @@ class JoinedStudy:
         return self.store / "training"
 
     @property
+    def machine(self) -> Path:
+        """Where ``client check`` keeps how this machine computes the study."""
+        return self.store / "machine.json"
+
+    @property
     def lock(self) -> Path:
         """What the study's worker holds, so that there is one."""
         return self.store / "worker.lock"

@@ -1,5 +1,6 @@
 """What a study reads of a site's windows: in a step, and over all of its steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -51,6 +52,28 @@ class Reading:
         """The share of all windows that the study's steps read at least once, in expectation."""
         each = self.sampling_probability * self.in_a_step(windows) / windows
         return float(windows @ (1 - (1 - each) ** self.steps) / windows.sum())
+
+    def padding(self, lengths: Counts, windows: Counts, batches: Mapping[int, int]) -> tuple[float, float]:
+        """Which share of all that a step computes fills windows up, and which is in empty rows of batches, on average.
+
+        ``lengths`` are all windows' tokens [windows], of which each unit has so many: ``windows`` [units]. ``batches``
+        has how many windows are computed at a time, by the tokens that they are computed as.
+        """
+        from scipy.stats import binom
+
+        ends = np.asarray(sorted(batches))
+        places = np.searchsorted(ends, lengths)
+        probability = np.repeat(self.sampling_probability * self.in_a_step(windows) / windows, windows)
+        there, drawn = (np.bincount(places, weights, len(ends)) for weights in (None, probability))
+        held = float(lengths @ probability)
+        filled, empty = float(drawn @ ends) - held, 0.0
+        for tokens, count, mean in zip(ends.tolist(), there.tolist(), drawn.tolist(), strict=True):
+            far = int(12 * mean**0.5 + 12)  # beyond which there is nothing to add up
+            numbers = np.arange(max(int(mean) - far, 0), min(int(mean) + far, count) + 1)
+            odds = binom.pmf(numbers, count, min(mean / max(count, 1), 1.0))  # as if each were drawn by itself
+            empty += tokens * float(odds @ (-numbers % batches[tokens]))
+        computed = held + filled + empty
+        return filled / computed, empty / computed
 
     def told(self, windows: Counts) -> str:
         """For people; ``windows`` are each unit's."""

@@ -139,7 +139,8 @@ def check(
 ) -> None:
     """Try the site's own records, and with a study two private steps on them; or the way to the server.
 
-    Records are prepared for the study where they are not yet; nothing else is kept, and nothing sent.
+    Records are prepared for the study where they are not yet, and how this machine computes is kept for `client data`;
+    nothing is sent.
     """
     from ..site_ops.users import act_as_worker
 

@@ -3,6 +3,7 @@
 import resource
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Final
 
@@ -11,6 +12,7 @@ from ...client.budget.policy import Policy, check_policy
 from ...client.site.assembly import open_model, open_update
 from ...client.site.folder import SiteFolder, SiteSettings
 from ...client.site.joined_study import JoinedStudy
+from ...client.site.machine import MachineReport
 from ...client.site.prepared import Progress, unseen
 from ...client.site.reading import Reading
 from ...client.site.site_records import SiteRecords
@@ -28,12 +30,12 @@ _ROOM: Final = 1.25  # of the time that the most work takes: other programs of t
 def check(
     folder: SiteFolder, study: JoinedStudy, *, opt_outs_match_nobody: bool = False, progress: Progress = unseen
 ) -> list[str]:
-    """What an update of the site's own records takes, and the most work that one can be, of which nothing is kept.
+    """What an update of the site's own records takes, and the most work that one can be; neither of them is kept.
 
     ``opt_outs_match_nobody`` says that it is right where none of the opt-outs has records. Records are prepared first
-    where they are not, of which ``progress`` is told. Nothing is reserved, and nothing sent. Raises StudyError, also
-    where the most work would not be done at the instant at which updates leave, ModelError, DataError and StorageError,
-    as a worker's start would.
+    where they are not, of which ``progress`` is told, and how this machine computes is kept for ``client data``.
+    Nothing is reserved, and nothing sent. Raises StudyError, also where the most work would not be done at the instant
+    at which updates leave, ModelError, DataError and StorageError, as a worker's start would.
     """
     settings, manifest, policy = folder.settings(), study.manifest(), folder.policy()
     identity, frozen = folder.identity(), study.frozen_adapter()
@@ -61,20 +63,28 @@ def check(
         )
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # which Linux counts in KiB
     on_gpu = peak_memory_bytes(model.device) / 2**30
-    name, unit = settings.name, manifest.study.privacy.unit
+    name, unit, reading = settings.name, manifest.study.privacy.unit, Reading.of(manifest.study)
+    batches = {shape.tokens: shape.batch for shape in update.sampler.shapes}
+    filled, empty = reading.padding(site_records.lengths, read.sizes, batches)
+    machine = (
+        f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
+        f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
+        + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
+        f"the model computes on {described(settings.device)}",
+        *update.sampler.told,
+        f"of what a step computes, {100 * filled:.0f} % fills records up to these lengths, and {100 * empty:.0f} % is "
+        "in rows of batches that stay empty, on average",
+        f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
+        + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
+    )
+    MachineReport(found=datetime.now(UTC).isoformat(timespec="minutes"), lines=machine).write(study.machine)
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{site_records.records} records of {len(read)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
         f"{manifest.draw_cap(name)} at most",
-        Reading.of(manifest.study).told(read.sizes),
-        f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
-        f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
-        + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
-        f"the model computes on {described(settings.device)}",
-        f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
-        + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
-        *update.sampler.told,
+        reading.told(read.sizes),
+        *machine,
         *site_records.told(),
         *site_records.told_far(manifest, name),
         *_warnings(folder, settings, policy, without_target=read.windows - read.learnable),

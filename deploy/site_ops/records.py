@@ -1,6 +1,7 @@
 """What a site's operator does with the records of its own: look at them, prepare them, have patients forgotten."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ from ...client.site.data_report import DataReport
 from ...client.site.folder import SiteFolder
 from ...client.site.forgotten import forget as forget_in
 from ...client.site.joined_study import JoinedStudy
+from ...client.site.machine import MachineReport
 from ...client.site.opt_outs import OptOuts, told_unmatched
 from ...client.site.prepared import PreparedRecords, Progress, places, remove
 from ...client.site.reading import Reading
@@ -125,10 +127,13 @@ def data_report(folder: SiteFolder, study: JoinedStudy | None) -> DataReport:
     check_readable(settings)
     if PreparedRecords.of(folder).has(manifest.study.data):
         site_records = SiteRecords.open(folder, manifest.study)
-        return DataReport.prepared(
+        report = DataReport.prepared(
             site_records, reading, most_units=most_units, source=settings.data.name, study=study.name
         )
-    return DataReport.surveyed(Survey.of(settings, policy), reading, most_units=most_units, study=study.name)
+    else:
+        report = DataReport.surveyed(Survey.of(settings, policy), reading, most_units=most_units, study=study.name)
+    found = MachineReport.read(study.machine)
+    return replace(report, machine=(f"found {found.found}", *found.lines)) if found else report
 
 
 def write_page(folder: SiteFolder, page: str) -> Path:

@@ -20,6 +20,7 @@ ALONE: Final = (
     "No noise protects these figures, and no study sends any of them: they are for this site alone, and neither they "
     "nor a page of them may leave the hospital."
 )
+MACHINE: Final = "How this machine computes the study, as `client check` found it"
 # A histogram's own coordinates, which the page scales to its width.
 _WIDTH, _HEIGHT, _ABOVE, _BELOW = 440, 170, 18, 22
 _WIDEST: Final = 60
@@ -67,6 +68,10 @@ def print_data(console: Console, report: DataReport) -> None:
     if report.step is not None:
         console.print(Text("\nWhat one step reads, on average", "bold"))
         console.print(Padding(_grid(step_facts(report)), (0, 0, 0, 2)))
+    if report.machine:
+        console.print(Text(f"\n{MACHINE}", "bold"))
+        for line in report.machine:
+            console.print(Padding(line, (0, 0, 0, 2)))
     for finding in findings(report):
         console.print(Text(f"\n{finding.title}", "bold"))
         console.print(Padding(finding.text, (0, 0, 0, 2)))
@@ -95,6 +100,7 @@ def render_data(report: DataReport, *, site: str, written: datetime) -> str:
             prompts=_prompts(report),
             buckets=bucket_rows(report),
             step=step_facts(report),
+            machine_title=MACHINE,
             findings=list(findings(report)),
             width=_WIDTH,
             height=_HEIGHT,

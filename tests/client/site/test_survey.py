@@ -89,6 +89,27 @@ def test_a_study_reads_of_long_and_short_units_what_many_draws_read():
     assert reading.units(np.array([1, 2, 3, 4]), np.array([1, 3])).tolist() == [1, 9]
 
 
+@pytest.mark.parametrize("probability", [0.1, 1.0])
+def test_what_a_step_computes_for_nothing_is_what_many_draws_compute_for_nothing(probability):
+    reading = Reading(
+        max_tokens=64, overlap=0, unit="patient", windows_per_unit=2, sampling_probability=probability, steps=1
+    )
+    random, batches = np.random.default_rng(5), {16: 4, 32: 2, 64: 1}
+    windows = random.integers(1, 4, 80)
+    lengths, ends = random.integers(1, 65, windows.sum()), np.array(list(batches))
+    starts, filled, empty, held = np.cumsum(windows) - windows, 0, 0, 0
+    for _ in range(1500):
+        units = np.flatnonzero(random.random(len(windows)) < probability)
+        read = [starts[unit] + random.permutation(windows[unit])[:2] for unit in units]
+        drawn = lengths[np.concatenate([*read, np.zeros(0, dtype=np.int64)])]
+        for end, each in zip(ends, np.bincount(np.searchsorted(ends, drawn), minlength=3), strict=True):
+            empty += int(end * (-each % batches[int(end)]))
+        held, filled = held + drawn.sum(), filled + (ends[np.searchsorted(ends, drawn)] - drawn).sum()
+    computed = held + filled + empty
+    # Windows of one patient come together, which the expectation leaves out; the seed is fixed.
+    assert reading.padding(lengths, windows, batches) == pytest.approx((filled / computed, empty / computed), abs=0.01)
+
+
 @given(size=st.integers(1, 200), room=st.integers(2, 40), overlap=st.integers(0, 39))
 def test_windows_are_estimated_as_they_are_made(size, room, overlap):
     overlap = min(overlap, room - 2)

@@ -11,6 +11,7 @@ from support.study.tiny_models import save_tiny_model
 from grandrounds.common.errors import DataError, ModelError, StorageError, StudyError
 from grandrounds.deploy.site_ops import check as site_check
 from grandrounds.deploy.site_ops import commands as site_operator
+from grandrounds.deploy.site_ops.records import data_report
 
 
 def check(folder, **options):
@@ -35,7 +36,8 @@ def folder(study, tmp_path):
 
 
 def contents(folder):
-    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    kept = folder.study().machine  # which says when it was written
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path != kept}
 
 
 def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_nothing_changes(folder):
@@ -53,8 +55,11 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     )
     assert re.search(r"an update \d+\.\d s, the most work that one can be \d+\.\d s", said[3])
     assert said[4] == "the model computes on processors"
-    assert said[5].startswith("updates leave 2 s after they are asked for, whatever was drawn")
     assert "records are computed, by their tokens, so many at a time: 1 of 16" in said
+    assert any("12 % fills records up to these lengths, and 0 % is in rows" in line for line in said)
+    assert any(line.startswith("updates leave 2 s after they are asked for, whatever was drawn") for line in said)
+    _, *machine = data_report(folder, folder.study()).machine
+    assert machine == said[3 : 3 + len(machine)] and machine[-1].startswith("updates leave"), "kept for the site's page"
 
 
 def test_a_machine_that_is_not_ready_at_the_instant_is_told_so_beforehand(folder, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
@@ -18,7 +19,7 @@ from grandrounds.common.data.buckets import bucket_lengths
 from grandrounds.common.data.quarantine import Quarantine, SetAside
 from grandrounds.common.data.record import PromptCompletion, Text
 from grandrounds.common.data.text_lengths import TextLengths
-from grandrounds.deploy.views.data import ALONE, columns, data_figures, print_data, render_data
+from grandrounds.deploy.views.data import ALONE, MACHINE, columns, data_figures, print_data, render_data
 
 READING = Reading(max_tokens=100, overlap=0, unit="patient", windows_per_unit=2, sampling_probability=0.5, steps=10)
 
@@ -42,7 +43,8 @@ def survey(patients, tokens, kind=Text, places=(), unmatched=()):
 def report():
     places = [("a, line 1", "is <empty>"), *((f"a, line {number}", "is odd") for number in range(2, 7))]
     found = survey({"p": 3, "q": 1}, [50.0, 250.0, 100.0, 100.0], places=places, unmatched=(2, 3))
-    return DataReport.surveyed(found, READING, most_units=2, study="ab12")
+    report = DataReport.surveyed(found, READING, most_units=2, study="ab12")
+    return replace(report, machine=("found <today>", "the model computes on processors"))
 
 
 def test_what_a_step_reads_follows_from_units_windows_and_tokens():
@@ -90,6 +92,9 @@ def test_terminal_and_page_say_the_same_and_that_it_is_for_this_site_alone():
         "Lines of the opt-outs that match nobody: 2 of 3",
         "Line 2, 3: right for",
         "Texts of several patients: 1",
+        MACHINE,
+        "found <today>",
+        "the model computes on processors",
         ALONE,
     ):
         assert part in printed
