@@ -24,13 +24,7 @@ ALLOWED = {
         "common/secagg/keys.py",
         "deploy/enrolment/",
     ),
-    "peft": (
-        "client/training/private_layers.py",
-        "client/training/supported_models.py",
-        "common/model/lora.py",
-        "common/data/tokenisation.py",
-        "deploy/builtin/models.py",
-    ),
+    "peft": ("common/model/peft_library.py",),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
     "bitsandbytes": ("common/model/nf4.py",),
     "transformers": (

@@ -3,9 +3,9 @@
 from typing import Any, Final, cast
 
 import torch
-from peft.tuners.lora.dora import DoraLinearLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+
+from ...common.model.peft_library import DoraLinearLayer, dequantize_module_weight
 
 
 class _PerExampleLinear(torch.autograd.Function):

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 
 from ...common.errors import ModelError
 from ...common.model.nf4 import is_nf4, is_own_config
+from ...common.model.peft_library import DoraLinearLayer
 from ...common.model.reading import choices
 from .private_layers import PrivateMagnitude
 

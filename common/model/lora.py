@@ -99,10 +99,10 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     Under DoRA each magnitude is the norm of its row. Raises ModelError where a target names no such layer, where
     merging would break the model, and where peft refuses.
     """
-    import peft
+    from .peft_library import LoraConfig, get_peft_model
 
     chosen, beside = target_layers(base, lora)
-    adapter = peft.LoraConfig(
+    adapter = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         rank_pattern=longest_first(lora.rank_pattern),
@@ -123,7 +123,7 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
         fix="choose other target_modules, or other layers; those of the attention work in most models",
     )
     with attaching, quiet(), unseen():
-        module = peft.get_peft_model(base, adapter, autocast_adapter_dtype=True)
+        module = get_peft_model(base, adapter, autocast_adapter_dtype=True)
     _draw_a(module, seed)
     if lora.dora:
         _measure_magnitudes(module)
@@ -161,7 +161,7 @@ def _measure_magnitudes(module: Any) -> None:
 
     Raises ModelError where a row is zero: its direction is nought divided by nought.
     """
-    from peft.utils.integrations import dequantize_module_weight
+    from .peft_library import dequantize_module_weight
 
     for name, layer in module.named_modules():
         if not getattr(layer, "lora_magnitude_vector", None):

@@ -6,6 +6,7 @@
 import json
 import sqlite3
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support.ledger.left_on_disk import check_kept
@@ -68,6 +69,11 @@ def test_a_study_is_signed_trained_and_closed_by_all_sites(federation, events):
     status = federation.status()
     assert (status["rounds"], status["attempts"][0], status["closed"]) == ([2, 2], 3, True)
     assert set(status["signed"]) == set(status["closing_signatures"]) == set(SITES)
+
+
+def test_a_worker_loads_no_library_of_a_precision_that_is_not_its_study_s(federation, events):
+    maps = Path(f"/proc/{federation.worker(SITE)}/maps").read_text()
+    assert "libtorch" in maps and "bitsandbytes" not in maps
 
 
 def test_it_goes_on_after_all_processes_of_the_server_and_a_site_s_worker_were_killed(federation, before, events):

@@ -53,11 +53,15 @@ class RealFederation(LoopbackFederation):
                     os.kill(pid, signal.SIGKILL)
 
     def kill_worker(self, site: str) -> None:
-        """SIGKILL, to the process that has the site's records in this study; who started it starts it again."""
+        """SIGKILL, to a site's worker; who started it starts it again."""
+        os.kill(self.worker(site), signal.SIGKILL)
+
+    def worker(self, site: str) -> int:
+        """The process that has the site's records in this study."""
         below = descendants(self.processes[site].pid)
         names = {b"worker", self.study_of(site).name.encode()}
         (worker,) = [pid for pid in below if names <= {*Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")}]
-        os.kill(worker, signal.SIGKILL)
+        return worker
 
     def running(self) -> Process:
         """``server run`` as a process of its own."""
