@@ -40,6 +40,7 @@ class LanguageModel:
 
         ``folder_sha256`` is the ``model_folder_sha256`` of what the base was loaded from.
         """
+        _require_one_adapter(module)
         self.folder_sha256 = folder_sha256
         self.module = module.eval()
         named = {_saved_name(name): parameter for name, parameter in module.named_parameters()}
@@ -323,6 +324,18 @@ def _evaluation_slices(batch: int, tokens: int) -> Iterator[tuple[int, int]]:
     size = max(EVALUATION_TOKENS // batch, 2)
     for start in range(0, tokens - 1, size - 1):
         yield start, min(start + size, tokens)
+
+
+def _require_one_adapter(module: Any) -> None:
+    adapters = list(module.peft_config)
+    if hasattr(module.get_base_model(), "get_base_model"):  # of a model that has one already, peft makes another
+        adapters += list(module.get_base_model().peft_config)
+    if adapters != ["default"]:
+        raise ModelError(
+            f"the model carries the adapters {', '.join(adapters)}, where one is trained, which peft calls default",
+            why="what another one adds would be in none of the study's files, and nobody could use what was trained",
+            fix="merge the others into their base model (peft's merge_and_unload) and train on what comes of it",
+        )
 
 
 def _saved_name(name: str) -> str:
