@@ -12,7 +12,7 @@ from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel, token_losses
 from ...common.model.library_errors import library_errors_over_records
 from .private_layers import make_private
-from .supported_models import WHY_ALONE, is_trained, refuse_coupled_records
+from .supported_models import WHY_ALONE, refuse_coupled_records
 
 
 def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class GradSampler:
                 why="it cannot read further",
                 fix=f"set max_tokens to {positions} or less",
             )
-        self._hooked = [layer for layer in model.module.modules() if is_trained(layer) and not make_private(layer)]
+        self._hooked = make_private(model.module)
         if self._hooked:
             _add_opacus_hooks(model.module, self._hooked)
 
@@ -119,7 +119,7 @@ class GradSampler:
             vars(layer).pop("max_batch_len", None)
             for parameter in layer.parameters(recurse=False):
                 vars(parameter).pop("_current_grad_sample", None)
-                parameter._forward_counter = 0
+                vars(parameter)["_forward_counter"] = 0
 
 
 def _add_opacus_hooks(module: Any, layers: list[nn.Module]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from ...common.model.peft_library import DoraLinearLayer, dequantize_module_weight
+from ...common.model.peft_library import DoraLinearLayer, Embedding, dequantize_module_weight
 
 
 class _PerExampleLinear(torch.autograd.Function):
@@ -83,18 +83,64 @@ class PrivateMagnitude(DoraLinearLayer):  # type: ignore[misc]
         return cast(torch.Tensor, _PerExampleScale.apply(direction, self.weight)) - unbiased  # type: ignore[no-untyped-call]
 
 
-# The kinds of trained layers that have one which leaves per-example gradients.
+class _PerExampleLookup(torch.autograd.Function):
+    """A's columns at the tokens, whose backward leaves ``A.grad_sample`` [batch, rank, vocabulary] if A is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, token_ids: torch.Tensor, table: nn.Parameter, untrained: int | None) -> torch.Tensor:
+        ctx.save_for_backward(token_ids)
+        ctx.table, ctx.untrained = table, untrained
+        return nn.functional.embedding(token_ids, table.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[None, None, None]:
+        (token_ids,) = ctx.saved_tensors
+        grads, (rank, vocabulary) = _by_record(grad_outputs[0]), ctx.table.shape
+        if ctx.untrained is not None:
+            grads = grads * (token_ids != ctx.untrained).unsqueeze(-1)
+        batch = len(grads)
+        rows = token_ids + vocabulary * torch.arange(batch, device=token_ids.device).unsqueeze(1)
+        found = grads.new_zeros(batch * vocabulary, rank).index_add_(0, rows.flatten(), grads.flatten(0, 1))
+        _leave(ctx.table, found.view(batch, vocabulary, rank).mT)
+        return None, None, None
+
+
+class PrivateEmbedding(Embedding):  # type: ignore[misc]
+    """An adapter on an embedding, whose A and B are parameters and no layers: both leave ``grad_sample``."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Token ids [batch, positions] -> [batch, positions, features]."""
+        (name,) = self.active_adapters
+        embedded: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        inner = _PerExampleLookup.apply(x, self.lora_embedding_A[name], self.base_layer.padding_idx)  # type: ignore[no-untyped-call]
+        added = _PerExampleLinear.apply(inner, self.lora_embedding_B[name]) * self.scaling[name]  # type: ignore[no-untyped-call]
+        scale = self._get_embed_scale()  # of Gemma, which multiplies what it embeds
+        adapted: torch.Tensor = embedded + (added if scale is None else added * scale)
+        return adapted.to(embedded.dtype)
+
+
+# The kinds of layers that have one which leaves per-example gradients.
 _PRIVATE: Final[dict[type[nn.Module], type[nn.Module]]] = {
     nn.Linear: PrivateLinear,
     DoraLinearLayer: PrivateMagnitude,
+    Embedding: PrivateEmbedding,
 }
 
 
-def make_private(layer: nn.Module) -> bool:
-    """Give a trained layer the class that leaves per-example gradients; false where there is none for its kind."""
-    if getattr(layer, "bias", None) is None and type(layer) in _PRIVATE:
-        layer.__class__ = _PRIVATE[type(layer)]
-    return type(layer) in _PRIVATE.values()
+def make_private(module: nn.Module) -> list[nn.Module]:
+    """Give a model's trained layers the classes that leave per-example gradients; those of other kinds are returned."""
+    for layer in module.modules():
+        trained = any(map(is_trained, layer.children())) if type(layer) is Embedding else is_trained(layer)
+        if trained and type(layer) in _PRIVATE and getattr(layer, "bias", None) is None:
+            layer.__class__ = _PRIVATE[type(layer)]
+    private = [layer for layer in module.modules() if type(layer) in _PRIVATE.values()]
+    cared_for = {*private, *(part for layer in private for part in layer.children())}
+    return [layer for layer in module.modules() if is_trained(layer) and layer not in cared_for]
+
+
+def is_trained(layer: nn.Module) -> bool:
+    """Whether the layer has a trained parameter of its own."""
+    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def _leave(parameter: Any, grad_sample: torch.Tensor) -> None:

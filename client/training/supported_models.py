@@ -9,7 +9,7 @@ from ...common.errors import ModelError
 from ...common.model.nf4 import is_nf4, is_own_config
 from ...common.model.peft_library import DoraLinearLayer
 from ...common.model.reading import choices
-from .private_layers import PrivateMagnitude
+from .private_layers import PrivateMagnitude, is_trained
 
 WHY_ALONE = "a patient's influence is bounded only if each record's gradient depends on that record alone"
 
@@ -19,11 +19,6 @@ def refuse_coupled_records(module: Any) -> None:
     for problem, fix, applies in _REFUSALS:
         if applies(module):
             raise ModelError(f"the model cannot be trained privately: {problem}", why=WHY_ALONE, fix=fix)
-
-
-def is_trained(layer: nn.Module) -> bool:
-    """Whether the layer has a trained parameter of its own."""
-    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
 def _normalises_over_the_batch(module: Any) -> bool:
@@ -45,9 +40,7 @@ def _scales_other_than_linear_layers(module: Any) -> bool:
 
 
 def _trains_embeddings(module: Any) -> bool:
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    embeddings = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
-    return any("lora_embedding" in name for name in trained) or any(is_trained(layer) for layer in embeddings)
+    return any(is_trained(layer) for layer in module.modules() if isinstance(layer, nn.Embedding))
 
 
 def _ties_trained_weights(module: Any) -> bool:
@@ -65,7 +58,7 @@ _REFUSALS: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("it normalises over the batch", "choose a model with layer normalisation", _normalises_over_the_batch),
     ("its weights or activations are quantised, some by the batch's extremes", "dequantise it first", _is_quantised),
     ("DoRA is not built for embeddings and convolutions", _PLAIN, _scales_other_than_linear_layers),
-    ("embeddings are trained", _PLAIN, _trains_embeddings),
+    ("embeddings are trained whole", "put an adapter on them", _trains_embeddings),
     ("a trained weight is used under two names", _PLAIN, _ties_trained_weights),
     ("nothing in it is trained", "choose target_modules", _trains_nothing),
     # Last, since it lets the model read.

@@ -7,8 +7,8 @@ import numpy as np
 from ..errors import ModelError
 from .adapter import AdapterLayout, Vector
 
-_ALWAYS = (".lora_B.weight", ".lora_magnitude_vector")
-_TRAINED = {"ffa": _ALWAYS, "lora": (".lora_A.weight", *_ALWAYS)}
+_ALWAYS = (".lora_B.weight", ".lora_embedding_B", ".lora_magnitude_vector")
+_TRAINED = {"ffa": _ALWAYS, "lora": (".lora_A.weight", ".lora_embedding_A", *_ALWAYS)}
 
 
 def read_tensors(data: bytes) -> dict[str, Vector]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
 
 Number = TypeVar("Number", int, float)
 
+# How peft calls A and B of an embedding, before the letter.
+_EMBEDDED: Final = "lora_embedding_"
+
 # Rows of a weight whose squares are in memory at a time, as float64.
 _ROWS: Final = 256
 
@@ -128,7 +131,7 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     if lora.dora:
         _measure_magnitudes(module)
     for name, parameter in module.named_parameters():
-        if lora.kind == "ffa" and "lora_A" in name:
+        if lora.kind == "ffa" and _is_a(name):
             parameter.requires_grad_(False)
     return module
 
@@ -147,13 +150,24 @@ def _of(layer: str, pattern: Mapping[str, Number], otherwise: Number) -> Number:
 
 
 def _draw_a(module: Any, seed: int) -> None:
-    """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch."""
+    """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch.
+
+    On an embedding, too, where peft draws B and begins with an A of zeros: under ``ffa`` nothing would ever be learnt.
+    """
     generator = np.random.Generator(np.random.Philox(key=seed))
     parameters = dict(module.named_parameters())
-    for name in sorted(name for name in parameters if "lora_A" in name):
+    for name in sorted(filter(_is_a, parameters)):
         shape = tuple(parameters[name].shape)
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        reads = 1 if _EMBEDDED in name else math.prod(shape[1:])  # of an embedding, one token
+        bound = 1 / math.sqrt(reads)
         copy_tensors({name: generator.uniform(-bound, bound, shape).astype(np.float32)}, {name: parameters[name]})
+    for name in parameters:
+        if f"{_EMBEDDED}B" in name:
+            parameters[name].data.zero_()
+
+
+def _is_a(parameter: str) -> bool:
+    return "lora_A" in parameter or f"{_EMBEDDED}A" in parameter
 
 
 def _measure_magnitudes(module: Any) -> None:

@@ -1,5 +1,6 @@
 """Which layers of a model get an adapter: those that a study names, that text reaches, and that can be merged."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ModelError
@@ -59,46 +60,56 @@ def matches(pattern: str, layer: str) -> bool:
 def target_layers(base: Any, lora: "Lora") -> tuple[list[str], list[str]]:
     """The names of the layers that get an adapter, and of those that text does not reach: a part for images', perhaps.
 
-    Raises ModelError unless each name stands for linear layers that text reaches, where peft would pass over one that
-    matches nothing beside one that does. Raises it, too, where an adapter could not be merged: its layer's weight is
-    another's.
+    Raises ModelError unless each name stands for layers that text reaches and that can have such an adapter, where peft
+    would pass over a name that matches nothing beside one that does. Raises it, too, where an adapter could not be
+    merged: its layer's weight is another's.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    reached, shared, head = layers_reached(base), _shared_weights(base), base.get_output_embeddings()
+    linear = torch.nn.Linear | Conv1D
     every = lora.target_modules == ALL_LINEAR
-    kinds = torch.nn.Linear | Conv1D if every else torch.nn.Linear | torch.nn.Conv1d | Conv1D
-    linear = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
-    read = [name for name, module in linear.items() if name in reached and not (every and module is head)]
-    blocks = lora.numbered
+    kinds = linear if every else linear | torch.nn.Conv1d | torch.nn.Embedding
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, kinds)}
+    reached, head, blocks = layers_reached(base), base.get_output_embeddings(), lora.numbered
+    read = [name for name, module in layers.items() if name in reached and not (every and module is head)]
     chosen = [name for name in read if lora.names(name) and (blocks is None or block_of(name) in blocks)]
-    names = () if isinstance(lora.target_modules, str) else lora.target_modules
-    for name, among in (
-        *((name, read) for name in names),
-        *((name, chosen) for name in {**lora.rank_pattern, **lora.alpha_pattern}),
-    ):
-        if not any(is_called(layer, name) for layer in among):
-            free = [layer for layer in among if f"{layer}.weight" not in shared]
-            raise ModelError(
-                f"no linear layer that text reaches in the model is called {name!r}",
-                why=WHY_TARGETS,
-                fix=f"choose among {', '.join(sorted({layer.rpartition('.')[2] for layer in free}))}",
-            )
+    shared = _shared_weights(base)
+
+    for name in () if isinstance(lora.target_modules, str) else lora.target_modules:
+        _require_a_layer(name, [layer for layer in read if f"{layer}.weight" not in shared or is_called(layer, name)])
+    for name in {**lora.rank_pattern, **lora.alpha_pattern}:
+        _require_a_layer(name, chosen)
     if not chosen:
         raise ModelError(
-            f"no linear layer that text reaches is there for an adapter of {lora}",
+            f"no linear layer or embedding that text reaches is there for an adapter of {lora}",
             why=WHY_TARGETS,
             fix=f"name others; one of the model's is {read[-1]}" if read else "choose another model",
         )
     for layer in chosen:
+        last = layer.rpartition(".")[2]
         if f"{layer}.weight" in shared:
             raise ModelError(
                 f"the weight of {layer} is also that of {shared[f'{layer}.weight']}",
                 why="whoever merges the adapter into the model would change both, and break it",
-                fix=f"leave {layer.rpartition('.')[2]!r} out of target_modules",
+                fix=f"leave {last!r} out of target_modules",
             )
-    return chosen, [name for name in linear if name not in reached]
+        if lora.dora and not isinstance(layers[layer], linear):
+            raise ModelError(
+                f"{layer} is no linear layer, and DoRA is built for no other",
+                why="each record's own gradient of a magnitude is computed where a layer multiplies by a matrix",
+                fix=f"leave dora out, or {last!r} out of target_modules",
+            )
+    return chosen, [name for name in layers if name not in reached]
+
+
+def _require_a_layer(name: str, layers: Sequence[str]) -> None:
+    if not any(is_called(layer, name) for layer in layers):
+        raise ModelError(
+            f"no linear layer or embedding that text reaches in the model is called {name!r}",
+            why=WHY_TARGETS,
+            fix=f"choose among {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}",
+        )
 
 
 def _shared_weights(base: Any) -> dict[str, str]:

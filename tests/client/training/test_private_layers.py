@@ -19,6 +19,7 @@ from grandrounds.common.model.lora import Lora
 TOKENS = 24
 RNG = np.random.default_rng(7)
 RECORDS = [tiny_example(RNG, length=length, max_tokens=TOKENS) for length in (24, 3, 11)]
+RECORDS[0].token_ids[9] = 257  # the padding token, of which PyTorch trains no embedding
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,11 @@ def test_left_to_opacus_magnitudes_are_refused(folders, monkeypatch):
         GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
 
 
-def test_an_adapter_on_every_linear_layer_and_the_head_has_each_record_s_own_gradients(folders):
+def test_an_adapter_on_every_linear_layer_the_head_and_the_embedding_has_each_record_s_own_gradients(folders):
     for lora in (
         Lora(target_modules="all-linear", kind="lora", rank=2, rank_pattern={"down_proj": 3}),
         Lora(target_modules=("lm_head",), rank=2),
+        Lora(target_modules=("embed_tokens",), kind="lora", rank=2),
     ):
         model, untouched = adapted(folders["llama"], lora), adapted(folders["llama"], replace(lora))
         gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)

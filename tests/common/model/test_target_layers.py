@@ -130,6 +130,7 @@ def test_a_model_of_another_adapter_is_told_from_the_study_s(folders, other, dif
     ("fields", "complaint"),
     [
         ({"target_modules": "v_proj|q_proj"}, "is there for an adapter of rank 2"),
+        ({"target_modules": ".*(embed_tokens|v_proj)", "dora": True}, "embed_tokens is no linear layer, and DoRA"),
         ({"rank_pattern": {"o_proj": 3}}, "is called 'o_proj'"),
         ({"alpha_pattern": {"typo": 3.0}}, "is called 'typo'"),
         ({"target_modules": r"(.|\w|[.])*(?<=X)"}, "takes more than"),
@@ -155,3 +156,26 @@ def test_whoever_loads_the_adapter_runs_no_pattern(folders, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == [f"model.layers.1.self_attn.{name}_proj" for name in "qv"]
     assert "layers_to_transform" not in config
+
+
+@pytest.mark.parametrize("kind", ["ffa", "lora"])
+def test_an_adapter_on_an_embedding_begins_with_a_drawn_and_b_zero(folders, kind):
+    model = load(folders["llama"], target_modules=("embed_tokens",), kind=kind)
+    tensors = {**model.trained, **model._frozen}
+    drawn, zero = (tensors[f"base_model.model.model.embed_tokens.lora_embedding_{letter}"] for letter in "AB")
+    assert not zero.any() and 0.3 < drawn.var() < 0.4, "as if a linear layer had read numbers of variance one"
+    assert (kind == "ffa") == (not drawn.requires_grad)
+
+
+def test_a_model_that_carries_another_adapter_is_refused(folders):
+    config = LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM")
+    beside, above, renamed = (AutoModelForCausalLM.from_pretrained(folders["llama"]) for _ in range(3))
+    two = get_peft_model(beside, config)
+    two.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    for module, carried in (
+        (two, "default, other"),
+        (get_peft_model(get_peft_model(above, config), config), "default, default"),
+        (get_peft_model(renamed, config, adapter_name="own"), "own"),
+    ):
+        with pytest.raises(ModelError, match=f"the model carries the adapters {carried}, where one is trained"):
+            LanguageModel(module)

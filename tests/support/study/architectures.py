@@ -58,6 +58,7 @@ _OF_TEXT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen2": ("Qwen2", _LIKE_LLAMA),
     "qwen3": ("Qwen3", _LIKE_LLAMA | _EIGHT),
     "gemma": ("Gemma", _LIKE_LLAMA | _EIGHT),
+    "gemma_untied": ("Gemma", _LIKE_LLAMA | _EIGHT | {"tie_word_embeddings": False}),
     "gemma2": ("Gemma2", _LIKE_LLAMA | _EIGHT | _WINDOW),
     "gemma3": ("Gemma3Text", _LIKE_LLAMA | _EIGHT | _WINDOW),
     "gemma3n": (
