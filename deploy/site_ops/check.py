@@ -3,6 +3,7 @@
 import resource
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Final
@@ -49,6 +50,8 @@ def check(
     _check_patients(folder, policy, site_records)
     update, read = open_update(settings, manifest, site_records, model=model), site_records.units(manifest.study)
     site_records.check_learnable(read)
+    if settings.training_view:  # which takes a moment of each step
+        update = replace(update, observer=lambda figures: None)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
     update(adapter)

@@ -14,6 +14,8 @@ from support.network.real_federation import SITES, RealFederation
 from support.network.socket_recorder import SocketRecorder
 from support.process.operations_page import largest_messages
 
+from grandrounds.client.site.folder import SETTINGS
+from grandrounds.client.site.training_view import NEVER_LEAVES, STEPS
 from grandrounds.client.worker_socket import HEAD, Kind
 from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
@@ -33,6 +35,8 @@ def recorder(federation):
     """Between a site's worker and all that is outside it, in a deployment that is up."""
     settings, socket = federation.study_of(SITE).path / "node" / "node.json", federation.path / "recorder.sock"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"socket": str(socket)}))
+    of_site = federation.path / SITE / SETTINGS
+    of_site.write_text(f"training_view = true\n{of_site.read_text()}")
     with SocketRecorder(socket, federation.study_of(SITE).path / "run" / "worker.sock") as recorder:
         federation.start()
         yield recorder
@@ -122,6 +126,21 @@ def test_no_key_and_no_record_is_where_it_does_not_belong(federation, events):
     logs = [path.read_bytes() for path in federation.path.rglob("*.log")]
     assert logs
     assert not any(b"no complaints" in log for log in logs)
+
+
+def test_what_a_site_sees_of_its_own_training_is_shown_there_and_nowhere_else(federation, events):
+    first, *steps = federation.call("client", "watch", federation.path / SITE, "--once").splitlines()
+    assert first == NEVER_LEAVES
+    assert [step.partition(", step 1, units ")[0] for step in steps] == [
+        "round 1, attempt 1",
+        "round 2, attempt 2",
+        "round 2, attempt 3",
+    ]
+    seen = federation.study_of(SITE).training
+    assert len(list(seen.glob("events*"))) == 1
+    others = [path for path in federation.path.rglob("*") if path.is_file() and seen not in path.parents]
+    figures = [json.loads(line)["norms"][2] for line in (seen / STEPS).read_text().splitlines()[1:]]
+    assert not any(str(figure).encode() in path.read_bytes() for path in others for figure in figures)
 
 
 def test_every_byte_that_leaves_a_worker_is_an_envelope_that_the_operator_was_told_of(federation, left):

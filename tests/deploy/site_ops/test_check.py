@@ -45,7 +45,8 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     said = check(folder)
     assert {path: kept for path, kept in contents(folder).items() if folder.prepared not in path.parents} == before
     written = contents(folder)
-    assert check(folder)[:3] == said[:3] and contents(folder) == written, "what was prepared is opened"
+    again = check(folder)
+    assert again[:3] == said[:3] and contents(folder) == written, "what was prepared is opened"
     assert said[0] == "key, policy, model and records fit the study; nothing was reserved, and nothing was sent"
     assert "2 records of 2 patients were read; the study counts on 4" in said[1], "one of three has opted out"
     assert "and at most 5, of which a step reads 5 at most" in said[1]
@@ -59,7 +60,9 @@ def test_a_site_that_fits_is_told_what_was_read_and_what_an_answer_takes_and_not
     assert any("12 % fills records up to these lengths, and 0 % is in rows" in line for line in said)
     assert any(line.startswith("updates leave 2 s after they are asked for, whatever was drawn") for line in said)
     _, *machine = data_report(folder, folder.study()).machine
-    assert machine == said[3 : 3 + len(machine)] and machine[-1].startswith("updates leave"), "kept for the site's page"
+    assert machine == again[3 : 3 + len(machine)] and machine[-1].startswith("updates leave"), (
+        "kept for the site's page"
+    )
 
 
 def test_a_machine_that_is_not_ready_at_the_instant_is_told_so_beforehand(folder, monkeypatch):
