@@ -1,15 +1,17 @@
 """What a finished study leaves, as a site keeps it."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...common.errors import StorageError
+from ...common.protocol.envelope import Bytes
 from ...common.system.files import make_folder, rename_folder, write_atomically
 
 
-def keep_results(folder: Path, files: Mapping[str, bytes]) -> None:
+def keep_results(folder: Path, files: Mapping[str, Bytes]) -> None:
     """Have the files of a finished study, by their paths, in ``folder``, whatever was there; all of them, or none.
 
     Only for the process that holds the site's state. Where they are there, nothing is changed. Raises StorageError.
@@ -22,7 +24,7 @@ def keep_results(folder: Path, files: Mapping[str, bytes]) -> None:
     write_results(folder, files)
 
 
-def write_results(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_results(folder: Path, files: Mapping[str, Bytes]) -> None:
     """Write the files of a finished study, by their paths, to a new folder: all of them are there afterwards, or none.
 
     Raises StorageError, also where ``folder`` has content.
@@ -42,8 +44,9 @@ def write_results(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from error
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _holds(path: Path, content: Bytes) -> bool:
     try:
-        return path.read_bytes() == content
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(content).digest()
     except OSError:  # what cannot be read is to be written anew
         return False

@@ -6,11 +6,12 @@ from ...common.errors import EnvelopeError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.ledger.steps import check_state, stepped
-from ...common.model.adapter import check_finite, vector_bytes, vector_from_bytes
-from ...common.model.adapter_file import trained_vector
+from ...common.model.adapter import check_finite, vector_from_bytes, vector_view
+from ...common.model.adapter_file import trained_sha256
+from ...common.protocol.envelope import Bytes
 from ...common.study.manifest import Manifest
 from ...common.study.step import Missing, Trained
-from .site_state import SiteState
+from .site_state import AdapterRow, SiteState
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +40,7 @@ class AdapterCopy:
             vector = vector_from_bytes(adapter, dimension=manifest.dimension)
             self._held = Held(round=round_, trained=Trained(adapter=vector, optimizer=optimizer))
 
-    def after_rounds(self, verified: VerifiedLedger, payload: bytes) -> Held:
+    def after_rounds(self, verified: VerifiedLedger, payload: Bytes) -> Held:
         """The adapter after the ledger's rounds, by what is held and what was sent of it; nothing is kept yet.
 
         Raises LedgerError where it is another than the ledger names, and EnvelopeError where what it takes is missing
@@ -59,26 +60,26 @@ class AdapterCopy:
         check_finite(after.adapter)
         return Held(round=rounds, trained=after)
 
-    def to_write(self, held: Held) -> tuple[int, bytes, bytes] | None:
+    def to_write(self, held: Held) -> AdapterRow | None:
         """``held`` as the state has it; None where it is there."""
         if held is self._held:
             return None
-        return held.round, vector_bytes(held.trained.adapter), held.trained.optimizer
+        return held.round, vector_view(held.trained.adapter), held.trained.optimizer
 
     def keep(self, held: Held) -> None:
         """Go on with ``held``, which is on disk."""
         self._held = held
 
-    def check_closing(self, verified: VerifiedLedger, payload: bytes, weights: bytes | None) -> None:
+    def check_closing(self, verified: VerifiedLedger, payload: Bytes, weights: Bytes | None) -> None:
         """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``weights`` are this site's adapter.
 
         They are the file that the study leaves, if it leaves one.
         """
-        own = self.after_rounds(verified, payload).trained.adapter
+        self._held = self.after_rounds(verified, payload)  # so that what it came of need not stay in memory
         if weights is None:
             return
-        left = trained_vector(weights, kind=self._manifest.study.model.adapter)
-        if vector_bytes(left) != vector_bytes(own):
+        left = trained_sha256(weights, kind=self._manifest.study.model.adapter)
+        if left != self._held.trained.adapter_sha256:
             raise broken("the adapter that the study leaves is not the one that the sums made")
 
 

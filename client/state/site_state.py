@@ -11,6 +11,8 @@ from ...common.system.locks import alone
 from .database import SiteDatabase
 
 LOCK: Final = "worker.lock"
+# A round, the adapter after it, and what its optimiser remembers.
+AdapterRow = tuple[int, bytes | memoryview, bytes]
 
 
 class SiteState:
@@ -103,7 +105,7 @@ class SiteState:
         attempt: int,
         entries: Sequence[bytes] = (),
         *,
-        adapter: tuple[int, bytes, bytes] | None = None,
+        adapter: AdapterRow | None = None,
         reservations: Mapping[str, int] = {},
     ) -> None:
         """Take the serial ``attempt``, append ledger ``entries``, and hold another ``adapter`` if one is given.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
-from ...common.protocol.envelope import Envelope
+from ...common.protocol.envelope import Bytes, Envelope
 from ...common.protocol.messages import (
     SERVER,
     Advert,
@@ -119,7 +119,7 @@ class ClientAttempt:
             self._own_advert = self._seal(advert)
             return self._own_advert
 
-    def share(self, message: bytes) -> bytes:
+    def share(self, message: Bytes) -> bytes:
         """On Adverts, Shares: of this site's seed and mask key, encrypted for each peer."""
         with self._taking(Turn.SHARE):
             envelope, _ = self._open(message, Adverts)
@@ -133,7 +133,7 @@ class ClientAttempt:
             ciphertexts = [self._encrypt(peer, seed + key) for peer, (seed, key) in shares.items()]
             return self._seal(Shares(), payload=pack(ciphertexts))
 
-    def accept(self, message: bytes) -> None:
+    def accept(self, message: Bytes) -> None:
         """On Ciphertexts, nothing yet: the last checks before this site spends budget and touches data."""
         with self._taking(Turn.ACCEPT):
             envelope, ciphertexts = self._open(message, Ciphertexts)
@@ -168,7 +168,7 @@ class ClientAttempt:
             del self._secrets  # what remains to be done needs the shares held, and these alone
             return self._seal(MaskedInput(charge_counter=charge_counter), payload=encoded_update.data.cast("B"))
 
-    def sign_survivors(self, message: bytes) -> bytes:
+    def sign_survivors(self, message: Bytes) -> bytes:
         """On Survivors, Consistency: a signature on the one view of the attempt that this site answers for."""
         with self._taking(Turn.SIGN_SURVIVORS):
             _, survivors = self._open(message, Survivors)
@@ -176,7 +176,7 @@ class ClientAttempt:
             self._u3 = survivors.u3
             return self._seal(self._view())
 
-    def unmask(self, message: bytes) -> bytes:
+    def unmask(self, message: Bytes) -> bytes:
         """On Consistencies, Unmask: one share for each site of U2, of its seed or of its mask key, never both."""
         with self._taking(Turn.UNMASK):
             envelope, _ = self._open(message, Consistencies)
@@ -271,13 +271,13 @@ class ClientAttempt:
             recipient=recipient,
         )
 
-    def _open(self, wire: bytes, message: type[M]) -> tuple[Envelope, M]:
+    def _open(self, wire: Bytes, message: type[M]) -> tuple[Envelope, M]:
         return open_message(self._parameters, wire, message, attempt=self._attempt, senders=(SERVER,))
 
     def _check_group(self, group: Sequence[str], *, what: str, within: Iterable[str]) -> None:
         check_group(self._parameters, group, what=what, within=within, member=self._name)
 
-    def _seal(self, message: Message, payload: bytes | memoryview = b"") -> bytes:
+    def _seal(self, message: Message, payload: Bytes = b"") -> bytes:
         return seal_message(
             self._parameters, self._identity, message, attempt=self._attempt, sender=self._name, payload=payload
         ).to_bytes()

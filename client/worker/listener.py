@@ -20,6 +20,7 @@ from .service import WorkerService
 
 # How many requests may lie in memory at once, each as large as the study allows: one in hand, the others waiting.
 _REQUESTS: Final = 4
+_PIECE_BYTES: Final = 1 << 20
 _FOLDER_MODE: Final = 0o750
 _SOCKET_MODE: Final = 0o660
 _CREDENTIALS: Final = struct.Struct("=iII")  # process, user, group (unix(7), SO_PEERCRED)
@@ -87,7 +88,7 @@ class _Server:
         elif kind == Kind.ENVELOPE and size <= self._largest_bytes:
             async with self._room:
                 async with asyncio.timeout(self._patience_s):
-                    request = await reader.readexactly(size)
+                    request = await _received(reader, size)
                 async with self._turn:
                     await asyncio.sleep(0)  # a peer that sent and left at once is seen to have left one turn later
                     if not self._stopping.is_set() and not reader.at_eof():  # nobody would get the answer
@@ -100,9 +101,23 @@ class _Server:
     async def _send(self, writer: asyncio.StreamWriter, kind: Kind, body: bytes) -> None:
         async with asyncio.timeout(self._patience_s):
             writer.write(HEAD.pack(kind, len(body)))
-            writer.write(body)
+            for start in range(0, len(body), _PIECE_BYTES):  # of which alone asyncio makes copies
+                writer.write(memoryview(body)[start : start + _PIECE_BYTES])
+                await writer.drain()
             writer.close()
             await writer.wait_closed()
+
+
+async def _received(reader: asyncio.StreamReader, size: int) -> bytearray:
+    """Exactly ``size`` bytes, each in memory once. Raises IncompleteReadError."""
+    request, received = bytearray(size), 0
+    while received < size:
+        piece = await reader.read(min(size - received, _PIECE_BYTES))
+        if not piece:
+            raise asyncio.IncompleteReadError(b"", size)
+        request[received : received + len(piece)] = piece
+        received += len(piece)
+    return request
 
 
 def _user(peer: socket.socket) -> int:

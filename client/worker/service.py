@@ -6,11 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...common.errors import EnvelopeError
-from ...common.ledger.chain import MAX_ENTRY_BYTES
-from ...common.protocol.envelope import MAX_HEADER_BYTES, Envelope
+from ...common.protocol.envelope import Bytes, Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
-from ...common.study.manifest import Manifest
-from ...common.study.step import largest_missing_bytes
+from ...common.study.message_sizes import largest_request_bytes
 from .worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -32,7 +30,7 @@ class WorkerService:
         """The size that no request of this study's honest server exceeds."""
         return largest_request_bytes(self._worker.manifest, frozen_bytes=self._frozen_bytes)
 
-    def answer(self, request: bytes) -> bytes:
+    def answer(self, request: Bytes) -> bytes:
         """The answer to one message; empty where the site stays silent. Never raises.
 
         A paused site refuses all but what belongs to an attempt that it has paid for.
@@ -67,7 +65,7 @@ class WorkerService:
         """Give the site's state free for another worker."""
         self._worker.close()
 
-    def _answer(self, asked: Envelope | None, request: bytes) -> bytes:
+    def _answer(self, asked: Envelope | None, request: Bytes) -> bytes:
         if asked and self._is_paused() and self._is_new(asked):
             return self._worker.refuse(RefusalCode.PAUSED, attempt=asked.attempt)
         return self._worker.handle(request)
@@ -78,24 +76,9 @@ class WorkerService:
         return of_no_attempt or not self._worker.paid_for(asked.attempt)
 
 
-def _parsed(message: bytes) -> Envelope | None:
+def _parsed(message: Bytes) -> Envelope | None:
     """The envelope, whoever signed it; None for what is none."""
     try:
         return Envelope.parse(message)
     except EnvelopeError:
         return None
-
-
-def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
-    """The size that no message of the study's honest server exceeds: all of the adapter and of its schedule's ledger.
-
-    ``frozen_bytes`` is the size of the adapter's public tensors, which come with the finished one.
-    Generous, and there only so that memory cannot be filled: the worker checks what a message says.
-    """
-    sites = len(manifest.study.sites)
-    names = 72 * sites  # each of at most 63 characters, quoted
-    statement = 2048 + 2 * names  # the longest, a view of the attempt, names two groups of sites
-    attempt = 4096 + 4 * names + 3 * sites * statement
-    others = MAX_ENTRY_BYTES  # manifests with their countersignatures; of what the study leaves, all but its numbers
-    trained = largest_missing_bytes(manifest.dimension) + 4 * manifest.dimension  # at the end with the finished one
-    return MAX_HEADER_BYTES + trained + frozen_bytes + manifest.max_attempts * attempt + others

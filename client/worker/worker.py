@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
 from ...common.model.adapter import Vector
-from ...common.protocol.envelope import Envelope
+from ...common.protocol.envelope import Bytes, Envelope
 from ...common.protocol.messages import (
     SERVER,
     Adverts,
@@ -24,8 +24,8 @@ from ...common.protocol.messages import (
     Refusal,
     RefusalCode,
     Survivors,
+    at_least,
     unpack,
-    unpack_at_least,
 )
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.artefacts import WEIGHTS
@@ -39,7 +39,7 @@ from .instant import Pace, at_once
 # adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update``.
 ComputeUpdate = Callable[[Vector], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
-Keep = Callable[[Mapping[str, bytes]], None]
+Keep = Callable[[Mapping[str, Bytes]], None]
 _log = logging.getLogger(__name__)
 _CODES = {
     SetBackError: RefusalCode.SET_BACK,
@@ -126,7 +126,7 @@ class Worker:
         """Give the site's state free for another worker."""
         self._state.close()
 
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, request: Bytes) -> bytes:
         """The answer to one message; empty where the site stays silent."""
         try:
             envelope = Envelope.parse(request)
@@ -153,13 +153,13 @@ class Worker:
             raise _RefusedError(RefusalCode.MANIFEST, envelope)
         with self._refusing(RefusalCode.BEGIN, envelope):
             begin = check_begin(self._parameters, self.name, envelope)
-            missing, *lines = unpack_at_least(1, envelope.payload)
+            missing, *lines = at_least(1, envelope.payload)
         if envelope.attempt <= self._last_attempt:
             raise _RefusedError(RefusalCode.SERIAL, envelope)
         if envelope.attempt > self.manifest.max_attempts:
             raise _RefusedError(RefusalCode.SCHEDULE, envelope)
         with self._refusing(RefusalCode.LEDGER, envelope):
-            verified = self._ledger.begun(lines, begin, attempt=envelope.attempt)
+            verified = self._ledger.begun([*map(bytes, lines)], begin, attempt=envelope.attempt)
         with self._refusing(RefusalCode.ADAPTER, envelope):
             held = self._adapters.after_rounds(verified, missing)
         with self._refusing(RefusalCode.LEDGER, envelope):
@@ -211,7 +211,7 @@ class Worker:
         close = Close.of(envelope)
         self._attempt, self._charged = None, False
         with self._refusing(RefusalCode.LEDGER, envelope):
-            lines, missing, *contents = unpack_at_least(2, envelope.payload)
+            lines, missing, *contents = at_least(2, envelope.payload)
             verified, files = self._ledger.closed(unpack(lines), close, contents)
         with self._refusing(RefusalCode.ADAPTER, envelope):
             if files:
@@ -221,7 +221,7 @@ class Worker:
             closed = self._ledger.close(verified)
         return self._seal(closed, attempt=envelope.attempt)
 
-    def _answer(self, envelope: Envelope, request: bytes) -> bytes:
+    def _answer(self, envelope: Envelope, request: Bytes) -> bytes:
         attempt = self._attempt
         if attempt is None:
             raise ProtocolError("no attempt is open", why="an answer would belong to nothing", fix="begin a new one")

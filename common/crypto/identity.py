@@ -72,7 +72,7 @@ def _is_plain(value: object) -> bool:
     return type(value) is int and -(2**53) < value < 2**53
 
 
-def sha256(data: bytes | memoryview) -> str:
+def sha256(data: bytes | bytearray | memoryview) -> str:
     """SHA-256 in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
 

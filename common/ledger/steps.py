@@ -2,7 +2,6 @@
 
 from ..crypto.identity import sha256
 from ..errors import GrandRoundsError
-from ..model.adapter import vector_bytes
 from ..study.step import Trained, step, sum_from_bytes
 from .chain import broken
 from .replay import VerifiedLedger
@@ -10,7 +9,7 @@ from .replay import VerifiedLedger
 _FIX = "take part no further; show the ledger to every site: the server, or this machine's arithmetic, is at fault"
 
 
-def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes) -> Trained:
+def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes | memoryview) -> Trained:
     """What the sum ``total`` of a round makes of the state ``before`` it, by the manifest that its attempt ran under.
 
     Raises LedgerError unless state, sum and what comes of them are those that the ledger names.
@@ -36,5 +35,5 @@ def check_state(verified: VerifiedLedger, round_: int, trained: Trained) -> None
         named = record.adapter_sha256, record.optimizer_sha256
     else:
         named = verified.manifest.adapter_sha256, sha256(b"")
-    if named != (sha256(vector_bytes(trained.adapter)), sha256(trained.optimizer)):
+    if named != (trained.adapter_sha256, trained.optimizer_sha256):
         raise broken(f"after round {round_} the adapter, or its optimiser, is another than the ledger names", fix=_FIX)

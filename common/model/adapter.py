@@ -87,7 +87,12 @@ def vector_bytes(vector: Vector) -> bytes:
     return vector.astype("<f4", copy=False).tobytes()
 
 
-def vector_from_bytes(payload: bytes, *, dimension: int) -> Vector:
+def vector_view(vector: Vector) -> memoryview:
+    """``vector_bytes`` where they lie, if they do."""
+    return np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
+
+
+def vector_from_bytes(payload: bytes | memoryview, *, dimension: int) -> Vector:
     """The vector [dimension] of such bytes; raises EnvelopeError when the length is another or a number not finite."""
     if len(payload) != 4 * dimension:
         raise EnvelopeError(
@@ -112,4 +117,4 @@ def check_finite(vector: Vector) -> None:
 
 def vector_sha256(vector: Vector) -> str:
     """SHA-256 of ``vector_bytes``, in lower-case hex: the adapter's hash in messages and manifests."""
-    return hashlib.sha256(vector_bytes(vector)).hexdigest()
+    return hashlib.sha256(vector_view(vector)).hexdigest()

@@ -101,7 +101,7 @@ class Lattice:
         object.__setattr__(self, "scale", math.ldexp(1.0, exponent))
         object.__setattr__(self, "sensitivity", math.ceil(Fraction(2) ** exponent * norm + root / 2))
 
-    def decode(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
+    def decode(self, integers: NDArray[np.signedinteger]) -> NDArray[np.float64]:
         """Integers [d] back in the gradients' units."""
         return integers / self.scale
 

@@ -1,7 +1,9 @@
 """The signed envelope that every message travels in."""
 
+import hashlib
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -14,6 +16,9 @@ from ..schema import Section
 ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
 
 MAX_HEADER_BYTES = 1 << 20
+
+# Of a message that is large: what was received, or a part of it. It is looked at where it lies, and not copied.
+Bytes = bytes | bytearray | memoryview
 
 _SIGNATURE_BYTES = 64
 
@@ -43,7 +48,7 @@ class Envelope:
     """A message with its context and signature: header, signature, raw payload.
 
     On the wire: header length (4 bytes, little-endian), header (RFC 8785 JSON), signature (64 bytes), payload. The
-    payload is a view of the bytes that were parsed or sealed: updates are too large to copy.
+    payload is a view of what is on the wire: updates are too large to copy.
     """
 
     manifest: str
@@ -54,6 +59,7 @@ class Envelope:
     payload: memoryview
     header: bytes
     signature: bytes
+    _wire: bytes | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def seal(
@@ -65,9 +71,13 @@ class Envelope:
         exchange: str,
         sender: str,
         body: dict[str, Any],
-        payload: bytes | memoryview = b"",
+        payload: Bytes | Sequence[Bytes] = b"",
     ) -> "Envelope":
-        """Sign a message in its context."""
+        """Sign a message in its context; parts of a payload, one after the other, are put together here and once."""
+        parts = [payload] if isinstance(payload, Bytes) else payload
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
         fields: dict[str, Any] = {
             "manifest": manifest,
             "attempt": attempt,
@@ -75,12 +85,15 @@ class Envelope:
             "sender": sender,
             "body": body,
         }
-        header = canonical_json({**fields, "payload_bytes": len(payload), "payload_sha256": sha256(payload)})
+        size = sum(map(len, parts))
+        header = canonical_json({**fields, "payload_bytes": size, "payload_sha256": digest.hexdigest()})
         signature = identity.sign(ENVELOPE_LABEL, header)
-        return cls(**fields, payload=memoryview(payload), header=header, signature=signature)
+        wire = b"".join((struct.pack("<I", len(header)), header, signature, *parts))
+        payload = memoryview(wire)[len(wire) - size :]
+        return cls(**fields, payload=payload, header=header, signature=signature, _wire=wire)
 
     @classmethod
-    def parse(cls, wire: bytes) -> "Envelope":
+    def parse(cls, wire: Bytes) -> "Envelope":
         """Read an envelope; the signature is not yet checked. Raises EnvelopeError and nothing else."""
         if not wire:
             raise EnvelopeError(
@@ -127,6 +140,8 @@ class Envelope:
 
     def to_bytes(self) -> bytes:
         """The envelope as it travels."""
+        if self._wire is not None:
+            return self._wire
         return b"".join((struct.pack("<I", len(self.header)), self.header, self.signature, self.payload))
 
 

@@ -7,7 +7,9 @@ end of the ledger, which it signs with ``Closed``.
 """
 
 import struct
+from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import ClassVar, Self
 
 from pydantic import Field, ValidationError
@@ -15,7 +17,7 @@ from pydantic import Field, ValidationError
 from ..crypto.identity import Hex32, Name, Signature, canonical_json, sha256
 from ..errors import EnvelopeError
 from ..schema import Section
-from .envelope import Envelope
+from .envelope import Bytes, Envelope
 
 SERVER = "server"
 # Where the bytes of an envelope lie in what carries them (the record and its field in a Flower message).
@@ -202,18 +204,33 @@ def begin_hash(begin: Begin, *, manifest: str, attempt: int) -> str:
     return sha256(BEGIN_LABEL + canonical_json(fields))
 
 
-def pack(parts: list[bytes]) -> bytes:
+def pack(parts: Sequence[Bytes]) -> bytes:
     """Byte strings as one payload: count, lengths, contents (32-bit little-endian).
 
     >>> unpack(pack([b"a", b"", b"bc"]))
     [b'a', b'', b'bc']
     """
-    lengths = struct.pack(f"<I{len(parts)}I", len(parts), *map(len, parts))
-    return lengths + b"".join(parts)
+    return b"".join(packed(parts))
 
 
-def unpack(payload: bytes | memoryview) -> list[bytes]:
+def packed(parts: Sequence[Bytes | Sequence[Bytes]]) -> list[Bytes]:
+    """What ``pack`` puts together, not yet put together: parts are large. One may be in parts of its own.
+
+    >>> b"".join(packed([b"a", [b"b", b"c"]])) == pack([b"a", b"bc"])
+    True
+    """
+    whole = [[part] if isinstance(part, Bytes) else part for part in parts]
+    lengths = struct.pack(f"<I{len(whole)}I", len(whole), *(sum(map(len, each)) for each in whole))
+    return [lengths, *chain.from_iterable(whole)]
+
+
+def unpack(payload: Bytes) -> list[bytes]:
     """The byte strings of ``pack``; raises EnvelopeError if they do not fill the payload exactly."""
+    return [bytes(part) for part in views(payload)]
+
+
+def views(payload: Bytes) -> list[memoryview]:
+    """As ``unpack``, each where it lies."""
     if len(payload) < 4:
         raise _unexpected("a packed payload without a count")
     (count,) = struct.unpack_from("<I", payload)
@@ -223,16 +240,16 @@ def unpack(payload: bytes | memoryview) -> list[bytes]:
     lengths = struct.unpack_from(f"<{count}I", payload, 4)
     if start + sum(lengths) != len(payload):
         raise _unexpected("a packed payload whose lengths do not add up")
-    parts = []
+    view, parts = memoryview(payload).toreadonly(), []
     for length in lengths:
-        parts.append(bytes(payload[start : start + length]))
+        parts.append(view[start : start + length])
         start += length
     return parts
 
 
-def unpack_at_least(count: int, payload: bytes | memoryview) -> list[bytes]:
-    """As ``unpack``; raises EnvelopeError where there are fewer."""
-    parts = unpack(payload)
+def at_least(count: int, payload: Bytes) -> list[memoryview]:
+    """As ``views``; raises EnvelopeError where there are fewer."""
+    parts = views(payload)
     if len(parts) < count:
         raise _unexpected(f"{len(parts)} packed parts where {count} or more were due")
     return parts

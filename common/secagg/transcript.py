@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..crypto.identity import Identity
 from ..errors import EnvelopeError, ProtocolError
-from ..protocol.envelope import Envelope
+from ..protocol.envelope import Bytes, Envelope
 from ..protocol.messages import Message
 from .parameters import SecaggParameters
 
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=Message)
 
 
 def open_message(
-    parameters: SecaggParameters, wire: bytes, message: type[M], *, attempt: int, senders: Iterable[str]
+    parameters: SecaggParameters, wire: Bytes, message: type[M], *, attempt: int, senders: Iterable[str]
 ) -> tuple[Envelope, M]:
     """A message of this study and attempt that one of ``senders`` signed.
 
@@ -34,7 +34,7 @@ def seal_message(
     *,
     attempt: int,
     sender: str,
-    payload: bytes | memoryview = b"",
+    payload: Bytes | Sequence[Bytes] = b"",
 ) -> Envelope:
     """``message`` signed in its context; what ``open_message`` opens."""
     return Envelope.seal(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..crypto.identity import sha256
 from ..errors import EnvelopeError
-from ..model.adapter import Vector, vector_bytes, vector_from_bytes
+from ..model.adapter import Vector, vector_from_bytes, vector_sha256, vector_view
 from ..model.optimizers import Optimizer, OptimizerName, make_optimizer
-from ..protocol.messages import pack, unpack
+from ..protocol.envelope import Bytes
+from ..protocol.messages import packed, views
 from ..schema import known
 from ..secagg.encoding import centred, residue_dtype, residues
 from .manifest import Manifest
@@ -29,6 +30,7 @@ _VECTORS: Final[dict[OptimizerName, tuple[str, ...]]] = {
 }
 _POWERS: Final = 2
 _MOST_BYTES_PER_NUMBER: Final = 16
+_BLOCK: Final = 1 << 20  # numbers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +43,7 @@ class Trained:
     @property
     def adapter_sha256(self) -> str:
         """The adapter's hash, as the ledger has it."""
-        return sha256(vector_bytes(self.adapter))
+        return vector_sha256(self.adapter)
 
     @property
     def optimizer_sha256(self) -> str:
@@ -54,24 +56,25 @@ class Missing:
     """What a site is sent of the adapter: what it lacks of the state before the last round, and of that round's sum."""
 
     before: Trained | None = None
-    total: bytes = b""
+    total: bytes | memoryview = b""
 
-    def to_bytes(self) -> bytes:
-        """As it travels, packed: adapter, optimiser, sum; each empty where the site has it."""
-        adapter = b"" if self.before is None else vector_bytes(self.before.adapter)
-        return pack([adapter, b"" if self.before is None else self.before.optimizer, self.total])
+    def packed(self) -> list[Bytes]:
+        """As it travels, packed but not put together: adapter, optimiser, sum; each empty where the site has it."""
+        adapter = b"" if self.before is None else vector_view(self.before.adapter)
+        return packed([adapter, b"" if self.before is None else self.before.optimizer, self.total])
 
     @classmethod
-    def parse(cls, payload: bytes, *, dimension: int) -> Self:
-        """What ``to_bytes`` gave; raises EnvelopeError."""
-        parts = unpack(payload)
+    def parse(cls, payload: Bytes, *, dimension: int) -> Self:
+        """What ``packed`` gave, with the sum where it lies; raises EnvelopeError."""
+        parts = views(payload)
         if len(parts) != 3:
             raise _unfit(f"{len(parts)} parts of the adapter where 3 were due")
         adapter, optimizer, total = parts
         if not adapter:
             return cls(total=total)
         return cls(
-            before=Trained(adapter=vector_from_bytes(adapter, dimension=dimension), optimizer=optimizer), total=total
+            before=Trained(adapter=vector_from_bytes(adapter, dimension=dimension), optimizer=bytes(optimizer)),
+            total=total,
         )
 
 
@@ -92,19 +95,36 @@ class LastStep:
         return Missing(before=None if behind == 1 else self.before, total=self.total)
 
 
-def step(manifest: Manifest, before: Trained, aggregate: NDArray[np.int64], survivors: Sequence[str]) -> Trained:
+def step(
+    manifest: Manifest, before: Trained, aggregate: NDArray[np.signedinteger], survivors: Sequence[str]
+) -> Trained:
     """What comes of ``before`` by the ``aggregate`` [d] over the ``survivors``, in an attempt of ``manifest``.
 
-    Raises EnvelopeError where ``before`` is no state of the study's optimiser.
+    Block by block, since each number has a step of its own: of what is computed on the way no vector is as long as
+    the adapter. Raises EnvelopeError where ``before`` is no state of the study's optimiser.
     """
-    optimizer = _optimizer(manifest, before.optimizer)
-    with np.errstate(over="ignore", invalid="ignore"):  # an adapter that is not finite is refused by those who get it
-        gradient = mean_gradient(manifest, aggregate, survivors).astype(np.float32)
-        adapter = optimizer.step(before.adapter, gradient).astype(np.float32, copy=False)
-    return Trained(adapter=adapter, optimizer=_remembered(manifest.study.training.optimizer, optimizer))
+    remembered, powers = _vectors(manifest, before.optimizer)
+    adapter = np.empty(manifest.dimension, dtype=np.float32)
+    after = np.empty((len(_VECTORS[manifest.study.training.optimizer]), manifest.dimension), dtype="<f4")
+    state: dict[str, NDArray[np.floating]] = {}
+    for start in range(0, manifest.dimension, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        optimizer = _optimizer(manifest, remembered[:, block], powers)
+        # An adapter that is not finite is refused by those who get it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            gradient = mean_gradient(manifest, aggregate[block], survivors).astype(np.float32)
+            adapter[block] = optimizer.step(before.adapter[block], gradient)
+        state = optimizer.state
+        for row, name in zip(after, _VECTORS[manifest.study.training.optimizer], strict=True):
+            if state:  # none of momentum with a beta1 of zero
+                row[block] = state[name]
+    new_powers = state["powers"].astype("<f8").tobytes() if "powers" in state else b""
+    return Trained(adapter=adapter, optimizer=b"".join((after.data.cast("B"), new_powers)) if state else b"")
 
 
-def mean_gradient(manifest: Manifest, aggregate: NDArray[np.int64], survivors: Sequence[str]) -> NDArray[np.float64]:
+def mean_gradient(
+    manifest: Manifest, aggregate: NDArray[np.signedinteger], survivors: Sequence[str]
+) -> NDArray[np.float64]:
     """The gradient [d] that the optimiser is given, from the aggregate [d] over the survivors.
 
     Divided by a public denominator, never by a true count. Distributed trust: q × the survivors' nominal units. Local
@@ -116,13 +136,13 @@ def mean_gradient(manifest: Manifest, aggregate: NDArray[np.int64], survivors: S
     return -manifest.fixed_point.decode(aggregate) / (units / manifest.study.total_nominal_units)
 
 
-def sum_bytes(manifest: Manifest, aggregate: NDArray[np.int64]) -> bytes:
+def sum_bytes(manifest: Manifest, aggregate: NDArray[np.signedinteger]) -> bytes:
     """A round's sum as it is kept, hashed and sent: little-endian residues of the study's modulus [d]."""
     return residues(aggregate, known(manifest.study.secagg.modulus_bits)).tobytes()
 
 
-def sum_from_bytes(manifest: Manifest, total: bytes) -> NDArray[np.int64]:
-    """The centred sum [d] of such bytes; raises EnvelopeError when their number is another."""
+def sum_from_bytes(manifest: Manifest, total: bytes | memoryview) -> NDArray[np.signedinteger]:
+    """The centred sum [d] of such bytes, where they lie; raises EnvelopeError when their number is another."""
     if len(total) != sum_size(manifest):
         raise _unfit(f"a sum of {len(total)} bytes where {sum_size(manifest)} were due")
     return centred(np.frombuffer(total, dtype=residue_dtype(known(manifest.study.secagg.modulus_bits))))
@@ -138,28 +158,28 @@ def largest_missing_bytes(dimension: int) -> int:
     return _MOST_BYTES_PER_NUMBER * dimension + 8 * _POWERS + 64
 
 
-def _optimizer(manifest: Manifest, state: bytes) -> Optimizer:
-    training, d = manifest.study.training, manifest.dimension
+def _vectors(manifest: Manifest, state: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What an optimiser remembers, where it lies: vectors [vectors, d], none before the first step, and scalars."""
+    name, d = manifest.study.training.optimizer, manifest.dimension
+    vectors, scalars = len(_VECTORS[name]), 8 * _POWERS if name == "adam" else 0
+    if not state:
+        return np.empty((0, d), dtype=np.float32), np.empty(0)
+    if len(state) != 4 * d * vectors + scalars:
+        raise _unfit(f"{len(state)} bytes that {name} does not remember")
+    numbers = np.frombuffer(state, dtype="<f4", count=d * vectors).reshape(vectors, d)
+    return numbers, np.frombuffer(state, dtype="<f8", offset=4 * d * vectors)
+
+
+def _optimizer(manifest: Manifest, vectors: NDArray[np.float32], powers: NDArray[np.float64]) -> Optimizer:
+    """The study's optimiser, of a block whose ``vectors`` are these."""
+    training = manifest.study.training
     optimizer = make_optimizer(
         training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
     )
-    names = _VECTORS[training.optimizer]
-    scalars = 8 * _POWERS if training.optimizer == "adam" else 0
-    if state and len(state) != 4 * d * len(names) + scalars:
-        raise _unfit(f"{len(state)} bytes that {training.optimizer} does not remember")
-    if state:
-        vectors = np.frombuffer(state, dtype="<f4", count=d * len(names)).reshape(len(names), d).astype(np.float32)
-        restored: dict[str, NDArray[np.floating]] = dict(zip(names, vectors, strict=True))
-        if scalars:
-            restored["powers"] = np.frombuffer(state, dtype="<f8", offset=4 * d * len(names)).astype(np.float64)
-        optimizer.restore(restored)
+    if len(vectors):
+        restored: dict[str, NDArray[np.floating]] = dict(zip(_VECTORS[training.optimizer], vectors, strict=True))
+        optimizer.restore(restored | ({"powers": powers} if powers.size else {}))
     return optimizer
-
-
-def _remembered(name: OptimizerName, optimizer: Optimizer) -> bytes:
-    state = optimizer.state
-    vectors = [state[vector].astype("<f4").tobytes() for vector in _VECTORS[name] if vector in state]
-    return b"".join([*vectors, *([state["powers"].astype("<f8").tobytes()] if "powers" in state else [])])
 
 
 def _unfit(what: str) -> EnvelopeError:

@@ -4,14 +4,14 @@ After Bonawitz et al. 2017, figure 4, with an active adversary. The sites trust 
 here keeps one bad answer from spoiling the attempt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, ProtocolError
-from ...common.protocol.envelope import Envelope, Statement
+from ...common.protocol.envelope import Bytes, Envelope, Statement
 from ...common.protocol.messages import (
     SERVER,
     Advert,
@@ -58,7 +58,7 @@ class ServerAttempt:
         identity: Identity,
         begin: Begin,
         attempt: int,
-        payloads: Mapping[str, bytes],
+        payloads: Mapping[str, bytes | Sequence[Bytes]],
         possible_charges: Mapping[str, range] | None = None,
     ) -> None:
         """``attempt`` is the serial, ``payloads`` are Begin's by site, ``possible_charges`` their charge counters'."""
@@ -82,7 +82,7 @@ class ServerAttempt:
         self._ciphertexts: dict[str, dict[str, bytes]] = {}
         self._sum = np.zeros(parameters.dimension, dtype=residue_dtype(parameters.modulus_bits))
         self._shares: dict[str, dict[str, bytes]] = {}
-        self._aggregate: NDArray[np.int64] | None = None
+        self._aggregate: NDArray[np.signedinteger] | None = None
 
     @property
     def exchange(self) -> str:
@@ -105,7 +105,7 @@ class ServerAttempt:
         return self._aggregate is not None
 
     @property
-    def aggregate(self) -> NDArray[np.int64]:
+    def aggregate(self) -> NDArray[np.signedinteger]:
         """The sum of the survivors' updates modulo 2^bits as centred integers, [d]."""
         if self._aggregate is None:
             raise RuntimeError("the attempt has no aggregate")
@@ -124,9 +124,9 @@ class ServerAttempt:
         match self.exchange:
             case Advert.exchange:
                 # Sites that lack the same are sent the same bytes, sealed once.
-                payloads = {site: self._begin_payloads[site] for site in group}
-                sealed = {payload: self._seal(self._begin, payload).to_bytes() for payload in set(payloads.values())}
-                return {site: sealed[payload] for site, payload in payloads.items()}
+                payloads = {id(payload): payload for payload in self._begin_payloads.values()}
+                sealed = {one: self._seal(self._begin, payload).to_bytes() for one, payload in payloads.items()}
+                return {site: sealed[id(self._begin_payloads[site])] for site in group}
             case Shares.exchange:
                 return dict.fromkeys(group, self._relay(Adverts()))
             case MaskedInput.exchange:
@@ -162,6 +162,7 @@ class ServerAttempt:
             return
         self._groups.append(group)
         self._answered.clear()
+        self._begin_payloads = {}  # which are large
         if len(self._groups) == 2:
             self._transcript = transcript_hash(self._begin_hash, [self._envelopes[site] for site in group])
         elif len(self._groups) > len(_EXCHANGES):
@@ -283,7 +284,7 @@ class ServerAttempt:
             message, payload=pack([self._envelopes[site].to_bytes() for site in self._groups[-1]])
         ).to_bytes()
 
-    def _seal(self, message: Message, payload: bytes = b"") -> Envelope:
+    def _seal(self, message: Message, payload: bytes | Sequence[Bytes] = b"") -> Envelope:
         return seal_message(
             self._parameters, self._identity, message, attempt=self._attempt, sender=SERVER, payload=payload
         )

@@ -1,7 +1,6 @@
 """Checkpoints: what a round left, and what it came of, written whole or not at all."""
 
 import hashlib
-import io
 import re
 import zipfile
 from dataclasses import dataclass
@@ -66,13 +65,13 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Write into ``folder`` and drop older ones; raises StorageError."""
-        buffer = io.BytesIO()
         counters = np.array([self.round, self.attempts, self.ledger_length])
         arrays: dict[str, NDArray[Any]] = {"counters": counters, "study": np.array(self.study)}
         arrays |= {"ledger_head": np.array(self.ledger_head), "perplexities": self.perplexities}
         arrays |= _arrays(self.last_step)
-        np.savez(buffer, allow_pickle=False, **arrays, sha256=np.array(_digest(arrays)))
-        write_atomically(folder / f"round-{self.round:06d}.npz", buffer.getvalue())
+        arrays |= {"sha256": np.array(_digest(arrays))}
+        path = folder / f"round-{self.round:06d}.npz"
+        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         try:
             for path in _saved(folder)[:-KEPT]:
                 path.unlink(missing_ok=True)
@@ -148,7 +147,7 @@ def _digest(arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from ...common.errors import EnvelopeError, LedgerError
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement
 from ...common.protocol.envelope import Envelope
-from ...common.protocol.messages import SERVER, Close, pack
+from ...common.protocol.messages import SERVER, Close, packed
 from ...common.secagg.transcript import seal_message
 from ...common.study.step import LastStep, Missing
 from .ledger_writer import LedgerWriter
@@ -74,7 +74,7 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(verified.attempts),
                 sender=SERVER,
-                payload=pack([pack([*self._ledger.lines(start)]), self._missing(start).to_bytes(), *contents]),
+                payload=packed([packed(self._ledger.lines(start)), self._missing(start).packed(), *contents]),
             ).to_bytes()
             for start in set(starts.values())
         }
@@ -95,6 +95,7 @@ class Closing:
         """All answers are in, or the deadline passed."""
         self._untold = self._untold and not self._asked
         self._asked = True
+        self._contents = []  # which are large, and sent once
 
     def _missing(self, start: int) -> Missing:
         """What a site lacks of the adapter that is to sign, and holds so many entries."""

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement, Statements
 from ...common.ledger.replay import AttemptRecord, begin_of
-from ...common.protocol.messages import Advert, Consistency, MaskedInput, pack
+from ...common.protocol.envelope import Bytes
+from ...common.protocol.messages import Advert, Consistency, MaskedInput, packed
 from ...common.study.manifest import Manifest
 from ...common.study.step import LastStep
 from .accountant import CentralAccountant
@@ -82,7 +83,7 @@ class Round:
         )
         self.accountant.commit()
         begin = begin_of(entry)
-        lacking = {start: self._lacking(start) for start in {0, *self.held.values()}}
+        lacking = {start: self._lacking(start) for start in {self.held.get(site, 0) for site in begin.invited}}
         self._attempt = ServerAttempt(
             parameters=self.manifest.secagg_parameters,
             identity=self.ledger.identity,
@@ -92,9 +93,9 @@ class Round:
             possible_charges={site: self.ledger.verified.possible_charges(site) for site in begin.invited},
         )
 
-    def _lacking(self, start: int) -> bytes:
+    def _lacking(self, start: int) -> list[Bytes]:
         missing = self.last_step.missing(behind=self.ledger.rounds_since(start))
-        return pack([missing.to_bytes(), *self.ledger.lines(start)])
+        return packed([missing.packed(), *self.ledger.lines(start)])
 
     def messages(self) -> dict[str, bytes]:
         """What each site is to be sent in the current exchange."""
@@ -149,7 +150,7 @@ class Round:
         return self._running.aborted is not None
 
     @property
-    def aggregate(self) -> NDArray[np.int64]:
+    def aggregate(self) -> NDArray[np.signedinteger]:
         """The sum over the survivors, [d]."""
         return self._running.aggregate
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
-from ...common.model.adapter import vector_bytes
+from ...common.model.adapter import vector_view
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, REPORT, SUMS, sum_path
@@ -147,7 +147,7 @@ class StudyFolder:
         if manifest.study.training.rounds * sum_size(manifest) > LARGEST_SUMS_BYTES:
             return
         if round_ == 0:
-            write_atomically(self.path / FIRST_ADAPTER, vector_bytes(last_step.after.adapter))
+            write_atomically(self.path / FIRST_ADAPTER, vector_view(last_step.after.adapter))
         else:
             write_atomically(self.path / sum_path(round_), last_step.total)
 

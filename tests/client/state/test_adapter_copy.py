@@ -16,7 +16,7 @@ from grandrounds.common.ledger import entries, steps
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.protocol.envelope import Envelope
-from grandrounds.common.protocol.messages import pack, unpack
+from grandrounds.common.protocol.messages import packed, unpack
 from grandrounds.common.study.step import LastStep, Missing, Trained, step, sum_bytes
 
 SITE, NEW = "site-2", "site-6"
@@ -111,7 +111,7 @@ def test_a_site_that_was_away_answers_nothing_where_it_is_sent_the_sum_alone(his
     history.attempt(away=[SITE])
     history.begin()
     last = Entry.parse(history.lines[-1])
-    alone = pack([Missing(total=history.last_step.total).to_bytes(), *history.lines])
+    alone = b"".join(packed([Missing(total=history.last_step.total).packed(), *history.lines]))
     message = history.server_says(begin_of(last), alone, attempt=last.body["attempt"])
     assert {site: said(history.workers[site].handle(message)) for site in (SITE, "site-1")} == {
         SITE: "adapter",
@@ -268,7 +268,7 @@ def test_no_site_signs_a_study_that_leaves_another_adapter(adam, foreign):
 
 
 def test_without_the_comparison_every_site_would_sign_it(adam, monkeypatch):
-    monkeypatch.setattr(adapter_copy, "trained_vector", lambda weights, *, kind: adam.last_step.after.adapter)
+    monkeypatch.setattr(adapter_copy, "trained_sha256", lambda weights, *, kind: adam.last_step.after.adapter_sha256)
     assert closed_with(adam, b"numbers") == {"closed"}
 
 

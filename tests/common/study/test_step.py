@@ -124,7 +124,7 @@ def test_steps_go_on_from_what_was_sent_or_stored_as_they_would_have_without(opt
     whole = taken(manifest, sums, first())
     for cut in range(len(sums)):
         middle = taken(manifest, sums[:cut], first())
-        sent = Missing.parse(Missing(before=middle, total=b"").to_bytes(), dimension=D)
+        sent = Missing.parse(b"".join(Missing(before=middle, total=b"").packed()), dimension=D)
         assert sent.before is not None
         after = taken(manifest, sums[cut:], sent.before)
         assert (after.adapter_sha256, after.optimizer_sha256) == (whole.adapter_sha256, whole.optimizer_sha256)

@@ -11,9 +11,9 @@ from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
-from grandrounds.client.worker.service import largest_request_bytes
 from grandrounds.common.errors import DataError, StorageError, StudyError
 from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
+from grandrounds.common.study.message_sizes import largest_request_bytes
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify

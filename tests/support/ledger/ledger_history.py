@@ -161,7 +161,7 @@ class History:
     @property
     def missing(self) -> bytes:
         """What a site is sent of the adapter that holds nothing of it."""
-        return self.last_step.missing(behind=None).to_bytes()
+        return b"".join(self.last_step.missing(behind=None).packed())
 
     def server_says(self, message: Message, payload: bytes = b"", *, attempt: int) -> bytes:
         """Any message, signed by the server."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from grandrounds.client.worker.attempt import ClientAttempt, Turn
 from grandrounds.common.errors import ProtocolError
-from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.envelope import Bytes, Envelope
 from grandrounds.common.protocol.messages import Advert, Consistency, Unmask, pack
 from grandrounds.common.secagg import keys
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
@@ -109,7 +109,7 @@ class KeepsItsSecrets(ClientAttempt):
 
 
 class GivesBothShares(ClientAttempt):
-    def unmask(self, message: bytes) -> bytes:
+    def unmask(self, message: Bytes) -> bytes:
         return self._seal(Unmask(), payload=pack([b"".join(self._held_shares[site]) for site in self._u2]))
 
 
