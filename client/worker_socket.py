@@ -6,8 +6,9 @@ import struct
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 # Request bytes -> answer bytes, empty where the site stays silent. Behind it stands a worker, here or at a socket.
 AskWorker = Callable[[bytes], bytes]
@@ -29,18 +30,31 @@ class Kind(IntEnum):
 
 
 def connect(path: Path, *, timeout_s: float) -> AskWorker:
+    """``carry_to`` of bytes."""
+    carry = carry_to(path, timeout_s=timeout_s)
+
+    def exchange(request: bytes) -> bytes:
+        answer = BytesIO()
+        carry(BytesIO(request), answer)
+        return answer.getvalue()
+
+    return exchange
+
+
+def carry_to(path: Path, *, timeout_s: float) -> Callable[[IO[bytes], IO[bytes]], None]:
     """The exchange with the worker whose socket is ``path``: a connection of its own for each request.
 
-    An answer is due within ``timeout_s`` from when it is asked for; so long a worker that is not up, since it loads
+    It reads a request to its end, and writes the answer; of neither more than a part is in memory. An answer is due
+    within ``timeout_s`` from when it is asked for; so long a worker that is not up, since it loads
     model and records or is started again, is waited for too. The exchange raises OSError, with TimeoutError and
     ConnectionError among them, where none came whole. Who asks again gets no second answer: the worker sees to that.
     """
 
-    def exchange(request: bytes) -> bytes:
+    def exchange(request: IO[bytes], answer: IO[bytes]) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                return _ask(path, Kind.ENVELOPE, request, deadline)
+                return _ask(path, Kind.ENVELOPE, request, answer, deadline)
             except _AwayError as error:
                 if time.monotonic() > deadline - _AGAIN_S:
                     raise TimeoutError("no worker was up in time") from error
@@ -51,34 +65,42 @@ def connect(path: Path, *, timeout_s: float) -> AskWorker:
 
 def health(path: Path, *, timeout_s: float = 10.0) -> dict[str, Any]:
     """How the worker is, as ``WorkerService.health`` says. Raises OSError where it does not say."""
-    said: dict[str, Any] = json.loads(_ask(path, Kind.HEALTH, b"", time.monotonic() + timeout_s))
+    answer = BytesIO()
+    _ask(path, Kind.HEALTH, BytesIO(), answer, time.monotonic() + timeout_s)
+    said: dict[str, Any] = json.loads(answer.getvalue())
     return said
 
 
-def _ask(path: Path, kind: Kind, body: bytes, deadline: float) -> bytes:
+def _ask(path: Path, kind: Kind, request: IO[bytes], answer: IO[bytes], deadline: float) -> None:
+    start = request.tell()
+    size = request.seek(0, SEEK_END) - start
+    request.seek(start)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
         worker.settimeout(max(_AGAIN_S, deadline - time.monotonic()))
         try:
             worker.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise _AwayError("it is not up") from error
-        worker.sendall(HEAD.pack(kind, len(body)) + body)
-        answered, size = HEAD.unpack(_receive(worker, HEAD.size, deadline))
+        worker.sendall(HEAD.pack(kind, size))
+        while piece := request.read(_PIECE_BYTES):
+            worker.sendall(piece)
+        head = BytesIO()
+        _receive(worker, HEAD.size, head, deadline)
+        answered, size = HEAD.unpack(head.getvalue())
         if answered != kind:
             raise ConnectionError("the worker answered something else")
-        return _receive(worker, size, deadline)
+        _receive(worker, size, answer, deadline)
 
 
-def _receive(worker: socket.socket, size: int, deadline: float) -> bytes:
-    """Exactly ``size`` bytes; memory is taken only for what has arrived."""
-    received = bytearray()
-    while len(received) < size:
+def _receive(worker: socket.socket, size: int, place: IO[bytes], deadline: float) -> None:
+    """Write exactly ``size`` bytes to ``place``."""
+    while size:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the worker did not answer in time")
         worker.settimeout(left_s)
-        piece = worker.recv(min(size - len(received), _PIECE_BYTES))
+        piece = worker.recv(min(size, _PIECE_BYTES))
         if not piece:
             raise ConnectionError("the worker left before its answer was whole")
-        received += piece
-    return bytes(received)
+        place.write(piece)
+        size -= len(piece)

@@ -140,6 +140,7 @@ def joined(wheel: Path, tmp_path: Path) -> Path:
         socket=Path("run/worker.sock"),
         runtime_port=9094,
         timeout_s=1,
+        largest_bytes=1 << 20,
     )
     (study / "node" / "node.json").write_bytes(canonical_json(node.model_dump(mode="json")))
     return folder

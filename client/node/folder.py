@@ -20,7 +20,7 @@ class NodeSettings(Section):
     """What a node has to know of the study: where the server is (host:port), and which app archive it answers for.
 
     The package is the program that the study pinned. A relative ``socket`` starts from the study's folder, and
-    ``timeout_s`` is how long the worker may take for an answer.
+    ``timeout_s`` is how long the worker may take for an answer, and ``largest_bytes`` what no message to it exceeds.
     """
 
     address: Address
@@ -28,6 +28,7 @@ class NodeSettings(Section):
     socket: Path = Field(strict=False)
     runtime_port: int = Field(ge=1, le=65535)
     timeout_s: float = Field(gt=0)
+    largest_bytes: int = Field(ge=1)
     package_version: Version
     package_sha256: Hex32
 
@@ -65,7 +66,7 @@ class NodeFolder:
 
     @property
     def written(self) -> Path:
-        """What SuperNode and relay write: their logs, and what Flower keeps."""
+        """What SuperNode and relay write: their logs, messages that come in pieces, and what Flower keeps."""
         return self.path / "var"
 
     def save(self, settings: NodeSettings, *, certificates: bytes) -> None:
@@ -115,4 +116,5 @@ class NodeFolder:
             runtime_port=settings.runtime_port,
             folder=self.written,
             timeout_s=settings.timeout_s,
+            largest_bytes=settings.largest_bytes,
         )

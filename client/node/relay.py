@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -45,27 +45,30 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
+from ...common.errors import EnvelopeError
 from ...common.protocol.messages import FIELD, RECORD
 from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import die_with
-from ..worker_socket import connect
+from ..worker_socket import carry_to
+from .parcels import Parcels
 
 _CLAIM_S: Final = 0.2  # a SuperNode itself asks for messages every 3 s
 _POLL_S: Final = 0.05
 _HEARTBEAT_S: Final = 20.0
 _PULL_S: Final = 120.0  # for a message's parts to arrive; those of a dead run never do
 _CLAIM: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+_SILENCE: Final[dict[str, Any]] = {FIELD: b""}
 _log = logging.getLogger(__name__)
 
 
 class Relay:
-    """Serves the tasks of the SuperNode at ``runtime`` (host:port) with the worker at ``socket``."""
+    """Serves the tasks of the SuperNode at ``runtime`` (host:port) with a worker."""
 
-    def __init__(self, *, runtime: str, secret: bytes, socket: Path, app_sha256: str, timeout_s: float) -> None:
-        """``secret`` proves to the SuperNode that this is its executor; an answer is waited for ``timeout_s``."""
+    def __init__(self, *, runtime: str, secret: bytes, app_sha256: str, parcels: Parcels) -> None:
+        """``secret`` proves to the SuperNode that this is its executor; ``parcels`` ask the worker."""
         self._runtime = runtime
         self._app_sha256 = app_sha256
-        self._ask = connect(socket, timeout_s=timeout_s)
+        self._parcels = parcels
         self._told = ""
         self._executor = self._client(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_CLAIM))
 
@@ -131,27 +134,22 @@ class Relay:
         context = context_from_proto(given.context)
         message = _pulled(runtime, context)
         answer = self._answer(given, message)
-        push_message(runtime, Message(RecordDict({RECORD: ConfigRecord({FIELD: answer})}), reply_to=message), context)
+        push_message(runtime, Message(RecordDict({RECORD: ConfigRecord(answer)}), reply_to=message), context)
         push_task_output(runtime, context, "completed", "")
         done.set()
 
-    def _answer(self, given: PullTaskInputResponse, message: Message) -> bytes:
-        """The worker's answer; silence for another archive than the pinned one, and where no worker answers."""
+    def _answer(self, given: PullTaskInputResponse, message: Message) -> dict[str, Any]:
+        """The reply's fields; silence for another archive than the pinned one, and where no worker answers."""
         found = hashlib.sha256(given.fab.content).hexdigest()
         if found != self._app_sha256:
             _log.error("refused: an app archive with the hash %s, and not %s", found, self._app_sha256)
-            return b""
+            return _SILENCE
         content = message.content if message.has_content() else RecordDict()
-        request = content.config_records.get(RECORD, ConfigRecord()).get(FIELD)
-        if not isinstance(request, bytes):
-            return b""
         try:
-            answer = self._ask(request)
-        except OSError as error:
-            _log.warning("no answer came from the worker: %s", error)
-            return b""
-        _log.info("the worker answered" if answer else "the worker stayed silent")
-        return answer
+            return self._parcels.answered(content.config_records.get(RECORD, ConfigRecord()))
+        except (EnvelopeError, OSError) as error:
+            _log.warning("no answer: %s", error)
+            return _SILENCE
 
     def _client(self, interceptor: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor) -> RuntimeHttpClient:
         version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
@@ -181,17 +179,25 @@ def _pulled(runtime: RuntimeHttpClient, context: Context) -> Message:
     return message
 
 
-def main(runtime: str, secret: str, socket: str, app_sha256: str, timeout_s: str) -> None:
-    """``python -m grandrounds.client.node.relay RUNTIME SECRET-FILE SOCKET APP-SHA256 TIMEOUT-S``."""
+def main(
+    runtime: str, secret: str, socket: str, app_sha256: str, timeout_s: str, pieces: str, largest_bytes: str
+) -> None:
+    """``python -m grandrounds.client.node.relay RUNTIME SECRET-FILE SOCKET APP-SHA256 TIMEOUT-S PIECES LARGEST-BYTES``.
+
+    An answer is waited for TIMEOUT-S; messages in pieces are kept in the folder PIECES.
+    """
     keep_memory_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     Relay(
         runtime=runtime,
         secret=Path(secret).read_bytes(),
-        socket=Path(socket),
         app_sha256=app_sha256,
-        timeout_s=float(timeout_s),
+        parcels=Parcels(
+            folder=Path(pieces),
+            largest_bytes=int(largest_bytes),
+            ask=carry_to(Path(socket), timeout_s=float(timeout_s)),
+        ),
     ).run()
 
 

@@ -39,7 +39,8 @@ _log = logging.getLogger(__name__)
 class Supernode:
     """What a site's machine runs towards the server. Only outbound connections; ``runtime_port`` is on loopback.
 
-    ``address`` is the server's (host:port); ``folder`` gets the logs of both. ``app_sha256`` is the pinned archive's.
+    ``address`` is the server's (host:port); ``folder`` gets the logs of both, and messages that come in pieces, of at
+    most ``largest_bytes``. ``app_sha256`` is the pinned archive's.
     """
 
     address: str
@@ -51,6 +52,7 @@ class Supernode:
     runtime_port: int
     folder: Path
     timeout_s: float
+    largest_bytes: int
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Keep both running until ``stopped``."""
@@ -107,7 +109,8 @@ class Supernode:
     def _relay(self) -> Sequence[str | Path]:
         runtime = f"127.0.0.1:{self.runtime_port}"
         relay = [sys.executable, "-P", "-m", f"{__package__}.relay"]  # -P: no module of the working directory
-        return [*relay, runtime, self.secret, self.socket, self.app_sha256, str(self.timeout_s)]
+        pieces = (self.folder / "pieces", str(self.largest_bytes))
+        return [*relay, runtime, self.secret, self.socket, self.app_sha256, str(self.timeout_s), *pieces]
 
 
 class _Errors:

@@ -23,10 +23,12 @@ from ...common.errors import GrandRoundsError, StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.language_model import LanguageModel
+from ...common.study.message_sizes import largest_answer_bytes
 from ...common.system.code_pin import check_code
 from ...common.system.privileges import keep_memory_private
 from ...server.rounds.app import POLL_INTERVAL_S, carry
 from ...server.rounds.ledger_writer import LedgerWriter
+from ...server.rounds.pieces import InPieces
 from ...server.run.progress import phase
 from ...server.run.progress_file import Finished, RunBegan, Stopped, Waiting
 from ...server.run.server_folder import ServerFolder
@@ -75,11 +77,18 @@ def _carry(folder: ServerFolder, grid: Grid) -> None:
             run = _study_run(folder, grid)
             _wait(folder, run, grid)
             # Of a grid, nothing else is used.
-            carry(run.conversations(), cast(Grid, ConcurrentGrid(grid)), enough_nodes(folder, run))
+            carry(
+                run.conversations(), cast(Grid, ConcurrentGrid(grid)), enough_nodes(folder, run), _pieces(folder, run)
+            )
         except BaseException as error:  # also when Flower stops it
             folder.progress.tell(Stopped.by(error))
             raise
         folder.progress.tell(Finished())
+
+
+def _pieces(folder: ServerFolder, run: StudyRun) -> InPieces:
+    """How what is too large for Flower's messages is carried."""
+    return InPieces(folder=folder.flower, largest_bytes=largest_answer_bytes(run.manifest))
 
 
 def _check_archive(grid: Grid, sha256: str | None) -> None:

@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...common.protocol.pieces import PIECE_BYTES
 from ...common.system.privileges import keep_memory_private
 from ...server.run.server_folder import ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
@@ -48,7 +49,7 @@ _CALLS: Final = {
 _HOLD_S, _AGAIN_S = 10.0, 0.5
 _BODY_S: Final = 30.0  # for the next part of a body, however small
 _LARGEST_BYTES: Final = 1 << 18  # of what is no part of a study's message
-_ENVELOPE_BYTES: Final = 1 << 21  # what a message has beside an update
+_BESIDE_A_PIECE: Final = 1 << 12  # what Flower writes around it
 _MOST_OBJECTS: Final = 16  # of one answer, which has three
 # Of one connection, and not of what is passed on; the gate dates its answers itself.
 _HOP: Final = frozenset(
@@ -146,11 +147,11 @@ def _is_one_answer_of_its_sender(body: bytes) -> bool:
 
 
 def largest_object(folder: ServerFolder, key: bytes) -> int:
-    """How many bytes a part of an answer may have: an update's of the study for who is enrolled, little for others."""
+    """How many bytes a part of an answer may have: those of a piece for who is enrolled, little for others."""
     known = {public_pem(site.node_key) for site in folder.sites().values()}
     if key not in known or not folder.has_study:
         return _LARGEST_BYTES
-    return folder.study.manifest().secagg_parameters.update_bytes + _ENVELOPE_BYTES
+    return PIECE_BYTES + _BESIDE_A_PIECE
 
 
 def main(path: str) -> None:

@@ -28,6 +28,7 @@ from ...common.model.devices import PROCESSORS
 from ...common.schema import as_toml, known, validated
 from ...common.sources.source import DataSource
 from ...common.study.artefacts import MANIFEST
+from ...common.study.message_sizes import largest_request_bytes
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
 from ...common.system.locks import in_turn
 from .. import templates
@@ -276,6 +277,7 @@ def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings,
         socket=socket.relative_to(path) if socket.is_relative_to(path) else socket,
         runtime_port=next(port for port in count(settings.runtime_port) if port not in taken),
         timeout_s=manifest.study.training.deadline_s,
+        largest_bytes=largest_request_bytes(manifest, frozen_bytes=len(bundle.frozen_adapter)),
         package_version=manifest.package_version,
         package_sha256=manifest.package_sha256,
     )

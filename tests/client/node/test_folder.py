@@ -15,6 +15,7 @@ SETTINGS = NodeSettings(
     socket=Path("run/worker.sock"),
     runtime_port=9094,
     timeout_s=600.0,
+    largest_bytes=1 << 20,
     package_version=__version__,
     package_sha256=running_sha256(),
 )

@@ -21,6 +21,7 @@ from support.network.loopback import Loopback, free_ports, until
 from support.study.federation import small_manifest, small_study
 
 from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.protocol.pieces import PIECE_BYTES
 from grandrounds.common.system.processes import environment
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, make_certificates
 from grandrounds.deploy.enrolment.node_keys import make_node_key, node_proof, public_pem
@@ -255,7 +256,7 @@ def test_of_a_node_no_more_is_read_than_a_study_s_messages_have(tmp_path, node, 
     assert asked == ["/v1/fleet/push-object"]
 
 
-def test_an_update_of_the_study_is_taken_of_who_is_enrolled_and_little_of_who_is_not(tmp_path, node):
+def test_a_piece_of_an_update_is_taken_of_who_is_enrolled_and_little_of_who_is_not(tmp_path, node):
     folder, study = ServerFolder(tmp_path), small_study()
     key = node[0].with_suffix(".pub").read_text()
     assert largest_object(folder, node[1]) == SMALL, "before anybody is"
@@ -264,7 +265,7 @@ def test_an_update_of_the_study_is_taken_of_who_is_enrolled_and_little_of_who_is
     keys = {site.name: Identity.generate() for site in study.sites}
     manifest = small_manifest(study, keys, Identity.generate(), dimension=10**6)
     folder.study.save_manifest(manifest)
-    assert 4 * 10**6 < largest_object(folder, node[1]) < 4 * 10**6 + (1 << 22)
+    assert PIECE_BYTES < largest_object(folder, node[1]) < PIECE_BYTES + (1 << 16)
     make_node_key(tmp_path / "other.key", tmp_path / "other.pub")
     assert largest_object(folder, public_pem((tmp_path / "other.pub").read_text())) == SMALL
 

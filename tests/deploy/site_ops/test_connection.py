@@ -67,6 +67,7 @@ def site(tmp_path, made):
             socket=Path("run/worker.sock"),
             runtime_port=free_ports(1)[0],
             timeout_s=60.0,
+            largest_bytes=1 << 20,
             package_version=__version__,
             package_sha256=running_sha256(),
         )

@@ -1,8 +1,10 @@
 """The ServerApp: what it sends to whom, and what it makes of replies that are late, broken or missing."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from hypothesis import strategies as st
 from support.study.federation import Federation, small_study
 
 from grandrounds.client.node.app import make_app as make_client_app
+from grandrounds.client.node.parcels import Parcels
 from grandrounds.common.protocol.messages import FIELD, RECORD
 from grandrounds.deploy.simulation.local_grid import SERVER_NODE, App, LocalGrid, local_context
 from grandrounds.server.rounds import app as server_app
 from grandrounds.server.rounds.app import POLL_INTERVAL_S, carry, make_app
+from grandrounds.server.rounds.pieces import InPieces
 from grandrounds.server.rounds.training import Training
 
 SITES = tuple(f"site-{i}" for i in range(1, 6))
@@ -267,3 +271,101 @@ def test_a_site_that_misses_the_deadline_has_dropped_out_and_nobody_waits_for_it
     assert training.rounds[0].survivors == WITHOUT_2
     assert training.rounds[0].outcomes[0].dropouts == {"site-2": "advert"}
     assert deadline_s < clock.now < 1.01 * deadline_s
+
+
+LARGE = bytes(range(100)) * 3
+
+
+@dataclass
+class Pieces(Question):
+    """Every site is sent a message in pieces, and its answer comes so."""
+
+    deadline_s: float = 600.0
+
+    def messages(self) -> dict[str, bytes]:
+        return {"site-1": LARGE, "site-2": LARGE}
+
+
+class Killed(LocalGrid):
+    """Nodes of whose replies ``lost(site, message)`` says which never come; what they were told is ``told``."""
+
+    def __init__(self, folder: Path, clock: Clock, lost: Callable[[str, Message], bool]) -> None:
+        def ask(request: IO[bytes], answer: IO[bytes]) -> None:
+            answer.write(request.read()[::-1])
+
+        def app(message: Message, context: Context) -> Message:
+            place = folder / str(context.node_config["site"])
+            place.mkdir(parents=True, exist_ok=True)
+            parcels = Parcels(folder=place, largest_bytes=1000, ask=ask, piece_bytes=64)
+            reply = parcels.answered(message.content.config_records[RECORD])
+            return Message(RecordDict({RECORD: ConfigRecord(reply)}), reply_to=message)
+
+        super().__init__(dict.fromkeys(("site-1", "site-2"), app), lambda site, message: False)
+        self.told: list[tuple[float, str, Message]] = []
+        self._clock, self._lost = clock, lost
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for identifier in message_ids:
+            if (message := self._pending.pop(identifier, None)) is not None:
+                site = self._sites[message.metadata.dst_node_id]
+                self.told.append((self._clock.now, site, message))
+                if not self._lost(site, message):
+                    yield self._deliver(message)
+
+
+def carried_in_pieces(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Callable[[str, Message], bool]
+) -> tuple[Pieces, Killed]:
+    clock = Clock()
+    monkeypatch.setattr(server_app, "time", clock)
+    question, grid = Pieces(), Killed(folder, clock, lost)
+    carry([question], grid, lambda grid_: grid.nodes, InPieces(folder=folder, largest_bytes=1000, piece_bytes=64))
+    return question, grid
+
+
+def test_a_large_message_and_its_answer_are_carried_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question, grid = carried_in_pieces(tmp_path, monkeypatch, lambda site, message: False)
+    assert question.answers == {"site-1": LARGE[::-1], "site-2": LARGE[::-1]}
+    assert len(grid.told) == 2 * (5 + 1 + 4), "the pieces, the question itself, and what is left of the answer"
+
+
+@pytest.mark.parametrize("repeated", ["piece", "answer"])
+def test_a_piece_that_nobody_replied_to_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: str
+) -> None:
+    lost = Counter[str]()
+
+    def twice(site: str, message: Message) -> bool:
+        if site == "site-2" and repeated in message.content[RECORD] and lost[site] < 2:
+            lost[site] += 1
+            return True
+        return False
+
+    question, grid = carried_in_pieces(tmp_path, monkeypatch, twice)
+    assert question.answers == {"site-1": LARGE[::-1], "site-2": LARGE[::-1]}
+    told = [
+        (at, message) for at, site, message in grid.told if site == "site-2" and repeated in message.content[RECORD]
+    ]
+    assert told[0][1].content == told[1][1].content == told[2][1].content
+    assert [round(at - told[0][0]) for at, _ in told[:3]] == [0, 60, 180], "each time with twice the patience"
+    assert [message.metadata.ttl for _, message in told[:3]] == [60, 120, 240], "so that none comes with the next"
+
+
+def test_a_piece_is_told_again_soon_where_its_node_was_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away, deliver = [True], LocalGrid._deliver
+
+    def reached(grid: Killed, message: Message) -> Message:
+        return Message(Error(2, "away"), reply_to=message) if away and away.pop() else deliver(grid, message)
+
+    monkeypatch.setattr(Killed, "_deliver", reached)
+    question, grid = carried_in_pieces(tmp_path, monkeypatch, lambda site, message: False)
+    assert question.answers == {"site-1": LARGE[::-1], "site-2": LARGE[::-1]}
+    assert grid.told[-1][0] < 10
+
+
+def test_what_makes_a_site_answer_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question, grid = carried_in_pieces(
+        tmp_path, monkeypatch, lambda site, message: site == "site-2" and set(message.content[RECORD]) == {"whole"}
+    )
+    assert question.answers == {"site-1": LARGE[::-1]}
+    assert [set(message.content[RECORD]) for _, site, message in grid.told if site == "site-2"][-1] == {"whole"}

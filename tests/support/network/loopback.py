@@ -148,6 +148,7 @@ class Site:
             runtime_port=free_ports(1)[0],
             folder=folder,
             timeout_s=10 * PATIENCE_S,  # the relay never gives up within a test
+            largest_bytes=1 << 26,
         )
 
     def process(self, program):
