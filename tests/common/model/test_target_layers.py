@@ -12,7 +12,8 @@ from support.study.tiny_models import ARCHITECTURES, save_tiny_model, tiny_confi
 from transformers import AutoModelForCausalLM
 
 from grandrounds.common.errors import ModelError
-from grandrounds.common.model.adapter_file import trained_vector
+from grandrounds.common.model.adapter import vector_sha256
+from grandrounds.common.model.adapter_file import read_tensors, trained_sha256, vector_of
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora, _row_norms
 
@@ -54,9 +55,9 @@ def test_what_is_exported_loads_exactly_and_merges(folders, tmp_path, architectu
     vector = np.random.default_rng(5).normal(1, 0.3, model.layout.dimension).astype(np.float32)
     model.set_adapter(vector)
     model.export(tmp_path, lora=lora, base_model="x")
-    np.testing.assert_array_equal(
-        trained_vector((tmp_path / "adapter_model.safetensors").read_bytes(), kind=lora.kind), vector
-    )
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    np.testing.assert_array_equal(vector_of(read_tensors(weights), kind=lora.kind, trained=True), vector)
+    assert trained_sha256(weights, kind=lora.kind) == vector_sha256(vector)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders[architecture]), tmp_path)
     with torch.inference_mode():
         expected = model.logits(TOKENS)

@@ -108,6 +108,14 @@ def test_a_step_has_the_bits_of_arithmetic_that_is_rounded_once_an_operation(opt
     assert after.optimizer.hex() == state.hex()
 
 
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}")
+def test_a_step_has_the_same_bits_in_blocks_of_any_size(known, block, monkeypatch):
+    monkeypatch.setattr("grandrounds.common.study.step._BLOCK", block)
+    after = taken(MANIFESTS[known["optimizer"], known["trust"]], known["sums"], first())
+    assert (vector_bytes(after.adapter).hex(), after.optimizer.hex()) == (known["adapter"], known["state"])
+
+
 @pytest.mark.parametrize("known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}")
 def test_known_steps_have_their_known_bits(known):
     manifest = MANIFESTS[known["optimizer"], known["trust"]]
