@@ -21,7 +21,7 @@ from ...common.errors import StorageError
 from ...common.system.files import last_line, size_of, trim_log, without_colours
 from ...common.system.flower_program import flower_program
 from ...common.system.ports import cannot_listen, holder
-from ...common.system.processes import Process, environment
+from ...common.system.processes import CARRIER, Process, environment
 from ...common.system.supervision import WATCH_S, Pauses
 
 LOG: Final = "node.log"  # of the process that keeps both running
@@ -73,7 +73,7 @@ class Supernode:
             return
         node_log, relay_log = self.folder / NODE_LOG, self.folder / RELAY_LOG
         errors, said_before = _Errors(node_log), size_of(relay_log)
-        env = environment(FLWR_HOME=str(self.folder / "flower"))
+        env = environment(FLWR_HOME=str(self.folder / "flower"), **CARRIER)
         node = Process(self._supernode(), log=node_log, env=env)
         relay = Process(self._relay(), log=relay_log, env=env)
         _log.info("SuperNode %d and relay %d are up", node.pid, relay.pid)

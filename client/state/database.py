@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...common.errors import StorageError
+from ...common.protocol.envelope import Bytes
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
 from ...common.system.files import make_folder
 
 DATABASE: Final = "budget.sqlite"
+_CACHE_KIB: Final = 512  # of a database, of which a simulation has one for each of its sites
+_PIECE_BYTES: Final = 1 << 20
 _BUSY_S: Final = 30.0  # how long a write waits for another process's: theirs take milliseconds
 _VERSION: Final = 2
 # Amounts of budget are whole trillionths, rounded against the spender.
@@ -54,6 +57,7 @@ class SiteDatabase:
         self._reach = reach
         with _storage_errors():
             connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         if self._version == 0:
             with self._transaction():
                 if self._version == 0:  # or else another process was faster
@@ -111,8 +115,8 @@ class SiteDatabase:
 
     @classmethod
     def in_memory(cls) -> "SiteDatabase":
-        """A database that ends with the process."""
-        return cls(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+        """A database that ends with the process; what is large in it SQLite keeps in a file that has no name."""
+        return cls(sqlite3.connect("", isolation_level=None, check_same_thread=False))
 
     def close(self) -> None:
         """End the connection."""
@@ -137,6 +141,20 @@ class SiteDatabase:
         """The same statement for each of ``rows``, inside ``write`` only. Raises StorageError."""
         with _storage_errors():
             self._connection.executemany(statement, rows)
+
+    def write_blob(self, table: str, column: str, row: int, data: Bytes) -> None:
+        """Fill a blob that was made as ``zeroblob`` of this size, inside ``write`` only: SQLite would copy it twice."""
+        with _storage_errors(), self._connection.blobopen(table, column, row) as blob:
+            for start in range(0, len(data), _PIECE_BYTES):
+                blob.write(data[start : start + _PIECE_BYTES])
+
+    def read_blob(self, table: str, column: str, row: int) -> bytearray:
+        """A blob, which is in memory once. Raises StorageError."""
+        with _storage_errors(), self._connection.blobopen(table, column, row, readonly=True) as blob:
+            data = bytearray(len(blob))
+            for start in range(0, len(data), _PIECE_BYTES):
+                data[start : start + _PIECE_BYTES] = blob.read(_PIECE_BYTES)
+        return data
 
     @contextmanager
     def write(self, before: CrashPoint, after: CrashPoint) -> Iterator[None]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import PrivacyError, ProtocolError, StorageError
+from ...common.protocol.envelope import Bytes
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
 from ...common.system.locks import alone
 from .database import SiteDatabase
 
 LOCK: Final = "worker.lock"
 # A round, the adapter after it, and what its optimiser remembers.
-AdapterRow = tuple[int, bytes | memoryview, bytes]
+AdapterRow = tuple[int, Bytes, Bytes]
 
 
 class SiteState:
@@ -94,10 +95,17 @@ class SiteState:
         rows = self.database.rows("SELECT entry FROM ledger WHERE study = ? ORDER BY sequence", study)
         return [entry for (entry,) in rows]
 
-    def adapter(self, study: str) -> tuple[int, bytes, bytes] | None:
-        """The round after which this site holds the adapter, the adapter, and its optimiser; None where it has none."""
-        rows = self.database.rows("SELECT round, adapter, optimizer FROM adapters WHERE study = ?", study)
-        return rows[0] if rows else None
+    def adapter_round(self, study: str) -> int | None:
+        """The round after which this site holds the adapter; None where it has none."""
+        return next(
+            (round_ for (round_,) in self.database.rows("SELECT round FROM adapters WHERE study = ?", study)), None
+        )
+
+    def adapter(self, study: str) -> tuple[bytearray, bytearray]:
+        """The adapter that this site holds, and what its optimiser remembers. Raises StorageError."""
+        row = self.database.integer("SELECT rowid FROM adapters WHERE study = ?", study)
+        read = self.database.read_blob
+        return read("adapters", "adapter", row), read("adapters", "optimizer", row)
 
     def begin(
         self,
@@ -129,7 +137,7 @@ class SiteState:
             self.database.change("INSERT INTO attempts (study, attempt) VALUES (?, ?)", study, attempt)
             self._append(study, entries)
             if adapter is not None:
-                self.database.change("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?)", study, *adapter)
+                self._hold(study, *adapter)
             self.database.change_many(
                 "INSERT OR IGNORE INTO peer_reservations VALUES (?, ?, ?)",
                 [(key, number, study) for key, number in reservations.items()],
@@ -159,6 +167,15 @@ class SiteState:
                 [(study, site, charges) for site, charges in peer_charges.items()],
             )
         return self.charges(study)
+
+    def _hold(self, study: str, round_: int, adapter: Bytes, optimizer: Bytes) -> None:
+        sizes = len(adapter), len(optimizer)
+        self.database.change(
+            "INSERT OR REPLACE INTO adapters VALUES (?, ?, zeroblob(?), zeroblob(?))", study, round_, *sizes
+        )
+        row = self.database.integer("SELECT rowid FROM adapters WHERE study = ?", study)
+        self.database.write_blob("adapters", "adapter", row, adapter)
+        self.database.write_blob("adapters", "optimizer", row, optimizer)
 
     def _append(self, study: str, entries: Sequence[bytes]) -> None:
         held = self.database.integer("SELECT count(*) FROM ledger WHERE study = ?", study)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
-from ...common.model.adapter import Vector
+from ...common.model.adapter import Vector, vector_view
 from ...common.protocol.envelope import Bytes, Envelope
 from ...common.protocol.messages import (
     SERVER,
@@ -97,7 +97,6 @@ class Worker:
         # Whether the last attempt was paid for and may not be over: after a restart nobody knows that it is.
         self._charged = state.is_charged(self._study, self._last_attempt)
         self._attempt: ClientAttempt | None = None
-        self._adapter = np.empty(0, dtype=np.float32)
 
     @property
     def last_attempt(self) -> int:
@@ -163,9 +162,11 @@ class Worker:
         with self._refusing(RefusalCode.ADAPTER, envelope):
             held = self._adapters.after_rounds(verified, missing)
         with self._refusing(RefusalCode.LEDGER, envelope):
-            charges = self._ledger.begin(verified, adapter=self._adapters.to_write(held))
-        self._adapters.keep(held)
-        self._last_attempt, self._charged, self._adapter = envelope.attempt, False, held.trained.adapter
+            trained = held.trained
+            charges = self._ledger.begin(
+                verified, adapter=None if held.kept else (held.round, vector_view(trained.adapter), trained.optimizer)
+            )
+        self._last_attempt, self._charged = envelope.attempt, False
         self._round = begin.round
         peers = self._state.peer_charges(self._study)
         self._attempt = ClientAttempt(
@@ -229,8 +230,10 @@ class Worker:
             return attempt.share(request)
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
+            with self._refusing(RefusalCode.STORAGE, envelope):
+                adapter = self._adapters.adapter()
             charges = self._charge(attempt, envelope)
-            answer = self._pace(lambda: attempt.mask(self._release(self._adapter), charges))
+            answer = self._pace(lambda: attempt.mask(self._release(adapter), charges))
             if not answer:
                 self._attempt = None
             return answer

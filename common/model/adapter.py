@@ -92,15 +92,18 @@ def vector_view(vector: Vector) -> memoryview:
     return np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
 
 
-def vector_from_bytes(payload: bytes | memoryview, *, dimension: int) -> Vector:
-    """The vector [dimension] of such bytes; raises EnvelopeError when the length is another or a number not finite."""
+def vector_from_bytes(payload: bytes | bytearray | memoryview, *, dimension: int) -> Vector:
+    """The vector [dimension] of such bytes, where they lie if they may be changed there.
+
+    Raises EnvelopeError when the length is another or a number not finite.
+    """
     if len(payload) != 4 * dimension:
         raise EnvelopeError(
             f"an adapter of {len(payload)} bytes where {4 * dimension} were due",
             why="its numbers could not be told apart",
             fix="the two ends run different studies or versions; compare their manifest hashes",
         )
-    vector = np.frombuffer(payload, dtype="<f4").astype(np.float32)
+    vector = np.require(np.frombuffer(payload, dtype="<f4"), dtype=np.float32, requirements="W")
     check_finite(vector)
     return vector
 

@@ -38,7 +38,7 @@ class Trained:
     """The adapter float32 [d] after a round, and what the optimiser remembers, as bytes: none before the first step."""
 
     adapter: Vector
-    optimizer: bytes = b""
+    optimizer: Bytes = b""
 
     @property
     def adapter_sha256(self) -> str:
@@ -73,7 +73,7 @@ class Missing:
         if not adapter:
             return cls(total=total)
         return cls(
-            before=Trained(adapter=vector_from_bytes(adapter, dimension=dimension), optimizer=bytes(optimizer)),
+            before=Trained(adapter=vector_from_bytes(adapter, dimension=dimension), optimizer=optimizer),
             total=total,
         )
 
@@ -105,7 +105,9 @@ def step(
     """
     remembered, powers = _vectors(manifest, before.optimizer)
     adapter = np.empty(manifest.dimension, dtype=np.float32)
-    after = np.empty((len(_VECTORS[manifest.study.training.optimizer]), manifest.dimension), dtype="<f4")
+    names = _VECTORS[manifest.study.training.optimizer]
+    kept = bytearray(4 * manifest.dimension * len(names))
+    after = np.frombuffer(kept, dtype="<f4").reshape(len(names), manifest.dimension)
     state: dict[str, NDArray[np.floating]] = {}
     for start in range(0, manifest.dimension, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -115,11 +117,12 @@ def step(
             gradient = mean_gradient(manifest, aggregate[block], survivors).astype(np.float32)
             adapter[block] = optimizer.step(before.adapter[block], gradient)
         state = optimizer.state
-        for row, name in zip(after, _VECTORS[manifest.study.training.optimizer], strict=True):
-            if state:  # none of momentum with a beta1 of zero
-                row[block] = state[name]
-    new_powers = state["powers"].astype("<f8").tobytes() if "powers" in state else b""
-    return Trained(adapter=adapter, optimizer=b"".join((after.data.cast("B"), new_powers)) if state else b"")
+        if state:  # momentum with a beta1 of zero has none
+            after[:, block] = [state[name] for name in names]
+    del after  # so that what it is a view of may grow
+    if "powers" in state:
+        kept += state["powers"].astype("<f8").tobytes()
+    return Trained(adapter=adapter, optimizer=kept if state else b"")
 
 
 def mean_gradient(
@@ -158,7 +161,7 @@ def largest_missing_bytes(dimension: int) -> int:
     return _MOST_BYTES_PER_NUMBER * dimension + 8 * _POWERS + 64
 
 
-def _vectors(manifest: Manifest, state: bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _vectors(manifest: Manifest, state: Bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What an optimiser remembers, where it lies: vectors [vectors, d], none before the first step, and scalars."""
     name, d = manifest.study.training.optimizer, manifest.dimension
     vectors, scalars = len(_VECTORS[name]), 8 * _POWERS if name == "adam" else 0

@@ -12,7 +12,7 @@ from ...common.errors import StudyError
 from ...common.system.files import last_line
 from ...common.system.flower_program import flower_program
 from ...common.system.ports import await_free, listens
-from ...common.system.processes import environment
+from ...common.system.processes import CARRIER, environment
 from ...common.system.supervision import WATCH_S, Program
 from ...server.run.server_folder import SETTINGS, ServerFolder
 from ..enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY
@@ -48,7 +48,8 @@ class ServerPrograms:
         self._await_free("the gate", addresses["gate"], gate)
         try:
             for name, command in self._commands().items():
-                program = Program(name, command, log=self._log(name), env=self._env, say=self.say)
+                env = self._env if name == "superexec" else {**self._env, **CARRIER}  # which starts the study's process
+                program = Program(name, command, log=self._log(name), env=env, say=self.say)
                 self._running.append(program)
                 self._await(program, addresses.get(name))
             yield

@@ -1,17 +1,21 @@
 """The relay at a real SuperNode, on loopback: what reaches the worker and comes back, and what is never run."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import httpx
 import pytest
-from support.network.loopback import Loopback, an_app
+from support.network.loopback import Loopback, an_app, until
 from support.process.resident_process import SITE, ResidentProcess, ones
 from support.study.federation import Federation, small_study
 
+from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.protocol.envelope import Envelope
+from grandrounds.common.protocol.messages import FIELD
+from grandrounds.common.protocol.pieces import Piece, Whole
 from grandrounds.common.system.processes import environment
 
 
@@ -97,11 +101,29 @@ def test_a_worker_s_death_over_a_message_is_silence_and_the_next_message_is_its_
     assert site.process("flower-supernode") == supernode
 
 
+def test_a_message_in_pieces_goes_on_where_it_was_after_the_node_was_killed(run, site, federation):
+    message = federation.attempt(4).messages()[SITE]
+    whole, half = sha256(message), len(message) // 2
+
+    def piece(start, stop):
+        said = Piece(whole=whole, size=len(message), start=start, piece=message[start:stop])
+        return run.ask_until_there(site, said.model_dump())
+
+    assert piece(0, half) == {"held": half}
+    killed = site.process("grandrounds.client.node.relay")
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: site.process("grandrounds.client.node.relay") != killed, "another relay is up")
+    assert piece(0, half) == {"held": half}, "which is what it had kept"
+    assert piece(half, len(message)) == {"held": len(message)}
+    answer = Envelope.parse(run.ask_until_there(site, Whole(whole=whole).model_dump())[FIELD])
+    assert (answer.exchange, answer.attempt) == ("refusal", 4), "of an attempt beyond the schedule, which it has read"
+
+
 def test_who_has_not_the_secret_gets_no_message_and_disturbs_nobody(run, site, tmp_path, federation):
     supernode, secret = site.process("flower-supernode"), tmp_path / "secret"
     secret.write_bytes(bytes(32))
     relay = [sys.executable, "-m", "grandrounds.client.node.relay", f"127.0.0.1:{site.supernode.runtime_port}"]
-    command = [*relay, secret, tmp_path / "socket", site.supernode.app_sha256, "1"]
+    command = [*relay, secret, tmp_path / "socket", site.supernode.app_sha256, "1", tmp_path / "pieces", "1"]
     stranger = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert stranger.returncode == 1
     assert "401 Unauthorized" in stranger.stderr

@@ -59,8 +59,8 @@ def answers(history, messages):
 
 def own(history, site=SITE):
     """The adapter that the site has on disk, and after which round."""
-    round_, adapter, _ = history.budgets[site].adapter(history.manifest.study_id)
-    return round_, adapter
+    state, study = history.budgets[site], history.manifest.study_id
+    return state.adapter_round(study), bytes(state.adapter(study)[0])
 
 
 def the(history):
@@ -136,7 +136,7 @@ def test_a_site_whose_state_has_no_adapter_begins_with_what_it_is_sent(first):
     state = reserved(SiteState.in_memory(), history.manifest)
     for site in UNITS:
         assert (sent(messages[site]).before is None) is (not first)
-    assert state.adapter(history.manifest.study_id) is None
+    assert state.adapter_round(history.manifest.study_id) is None
     assert set(answers(history, messages).values()) == {"advert"}
 
 
@@ -178,7 +178,7 @@ LIES = [another_adapter, one_bit_of_the_adapter, another_optimizer, the_adapter_
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
 def test_no_site_answers_for_an_adapter_that_the_sum_did_not_make(adam, lie):
     assert set(answers(adam, lies(adam, lie)).values()) == {"adapter"}
-    assert {budget.adapter(adam.manifest.study_id)[0] for budget in adam.budgets.values()} == {2}
+    assert {budget.adapter_round(adam.manifest.study_id) for budget in adam.budgets.values()} == {2}
 
 
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)

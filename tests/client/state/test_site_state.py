@@ -139,7 +139,7 @@ class Writes:
 
         def traced(database, **settings):
             connection = connect(database, **settings)
-            if database != ":memory:":  # the other sites'
+            if database:  # the other sites'
                 connection.set_trace_callback(self.statement)
             return connection
 

@@ -123,7 +123,7 @@ class Run:
 
         def answered():
             answers.append(self.ask(site, message))
-            return isinstance(answers[-1], bytes)
+            return isinstance(answers[-1], bytes | dict)
 
         until(answered, f"{site.name} answers")
         return answers[-1]

@@ -19,11 +19,14 @@ def main(grid, context):
 
 
 def exchange(grid, messages):
-    """For each site its answer; an error code of Flower's, or None, where its node was away."""
+    """For each site its answer; an error code of Flower's, or None, where its node was away.
+
+    A message of more than one field is a mapping, and so is its answer.
+    """
     nodes = {node.name: node.node_id for node in grid.get_nodes()}
     outgoing = {
         site: Message(
-            RecordDict({RECORD: ConfigRecord({FIELD: message})}),
+            RecordDict({RECORD: ConfigRecord(message if isinstance(message, dict) else {FIELD: message})}),
             dst_node_id=nodes[site],
             message_type=MessageType.TRAIN,
             ttl=300,
@@ -35,7 +38,9 @@ def exchange(grid, messages):
     pending = dict(zip(grid.push_messages(list(outgoing.values())), outgoing, strict=True))
     while pending:
         for reply in grid.pull_messages(list(pending)):
-            answer = reply.error.code if reply.has_error() else reply.content[RECORD][FIELD]
-            answers[pending.pop(reply.metadata.reply_to_message_id)] = answer
+            site = pending.pop(reply.metadata.reply_to_message_id)
+            answers[site] = reply.error.code if reply.has_error() else dict(reply.content[RECORD])
+            if isinstance(messages[site], bytes) and not reply.has_error():
+                answers[site] = answers[site][FIELD]
         time.sleep(0.05)
     return answers
