@@ -12,17 +12,21 @@ from ...common.crypto.identity import canonical_json
 from ...common.system.processes import PROGRAM, Process, environment
 from ...common.system.supervision import stop_all
 from ...server.run.server_folder import ServerFolder
+from ..builtin.models import TINY_MODEL
 from ..enrolment.bundle import Bundle
 from ..server_ops import bundling
 from ..server_ops import commands as server_operator
 from ..site_ops import commands as site_operator
+from .wide_model import RANK, TARGETS, wide_model
 
 UNITS: Final = 20
+_ANSWER_AFTER_S: Final = 2.0
+_ANSWER_AFTER_S_PER_NUMBER: Final = 2e-6
 _STOP_S: Final = 90.0  # as long as the server or a site waits for what it started itself
 _STUDY: Final = """
 [model]
-name = "tiny"
-[data]
+name = {model}
+{adapter}[data]
 max_tokens = 16
 evaluation = "synthetic"
 [privacy]
@@ -31,7 +35,7 @@ target_epsilon = 4.0
 rounds = {rounds}
 max_attempts = {max_attempts}
 deadline_s = {deadline_s:g}
-answer_after_s = 2.0
+answer_after_s = {answer_after_s:g}
 """
 _SITE: Final = """[[sites]]
 name = "{name}"
@@ -45,7 +49,7 @@ trust = ["distributed"]
 smallest_honest_shares = 2
 verified_peers = {peers}
 [[study.models]]
-name = "tiny"
+name = {model}
 [data]
 epsilon = 8.0
 delta = 0.01
@@ -57,7 +61,8 @@ class LoopbackFederation:
 
     With another federation ``beside``, the study is one more of that one's sites, and the server is its own.
 
-    The model is ``tiny``, and every site has 20 patients of one record each: what is left to see is the machinery.
+    The model is ``tiny``, or one whose adapter trains ``dimension`` numbers, and every site has 20 patients of one
+    record each: what is left to see is the machinery.
     ``processes`` are those that run, by the name of their site, the server's as ``server``.
     """
 
@@ -69,6 +74,7 @@ class LoopbackFederation:
         rounds: int,
         max_attempts: int,
         deadline_s: float = 60.0,
+        dimension: int | None = None,
         beside: "LoopbackFederation | None" = None,
     ) -> None:
         """Make the folders of all in ``path``. Raises StudyError, PrivacyError and StorageError."""
@@ -80,7 +86,19 @@ class LoopbackFederation:
         self.processes: dict[str, Process] = {}
         self.gate, self.superlink, *runtimes = free_ports(2 + len(sites))
         server_operator.init(self.folder, host="localhost", port=self.gate, superlink_port=self.superlink)
-        study = _STUDY.format(rounds=rounds, max_attempts=max_attempts, deadline_s=deadline_s)
+        self._model, adapter = TINY_MODEL, ""
+        if dimension is not None:
+            self._model = str((path / "model").absolute())
+            wide_model(Path(self._model), dimension=dimension)
+            adapter = f"target_modules = {json.dumps(TARGETS)}\nrank = {RANK}\n"
+        study = _STUDY.format(
+            model=json.dumps(self._model, ensure_ascii=False),
+            adapter=adapter,
+            rounds=rounds,
+            max_attempts=max_attempts,
+            deadline_s=deadline_s,
+            answer_after_s=_ANSWER_AFTER_S + _ANSWER_AFTER_S_PER_NUMBER * (dimension or 0),
+        )
         self.folder.study_toml.write_text(study + "".join(_SITE.format(name=site, units=UNITS) for site in sites))
         _write_records(self.evaluation, "evaluation")
         for site, port in zip(sites, runtimes, strict=True):
@@ -121,7 +139,7 @@ class LoopbackFederation:
         """A site's folder."""
         place = self.home / site
         _write_records(self.records(site), site)
-        site_operator.init(SiteFolder(place), name=site, data=self.records(site), model="tiny")
+        site_operator.init(SiteFolder(place), name=site, data=self.records(site), model=self._model)
         with (place / "site.toml").open("a") as file:
             file.write(f"runtime_port = {runtime_port}\n")
 
@@ -132,7 +150,9 @@ class LoopbackFederation:
     def _join(self, site: str) -> None:
         place = self.home / site
         peers = json.dumps([*self._peers, *self.bundle.manifest.site_keys.values()])
-        (place / "policy.toml").write_text(_POLICY.format(peers=peers))
+        (place / "policy.toml").write_text(
+            _POLICY.format(peers=peers, model=json.dumps(self._model, ensure_ascii=False))
+        )
         site_operator.join_study(SiteFolder(place), self.bundle, agreed=lambda agreement: True)
 
 

@@ -67,7 +67,7 @@ class RoundBench:
         return {
             "median_round_s": statistics.median(deployed.rounds_s),
             "in_process_round_s": statistics.median(simulated.rounds_s),
-            "exchange_s": {name: statistics.median(times) for name, times in deployed.exchanges_s.items()},
+            "exchange_s": deployed.medians,
             "median_exchange_s": exchange_s,
             "empty_round_trip_s": trip_s,
             "exchange_ratio": exchange_s / trip_s,
@@ -98,6 +98,11 @@ class RoundTimes:
 
     rounds_s: list[float] = field(default_factory=list)
     exchanges_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Of each exchange, by its name."""
+        return {name: statistics.median(times) for name, times in self.exchanges_s.items()}
 
     @classmethod
     def of(cls, timed: Iterable[tuple[datetime, Told]]) -> "RoundTimes":

@@ -117,10 +117,24 @@ def round_(
     sites: Annotated[int, typer.Option(min=3, max=100, help="Sites, each with a worker and a node of its own.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of the study.")] = 5,
     trips: Annotated[int, typer.Option(min=1, max=1000, help="Empty messages before the study, and after it.")] = 5,
+    dimension: Annotated[
+        int | None,
+        typer.Option(min=1, max=10**9, help="Measure memory instead, with an adapter that trains so many numbers."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """A round of a deployment on this machine, beside empty messages of Flower's and beside the simulation."""
+    """A round of a deployment on this machine, beside empty messages of Flower's and beside the simulation.
+
+    With --dimension, the peak memory of each process with a large adapter, beside that with a small one.
+    """
     _begin("rounds of a deployment; first its programs are started")
+    if dimension is not None:
+        from ..bench.large_round import LargeRoundBench, large_round_table
+
+        large = LargeRoundBench(sites=sites, rounds=rounds, dimension=dimension)
+        figures = large.run(lambda line: typer.echo(line, err=True))
+        _print(figures, large_round_table(figures), as_json)
+        return
     from ..bench.round import RoundBench, round_table
 
     measured = RoundBench(sites=sites, rounds=rounds, trips=trips)
