@@ -230,9 +230,7 @@ class Worker:
             return attempt.share(request)
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
-            with self._refusing(RefusalCode.STORAGE, envelope):
-                adapter = self._adapters.adapter()
-            charges = self._charge(attempt, envelope)
+            adapter, charges = self._charge(attempt, envelope)
             answer = self._pace(lambda: attempt.mask(self._release(adapter), charges))
             if not answer:
                 self._attempt = None
@@ -247,16 +245,17 @@ class Worker:
             "a message that no server sends", why="it has no answer", fix="compare the versions of both ends"
         )
 
-    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> int:
-        """Pay for the attempt; the new charge counter. Nothing was computed from records yet."""
+    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> tuple[Vector, int]:
+        """Pay for the attempt; its adapter and the new charge counter. Nothing was computed from records yet."""
         try:
             with self._refusing(RefusalCode.STORAGE, envelope):
+                adapter = self._adapters.adapter()
                 charges = self._state.charge(self._study, envelope.attempt, attempt.peer_charge_counters)
         except _RefusedError:
             self._attempt = None
             raise
         self._charged = True
-        return charges
+        return adapter, charges
 
     @contextmanager
     def _refusing(self, code: RefusalCode, envelope: Envelope) -> Iterator[None]:

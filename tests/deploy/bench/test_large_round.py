@@ -14,7 +14,7 @@ from grandrounds.deploy.bench.process_memory import ProcessMemory
 from grandrounds.deploy.bench.wide_model import RANK, TARGETS, wide_model
 
 MEBI = 1 << 20
-HOLDS = f"import sys; held = b'x' * ({64} * {MEBI}); print(flush=True); sys.stdin.read()"
+HOLDS = f"import sys; held = b'x' * (64 * {MEBI}); print(flush=True); sys.stdin.read()"
 
 
 def test_a_wide_model_trains_as_many_numbers_as_were_asked_for(tmp_path):
@@ -28,7 +28,7 @@ def test_the_peak_of_each_kind_of_process_is_that_of_the_largest():
     processes = [subprocess.Popen(each, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for each in commands]
     with ProcessMemory(lambda: [process.pid for process in processes]) as memory:
         for process in processes:
-            assert process.stdout.readline() == b"\n"
+            assert process.stdout and process.stdout.readline() == b"\n"
         until(lambda: memory.peaks.get("worker", 0) > 64 * MEBI, "the larger is seen")
         for process in processes:
             process.communicate()

@@ -39,8 +39,10 @@ def exchange(grid, messages):
     while pending:
         for reply in grid.pull_messages(list(pending)):
             site = pending.pop(reply.metadata.reply_to_message_id)
-            answers[site] = reply.error.code if reply.has_error() else dict(reply.content[RECORD])
-            if isinstance(messages[site], bytes) and not reply.has_error():
-                answers[site] = answers[site][FIELD]
+            if reply.has_error():
+                answers[site] = reply.error.code
+            else:
+                said = dict(reply.content[RECORD])
+                answers[site] = said[FIELD] if isinstance(messages[site], bytes) else said
         time.sleep(0.05)
     return answers
