@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...common.errors import EnvelopeError
+from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.protocol.envelope import Bytes, Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
-from ...common.study.message_sizes import largest_request_bytes
 from .worker import Worker
 
 _log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from flwr.superlink.grid import InMemoryGrid
 from ...common.data.records import read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import GrandRoundsError, StudyError
+from ...common.ledger.message_sizes import largest_answer_bytes
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.language_model import LanguageModel
-from ...common.study.message_sizes import largest_answer_bytes
 from ...common.system.code_pin import check_code
 from ...common.system.privileges import keep_memory_private
 from ...server.rounds.app import POLL_INTERVAL_S, carry

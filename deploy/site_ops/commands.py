@@ -24,11 +24,11 @@ from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key, shown_key
 from ...common.data.records import count_records
 from ...common.errors import StoppedError, StorageError, StudyError
+from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.model.devices import PROCESSORS
 from ...common.schema import as_toml, known, validated
 from ...common.sources.source import DataSource
 from ...common.study.artefacts import MANIFEST
-from ...common.study.message_sizes import largest_request_bytes
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
 from ...common.system.locks import in_turn
 from .. import templates

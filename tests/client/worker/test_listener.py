@@ -22,9 +22,9 @@ from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
 from grandrounds.client.worker_socket import HEAD, Kind, connect, health
 from grandrounds.common.errors import StorageError
+from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import MaskedInput, RefusalCode
-from grandrounds.common.study.message_sizes import largest_request_bytes
 
 NOBODY = 65534
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

@@ -10,10 +10,10 @@ from grandrounds.client.state.site_state import SiteState
 from grandrounds.client.worker.log import JsonLines
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
+from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Close, Invitation, RefusalCode
 from grandrounds.common.schema import validated
-from grandrounds.common.study.message_sizes import largest_request_bytes
 from grandrounds.common.study.study import Study
 
 NAME = "Mrs Abernathy"

@@ -12,8 +12,8 @@ from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.common.errors import DataError, StorageError, StudyError
+from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
-from grandrounds.common.study.message_sizes import largest_request_bytes
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify

@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from ..ledger.chain import MAX_ENTRY_BYTES
 from ..protocol.envelope import MAX_HEADER_BYTES
-from .manifest import Manifest
-from .step import largest_missing_bytes
+from ..study.manifest import Manifest
+from ..study.step import largest_missing_bytes
+from .chain import MAX_ENTRY_BYTES
 
 _BESIDE_AN_UPDATE: Final = 1 << 21  # what an answer has of header, keys and shares
 
