@@ -1,6 +1,6 @@
 """Which layers of a model get an adapter: those that a study names, that text reaches, and that can be merged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ModelError
@@ -77,15 +77,25 @@ def target_layers(base: Any, lora: "Lora") -> tuple[list[str], list[str]]:
     shared = _shared_weights(base)
 
     for name in () if isinstance(lora.target_modules, str) else lora.target_modules:
-        _require_a_layer(name, [layer for layer in read if f"{layer}.weight" not in shared or is_called(layer, name)])
-    for name in {**lora.rank_pattern, **lora.alpha_pattern}:
-        _require_a_layer(name, chosen)
+        if not any(is_called(layer, name) for layer in read):
+            raise ModelError(
+                f"no linear layer or embedding that text reaches in the model is called {name!r}",
+                why=WHY_TARGETS,
+                fix=f"choose among {_kinds(layer for layer in read if f'{layer}.weight' not in shared)}",
+            )
     if not chosen:
         raise ModelError(
             f"no linear layer or embedding that text reaches is there for an adapter of {lora}",
             why=WHY_TARGETS,
             fix=f"name others; one of the model's is {read[-1]}" if read else "choose another model",
         )
+    for name in {**lora.rank_pattern, **lora.alpha_pattern}:
+        if not any(is_called(layer, name) for layer in chosen):
+            raise ModelError(
+                f"rank_pattern or alpha_pattern names {name!r}, and no layer with an adapter is called so",
+                why="peft would pass over it, and the layer that is meant would have the rank or alpha of all others",
+                fix=f"choose among {_kinds(chosen)}, or leave it out",
+            )
     for layer in chosen:
         last = layer.rpartition(".")[2]
         if f"{layer}.weight" in shared:
@@ -103,13 +113,8 @@ def target_layers(base: Any, lora: "Lora") -> tuple[list[str], list[str]]:
     return chosen, [name for name in layers if name not in reached]
 
 
-def _require_a_layer(name: str, layers: Sequence[str]) -> None:
-    if not any(is_called(layer, name) for layer in layers):
-        raise ModelError(
-            f"no linear layer or embedding that text reaches in the model is called {name!r}",
-            why=WHY_TARGETS,
-            fix=f"choose among {', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}",
-        )
+def _kinds(layers: Iterable[str]) -> str:
+    return ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
 
 
 def _shared_weights(base: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Of each architecture, gradients are each record's own and what is exported is usable, or it is refused and why."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,12 +127,19 @@ CASES = [
 ]
 
 
+def adapted(folder: Path, lora: Lora, **options: Any) -> LanguageModel:
+    """As in the middle of training: every trained number has moved."""
+    model = LanguageModel.load(folder, lora, seed=3, **options)
+    model.set_adapter(np.random.default_rng(5).normal(0, 0.3, model.layout.dimension).astype(np.float32))
+    return model
+
+
 def test_every_architecture_has_a_case() -> None:
     assert {case.name for case in CASES} == set(NAMES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.targets}")
-def test_an_architecture_works_whole_or_is_refused_with_the_reason(case: Case, tmp_path: Any) -> None:
+def test_an_architecture_works_whole_or_is_refused_with_the_reason(case: Case, tmp_path: Path) -> None:
     folder = save_architecture(tmp_path / "base", case.name)
     lora = Lora(target_modules=case.targets, kind="lora", rank=2, alpha=4.0)
     if case.refused:
@@ -140,8 +148,7 @@ def test_an_architecture_works_whole_or_is_refused_with_the_reason(case: Case, t
             sampler.gradients(RECORDS)
         assert case.refused in refusal.value.diagnostics()
         return
-    model = LanguageModel.load(folder, lora, seed=3)
-    model.set_adapter(np.random.default_rng(5).normal(0, 0.3, model.layout.dimension).astype(np.float32))
+    model = adapted(folder, lora)
     expected = [autograd_alone(model, record) for record in RECORDS]  # by peft's own layers, which follow
     sampler = GradSampler(model, [Shape(TOKENS, 4)])
     assert worst_error(sampler.gradients(RECORDS), expected) < 1e-4
@@ -157,3 +164,16 @@ def test_an_architecture_works_whole_or_is_refused_with_the_reason(case: Case, t
         torch.testing.assert_close(loaded(input_ids=token_ids, use_cache=False).logits, logits)
         merged = loaded.merge_and_unload()
         torch.testing.assert_close(merged(input_ids=token_ids, use_cache=False).logits, logits, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "gemma3", "phi", "phi3"])
+def test_in_bfloat16_its_gradients_agree_within_that_precision(name: str, tmp_path: Path) -> None:
+    folder = save_architecture(tmp_path, name)
+    lora = Lora(target_modules=ALL, kind="lora", rank=2, alpha=4.0)
+    model, exactly = adapted(folder, lora, precision="bfloat16"), adapted(folder, lora)
+    alone, exact = ([autograd_alone(each, record) for record in RECORDS] for each in (model, exactly))
+    gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
+    assert gradients.dtype == torch.float32
+    # As near to what autograd has in this precision as a few roundings; no further from the truth than that is.
+    assert worst_error(gradients, alone) < worst_error(alone, exact)
+    assert worst_error(gradients, exact) < 2 * worst_error(alone, exact)

@@ -132,8 +132,9 @@ def test_a_model_of_another_adapter_is_told_from_the_study_s(folders, other, dif
     [
         ({"target_modules": "v_proj|q_proj"}, "is there for an adapter of rank 2"),
         ({"target_modules": ".*(embed_tokens|v_proj)", "dora": True}, "embed_tokens is no linear layer, and DoRA"),
-        ({"rank_pattern": {"o_proj": 3}}, "is called 'o_proj'"),
-        ({"alpha_pattern": {"typo": 3.0}}, "is called 'typo'"),
+        ({"rank_pattern": {"o_proj": 3}}, "names 'o_proj', and no layer with an adapter is"),
+        ({"alpha_pattern": {"typo": 3.0}}, "names 'typo', and no layer with an adapter is"),
+        ({"target_modules": "v_proj", "rank_pattern": {"v_proj": 3}}, "is there for an adapter of rank 2"),
         ({"target_modules": r"(.|\w|[.])*(?<=X)"}, "takes more than"),
     ],
 )
