@@ -9,7 +9,7 @@ from ..model.base_folder import BUILTIN_MODEL
 # gradients that point the same way for most patients. Those of the lower half, and of values, overshoot. Together they
 # are one choice: a rate is of one scale, norm and optimiser.
 TUNED: Final[Mapping[str, Mapping[str, Any]]] = {
-    "model": {"target_modules": ("o_proj", "down_proj"), "layers": (15, 27), "rank": 1, "alpha": 64.0},
+    "model": {"target_modules": ("o_proj", "down_proj"), "layers": (15, 27), "rank": 1, "alpha": 64.0, "dora": False},
     "privacy": {"clipping_norm": 0.3},
     "training": {"optimizer": "sgd", "learning_rate": 2.4},
 }

@@ -19,7 +19,12 @@ def study(**tables: Any) -> dict[str, Any]:
 def test_the_built_in_model_is_trained_as_it_was_tuned_unless_any_of_that_is_stated() -> None:
     found = study()
     assert all(found[table][field] == value for table, fields in TUNED.items() for field, value in fields.items())
-    for stated in ({"model": {"rank": 8}}, {"training": {"optimizer": "adam"}}, {"privacy": {"clipping_norm": 1.0}}):
+    for stated in (
+        {"model": {"rank": 8}},
+        {"model": {"dora": True}},
+        {"training": {"optimizer": "adam"}},
+        {"privacy": {"clipping_norm": 1.0}},
+    ):
         assert study(**stated)["model"]["target_modules"] == ("v_proj",)
 
 
