@@ -42,7 +42,7 @@ def try_(
     from ..views.continuations import print_continuations
 
     model = found.on(place)
-    say([f"the prompt is continued twice, by up to {max_new_tokens} tokens"])
+    say([f"the prompt is continued twice, by up to {max_new_tokens} tokens, on the base model in {found.precision}"])
     print_continuations(continuations(model, load_tokenizer(str(place)), text, max_new_tokens=max_new_tokens))
 
 

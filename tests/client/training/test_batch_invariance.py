@@ -142,10 +142,3 @@ def test_without_the_test_one_unit_would_move_the_sum_by_more_than_the_sensitivi
     with_it = dp.sum_units([one, *others])
     without = dp.sum_units(others)
     assert np.linalg.norm(with_it - without) > 1.3 * dp.lattice.sensitivity
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_on_a_base_model_of_less_precision_records_share_a_batch_too(tmp_path, architecture, precision):
-    model = load_tiny(save_tiny_model(tmp_path, architecture, width=64), architecture, precision=precision)
-    assert independent_shapes(model, [Shape(24, 8)]) == (Shape(24, 8),)

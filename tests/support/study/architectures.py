@@ -251,8 +251,11 @@ _OTHERS: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
 NAMES: Final = (*_OF_TEXT, *_OTHERS)
 
 
-def save_architecture(folder: Path, name: str) -> Path:
-    """Save a tiny model into ``folder``, without a tokenizer; weights large enough that gradients are no rounding."""
+def save_architecture(folder: Path, name: str, **changes: Any) -> Path:
+    """Save a tiny model into ``folder``, without a tokenizer; weights large enough that gradients are no rounding.
+
+    ``changes`` are to its configuration.
+    """
     make: Callable[[Any], Any]
     if name in _OF_TEXT:
         kind, sizes = _OF_TEXT[name]
@@ -262,7 +265,7 @@ def save_architecture(folder: Path, name: str) -> Path:
         make = getattr(transformers, model_class)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = make(getattr(transformers, f"{kind}Config")(**sizes))
+        model = make(getattr(transformers, f"{kind}Config")(**sizes | changes))
         for path, parameter in model.named_parameters():
             if parameter.dim() > 1 and "A_log" not in path:
                 torch.nn.init.normal_(parameter, std=0.2)
