@@ -8,7 +8,7 @@ from ...common.system.files import write_atomically
 
 
 class MachineReport(Section):
-    """What was found, in lines, and when (UTC)."""
+    """What was found, in lines, and when."""
 
     found: str
     lines: tuple[str, ...]

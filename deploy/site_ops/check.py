@@ -80,7 +80,7 @@ def check(
         f"updates leave {instant_s:g} s after they are asked for, whatever was drawn"
         + (": little room for other work on this machine" if _ROOM * most_s > instant_s else ""),
     )
-    MachineReport(found=datetime.now(UTC).isoformat(timespec="minutes"), lines=machine).write(study.machine)
+    MachineReport(found=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", lines=machine).write(study.machine)
     return [
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{site_records.records} records of {len(read)} {unit}s were read; the study counts on "

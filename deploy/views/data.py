@@ -20,7 +20,7 @@ ALONE: Final = (
     "No noise protects these figures, and no study sends any of them: they are for this site alone, and neither they "
     "nor a page of them may leave the hospital."
 )
-MACHINE: Final = "How this machine computes the study, as `client check` found it"
+MACHINE: Final = "How this machine computes the study, as client check found it"
 # A histogram's own coordinates, which the page scales to its width.
 _WIDTH, _HEIGHT, _ABOVE, _BELOW = 440, 170, 18, 22
 _WIDEST: Final = 60
@@ -70,8 +70,7 @@ def print_data(console: Console, report: DataReport) -> None:
         console.print(Padding(_grid(step_facts(report)), (0, 0, 0, 2)))
     if report.machine:
         console.print(Text(f"\n{MACHINE}", "bold"))
-        for line in report.machine:
-            console.print(Padding(line, (0, 0, 0, 2)))
+        console.print(Padding(_grid([("·", line) for line in report.machine]), (0, 0, 0, 2)))
     for finding in findings(report):
         console.print(Text(f"\n{finding.title}", "bold"))
         console.print(Padding(finding.text, (0, 0, 0, 2)))
@@ -167,15 +166,11 @@ def window_rows(report: DataReport) -> list[tuple[str, ...]]:
 
 
 def bucket_rows(report: DataReport) -> list[tuple[str, ...]]:
-    """Of a study's windows by the lengths that they are computed at: how many, and padding."""
-    if not report.study:
-        return []
+    """Of a study's windows by the lengths that they are computed as: how many, and padding; nothing of one length."""
+    buckets = report.windows[0].buckets if report.study else ()
     shown = _shown(report)
-    return [
-        (f"{bucket.tokens:,}", shown(bucket.windows), _percent(bucket.padding))
-        for windows in report.windows
-        for bucket in windows.buckets
-    ]
+    rows = [(f"{bucket.tokens:,}", shown(bucket.windows), _percent(bucket.padding)) for bucket in buckets]
+    return rows if len(rows) > 1 else []
 
 
 def step_facts(report: DataReport) -> list[tuple[str, str]]:

@@ -92,6 +92,7 @@ def test_terminal_and_page_say_the_same_and_that_it_is_for_this_site_alone():
         "Lines of the opt-outs that match nobody: 2 of 3",
         "Line 2, 3: right for",
         "Texts of several patients: 1",
+        "omputed as",
         MACHINE,
         "found <today>",
         "the model computes on processors",
