@@ -49,6 +49,7 @@ name = {name}
 {data}
 model = {model}                   # the folder of the base model
 {device}
+# checkpointing = "auto"          # "on" computes activations again, which saves memory; "off" keeps them
 {held_out:34}# records that nothing trains on: `client fetch` measures the finished adapter on them
 # similar_identifiers = "same"    # patients whose ids differ in spelling alone (A-7, a-07): "same" or "different" ones
 # Two users, where root starts the site: one reads the records and has the key, the other talks to the server.

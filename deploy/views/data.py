@@ -169,8 +169,9 @@ def bucket_rows(report: DataReport) -> list[tuple[str, ...]]:
     """Of a study's windows by the lengths that they are computed as: how many, and padding; nothing of one length."""
     buckets = report.windows[0].buckets if report.study else ()
     shown = _shown(report)
-    rows = [(f"{bucket.tokens:,}", shown(bucket.windows), _percent(bucket.padding)) for bucket in buckets]
-    return rows if len(rows) > 1 else []
+    if len(buckets) < 2:
+        return []
+    return [(f"{bucket.tokens:,}", shown(bucket.windows), _percent(bucket.padding)) for bucket in buckets]
 
 
 def step_facts(report: DataReport) -> list[tuple[str, str]]:

@@ -33,6 +33,18 @@ def test_records_in_which_nothing_can_be_learnt_are_refused():
     assert (units_of(one).windows, units_of(one).learnable) == (3, 1)
 
 
+def test_their_windows_have_the_lengths_of_those_who_are_read(tmp_path):
+    def window(size):
+        return Window(tokens=np.arange(size, dtype=np.int32), learnt=((0, size),))
+
+    records = [[window(3)], [window(9), window(4)], [window(5)], [window(8), window(2)]]
+    store = Store(block=Block.of(records, np.uint16), units=np.array([0, 1, 3, 4]), patients=["a", "b", "c"])
+    (tmp_path / "opted-out.txt").write_text("a\n")
+    read = SiteRecords.of(Prepared(store=store, quarantine=Quarantine(), cut=0, lost=0), tmp_path / "opted-out.txt")
+    assert read.lengths.tolist() == [9, 4, 5, 8, 2]
+    assert [len(content) for content in read.contents()] == [2 * 13, 2 * 5, 2 * 10], "in the order of their contents"
+
+
 @pytest.mark.parametrize("stated", [None, 9])
 def test_tokens_that_the_model_does_not_have_are_refused_where_its_configuration_does_not_say(stated):
     records_of(((0, 3),)).check_tokens(stated=stated, size=8)

@@ -8,6 +8,7 @@ import pytest
 from support.study.site_study import SiteStudy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.training import rehearsal
 from grandrounds.common.errors import DataError, ModelError, StorageError, StudyError
 from grandrounds.deploy.site_ops import check as site_check
 from grandrounds.deploy.site_ops import commands as site_operator
@@ -69,6 +70,22 @@ def test_a_machine_that_is_not_ready_at_the_instant_is_told_so_beforehand(folder
     monkeypatch.setattr(site_check, "monotonic", itertools.count(step=3.0).__next__)  # each step of the check's clock
     with pytest.raises(StudyError, match="may take 3 s here, and the study lets updates leave after 2 s"):
         check(folder)
+
+
+def test_the_most_work_is_measured_with_the_training_view_where_the_site_has_one(folder, monkeypatch):
+    measured = []
+
+    def with_most_work(update):
+        measured.append(update.observer is not None)
+        return rehearsal.with_most_work(update)
+
+    monkeypatch.setattr(site_check, "with_most_work", with_most_work)
+    check(folder)
+    settings = folder.path / "site.toml"
+    settings.write_text(f"training_view = true\n{settings.read_text()}")
+    check(folder)
+    assert measured == [False, True]
+    assert not folder.study().training.exists(), "of a check nothing is written there"
 
 
 def test_files_that_every_user_may_read_and_a_pause_are_said(folder):
