@@ -145,6 +145,9 @@ class Training:
 
     def _commit(self, closing: Round) -> None:
         before = self.checkpoint.last_step.after
+        # What led to it no site is sent any more, and it is as large.
+        closing.last_step = LastStep(after=before)
+        self.checkpoint = replace(self.checkpoint, last_step=closing.last_step)
         after = step(self.manifest, before, closing.aggregate, closing.survivors)
         last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, closing.aggregate))
         ledger = self.ledger.verified.ledger
