@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG: Final = 1
 QUIET_FLOWER: Final = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 # Of programs that carry large messages: what they free of these goes back to the system (mallopt(3)). Else each of
 # their threads keeps some, and together they hold many times what is on its way.
-CARRIER: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18), "MALLOC_ARENA_MAX": "2"}
+CARRIER: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 22), "MALLOC_ARENA_MAX": "2"}
 ENVIRONMENT: Final = {**QUIET_FLOWER, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 

@@ -100,7 +100,8 @@ class LoopbackFederation:
             answer_after_s=_ANSWER_AFTER_S + _ANSWER_AFTER_S_PER_NUMBER * (dimension or 0),
         )
         self.folder.study_toml.write_text(study + "".join(_SITE.format(name=site, units=UNITS) for site in sites))
-        _write_records(self.evaluation, "evaluation")
+        # Of a wide model it is the activations that would be measured.
+        _write_records(self.evaluation, "evaluation", count=UNITS if dimension is None else 1)
         for site, port in zip(sites, runtimes, strict=True):
             if beside is None:
                 self._found(site, port)
@@ -177,6 +178,6 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _write_records(path: Path, prefix: str) -> None:
-    rows = ({"patient_id": f"{prefix}-{number}", "text": "no complaints"} for number in range(UNITS))
+def _write_records(path: Path, prefix: str, count: int = UNITS) -> None:
+    rows = ({"patient_id": f"{prefix}-{number}", "text": "no complaints"} for number in range(count))
     path.write_bytes(b"\n".join(map(canonical_json, rows)))

@@ -48,8 +48,7 @@ class ServerPrograms:
         self._await_free("the gate", addresses["gate"], gate)
         try:
             for name, command in self._commands().items():
-                env = self._env if name == "superexec" else {**self._env, **CARRIER}  # which starts the study's process
-                program = Program(name, command, log=self._log(name), env=env, say=self.say)
+                program = Program(name, command, log=self._log(name), env=self._env, say=self.say)
                 self._running.append(program)
                 self._await(program, addresses.get(name))
             yield
@@ -80,7 +79,8 @@ class ServerPrograms:
 
     @property
     def _env(self) -> dict[str, str]:
-        return environment(FLWR_HOME=str(self.folder.flower_home), FLWR_SUPEREXEC_TASK_POLL_INTERVAL="0.2")
+        flower = {"FLWR_HOME": str(self.folder.flower_home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+        return environment(**flower, **CARRIER)
 
     def _log(self, name: str) -> Path:
         return self.folder.flower / f"{name}.log"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from ...common.crypto.identity import sha256
 from ...common.errors import EnvelopeError, LedgerError
 from ...common.ledger import entries
+from ...common.ledger.chain import EntryType
 from ...common.ledger.entries import SignedStatement
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import SERVER, Close, packed
@@ -27,18 +28,15 @@ class Closing:
         ledger: LedgerWriter,
         files: Mapping[str, bytes],
         last_step: LastStep,
-        held: Mapping[str, int] | None = None,
     ) -> None:
         """``files`` are the contents of every file that the study leaves, report.json among them, by its path.
 
-        ``last_step`` led to the adapter among them, and ``held`` is how many entries a site is known to have. Closes
-        the study unless it is closed. Raises StorageError.
+        ``last_step`` led to the adapter among them. Closes the study unless it is closed. Raises StorageError.
         """
         self.reasons: dict[str, str] = {}
         self._ledger = ledger
         self._last_step = last_step
         self._contents = [files[name] for name in sorted(files)]
-        self._held = dict(held or {})
         if ledger.verified.closed is None:
             hashes = {name: sha256(content) for name, content in files.items()}
             ledger.append(entries.StudyClosed(charges=ledger.verified.charges, files=hashes))
@@ -56,7 +54,11 @@ class Closing:
         return self._ledger.verified.manifest.study.training.deadline_s
 
     def messages(self) -> dict[str, bytes]:
-        """Close, to every site that has not signed; or, once all were asked, without files to those that have."""
+        """Close, to every site that has not signed; or, once all were asked, without files to those that have.
+
+        What a site is sent that has not signed is the same bytes whenever it is asked, in whichever process: what it
+        has of them by then it need not be sent again.
+        """
         verified = self._ledger.verified
         if self.finished:
             return {}
@@ -64,9 +66,11 @@ class Closing:
         assert closing is not None  # noqa: S101 (the constructor closed the study)
         if self._asked:
             starts = dict.fromkeys(sorted(verified.closing_signatures), closing.ledger_length)
-            contents = []
+            contents, end = [], None
         else:
-            starts, contents = {site: self._held.get(site, 0) for site in self._unsigned}, self._contents
+            known = self._known
+            starts = {site: known.get(site, 0) for site in self._unsigned}
+            contents, end = self._contents, closing.ledger_length
         sealed = {
             start: seal_message(
                 verified.manifest.secagg_parameters,
@@ -74,7 +78,7 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(verified.attempts),
                 sender=SERVER,
-                payload=packed([packed(self._ledger.lines(start)), self._missing(start).packed(), *contents]),
+                payload=packed([packed(self._ledger.lines(0)[start:end]), self._missing(start).packed(), *contents]),
             ).to_bytes()
             for start in set(starts.values())
         }
@@ -100,6 +104,18 @@ class Closing:
     def _missing(self, start: int) -> Missing:
         """What a site lacks of the adapter that is to sign, and holds so many entries."""
         return Missing() if self._asked else self._last_step.missing(behind=self._ledger.rounds_since(start))
+
+    @property
+    def _known(self) -> dict[str, int]:
+        """How many entries a site had on its disk as it advertised in the last attempt that ended."""
+        entries_ = list(self._ledger.verified.ledger)
+        places = (place for place, entry in enumerate(entries_) if entry.type is EntryType.ATTEMPT_ENDED)
+        ended = max(places, default=None)
+        if ended is None:
+            return {}
+        begun = max(place for place, entry in enumerate(entries_[:ended]) if entry.type is EntryType.ATTEMPT_BEGUN)
+        adverts = entries.AttemptEnded.of(entries_[ended]).adverts
+        return {Envelope.of_statement(advert.statement).sender: begun + 1 for advert in adverts}
 
     @property
     def _unsigned(self) -> list[str]:

@@ -75,12 +75,7 @@ class StudyRun:
         with phase(self.observe, "report", "claims, adapter and model card"):
             files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
-            yield Closing(
-                ledger=self.ledger,
-                files=files,
-                last_step=self.training.checkpoint.last_step,
-                held=self.training.held,
-            )
+            yield Closing(ledger=self.ledger, files=files, last_step=self.training.checkpoint.last_step)
 
     def _checkpoint(self) -> Checkpoint:
         """The last that was saved, or the first."""

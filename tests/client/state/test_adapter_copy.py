@@ -18,6 +18,7 @@ from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import packed, unpack
 from grandrounds.common.study.step import LastStep, Missing, Trained, step, sum_bytes
+from grandrounds.server.rounds.closing import Closing
 
 SITE, NEW = "site-2", "site-6"
 UNITS = {f"site-{i}": 4 for i in range(1, 6)}
@@ -117,6 +118,17 @@ def test_a_site_that_was_away_answers_nothing_where_it_is_sent_the_sum_alone(his
         SITE: "adapter",
         "site-1": "advert",
     }
+
+
+def test_at_the_end_a_site_that_was_away_is_sent_everything_and_the_others_what_they_lack(history):
+    history.attempt(away=[SITE])
+    files = {"report.json": history.report()}
+    closing = Closing(ledger=history.writer(), files=files, last_step=history.last_step)
+    parts = {site: unpack(Envelope.parse(message).payload) for site, message in closing.messages().items()}
+    lines = {site: len(unpack(lines)) for site, (lines, *_) in parts.items()}
+    missing = {site: Missing.parse(sent, dimension=DIMENSION) for site, (_, sent, *_) in parts.items()}
+    assert (lines[SITE], missing[SITE].before is None) == (len(history.lines), False)
+    assert (lines["site-1"], missing["site-1"].before is None) == (3, True), "the attempt's end, its round, the study's"
 
 
 def test_a_site_that_joins_takes_the_state_that_the_sites_before_it_signed(history):
