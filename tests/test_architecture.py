@@ -26,7 +26,7 @@ ALLOWED = {
     ),
     "peft": ("common/model/peft_library.py",),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
-    "bitsandbytes": ("common/model/nf4.py",),
+    "bitsandbytes": ("common/model/nf4.py", "deploy/bench/"),
     "transformers": (
         "common/model/base_model.py",
         "common/model/language_model.py",
@@ -34,6 +34,7 @@ ALLOWED = {
         "common/model/target_layers.py",
         "common/data/tokenisation.py",
         "deploy/adapter/gguf_file.py",
+        "deploy/bench/",
         "deploy/builtin/models.py",
     ),
 }

@@ -63,11 +63,12 @@ def _wanted(study: Study, model: LanguageModel, lengths: Sequence[int]) -> tuple
     usual = study.privacy.sampling_probability * study.data.records_per_unit
     drawn = usual * study.total_nominal_units / len(study.sites)
     records = max(1, min(int(drawn * _SHARE_OF_DRAW), _MOST_RECORDS))
-    tokens_at_a_time = _most_tokens(model, lengths[-1])
+    tokens_at_a_time = most_tokens(model, lengths[-1])
     return tuple(Shape(tokens, max(1, min(tokens_at_a_time // tokens, records))) for tokens in lengths)
 
 
-def _most_tokens(model: LanguageModel, longest: int) -> int:
+def most_tokens(model: LanguageModel, longest: int) -> int:
+    """How many tokens are computed at a time, of records of up to ``longest``: more bring nothing, or do not fit."""
     enough = _ENOUGH_TOKENS[model.device.type]
     if model.device.type == "cpu":
         return enough

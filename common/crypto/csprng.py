@@ -3,7 +3,6 @@
 import secrets
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
@@ -23,6 +22,9 @@ class Stream:
         """Raises ValueError unless the key has 32 bytes."""
         if len(key) != KEY_BYTES:
             raise ValueError(f"an AES-256 key has {KEY_BYTES} bytes, this one has {len(key)}")
+        # Here and not above: gradients are computed and measured also where no library of ciphers is.
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     @classmethod

@@ -6,16 +6,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import rfc8785
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BeforeValidator
 
 from ..errors import EnvelopeError, StorageError
 from ..schema import Spelt
 from ..system.files import write_missing
+
+if TYPE_CHECKING:  # a machine that computes gradients and signs nothing needs hashes alone
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 # The y of every point of order 1, 2, 4 or 8 on the curve of Ed25519, also as y + p; the library does not refuse them.
@@ -57,6 +57,8 @@ def canonical_json(value: Any) -> bytes:
     """
     if _is_plain(value):  # then both write the same, and this one in a third of the time
         return _ENCODER.encode(value).encode()
+    import rfc8785
+
     return rfc8785.dumps(value)
 
 
@@ -81,16 +83,20 @@ def sha256(data: bytes | bytearray | memoryview) -> str:
 class Identity:
     """A signing key: a site's or the server's (Ed25519, RFC 8032)."""
 
-    _key: Ed25519PrivateKey
+    _key: "Ed25519PrivateKey"
 
     @classmethod
     def generate(cls) -> "Identity":
         """A new key from the operating system's randomness."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def from_bytes(cls, secret: bytes) -> "Identity":
         """The key of 32 secret bytes."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return cls(Ed25519PrivateKey.from_private_bytes(secret))
 
     @property
@@ -110,6 +116,9 @@ class Identity:
 
 def verify_signature(public_key: str, signature: bytes, label: bytes, data: bytes) -> None:
     """Raises EnvelopeError unless ``signature`` is the key's on ``label ‖ data``, and nobody but its owner's."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     try:
         key = bytes.fromhex(public_key)
         if int.from_bytes(key, "little") & _COORDINATE in _SMALL_ORDER:

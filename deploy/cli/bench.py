@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ...common.model.base_model import Precision
+
 bench = typer.Typer(
     name="bench", help="Measure a piece on this machine beside a named baseline, in one run.", no_args_is_help=True
 )
@@ -27,25 +29,60 @@ def noise(
 
 @bench.command()
 def dp_step(
-    model: Annotated[str, typer.Option(help="A model folder or hub name; 'builtin' is SmolLM2-135M.")] = "builtin",
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Records in a physical batch.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
-    target_modules: Annotated[str, typer.Option(help="Layers to adapt, comma-separated.")] = "v_proj",
+    model: Annotated[
+        str, typer.Option(help="A model's folder or hub name; builtin (SmolLM2-135M); random:1b, random:7b.")
+    ] = "builtin",
+    records: Annotated[int, typer.Option(min=1, max=10_000, help="Records in a step.")] = 6,
+    tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
+    batch: Annotated[int, typer.Option(min=0, max=1024, help="Records at a time; 0: as many as a site would.")] = 0,
+    target_modules: Annotated[
+        str, typer.Option(help="Layers to adapt: by name, comma-separated; all-linear.")
+    ] = "v_proj",
     rank: Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter.")] = 4,
+    precision: Annotated[Precision, typer.Option(help="In which the base model is held.")] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.")] = "cpu",
+    repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Steps of each kind; the median counts.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """A private training step, beside the same step without privacy and Opacus's, by hooks and by ghost clipping."""
+    _begin("private steps; first the model is loaded")
+    from ..bench.steps.dp_step import StepBench, lora_on, step_table
+    from ..bench.steps.random_models import PREFIX
+    from ..builtin.models import base_model_folder
+
+    figures = StepBench(
+        model=model if model.startswith(PREFIX) else str(base_model_folder(model)),
+        lora=lora_on(target_modules, rank=rank),
+        records=records,
+        tokens=tokens,
+        batch=batch,
+        precision=precision,
+        checkpointing=checkpointing,
+        device=device,
+        repetitions=repetitions,
+    ).run()
+    _print(figures, step_table(figures), as_json)
+
+
+@bench.command()
+def step(
+    dimension: Annotated[int, typer.Option(min=1, max=10**9, help="Trained numbers, about.")] = 40_000_000,
+    tokens: Annotated[int, typer.Option(min=8, max=8192, help="Tokens a record.")] = 64,
+    width: Annotated[int, typer.Option(min=64, max=16384, help="Width of the layers, which share one weight.")] = 2048,
+    rank: Annotated[int, typer.Option(min=1, max=256, help="Rank of the adapter on all of them.")] = 16,
+    records: Annotated[int, typer.Option(min=1, max=1000, help="Records in a step, each a unit.")] = 2,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """A private training step, beside the same step without privacy and beside Opacus's hooks."""
-    _begin("private steps; first the model is loaded")
-    from ...common.model.lora import Lora
-    from ..bench.dp_step import StepBench, step_line
-    from ..builtin.models import base_model_folder
+    """Clip, integers, check and sum of large units, and noise, beside the gradients that they are made of."""
+    _begin("a step of many trained numbers")
+    from ..bench.steps.unit_sum import SumBench, sum_lines
 
-    lora = Lora(target_modules=tuple(target_modules.split(",")), rank=rank)
-    figures = StepBench(
-        folder=base_model_folder(model), lora=lora, batch_size=batch, max_tokens=max_tokens, device=device
-    ).run()
-    _print(figures, step_line(figures), as_json)
+    figures = SumBench(dimension=dimension, tokens=tokens, width=width, rank=rank, records=records, device=device).run()
+    _print(figures, sum_lines(figures), as_json)
 
 
 @bench.command()

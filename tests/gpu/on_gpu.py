@@ -1,4 +1,4 @@
-"""What only a machine with a GPU can show: ``pytest tests/gpu/on_gpu.py`` there.
+"""What only a machine with a GPU can show of the engine: ``make gpu``, or ``pytest tests/gpu/on_gpu.py`` there.
 
 A record's gradient is what it is on processors, to rounding, and the same bits among any neighbours; and no record
 can end the GPU's use for the others.
@@ -11,22 +11,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support.study.site_study import SiteStudy
 from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from grandrounds.client.site.assembly import sampler_of
 from grandrounds.client.training.batch_invariance import independent_shapes
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ModelError
-from grandrounds.common.model.devices import described, open_device
+from grandrounds.common.model.devices import open_device
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import Lattice, RoundedGaussian
-from grandrounds.deploy.bench.dp_step import StepBench
-from grandrounds.deploy.site_ops import commands as site_operator
-from grandrounds.deploy.site_ops.check import check
+from grandrounds.deploy.bench.steps.dp_step import StepBench
 
 TOKENS = 24
 RNG = np.random.default_rng(7)
@@ -72,7 +68,7 @@ def test_gradients_are_those_of_processors_and_repeat_to_the_last_bit(folders, a
             model.enable_gradient_checkpointing()
         assert model.device.type == device
         found.append(GradSampler(model, [Shape(TOKENS, 8)]).gradients(RECORDS))
-    assert errors(found[1], found[0]).max() < 1e-5
+    assert errors(found[1].cpu(), found[0]).max() < 1e-5
     assert torch.equal(found[1], found[2])
 
 
@@ -147,35 +143,15 @@ def test_without_the_check_one_record_would_end_the_use_of_the_gpu(folders):
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
 
 
-def test_a_batch_that_does_not_fit_is_told_at_the_start(folders):
-    study = SiteStudy(folders["llama"]).federation().manifest.study
-    vast = study.model_copy(update={"training": study.training.model_copy(update={"physical_batch": 4096})})
-    model = load_tiny(folders["llama"], device="cuda")
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.0005)
-    try:
-        with pytest.raises(ModelError, match="do not fit into the memory of NVIDIA"):
-            sampler_of(vast, model)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-
-
 def test_a_gpu_that_this_machine_does_not_have_is_refused():
     with pytest.raises(ModelError, match="cuda:99 cannot be used"):
         open_device("cuda:99")
 
 
-def test_a_site_with_a_gpu_checks_itself_without_a_network(folders, tmp_path):
-    study = SiteStudy(folders["llama"])
-    federation = study.federation()
-    folder = study.initialised(tmp_path / "site", federation, device="cuda")
-    site_operator.join_study(folder, study.bundle(federation, tmp_path / "tls"), agreed=lambda agreement: True)
-    said = "\n".join(check(folder, folder.study()))
-    assert "GiB of the GPU's" in said
-    assert described("cuda").split(" (")[0] in said
-
-
 def test_a_step_s_memory_is_the_gpu_s(folders):
     lora = Lora(target_modules=("v_proj",))
-    bench = StepBench(folder=folders["llama"], lora=lora, batch_size=256, max_tokens=64, repetitions=1, device="cuda")
-    assert bench.peak_bytes("private") > 256 * 64 * VOCABULARY * 4, "the logits alone are this much"
+    bench = StepBench(
+        model=str(folders["llama"]), lora=lora, records=256, batch=256, tokens=64, repetitions=1, device="cuda"
+    )
+    private = bench.run()["kinds"]["private"]
+    assert private["step_bytes"] > 256 * 64 * VOCABULARY * 4, "the logits alone are this much"
