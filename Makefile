@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint quick coverage docs templates bench soak upgrade audit gguf install clean
+.PHONY: demo test check lint quick coverage docs templates bench gpu soak upgrade audit gguf install clean
 
 install: $(INSTALLED)
 
@@ -81,6 +81,10 @@ bench: install
 	$(BIN)/grandrounds bench secagg
 	$(BIN)/grandrounds bench accountant
 	$(BIN)/grandrounds bench round
+
+# GPU tests and a table of private steps, in build/gpu, without a network: by .venv where it is, else by PYTHON as it is.
+gpu:
+	PYTHONPATH=.typing:tests $(or $(wildcard $(BIN)/python),$(PYTHON)) -m gpu.run
 
 soak: install
 	$(call install_extra,soak)
