@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from threading import Lock
 from typing import Final
 
 import mpmath
@@ -44,6 +45,9 @@ _BLOCK: Final = 1 << 13  # draws at a time: every temporary stays in a core's ca
 _FAST_LIMIT: Final = 5.0
 _GUARD: Final = 2.0**-43
 _MAGNITUDE: Final = (1 << 63) - 1
+# How many bits mpmath computes with, and the constants that it keeps, are the process's and no thread's own: one that
+# is done would leave another with 53 bits, or with a constant at another scale.
+_MPMATH: Final = Lock()
 
 
 def add_rounded_gaussian(total: NDArray[np.int64], stddev: int) -> None:
@@ -127,7 +131,7 @@ class _Tail:
     def is_below(self, half_integer: float, stddev: int) -> bool:
         """Whether P < Q(half_integer / stddev), which is whether |X| exceeds the half-integer."""
         while True:
-            with mpmath.workprec(self._bits + 64):
+            with _MPMATH, mpmath.workprec(self._bits + 64):
                 quantile = mpmath.mpf(half_integer) / stddev
                 threshold = mpmath.ldexp(mpmath.erfc(quantile / mpmath.sqrt(2)) / 2, self._bits)
                 # The threshold carries 64 bits more than P; a margin of 2^-16 of P's last bit is 2^40 times its error.

@@ -1,6 +1,8 @@
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 
 import mpmath
@@ -65,6 +67,28 @@ def test_a_double_that_is_no_number_is_decided_exactly(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("scipy.special.ndtri", ndtri_with_a_fault)
     assert from_words(words, 1000, lambda: 0).tolist() == expected.tolist()
+
+
+def test_two_threads_never_decide_at_once_since_mpmath_has_one_precision_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    erfc, met, precisions = mpmath.erfc, threading.Barrier(2), []
+
+    def beside_another(value: mpmath.mpf) -> mpmath.mpf:
+        try:
+            met.wait(0.05)  # the other thread is in here, too
+        except threading.BrokenBarrierError:
+            pass
+        else:
+            precisions.append(mpmath.mp.prec)
+        return erfc(value)
+
+    monkeypatch.setattr(mpmath, "erfc", beside_another)
+    stddev, word, further, draw = next((s, int(w, 16), f, d) for s, w, f, d in CASES if f)
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(_draw, [word] * 2, [[int(w, 16) for w in further]] * 2, [stddev] * 2))
+    assert drawn == [draw, draw]
+    assert not precisions
 
 
 @given(
