@@ -40,10 +40,11 @@ class _AllDrawn(Cohort[Example]):
 def with_most_work(update: SiteUpdate) -> SiteUpdate:
     """The update of a draw that reaches its cap with the longest records, and batches of each other shape beside it.
 
-    No draw of records costs more: a longer record costs more than a shorter one, and in each part of a draw that is
-    worked on together, all but one of a shape's batches are full. Records are judged before a batch is computed, so
-    that none makes it fail; that one does is in here all the same, for a machine that is short of something. It reads
-    no record.
+    No draw of records costs more: a longer record costs more than a shorter one in as large a batch, and in each part
+    of a draw that is worked on together, all but one of a shape's batches are full. Of shorter records in smaller
+    batches (``independent_shapes``), which share less of what any batch costs, there is a draw at its cap, too. Records
+    are judged before a batch is computed, so that none makes it fail; that one does is in here all the same, for a
+    machine that is short of something. It reads no record.
     """
     manifest, cap = update.manifest, update.manifest.draw_cap(update.name)
     records = manifest.study.data.records_per_unit
@@ -52,6 +53,8 @@ def with_most_work(update: SiteUpdate) -> SiteUpdate:
     units = [random_unit(update.sampler, longest.tokens, records)] * cap
     for shape in shorter:
         units += [random_unit(update.sampler, shape.tokens, 1)] * (flights * shape.batch)
+        if shape.batch < longest.batch:
+            units += [random_unit(update.sampler, shape.tokens, records)] * cap
     return replace(update, cohort=_AllDrawn(units), sampler=OneFailure(update.sampler))
 
 

@@ -33,7 +33,8 @@ def answer_after_s(study: Study, sampler: GradSampler) -> float:
 def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape], dimension: int) -> float:
     """``answer_after_s`` of a study where a batch of the longest of ``shapes`` takes ``batch_s``.
 
-    Of each other shape, batches may be begun as well (``rehearsal.with_most_work``), by their tokens.
+    Of each other shape, batches may be begun as well (``rehearsal.with_most_work``), by their tokens. Where some have
+    smaller batches than the longest, all records may be in those, and one of these takes ``batch_s`` at most.
     """
     units = max(
         draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
@@ -41,7 +42,7 @@ def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape], dimensi
     longest = shapes[-1]
     others = sum(shape.tokens * shape.batch for shape in shapes[:-1]) / (longest.tokens * longest.batch)
     records = study.data.records_per_unit
-    full = math.ceil(units * records / longest.batch)
+    full = math.ceil(units * records / min(shape.batch for shape in shapes))
     batches = full + math.ceil(others * most_flights(units, records=records, dimension=dimension)) + longest.batch
     return two_digits_up(max(_MARGIN * study.training.local_steps * batches * batch_s, _LEAST_S))
 

@@ -99,3 +99,12 @@ def test_a_draw_that_falls_into_parts_costs_no_more_though_each_has_batches_that
     assert work(update, monkeypatch) <= work(with_most_work(update), monkeypatch)
     monkeypatch.setattr("grandrounds.client.training.rehearsal.most_flights", lambda *_, **__: 1)
     assert work(update, monkeypatch) > work(with_most_work(update), monkeypatch), "which one part alone would hide"
+
+
+def test_no_draw_of_short_records_costs_more_where_these_are_computed_one_at_a_time(
+    sampler: GradSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = GradSampler(sampler.model, [Shape(4, 1), Shape(TOKENS, 4)])  # 4 tokens had another's bits on this machine
+    short = tiny_example(np.random.default_rng(3), length=4, max_tokens=4)
+    update = update_of(alone, Cohort([[short] * RECORDS] * UNITS), sampling_probability=1.0)
+    assert UNITS * RECORDS <= work(update, monkeypatch) <= work(with_most_work(update), monkeypatch)

@@ -71,6 +71,8 @@ def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_
     assert instant_of(complete, batch_s=2.0, shapes=shapes, dimension=100) < instant_of(
         largest, batch_s=2.0, shapes=shapes, dimension=100
     )
+    alone = (Shape(8, 1), Shape(16, 2))  # as many batches as records, where all have 8 tokens
+    assert instant_of(largest, batch_s=2.0, shapes=alone, dimension=100) >= 1.25 * 3 * units * 2.0
     sampler = GradSampler(load_tiny(base), [Shape(16, 2)])
     assert answer_after_s(complete, sampler) >= 0.5
 
