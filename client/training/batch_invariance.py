@@ -19,8 +19,8 @@ def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[S
     """The shapes, each with its batch if records do not touch one another's gradients in it on this machine, else 1.
 
     Compares, bit by bit, the gradients of random token sequences among different neighbours, in every position, and
-    again after other sequences, under an ill-conditioned adapter: equal gradients clip and round to equal integers.
-    Reads no record. The adapter is restored.
+    again after other sequences, of other lengths, too, under an ill-conditioned adapter: equal gradients clip and round
+    to equal integers. Reads no record. The adapter is restored.
 
     Raises ModelError as ``GradSampler`` does, and where gradients differ at one sequence a batch, too: the model then
     keeps state from one sequence to the next, or draws at random, in evaluation mode.
@@ -37,7 +37,14 @@ def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[S
                 why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
                 fix="choose a model whose layers neither remember nor draw at random, or compute on the processors",
             )
-        return tuple(shape if shape in together else replace(shape, batch=1) for shape in shapes)
+        found = tuple(shape if shape in together else replace(shape, batch=1) for shape in shapes)
+        if not probe.carry_nothing(found):
+            raise ModelError(
+                "a sequence's gradient is another after longer sequences than after shorter ones",
+                why=f"{WHY_ALONE}; what the model keeps of the lengths that it read would carry one into another's",
+                fix="choose a model that computes a sequence alike whatever it read before, or another data.max_tokens",
+            )
+        return found
     finally:
         model.set_adapter(adapter)
 
@@ -63,6 +70,14 @@ class _Probe:
         sampler = GradSampler(self._model, shapes)
         return [shape for shape in shapes if self._is_independent(sampler, shape)]
 
+    def carry_nothing(self, shapes: Sequence[Shape]) -> bool:
+        """Whether gradients in a shape are the same bits after the shorter ones and after the longer ones."""
+        sampler = GradSampler(self._model, shapes)
+        examples = [random_example(self._model, shape.tokens, shape.tokens, self._rng) for shape in sampler.shapes]
+        rising = [_bits(sampler.gradients([example])[0]) for example in examples]
+        falling = [_bits(sampler.gradients([example])[0]) for example in reversed(examples)]
+        return rising == falling[::-1]
+
     def _is_independent(self, sampler: GradSampler, shape: Shape) -> bool:
         size, tokens, rng = shape.batch, shape.tokens, self._rng
         full = random_example(self._model, tokens, tokens, rng)
@@ -87,7 +102,7 @@ class _Probe:
         computed = chain([gradients], map(sampler.gradients, batches))
         for batch, found in zip([first, *batches], computed, strict=True):
             for example, gradient in zip(batch, found, strict=True):
-                bits = sha256(gradient.cpu().numpy().data).digest()  # of many numbers, to be kept
+                bits = _bits(gradient)
                 if seen.setdefault(id(example), bits) != bits:
                     return False
         return True
@@ -102,6 +117,11 @@ class _Probe:
             self._adapter *= np.float32(0.1)
             self._model.set_adapter(self._adapter)
         return None
+
+
+def _bits(gradient: torch.Tensor) -> bytes:
+    """What stands for many numbers, which are not kept."""
+    return sha256(gradient.cpu().numpy().data).digest()
 
 
 def random_example(model: LanguageModel, tokens: int, length: int, rng: np.random.Generator) -> Example:

@@ -117,6 +117,26 @@ def test_a_model_that_remembers_or_draws_in_evaluation_mode_is_refused(folders, 
     np.testing.assert_array_equal(model.get_adapter(), before)
 
 
+class Grows:
+    """As rotary positions that are scaled by the longest sequence so far, until a short one takes that back."""
+
+    def __init__(self):
+        self.longest = 0
+
+    def __call__(self, hidden):
+        tokens = hidden.shape[1]
+        self.longest = 0 if tokens < 12 else max(self.longest, tokens)
+        return hidden * (1 + 1e-3 * self.longest)
+
+
+def test_a_model_that_keeps_how_long_a_sequence_of_another_shape_was_is_refused(folders):
+    shapes = [Shape(8, 2), Shape(16, 2), Shape(24, 2)]
+    for few in (shapes[:2], shapes[2:]):
+        assert independent_shapes(load_surviving(folders["llama"], Grows), few) == tuple(few)
+    with pytest.raises(ModelError, match="after longer sequences"):
+        independent_shapes(load_surviving(folders["llama"], Grows), shapes)
+
+
 class Alternates:
     """Every other computation reads its sequence with the sign turned."""
 
