@@ -105,7 +105,7 @@ class Parcels:
 
     def _forget(self, kind: str, *, but: Path | None = None) -> None:
         """Remove what was kept of a ``kind``: a new message says that nobody waits for it."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # what TLS kept from others on its way is not theirs here
         for path in self.folder.glob(f"{kind}*"):
             if path != but:
                 path.unlink(missing_ok=True)

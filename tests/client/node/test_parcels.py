@@ -104,6 +104,7 @@ def test_a_worker_gets_no_message_that_is_not_whole(site):
     message = bytes(range(20))
     exchange(site, message, until=1)
     assert site.reply(Whole(whole=sha256(message)).model_dump()) == {"held": 0}
+    assert (site.folder / "pieces").stat().st_mode & 0o777 == 0o700, "pieces are the node's user's alone"
     assert site.reply(Whole(whole=sha256(b"never came")).model_dump()) == {"held": 0}
     assert site.requests == []
 
