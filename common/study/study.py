@@ -1,6 +1,7 @@
 """A study: what people write in study.toml, and what follows from it."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
@@ -30,9 +31,16 @@ def _layers_as_text(text: str) -> str:
         return text
     if re.fullmatch(_LAYER, text):
         raise ValueError(f'names stand in a list, as ["{text}"]; text is "{ALL_LINEAR}" or a regular expression')
+    if "{" in text:  # the library that stops a match stops no compilation, which takes 4 GiB for .{4294967294}
+        raise ValueError(r"braces count what the library would write out in memory; write [0-9][0-9]? for [0-9]{1,2}")
+    import regex  # what matches at the sites; loaded for a pattern alone
+
     try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # of sets in sets, which the two read each in its own way
+            re.compile(text)
+        regex.compile(text)
+    except (re.error, regex.error, FutureWarning, OverflowError, RecursionError) as error:
         raise ValueError(f"it is no regular expression: {error}") from None
     return text
 
