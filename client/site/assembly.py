@@ -1,13 +1,15 @@
 """How a site's resident worker comes out of its folder and a study's."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ...common.crypto.identity import Identity
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import vocabulary_size_of
-from ...common.model.devices import Checkpointing, peak_memory_bytes, within_memory
+from ...common.model.devices import PROCESSORS, Checkpointing, Sharding, peak_memory_bytes, within_memory
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.study.manifest import Manifest
@@ -19,6 +21,7 @@ from ..budget.reservations import Reservations
 from ..state.site_state import SiteState
 from ..training.cohort import Cohort
 from ..training.physical_batch import MachineSampler
+from ..training.rank_processes import begin, start_ranks
 from ..training.update import SiteUpdate
 from ..worker.instant import AnswerInstant
 from ..worker.service import WorkerService
@@ -85,15 +88,16 @@ def open_model(
     settings: SiteSettings, manifest: Manifest, *, identity: Identity, frozen_adapter: bytes
 ) -> LanguageModel:
     """The study's model as this site has it, and no record read. Raises ModelError, StudyError and EnvelopeError."""
-    lora, sha256 = manifest.study.model.lora, manifest.model_sha256
+    lora, precision = manifest.study.model.lora, manifest.study.model.precision
+    is_placed_later = settings.may_shard and precision != "nf4"  # where all of it may fit on no device
     # What the seed draws is replaced.
     model = LanguageModel.load(
         settings.model,
         lora,
         seed=0,
-        precision=manifest.study.model.precision,
-        device=settings.device,
-        sha256=sha256,
+        precision=precision,
+        device=PROCESSORS if is_placed_later else settings.devices[0],
+        sha256=manifest.model_sha256,
         setting="model in site.toml",
     )
     model.set_frozen_adapter(vector_from_bytes(frozen_adapter, dimension=model.frozen_layout.dimension))
@@ -112,14 +116,35 @@ def open_update(
         privacy_unit=study.privacy.unit,
         max_units=manifest.max_units(settings.name),
     )
-    sampler = sampler_of(study, model, checkpointing=settings.checkpointing)
+    sampler = sampler_of(
+        study,
+        model,
+        checkpointing=settings.checkpointing,
+        devices=settings.devices,
+        sharding=settings.shard,
+        base=settings.model,
+    )
     for line in sampler.told:
         _log.info(line)
     return SiteUpdate(manifest=manifest, name=settings.name, cohort=cohort, sampler=sampler)
 
 
-def sampler_of(study: Study, model: LanguageModel, *, checkpointing: Checkpointing = "auto") -> MachineSampler:
-    """Gradients as this machine computes them. Raises ModelError."""
+def sampler_of(
+    study: Study,
+    model: LanguageModel,
+    *,
+    checkpointing: Checkpointing = "auto",
+    devices: Sequence[str] = (),
+    sharding: Sharding = "off",
+    base: Path | None = None,
+) -> MachineSampler:
+    """Gradients as this machine computes them; of several ``devices``, each has the model from the folder ``base``.
+
+    Raises ModelError.
+    """
+    if base is not None and len(devices) > 1:
+        ranks = start_ranks(devices)
+        return begin(ranks, model, base=base, study=study, checkpointing=checkpointing, sharding=sharding)
     with within_memory(model.device):
         return MachineSampler(study, model, checkpointing=checkpointing)
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Identity, Name, read_key
 from ...common.errors import StorageError, StudyError
-from ...common.model.devices import PROCESSORS, Checkpointing, Device
+from ...common.model.devices import PROCESSORS, Checkpointing, Devices, Sharding
 from ...common.schema import Section, read_settings
 from ...common.sources.identifiers import Similar
 from ...common.sources.source import DataSource
@@ -29,12 +29,13 @@ _NAME_DIGITS: Final = 12  # of a study's id
 class SiteSettings(Section):
     """What a site's machine has where, and as whom its two parts run (users by name, or by an id in quotes).
 
-    ``held_out`` are records that nothing trains on, ``device`` is where the model computes, and ``checkpointing`` says
-    whether activations are computed again in the backward pass, to save memory. With ``training_view`` the worker
-    writes what each step was, without noise, for its own user alone. ``similar_identifiers`` says whether those that
-    differ in spelling alone are one patient's; unsaid, such records are refused. ``users`` are ids of those who may ask
-    the worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it;
-    ``runtime_port`` is the first study's SuperNode's, on loopback, and the others' are above it.
+    ``held_out`` are records that nothing trains on. ``devices`` are where the model computes, several of them parts of
+    each step; ``shard`` says whether each then holds a part of the base model alone, and ``checkpointing`` whether
+    activations are computed again in the backward pass, both to save memory. With ``training_view`` the worker writes
+    what each step was, without noise, for its own user alone. ``similar_identifiers`` says whether those that differ in
+    spelling alone are one patient's; unsaid, such records are refused. ``users`` are ids of those who may ask the
+    worker beside these. ``socket`` starts from a study's folder, or has ``{study}`` in it; ``runtime_port`` is the
+    first study's SuperNode's, on loopback, and the others' are above it.
     """
 
     name: Name
@@ -42,7 +43,8 @@ class SiteSettings(Section):
     held_out: DataSource | None = None
     similar_identifiers: Similar | None = None
     model: Path = Field(strict=False)
-    device: Device = PROCESSORS
+    devices: Devices = (PROCESSORS,)
+    shard: Sharding = "auto"
     checkpointing: Checkpointing = "auto"
     training_view: bool = False
     socket: Path = Field(default=Path("run/worker.sock"), strict=False)
@@ -50,6 +52,18 @@ class SiteSettings(Section):
     worker_user: str | None = None
     node_user: str | None = None
     runtime_port: int = Field(default=9094, ge=1, le=65535)
+
+    @model_validator(mode="after")
+    def _parts_have_places(self) -> Self:
+        if self.shard == "on" and len(self.devices) == 1:
+            raise ValueError('shard: "on" needs several devices, on each of which a part of the base model lies')
+        return self
+
+    @property
+    def may_shard(self) -> bool:
+        """Whether the base model may lie in parts on the devices; processors share one memory, and are not asked."""
+        of_gpus = len(self.devices) > 1 and self.devices[0] != PROCESSORS
+        return self.shard == "on" or (self.shard == "auto" and of_gpus)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,28 @@ def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[S
         model.set_adapter(adapter)
 
 
+def check_alike(sampler: GradSampler) -> None:
+    """Raises ModelError unless the sampler's ranks, each of which does this, compute the same bits in all its shapes.
+
+    Which rank a unit is dealt to follows from the other units of its draw: were its integers another rank's to change,
+    they would follow from these. Compares gradients as ``independent_shapes`` does. Reads no record.
+    """
+    adapter = sampler.model.get_adapter()
+    try:
+        own = _Probe(sampler.model).bits(sampler)
+    finally:
+        sampler.model.set_adapter(adapter)
+    first, *others = sampler.ranks.everyones(own)
+    devices = sampler.ranks.devices
+    different = [device for device, bits in zip(devices[1:], others, strict=True) if bits != first]
+    if different:
+        raise ModelError(
+            f"gradients have other bits on {', '.join(different)} than on {devices[0]}",
+            why="which device computes a patient's gradient follows from who else is drawn, and must not change it",
+            fix="name devices of one kind, or one alone",
+        )
+
+
 class _Probe:
     """An adapter whose entries span seven orders of magnitude, as large as gradients survive, and random records.
 
@@ -77,6 +99,16 @@ class _Probe:
         rising = [_bits(sampler.gradients([example])[0]) for example in examples]
         falling = [_bits(sampler.gradients([example])[0]) for example in reversed(examples)]
         return rising == falling[::-1]
+
+    def bits(self, sampler: GradSampler) -> bytes:
+        """A hash of the gradients of a full batch in each of the sampler's shapes."""
+        found = sha256()
+        for shape in sampler.shapes:
+            lengths = self._rng.integers(2, shape.tokens + 1, shape.batch)
+            batch = [random_example(self._model, shape.tokens, length, self._rng) for length in lengths]
+            gradients = self._surviving(sampler, batch)
+            found.update(b"" if gradients is None else _bits(gradients))
+        return found.digest()
 
     def _is_independent(self, sampler: GradSampler, shape: Shape) -> bool:
         size, tokens, rng = shape.batch, shape.tokens, self._rng

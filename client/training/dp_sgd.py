@@ -53,6 +53,19 @@ class _Unit:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Share:
+    """What a rank sums of a step: its ``units``, at an ``adapter``, as integers of a ``lattice``.
+
+    Where the step ``is_watched``, it says what it saw.
+    """
+
+    adapter: Vector
+    lattice: Lattice
+    units: Sequence[Sequence[Example]]
+    is_watched: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DpSgd:
     """Releases noised sums of clipped unit gradients, at whatever adapter the sampler's model holds.
 
@@ -64,7 +77,8 @@ class DpSgd:
     fails of a unit is not logged: lines with times would count such units, and tell when they were drawn.
 
     Not covered: a failure of the machine itself (no memory for the sum, a source of units that breaks off) leaves pure
-    noise. Were a record able to bring one about, its presence would move the sum by more than ``lattice.sensitivity``.
+    noise, and where the sampler has several ranks may end this process (``RankLost``). Were a record able to bring one
+    about, its presence would move the sum by more than ``lattice.sensitivity``, or show.
     """
 
     sampler: GradSampler
@@ -119,10 +133,28 @@ class DpSgd:
     def sum_units(self, units: Iterable[Unit], watch: StepWatch | None = None) -> NDArray[np.int64]:
         """The units' encoded gradients, summed without noise, int64 [d]: not to be released.
 
-        A unit's gradient is the mean over its records of the gradient of each record's own loss. Some units are worked
-        on at a time, so that memory does not grow with their number.
+        A unit's gradient is the mean over its records of the gradient of each record's own loss. Of several ranks, each
+        sums a part of the units, and this one, the first, adds up: whichever computes a unit, it is the same integers.
         """
-        watch = watch or StepWatch()
+        watch, ranks = watch or StepWatch(), self.sampler.ranks
+        if ranks.count == 1:
+            return self.sum_share(units, watch)
+        own, *others = _dealt([self._readable(unit) for unit in units], ranks.count)
+        adapter, is_watched = self.sampler.model.get_adapter(), self.observer is not None
+        ranks.ask([Share(adapter=adapter, lattice=self.lattice, units=one, is_watched=is_watched) for one in others])
+        try:
+            total = self.sum_share(own, watch)
+        except Exception as error:  # after which the others' sums would be taken for those of the next step
+            ranks.fail(type(error).__name__)
+        _, *seen = ranks.add_up(total, None)
+        watch.elsewhere(seen)
+        return total
+
+    def sum_share(self, units: Iterable[Unit], watch: StepWatch) -> NDArray[np.int64]:
+        """As ``sum_units``, of the units that one rank is dealt.
+
+        Some are worked on at a time, so that memory does not grow with their number.
+        """
         total = UnitSum(self.lattice, self.sampler.model.device)
         for numbers, gradients in watch.timed("gradients", self._unit_gradients(watch.drawn(units), watch)):
             with watch.timing("sums"):
@@ -234,3 +266,9 @@ class DpSgd:
             return self.sampler.gradients([example])
         except Exception:
             return torch.full((1, self.lattice.dimension), torch.nan, device=self.sampler.model.device)
+
+
+def _dealt(units: Iterable[Sequence[Example]], count: int) -> list[list[Sequence[Example]]]:
+    """The units in ``count`` shares of about as much work each, of every length as many."""
+    by_tokens = sorted(units, key=lambda examples: sum(len(example.token_ids) for example in examples))
+    return [by_tokens[number::count] for number in range(count)]

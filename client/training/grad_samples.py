@@ -12,6 +12,7 @@ from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel, token_losses
 from ...common.model.library_errors import library_errors_over_records
 from .private_layers import make_private
+from .ranks import ALONE, Ranks
 from .supported_models import WHY_ALONE, refuse_coupled_records
 
 
@@ -45,12 +46,16 @@ class GradSampler:
     # How it computes, and why, in words for the site alone.
     told: Sequence[str] = ()
 
-    def __init__(self, model: LanguageModel, shapes: Sequence[Shape]) -> None:
+    def __init__(self, model: LanguageModel, shapes: Sequence[Shape], *, ranks: Ranks = ALONE) -> None:
         """Prepares the model's trainable layers (once; several samplers may share a model). Raises ModelError.
 
-        ``shapes`` are of different ``tokens``: one for each length that examples have.
+        ``shapes`` are of different ``tokens``: one for each length that examples have. ``ranks`` have the same sampler
+        each, and compute parts of a step.
         """
-        refuse_coupled_records(model.module)
+        if not model.keeps_records_apart:
+            refuse_coupled_records(model.module)
+            model.keeps_records_apart = True
+        self.ranks = ranks
         self.model = model
         self.shapes = tuple(sorted(shapes))
         self._by_tokens = {shape.tokens: shape for shape in self.shapes}
@@ -84,7 +89,7 @@ class GradSampler:
         padding = [Example.padding(shape.tokens)] * (shape.batch - len(examples))
         token_ids, labels = self.model.stack([*examples, *padding])
         self._clear()  # an earlier batch may have failed half-way
-        with torch.enable_grad():
+        with self.model.together(), torch.enable_grad():
             losses = sequence_losses(self.model.logits(token_ids), labels)
             with library_errors_over_records(
                 "the model gives no gradient of what it predicts", why=WHY_ALONE, fix="choose another model"

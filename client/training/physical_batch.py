@@ -11,8 +11,9 @@ from ...common.model.devices import Checkpointing, free_bytes
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.study.study import Study
-from .batch_invariance import independent_shapes, random_example
+from .batch_invariance import check_alike, independent_shapes, random_example
 from .grad_samples import GradSampler, Shape, sequence_losses
+from .ranks import ALONE, Ranks
 
 # Tokens of a batch beyond which a machine computes no faster.
 _ENOUGH_TOKENS: Final = {"cpu": 384, "cuda": 8192}
@@ -28,21 +29,32 @@ class MachineSampler(GradSampler):
     Nothing in it follows from records: the shapes from the study's numbers, the machine's memory, and random tokens.
     """
 
-    def __init__(self, study: Study, model: LanguageModel, *, checkpointing: Checkpointing = "auto") -> None:
-        """Raises ModelError, also where one example of the longest does not fit into the machine's memory."""
+    def __init__(
+        self, study: Study, model: LanguageModel, *, checkpointing: Checkpointing = "auto", ranks: Ranks = ALONE
+    ) -> None:
+        """Raises ModelError, also where one example of the longest does not fit into the machine's memory.
+
+        Of several ``ranks``, each of which does this, the smallest batch that one of them finds is everyone's; where
+        the base is sharded, memory is taken to be short.
+        """
         lengths = bucket_lengths(study.data.max_tokens)
-        recomputes = checkpointing == "on" or (checkpointing == "auto" and self._is_short(model, lengths[-1]))
+        recomputes = checkpointing == "on" or (
+            checkpointing == "auto" and (ranks.is_sharded or any(ranks.everyones(self._is_short(model, lengths[-1]))))
+        )
         if recomputes:
             model.enable_gradient_checkpointing()
-        wanted = _wanted(study, model, lengths)
-        found = independent_shapes(model, wanted)
-        super().__init__(model, found)
+        wanted = _smallest(ranks.everyones(_wanted(study, model, lengths)))
+        found = _smallest(ranks.everyones(independent_shapes(model, wanted)))
+        super().__init__(model, found, ranks=ranks)
+        if ranks.count > 1:
+            check_alike(self)
         batches = ", ".join(f"{shape.batch} of {shape.tokens}" for shape in found)
         alone = ", ".join(str(one.tokens) for one, asked in zip(found, wanted, strict=True) if one != asked)
         attention = getattr(model.module.config, "_attn_implementation", "the model's own")
         self.told = (
             f"the base model is held in {model.precision} on {model.device}; kernels are those of torch "
             f"{torch.__version__} ({torch.get_num_threads()} threads on processors), attention is {attention}",
+            *ranks.told,
             f"activations are {'computed again in the backward pass' if recomputes else 'kept for the backward pass'}"
             f" (checkpointing: {checkpointing})",
             f"records are computed, by their tokens, so many at a time: {batches}",
@@ -55,6 +67,11 @@ class MachineSampler(GradSampler):
     def _is_short(model: LanguageModel, tokens: int) -> bool:
         """Whether one record's activations would take more than half of the free memory."""
         return 2 * _activation_bytes(model, tokens) > free_bytes(model.device)
+
+
+def _smallest(shapes: Sequence[Sequence[Shape]]) -> tuple[Shape, ...]:
+    """Of several batches of each length the smallest."""
+    return tuple(map(min, zip(*shapes, strict=True)))
 
 
 def _wanted(study: Study, model: LanguageModel, lengths: Sequence[int]) -> tuple[Shape, ...]:

@@ -1,5 +1,6 @@
 """The most work that an attempt can be, on random tokens: for a site to measure beforehand, and never to release."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ class OneFailure(GradSampler):
     """Fails its first batch of the longest records once it is computed, so that DP-SGD tries them one by one."""
 
     def __init__(self, sampler: GradSampler) -> None:
-        super().__init__(sampler.model, sampler.shapes)
+        super().__init__(sampler.model, sampler.shapes, ranks=sampler.ranks)
         self._has_failed = False
 
     def gradients(self, examples: Sequence[Example]) -> torch.Tensor:
@@ -47,8 +48,9 @@ def with_most_work(update: SiteUpdate) -> SiteUpdate:
     machine that is short of something. It reads no record.
     """
     manifest, cap = update.manifest, update.manifest.draw_cap(update.name)
-    records = manifest.study.data.records_per_unit
-    flights = most_flights(cap, records=records, dimension=manifest.dimension)
+    records, ranks = manifest.study.data.records_per_unit, update.sampler.ranks.count
+    # Of each of the shorter shapes, every rank is dealt as many units.
+    flights = ranks * most_flights(math.ceil(cap / ranks), records=records, dimension=manifest.dimension)
     *shorter, longest = update.sampler.shapes
     units = [random_unit(update.sampler, longest.tokens, records)] * cap
     for shape in shorter:

@@ -34,6 +34,7 @@ class StepWatch:
         self._norms: list[tuple[Sequence[int], torch.Tensor]] = []
         self._batches = Counter[Shape]()
         self._signal = 0.0
+        self._elsewhere: list[StepFigures] = []
 
     def drawn(self, units: Iterable[T]) -> Iterator[T]:
         """The units of the draw, counted."""
@@ -58,6 +59,10 @@ class StepWatch:
         for numbers, found in self._norms:
             norms[list(numbers)] = found.cpu().numpy()
         return norms
+
+    def elsewhere(self, seen: Sequence[StepFigures | None]) -> None:
+        """What other ranks saw of the same step, of units of their own."""
+        self._elsewhere += [figures for figures in seen if figures is not None]
 
     def summed(self, total: NDArray[np.int64]) -> None:
         """The sum of the units' integers, int64 [d], before its noise."""
@@ -85,15 +90,18 @@ class StepWatch:
 
     def figures(self, lattice: Lattice, *, noise_stddev: int) -> StepFigures:
         """What was seen of a step, now that it is over."""
+        own = {f"{shape.batch} x {shape.tokens}": self._batches[shape] for shape in sorted(self._batches)}
+        others = self._elsewhere
         return StepFigures(
-            norms=self.unit_norms,
+            norms=np.concatenate([self.unit_norms, *(other.norms for other in others)]),
             clipping_norm=lattice.clipping_norm,
             signal=self._signal / lattice.scale,
             noise=noise_stddev * math.sqrt(lattice.dimension) / lattice.scale,
-            records=self._records,
-            tokens=self._tokens,
-            computed=sum(number * shape.batch * shape.tokens for shape, number in self._batches.items()),
-            batches={f"{shape.batch} x {shape.tokens}": self._batches[shape] for shape in sorted(self._batches)},
+            records=self._records + sum(other.records for other in others),
+            tokens=self._tokens + sum(other.tokens for other in others),
+            computed=sum(number * shape.batch * shape.tokens for shape, number in self._batches.items())
+            + sum(other.computed for other in others),
+            batches=dict(sum((Counter(other.batches) for other in others), Counter(own))),
             seconds=perf_counter() - self._started,
             gradients_s=self._seconds["gradients"],
             sums_s=self._seconds["sums"],

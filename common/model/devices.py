@@ -2,10 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import ModelError
 from ..schema import Spelt
@@ -16,7 +18,27 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
 PROCESSORS: Final = "cpu"
 # Whether activations are computed again in the backward pass; auto: where memory is short.
 Checkpointing = Literal["auto", "on", "off"]
+# Whether each of several devices holds a part of the base model, or all of it; auto: a part where all is much.
+Sharding = Literal["auto", "on", "off"]
 Device = Annotated[str, Spelt(r"^(cpu|cuda(:[0-9]{1,3})?)$", 'needs "cpu", "cuda" or, of several, "cuda:1"')]
+
+
+def _listed(given: Any) -> Any:
+    return tuple(given) if isinstance(given, list | tuple) else (given,)
+
+
+def _together(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Devices that can compute parts of one step. Of processors, there may be several processes, one a socket."""
+    numbers = [name.partition(":")[2] or "0" for name in names if name != PROCESSORS]
+    if numbers and len(numbers) < len(names):
+        raise ValueError("needs processors or GPUs alone: a patient's gradient would have other bits on the others")
+    if len({int(number) for number in numbers}) < len(numbers):
+        raise ValueError("needs each GPU once")
+    return names
+
+
+# One or several: of several, each computes a part of a step.
+Devices = Annotated[tuple[Device, ...], BeforeValidator(_listed), Field(min_length=1), AfterValidator(_together)]
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _WHY: Final = "the model computes where site.toml or --device says, and nowhere else"
 
@@ -78,12 +100,16 @@ def within_memory(device: "torch.device") -> Iterator[None]:
         ) from error
 
 
-def described(name: str) -> str:
-    """What computes under a device's name, in words. Raises ModelError where it cannot be used.
+def described(names: Sequence[str]) -> str:
+    """What computes under the names of devices, in words. Raises ModelError where one cannot be used.
 
-    >>> described("cpu")
-    'processors'
+    >>> described(["cpu", "cpu"])
+    'processors, processors'
     """
+    return ", ".join(map(_described, names))
+
+
+def _described(name: str) -> str:
     if name == PROCESSORS:
         return "processors"
     import torch

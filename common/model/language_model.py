@@ -1,6 +1,7 @@
 """The language model: a frozen base with a LoRA adapter, whose trained part is read and set as one flat vector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ class LanguageModel:
         _require_one_adapter(module)
         self.folder_sha256 = folder_sha256
         self.module = module.eval()
+        # What ``GradSampler`` finds out, once: of a base that is sharded, it could not.
+        self.keeps_records_apart = False
+        # Around each pass forward and backward: through a base that is sharded, one process cannot alone.
+        self.together: Callable[[], AbstractContextManager[None]] = nullcontext
         named = {_saved_name(name): parameter for name, parameter in module.named_parameters()}
         self.trained = {name: named[name] for name in sorted(named) if named[name].requires_grad}
         self._frozen = {name: named[name] for name in sorted(named) if "lora_" in name and name not in self.trained}
@@ -149,17 +154,21 @@ class LanguageModel:
         """The hash of the tensors that the study fixes, as its manifest states it."""
         return vector_sha256(self.get_frozen_adapter())
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each block's activations in the backward pass: memory for time, same gradients."""
+    @property
+    def blocks(self) -> list[Any]:
+        """The like layers that the model is a row of, as transformers knows them."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        return [layer for layer in self.module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each block's activations in the backward pass: memory for time, same gradients."""
         with quiet():
             self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for block in self.module.modules():
-            if isinstance(block, GradientCheckpointingLayer):
-                # transformers checkpoints only what is training. Not .train(): the layers inside stay in evaluation
-                # mode, and `load` took the dropout out of the configuration.
-                block.training = True
+        for block in self.blocks:
+            # transformers checkpoints only what is training. Not .train(): the layers inside stay in evaluation mode,
+            # and `load` took the dropout out of the configuration.
+            block.training = True
 
     def stack(self, examples: Sequence[Example]) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Token ids and labels, int64 [batch, tokens], of examples of one length, where the model computes.

@@ -4,7 +4,11 @@ import ctypes
 import os
 import pwd
 import resource
+import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
+from fcntl import ioctl
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +16,8 @@ from ..errors import StudyError
 
 LIBC: Final = ctypes.CDLL(None)  # loaded here, since a child may not before its program starts
 _CLONE_NEWNET: Final = 0x40000000
+_SET_INTERFACE_FLAGS: Final = 0x8914  # netdevice(7), SIOCSIFFLAGS
+_LOOPBACK_UP: Final = struct.pack("16sH22x", b"lo", 1)  # an ifreq whose flags are IFF_UP
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _LOGIN: Final = Path("/proc/self/loginuid")
@@ -80,8 +86,10 @@ def keep_memory_private() -> None:
 
 
 def leave_networks() -> None:
-    """Have no network from here on, if this process may decide that; ``networks`` tells."""
-    LIBC.unshare(_CLONE_NEWNET)
+    """Have no network from here on but a loopback of its own, if this process may decide that; ``networks`` tells."""
+    if LIBC.unshare(_CLONE_NEWNET) == 0:
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+            ioctl(opened, _SET_INTERFACE_FLAGS, _LOOPBACK_UP)
 
 
 def networks() -> list[str]:

@@ -27,7 +27,9 @@ def init(
         Path, typer.Option(help="Its records: a file, folder or glob; or a TOML file with a table 'data'.")
     ],
     model: Annotated[str, typer.Option(help="The base model: its folder, or builtin.")] = "builtin",
-    device: Annotated[str, typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1.")] = "cpu",
+    device: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Where the model computes: cpu, cuda, cuda:1; or several.")
+    ] = ["cpu"],  # noqa: B006 (typer copies it)
     worker_user: Annotated[str | None, typer.Option(help="Who reads the records, where root starts the site.")] = None,
     node_user: Annotated[str | None, typer.Option(help="Who talks to the server, where root starts the site.")] = None,
     runtime_port: Annotated[
@@ -43,7 +45,7 @@ def init(
     from ..site_ops.site_data import SiteData
 
     site, given = site_of(folder), SiteData.given(data)
-    machine: dict[str, Any] = {"device": device, "worker_user": worker_user, "node_user": node_user}
+    machine: dict[str, Any] = {"devices": device, "worker_user": worker_user, "node_user": node_user}
     machine["runtime_port"] = runtime_port
     with claimed(given.data, site, new_budget=new_budget):
         say([_READING])
@@ -152,8 +154,9 @@ def check(
         act_as_worker(site)
         say([_READING])
         say([*Survey.of(site.settings(), site.policy()).lines, *site.minimiser().rules.told])
-        if site.settings().device != PROCESSORS:  # of which there is always one, and torch takes a second to load
-            open_device(site.settings().device)
+        for device in site.settings().devices:
+            if device != PROCESSORS:  # of which there is always one, and torch takes a second to load
+                open_device(device)
         say(["no study was joined yet; nothing was reserved, and nothing was sent"])
         return
     joined = site.study(study)

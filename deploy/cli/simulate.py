@@ -46,12 +46,13 @@ def simulate(
             from ..simulation.simulate import resume as resume_simulation
             from ..simulation.simulate import simulate as run_simulation
 
-            open_device(simulation.device)  # which is told before data are made for minutes
+            for device in simulation.devices:
+                open_device(device)  # which is told before data are made for minutes
         records = prepare_records(simulation, display.observe)
         inputs: dict[str, Any] = {
             **records.inputs,
             "dropouts": chosen_dropouts(study, simulation),
-            "device": simulation.device,
+            "devices": simulation.devices,
             "observe": display.observe,
         }
         if resume:

@@ -78,7 +78,7 @@ def _inputs(tables: Mapping[str, Any], study: Study, simulation: Simulation, obs
         **records.inputs,
         "dropouts": chosen_dropouts(study, simulation),
         "settings": tables,
-        "device": simulation.device,
+        "devices": simulation.devices,
     }
 
 

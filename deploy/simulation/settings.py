@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from ...common.crypto.identity import Name
-from ...common.model.devices import PROCESSORS, Device
+from ...common.model.devices import PROCESSORS, Devices
 from ...common.schema import Help, Option, Section, Spelt, validated
 from ...common.sources.identifiers import Similar
 from ...common.sources.rows import Column
@@ -33,7 +33,7 @@ class Simulation(Section):
     ``table`` has the records of all sites, who have a value each of its column ``site_column``.
     ``nominal_units`` states those of the sites with data, where the study has no ``[[sites]]``; ``opted_out`` names a
     site's file of patients whose records are left out; ``similar_identifiers`` is as in a site's settings; all sites
-    compute on one ``device``. ``columns``, ``encoding`` and ``delimiter`` are of sites with nothing but a path.
+    compute on the same ``devices``. ``columns``, ``encoding`` and ``delimiter`` are of sites with nothing but a path.
     """
 
     panel: ClassVar[str] = MODEL
@@ -114,10 +114,16 @@ class Simulation(Section):
         ),
         Field(strict=False),
     ] = None
-    device: Annotated[
-        Device,
-        Option("Where the model computes: cpu, cuda, cuda:1", metavar="NAME", only="simulate", panel=TRAINING),
-    ] = PROCESSORS
+    devices: Annotated[
+        Devices,
+        Option(
+            "Where the model computes: cpu, cuda, cuda:1; or several, each for a part of a step",
+            name="device",
+            metavar="NAME",
+            only="simulate",
+            panel=TRAINING,
+        ),
+    ] = (PROCESSORS,)
 
     @model_validator(mode="before")
     @classmethod

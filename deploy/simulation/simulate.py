@@ -81,7 +81,7 @@ def simulate(
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
     network: Network = in_process,
-    device: str = PROCESSORS,
+    devices: Sequence[str] = (PROCESSORS,),
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
@@ -99,7 +99,7 @@ def simulate(
         dropouts: sites that go away in the middle of a round.
         observe: is told what happens while it happens.
         network: carries what server and sites say.
-        device: where the model computes.
+        devices: where the model computes; of several, each computes a part of every step.
 
     Returns:
         Manifest, report and adapter. With ``output``, ``verify`` recomputes what the report claims.
@@ -136,7 +136,7 @@ def simulate(
         study = complete_study(with_lasting_name(study))
     seed = secrets.randbits(63)
     keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, data, opted_out=opted_out, seed=seed, device=device, observe=observe)
+    prepared = _prepare(study, data, opted_out=opted_out, seed=seed, devices=devices, observe=observe)
     manifest = new_manifest(
         study,
         site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -168,7 +168,7 @@ def resume(
     similar_identifiers: Similar | None = None,
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
-    device: str = PROCESSORS,
+    devices: Sequence[str] = (PROCESSORS,),
 ) -> Result:
     """Go on with the study in ``output`` from its last checkpoint, after its process was stopped or killed.
 
@@ -192,7 +192,7 @@ def resume(
         data,
         opted_out=opted_out,
         seed=private.seed,
-        device=device,
+        devices=devices,
         observe=observe,
         model_sha256=manifest.model_sha256,
     )
@@ -255,7 +255,7 @@ def _prepare(
     *,
     opted_out: Mapping[str, Path],
     seed: int,
-    device: str,
+    devices: Sequence[str],
     observe: Observer,
     model_sha256: str | None = None,
 ) -> _Prepared:
@@ -266,7 +266,7 @@ def _prepare(
             study.model.lora,
             seed=seed,
             precision=study.model.precision,
-            device=device,
+            device=devices[0],
             sha256=model_sha256,
             setting="the study's model.name",
         )
@@ -280,7 +280,7 @@ def _prepare(
         for site in study.sites
     }
     with phase(observe, "independence", "no record may touch another's gradient"):
-        sampler = sampler_of(study, model)
+        sampler = sampler_of(study, model, devices=devices, base=data.base)
     return _Prepared(
         base=data.base,
         model=model,

@@ -72,8 +72,9 @@ def check(
     machine = (
         f"loading took {loaded - started:.0f} s, an update {usual - loaded:.1f} s, the most work that one can be "
         f"{most_s:.1f} s, and all of it at most {gibibytes:.1f} GiB"
-        + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else ""),
-        f"the model computes on {described(settings.device)}",
+        + (f" of memory and {on_gpu:.1f} GiB of the GPU's" if on_gpu else "")
+        + (", in the first of its processes" if update.sampler.ranks.count > 1 else ""),
+        f"the model computes on {described(settings.devices)}",
         *update.sampler.told,
         f"of what a step computes, {100 * filled:.0f} % fills records up to these lengths, and {100 * empty:.0f} % is "
         "in rows of batches that stay empty, on average",

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import count
 from pathlib import Path
@@ -48,7 +48,8 @@ _SETTINGS: Final = """# This site's machine. Paths start from this folder.
 name = {name}
 {data}
 model = {model}                   # the folder of the base model
-{device}
+{devices}
+# shard = "auto"                  # "on": each of several devices holds a part of the base model; "off": all of it
 # checkpointing = "auto"          # "on" computes activations again, which saves memory; "off" keeps them
 {held_out:34}# records that nothing trains on: `client fetch` measures the finished adapter on them
 # similar_identifiers = "same"    # patients whose ids differ in spelling alone (A-7, a-07): "same" or "different" ones
@@ -69,14 +70,14 @@ def init(
     data: DataSource | Path,
     held_out: DataSource | None = None,
     model: str,
-    device: str = PROCESSORS,
+    devices: Sequence[str] = (PROCESSORS,),
     worker_user: str | None = None,
     node_user: str | None = None,
     runtime_port: int | None = None,
 ) -> list[str]:
     """Make a site's keys, settings and policy, where they are missing; what to do next.
 
-    ``device`` is where the model computes, the two users are whom the site's parts run as, and ``runtime_port`` is
+    ``devices`` are where the model computes, the two users are whom the site's parts run as, and ``runtime_port`` is
     another than the usual. Raises StudyError, also where the folder names other users, DataError and ModelError where
     the worker's user cannot use what it is to read, and then nothing is made; and StorageError.
     """
@@ -97,7 +98,7 @@ def init(
         places = {**records, "model": base_model_folder(model).absolute()}
         users = {"worker_user": worker_user, "node_user": node_user}
         port = {} if runtime_port is None else {"runtime_port": runtime_port}
-        given = {"name": name, **places, "device": device, **users, **port}
+        given = {"name": name, **places, "devices": devices, **users, **port}
         settings = validated(SiteSettings, given, why="site.toml says so of this machine, and nothing else does")
     policy = folder.policy() if (path / POLICY).exists() else Policy()
     check_columns(policy.minimise, settings.data)
@@ -195,10 +196,10 @@ def recover(folder: SiteFolder) -> list[str]:
 def _text_of(settings: SiteSettings) -> bytes:
     stated = {"name": as_toml(settings.name), "model": as_toml(settings.model)}
     users = {name: _stated(name, getattr(settings, name)) for name in ("worker_user", "node_user")}
-    device = f"device = {as_toml(settings.device):24}# cpu, or a GPU: cuda, cuda:1"
+    devices = f"devices = {as_toml(settings.devices):23}# cpu, or GPUs, each for a part of a step: cuda:0, cuda:1"
     usual = settings.runtime_port == SiteSettings.model_fields["runtime_port"].default
     port = f"{'# ' if usual else ''}runtime_port = {settings.runtime_port}"
-    return _SETTINGS.format(**stated, **users, **data_toml(settings), device=device, runtime_port=port).encode()
+    return _SETTINGS.format(**stated, **users, **data_toml(settings), devices=devices, runtime_port=port).encode()
 
 
 def _paths(settings: SiteSettings) -> str:

@@ -162,7 +162,7 @@ def _machine(folder: SiteFolder, settings: NodeSettings) -> Iterator[str]:
     yield f"port {settings.runtime_port} of loopback is {_port(settings.runtime_port)}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield f"the worker has {len(os.sched_getaffinity(0))} cores and {memory / 2**30:.0f} GiB of memory"
-    yield f"the model computes on {described(folder.settings().device)}"
+    yield f"the model computes on {described(folder.settings().devices)}"
     users = SiteUsers.of(folder.settings())
     yield done_as(users.worker if users and os.geteuid() == 0 else None, lambda: _disk(folder.state))
 

@@ -110,7 +110,9 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     similar = settings.similar_identifiers
     records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
     _check_apart(records, count_records(settings.data, similar), similar)
-    model = open_model(settings, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
+    # Measured on one device, or where no device is said to hold the base, on processors.
+    one = settings if settings.shard == "on" else settings.model_copy(update={"devices": settings.devices[:1]})
+    model = open_model(one, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
     minimised = folder.minimiser()(records)  # the adapter is measured on what it was trained on
     examples = tokenisation.evaluation_set(minimised, positions=model.positions).examples

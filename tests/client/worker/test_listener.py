@@ -88,6 +88,18 @@ def test_health_is_answered_while_an_update_is_computed(site, federation):
     assert Envelope.parse(answers[0]).exchange == MaskedInput.exchange
 
 
+def test_a_worker_that_lost_a_device_ends_and_says_why_and_no_update_leaves(site, federation):
+    site.start()
+    attempt = federation.attempt()
+    site.ask(federation, attempt, exchanges=2)
+    (site.folder / "lost").touch()
+    with pytest.raises(ConnectionError):
+        site.exchange(attempt.messages()[SITE])
+    site.process.join()
+    assert site.process.exitcode == 1
+    assert "the process that computes on cuda:1 has ended" in site.errors()
+
+
 def test_a_request_larger_than_the_study_s_largest_is_refused_before_it_is_read(site, federation):
     site.start()
     largest = largest_request_bytes(federation.manifest)

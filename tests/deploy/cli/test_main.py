@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a study file that is not there": (["--config=missing.toml"], "missing.toml"),
     "noise and no privacy": (["--no-privacy"], "privacy.noise"),
     "a GPU that no machine has": (["--device=cuda:999"], "GPU"),
-    "a device that is none": (["--device=gpu"], 'device = "gpu"'),
+    "a device that is none": (["--device=gpu"], 'devices.0 = "gpu"'),
     "local steps under distributed trust": (["--local-steps=2"], "training.local_steps"),
 }
 

@@ -195,17 +195,19 @@ def test_a_site_s_containers_have_records_or_a_network_and_never_both(place):
     assert node["user"] == "10002:10002"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_gpu_is_given_where_the_model_computes_on_one_and_to_the_worker_alone(tmp_path, device):
-    make_site(tmp_path / "site", device=device)
+@pytest.mark.parametrize("devices", ["cpu", "cuda", ["cuda:0", "cuda:1"]])
+def test_gpus_are_given_where_the_model_computes_on_some_and_to_the_worker_alone(tmp_path, devices):
+    make_site(tmp_path / "site", devices=devices)
     write_units_of(tmp_path / "site")
-    units, on_gpu = units_of(tmp_path, "site"), device == "cuda"
+    units, on_gpu = units_of(tmp_path, "site"), devices != "cpu"
     worker, node = ((units / name).read_text() for name in (WORKER, NODE))
     assert ("DeviceAllow=char-nvidia-uvm rw" in worker) == ("DevicePolicy=closed" in worker) == on_gpu
     assert ("PrivateDevices=yes" in worker) != on_gpu
     assert "PrivateDevices=yes" in node
     assert "nvidia" not in node
-    assert ("#SBATCH --gres=gpu:1" in (units / "client.sbatch").read_text()) == on_gpu
+    job = (units / "client.sbatch").read_text()
+    assert ("#SBATCH --gres=gpu:2\n" if len(devices) == 2 else "#SBATCH --gres=gpu:1\n") in job or not on_gpu
+    assert ("--gres" in job) == on_gpu
     services = compose(tmp_path, "site")["services"]
     assert ("deploy" in services["worker"]) == on_gpu
     assert "deploy" not in services["node"]
@@ -214,9 +216,23 @@ def test_a_gpu_is_given_where_the_model_computes_on_one_and_to_the_worker_alone(
         assert given == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
+def test_a_worker_may_use_a_loopback_of_its_own_where_its_base_model_may_be_sharded(tmp_path):
+    gpus, processors = ["cuda:0", "cuda:1"], ["cpu", "cpu"]
+    cases = (("auto", gpus[:1]), ("auto", processors), ("off", gpus), ("auto", gpus), ("on", processors))
+    for number, (shard, devices) in enumerate(cases):
+        (place := tmp_path / str(number)).mkdir()
+        make_site(place / "site", devices=devices, shard=shard)
+        write_units_of(place / "site")
+        unit = (units_of(place, "site") / WORKER).read_text()
+        may = number > 2
+        assert "PrivateNetwork=yes\n" in unit and "IPAddressDeny=any\n" in unit, "no other machine is reached"
+        assert ("RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK\nIPAddressAllow=localhost\n" in unit) == may
+        assert ("RestrictAddressFamilies=AF_UNIX\n" in unit) != may
+
+
 @needs_systemd
-def test_systemd_accepts_a_worker_with_a_gpu(tmp_path):
-    make_site(tmp_path / "site", device="cuda:1")
+def test_systemd_accepts_a_worker_with_gpus(tmp_path):
+    make_site(tmp_path / "site", devices=["cuda:0", "cuda:1"])
     (tmp_path / "etc").mkdir()
     write_units_of(tmp_path / "site")
     shutil.copy(units_of(tmp_path, "site") / WORKER, tmp_path / "etc")

@@ -268,6 +268,6 @@ def test_a_state_that_cannot_be_written_is_told(known):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_cannot_be_used_is_told(known):
     settings = known.path / SETTINGS
-    settings.write_text(settings.read_text() + 'device = "cuda"\n')
+    settings.write_text(settings.read_text() + 'devices = "cuda"\n')
     with pytest.raises(ModelError, match=r"cannot use a GPU|no GPU can be used"):
         list(check_connection(known))

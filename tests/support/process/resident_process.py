@@ -18,6 +18,7 @@ from grandrounds.client.budget.amounts import Amounts
 from grandrounds.client.budget.asset import Asset
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.training.ranks import RankLost
 from grandrounds.client.worker.listener import serve
 from grandrounds.client.worker.log import log_to
 from grandrounds.client.worker.service import WorkerService
@@ -57,7 +58,8 @@ def step(federation, attempt, exchange):
 def run(folder, patience_s, users, up):
     """What the process does; ``up`` is closed once it answers. What it prints is in FOLDER/errors.
 
-    An update waits for FOLDER/hold, a FIFO, to be opened and closed, if there is one; FOLDER/paused pauses the site.
+    An update waits for FOLDER/hold, a FIFO, to be opened and closed, if there is one; FOLDER/paused pauses the site. It
+    has lost a device where there is FOLDER/lost.
     """
     sys.stderr = (folder / "errors").open("w")
 
@@ -77,6 +79,8 @@ def run(folder, patience_s, users, up):
     def release(adapter):
         if (folder / "hold").exists():
             (folder / "hold").read_bytes()
+        if (folder / "lost").exists():
+            raise RankLost("the process that computes on cuda:1 has ended")
         return np.ones(manifest.dimension, "<u4")
 
     resident = WorkerService(
