@@ -10,6 +10,7 @@ from support.study.autograd import autograd_alone, worst_error
 from support.study.tiny_models import ARCHITECTURES, TARGETS, save_tiny_model, tiny_example
 
 from grandrounds.client.training import private_layers
+from grandrounds.client.training.batch_invariance import independent_shapes
 from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.private_layers import PrivateMagnitude
 from grandrounds.common.errors import ModelError
@@ -55,7 +56,7 @@ def test_under_dora_on_a_base_of_less_precision_gradients_agree_within_it(tmp_pa
     exactly = adapted(folder, lora, load=LanguageModel.load_widened, precision=precision)
     model, untouched = (adapted(folder, lora, precision=precision) for _ in range(2))
     gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
-    assert gradients.dtype == torch.float32
+    assert {gradients.dtype, *(tensor.dtype for tensor in model.trained.values())} == {torch.float32}
     alone, exact = ([autograd_alone(each, record) for record in RECORDS] for each in (untouched, exactly))
     # A few roundings of a number of eight bits; and no further from the exact gradient than autograd itself.
     assert worst_error(gradients, alone) < 2**-5
@@ -78,3 +79,23 @@ def test_an_adapter_on_every_linear_layer_the_head_and_the_embedding_has_each_re
         model, untouched = adapted(folders["llama"], lora), adapted(folders["llama"], replace(lora))
         gradients = GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS)
         assert worst_error(gradients, [autograd_alone(untouched, record) for record in RECORDS]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        Lora(target_modules=("v_proj", "down_proj"), rank=2, dora=True),
+        Lora(target_modules=("embed_tokens", "lm_head"), kind="lora", rank=2),
+    ],
+    ids=str,
+)
+def test_records_leave_one_another_alone_to_the_last_bit_and_so_share_batches(folders, lora):
+    model, shape = LanguageModel.load(folders["llama"], lora, seed=3), Shape(TOKENS, 4)
+    assert independent_shapes(model, [shape]) == (shape,)
+
+
+def test_a_layer_that_mixed_records_would_be_noticed(folders, monkeypatch):
+    leave = private_layers._leave
+    monkeypatch.setattr(private_layers, "_leave", lambda *left: leave(left[0], left[1].cumsum(0)))
+    model = LanguageModel.load(folders["llama"], Lora(target_modules=("embed_tokens",), rank=2), seed=3)
+    assert independent_shapes(model, [Shape(TOKENS, 4)]) == (Shape(TOKENS, 1),)
