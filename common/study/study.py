@@ -20,6 +20,8 @@ from .builtin import with_tuned
 
 Rank = Annotated[int, Field(ge=1, le=256)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
+# A block by its number; all between two of them are written out, as peft has them.
+Block = Annotated[int, Field(ge=0, le=9999)]
 
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
 _LAYER: Final = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
@@ -108,7 +110,7 @@ class ModelSection(Section):
     rslora: Annotated[bool, Help("alpha / √rank takes the place of alpha / rank (rsLoRA)")] = False
     dora: Annotated[bool, Help("Each row's magnitude is trained by itself, too (DoRA)")] = False
     layers: Annotated[
-        tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None,
+        tuple[Block, Block] | None,
         Help(
             "The first and the last block that get one, from 0; upper ones alone cost less",
             example="[12, 23]",

@@ -52,6 +52,7 @@ def cost(study: Study) -> float:
         ({"training": {"beta1": 1}}, "training.beta1 = 1: "),
         ({"model": {"rank": 0}}, "model.rank = 0: "),
         ({"model": {"target_modules": []}}, "model.target_modules = "),
+        ({"model": {"layers": [0, 2_000_000_000]}}, "model.layers.1 = 2000000000: needs 9,999 or less"),
         ({"model": {"target_modules": "(.*q_proj"}}, "it is no regular expression"),
         ({"model": {"target_modules": ".{4294967294}"}}, "braces count what the library would write out in memory"),
         ({"model": {"target_modules": "(?:.*q_proj){e<=30}"}}, "braces count"),
