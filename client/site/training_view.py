@@ -122,7 +122,7 @@ class TrainingView:
             make_private_folder(folder)
             self._lines, self._number = _opened(folder / STEPS)
             self._events = _EventFile.opened(folder)
-        except (OSError, StorageError) as error:
+        except Exception as error:  # of tensorboardX, too
             self._stop(error)
 
     def __call__(self, figures: StepFigures) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event
 
 from grandrounds.client.site.training_view import NEVER_LEAVES, STEPS, TrainingView, read_steps
@@ -115,8 +116,13 @@ def a_link_in_its_place(folder):
     (folder / STEPS).symlink_to(folder.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("spoil", [a_file_in_its_place, a_link_in_its_place])
-def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_is_raised(folder, caplog, spoil):
+def a_tensorboard_that_does_not_fit(folder):
+    event_file_writer.EventsWriter = None
+
+
+@pytest.mark.parametrize("spoil", [a_file_in_its_place, a_link_in_its_place, a_tensorboard_that_does_not_fit])
+def test_a_view_that_cannot_be_written_is_said_once_and_nothing_is_raised(folder, caplog, monkeypatch, spoil):
+    monkeypatch.setattr(event_file_writer, "EventsWriter", event_file_writer.EventsWriter)  # put back afterwards
     spoil(folder)
     write = view(folder)
     write(figures())
