@@ -34,6 +34,7 @@ ALLOWED = {
         "common/model/target_layers.py",
         "common/data/tokenisation.py",
         "deploy/adapter/gguf_file.py",
+        "deploy/bench/wide_model.py",
         "deploy/bench/",
         "deploy/builtin/models.py",
     ),
