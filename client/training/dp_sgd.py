@@ -141,12 +141,14 @@ class DpSgd:
             return self.sum_share(units, watch)
         own, *others = _dealt([self._readable(unit) for unit in units], ranks.count)
         adapter, is_watched = self.sampler.model.get_adapter(), self.observer is not None
-        ranks.ask([Share(adapter=adapter, lattice=self.lattice, units=one, is_watched=is_watched) for one in others])
         try:
+            ranks.ask(
+                [Share(adapter=adapter, lattice=self.lattice, units=one, is_watched=is_watched) for one in others]
+            )
             total = self.sum_share(own, watch)
+            _, *seen = ranks.add_up(total, None)
         except Exception as error:  # after which the others' sums would be taken for those of the next step
             ranks.fail(type(error).__name__)
-        _, *seen = ranks.add_up(total, None)
         watch.elsewhere(seen)
         return total
 

@@ -240,13 +240,14 @@ def test_of_a_base_that_is_sharded_a_batch_that_fails_ends_all_and_its_words_are
     assert "Abernathy" not in str(lost.value) + caplog.text
 
 
+@pytest.mark.parametrize("failing", ["ask", "sum_share", "add_up"])
 def test_what_fails_in_one_s_own_part_of_a_step_ends_all_and_is_not_taken_for_a_sum(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = a_process_that_says(None)
     two_sampler = GradSampler(loaded(folder, study_of()), [Shape(MAX_TOKENS, 2)], ranks=two)
     monkeypatch.setattr(two, "ask", lambda orders: None)
-    monkeypatch.setattr(DpSgd, "sum_share", lambda *given: 1 // 0)
+    monkeypatch.setattr(DpSgd if failing == "sum_share" else two, failing, lambda *given: 1 // 0)
     with pytest.raises(RankLost, match="ZeroDivisionError"):
         dp_sgd_of(two_sampler).release(list)
 
