@@ -87,7 +87,9 @@ def target_layers(base: Any, lora: "Lora") -> tuple[list[str], list[str]]:
         raise ModelError(
             f"no linear layer or embedding that text reaches is there for an adapter of {lora}",
             why=WHY_TARGETS,
-            fix=f"name others; one of the model's is {read[-1]}" if read else "choose another model",
+            fix=f"name others: a list has last parts of names, a pattern is of whole ones, as {max(read, key=len)}"
+            if read
+            else "choose another model",
         )
     for name in {**lora.rank_pattern, **lora.alpha_pattern}:
         if not any(is_called(layer, name) for layer in chosen):

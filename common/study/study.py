@@ -25,7 +25,9 @@ Block = Annotated[int, Field(ge=0, le=9999)]
 
 # A layer by the last part of its name, or by more of it: an attribute of a model's modules.
 _LAYER: Final = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
-LayerName = Annotated[str, Spelt(_LAYER, "needs the name of a layer, as v_proj or attn.c_proj", 200)]
+LayerName = Annotated[
+    str, Spelt(_LAYER, "needs the name of a layer, as v_proj or attn.c_proj; all-linear has no brackets", 200)
+]
 
 
 def _layers_as_text(text: str) -> str:
