@@ -1,12 +1,15 @@
 """A simulation's folder: that of its study, and beside it the keys of all its parties, which share one machine."""
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ...common.crypto.identity import Identity
+from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.system.files import make_folder, write_atomically
 from ...server.run.study_folder import StudyFolder, damaged, unwritable
@@ -39,6 +42,16 @@ class Private:
 
 class SimulationFolder(StudyFolder):
     """A study's folder with what a simulation needs to go on."""
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Until ``begin``: whoever is refused finds the folder empty again, and can give it to the mended study."""
+        try:
+            yield
+        except BaseException:
+            if not (self.path / MANIFEST).exists():
+                shutil.rmtree((self.path / _PRIVATE).parent, ignore_errors=True)
+            raise
 
     def begin(self, manifest: Manifest, private: Private) -> None:
         """Write what ``open`` needs; the manifest, in its canonical form, comes last."""

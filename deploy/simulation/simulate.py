@@ -3,6 +3,7 @@
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,29 +124,30 @@ def simulate(
     check_records_said(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
     folder = None if output is None else SimulationFolder.create(Path(output))
-    data = _read(
-        study,
-        cohorts,
-        evaluation,
-        folder=folder,
-        opted_out=opted_out,
-        similar=similar_identifiers,
-        observe=observe,
-    )
-    with phase(observe, "calibration", "noise for every attempt of the schedule"):
-        study = complete_study(with_lasting_name(study))
-    seed = secrets.randbits(63)
-    keys = Keys.generate(site.name for site in study.sites)
-    prepared = _prepare(study, data, opted_out=opted_out, seed=seed, devices=devices, observe=observe)
-    manifest = new_manifest(
-        study,
-        site_keys={site: identity.public_key for site, identity in keys.sites.items()},
-        server_key=keys.server.public_key,
-        model=prepared.model,
-        model_sha256=prepared.model_sha256,
-    )
-    if folder is not None:
-        folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
+    with nullcontext() if folder is None else folder.beginning():
+        data = _read(
+            study,
+            cohorts,
+            evaluation,
+            folder=folder,
+            opted_out=opted_out,
+            similar=similar_identifiers,
+            observe=observe,
+        )
+        with phase(observe, "calibration", "noise for every attempt of the schedule"):
+            study = complete_study(with_lasting_name(study))
+        seed = secrets.randbits(63)
+        keys = Keys.generate(site.name for site in study.sites)
+        prepared = _prepare(study, data, opted_out=opted_out, seed=seed, devices=devices, observe=observe)
+        manifest = new_manifest(
+            study,
+            site_keys={site: identity.public_key for site, identity in keys.sites.items()},
+            server_key=keys.server.public_key,
+            model=prepared.model,
+            model_sha256=prepared.model_sha256,
+        )
+        if folder is not None:
+            folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
     return _run(
         manifest,
         keys,
