@@ -68,7 +68,11 @@ def write_merged(
     (folder / "README.md").write_text(_CARD.format_map(vars(adapter)), encoding="utf-8")
     found = probe_logits(load_base(folder, precision="float32"))
     compared = require_close(found, expected, tolerance=TOLERANCE, what="the merged model", to="base model and adapter")
-    return found, (compared, f"the adapter moves the base model's by {moved}", *_as_trained(adapter, base, expected))
+    return found, (
+        compared,
+        f"the adapter moves the logits of the base model by {moved}",
+        *_as_trained(adapter, base, expected),
+    )
 
 
 def _as_trained(adapter: FinishedAdapter, base: Path, expected: "torch.Tensor") -> Iterator[str]:

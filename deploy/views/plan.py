@@ -158,8 +158,8 @@ def _times(plan: Plan) -> Iterable[tuple[str, str]]:
     )
     yield (
         "measured",
-        f"a private step on {plan.trial.shapes[-1].batch} records took {plan.trial.batch_s:.2g} s; evaluation, network "
-        "and secure aggregation come on top",
+        f"a private step on a batch of {plan.trial.shapes[-1].batch} took {plan.trial.batch_s:.2g} s; evaluation, "
+        "network and secure aggregation come on top",
     )
 
 
