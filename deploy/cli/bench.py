@@ -44,6 +44,7 @@ def dp_step(
         bool, typer.Option("--checkpointing", help="Compute activations again in the backward pass.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.")] = "cpu",
+    ranks: Annotated[int, typer.Option(min=1, max=64, help="Devices of one more private step, on all of them.")] = 1,
     repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Steps of each kind; the median counts.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -62,6 +63,7 @@ def dp_step(
         precision=precision,
         checkpointing=checkpointing,
         device=device,
+        ranks=ranks,
         repetitions=repetitions,
     ).run()
     _print(figures, step_table(figures), as_json)

@@ -21,13 +21,15 @@ import torch
 from torch import nn
 
 from ....client.training.physical_batch import most_tokens
-from ....common.errors import GrandRoundsError
+from ....client.training.rank_processes import start_ranks
+from ....common.errors import GrandRoundsError, ModelError
 from ....common.model.base_model import Precision
 from ....common.model.devices import PROCESSORS
 from ....common.model.language_model import LanguageModel
 from ....common.model.lora import Lora
+from ....common.study.study import Study
 from .. import peak_memory
-from .kinds import KINDS, WITHOUT_CHECKPOINTING, Step, Task, draws_noise
+from .kinds import KINDS, WITHOUT_CHECKPOINTING, Step, Task, draws_noise, private_on
 from .random_models import PREFIX, random_model
 
 PLAIN: Final = next(iter(KINDS))
@@ -52,7 +54,8 @@ class StepBench:
     """What is measured: one step over ``records`` random sequences of ``tokens``, each a unit of its own.
 
     ``model`` is a folder, or ``random:1b`` and the like (random_models.py); ``batch`` is how many are computed at a
-    time, by every kind of step alike; 0 is what a site would choose, and no batch is left half empty.
+    time, by every kind of step alike; 0 is what a site would choose, and no batch is left half empty. With several
+    ``ranks``, our step is measured on so many devices, too: GPUs from the first on, or processes on processors.
     """
 
     model: str
@@ -63,6 +66,7 @@ class StepBench:
     precision: Precision = "float32"
     checkpointing: bool = False
     device: str = PROCESSORS
+    ranks: int = 1
     repetitions: int = 3
 
     def run(self) -> dict[str, Any]:
@@ -73,6 +77,12 @@ class StepBench:
         its own; on a GPU what tensors take there); both also as ratios to the step without privacy; ``tokens_per_s``;
         and on a known GPU ``utilisation`` (``model_flops`` over what its datasheet promises). Or ``failed``: why not.
         """
+        if self.ranks > 1 and (self.checkpointing or self.model.startswith(PREFIX)):
+            raise ModelError(
+                "several ranks are measured on a model in a folder, without gradient checkpointing",
+                why="each loads the model itself",
+                fix="name a model's folder, or leave out --ranks or --checkpointing",
+            )
         task = self._task()
         steps, failed = self._steps(task)
         time_s, bytes_ = self._measured(steps)
@@ -95,6 +105,12 @@ class StepBench:
             if PLAIN in time_s:
                 kinds[name]["time_ratio"] = time_s[name] / time_s[PLAIN]
                 kinds[name]["memory_ratio"] = bytes_[name] / bytes_[PLAIN]
+        if self.ranks > 1:
+            step_s = self._seconds_on_ranks()
+            tokens_per_s = len(task.records) * self.tokens / step_s
+            kinds[f"private, {self.ranks} devices"] = {"step_s": step_s, "tokens_per_s": tokens_per_s}
+            if PLAIN in time_s:
+                kinds[f"private, {self.ranks} devices"]["time_ratio"] = step_s / time_s[PLAIN]
         return {
             "model": self.model if self.model.startswith(PREFIX) else Path(self.model).name,
             "parameters": _linear_parameters(task.model),
@@ -115,6 +131,30 @@ class StepBench:
         before = peak_memory.forget_peak()
         KINDS[kind](task)()
         return max(peak_memory.peak_bytes() - before, resource.getpagesize())
+
+    def _seconds_on_ranks(self) -> float:
+        """The median seconds of our step on several devices, each of which has the whole base. Raises ModelError."""
+        on_gpu = self.device != PROCESSORS
+        ranks = start_ranks([f"cuda:{number}" if on_gpu else PROCESSORS for number in range(self.ranks)])
+        task, threads = self._task(), torch.get_num_threads()
+        step = private_on(ranks, task, base=Path(self.model), study=self._study(task.batch))
+        try:
+            times, _ = dataclasses.replace(self, device=PROCESSORS)._measured({"": step})  # whose answer is waited for
+        finally:
+            torch.set_num_threads(threads)
+        return times[""]
+
+    def _study(self, batch: int) -> Study:
+        """A study of the same adapter, windows and physical batch."""
+        lora = self.lora
+        model = {"target_modules": lora.target_modules, "rank": lora.rank, "alpha": lora.alpha, "adapter": lora.kind}
+        fields = {
+            "model": {**model, "name": self.model, "precision": self.precision},
+            "data": {"max_tokens": self.tokens},
+            "training": {"physical_batch": batch},
+            "sites": [{"name": name, "nominal_units": 100} for name in ("north", "south", "west")],
+        }
+        return Study.model_validate(fields)
 
     def _task(self) -> Task:
         if self.model.startswith(PREFIX):
@@ -195,9 +235,10 @@ def step_table(figures: dict[str, Any]) -> str:
             lines.append(f"{name:24}{kind['failed']}")
             continue
         ratios = [f"{kind[ratio]:.2f} x" if ratio in kind else "" for ratio in ("time_ratio", "memory_ratio")]
-        used = f"{kind['utilisation']:.0%}" if kind["utilisation"] else "unknown"
+        used = f"{kind['utilisation']:.0%}" if kind.get("utilisation") else "unknown"
+        memory = f"{kind['step_bytes'] / 2**20:>7,.0f} MiB" if "step_bytes" in kind else " " * 11
         lines.append(
-            f"{name:24}{kind['step_s']:>7.3f} s{ratios[0]:>8}{kind['step_bytes'] / 2**20:>7,.0f} MiB{ratios[1]:>8}"
+            f"{name:24}{kind['step_s']:>7.3f} s{ratios[0]:>8}{memory}{ratios[1]:>8}"
             f"{kind['tokens_per_s']:>10,.0f}{used:>12}"
         )
     if not figures["noise"]:
@@ -233,7 +274,7 @@ def main() -> None:
     parser.add_argument("--model", default="random:tiny", help="a model's folder, or random:1b, random:7b")
     parser.add_argument("--target-modules", default="all-linear", help="layers to adapt, comma-separated")
     parser.add_argument("--rank", type=int, default=16)
-    for name in ("records", "tokens", "batch", "repetitions"):
+    for name in ("records", "tokens", "batch", "ranks", "repetitions"):
         parser.add_argument(f"--{name}", type=int, default=getattr(StepBench, name))
     parser.add_argument("--precision", choices=get_args(Precision), default=StepBench.precision)
     parser.add_argument("--checkpointing", action="store_true")

@@ -5,6 +5,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +14,14 @@ import torch
 from ....client.training.batch_invariance import random_example
 from ....client.training.dp_sgd import DpSgd
 from ....client.training.grad_samples import GradSampler, Shape, sequence_losses
+from ....client.training.rank_processes import begin
+from ....client.training.ranks import Ranks
 from ....client.training.unit_sum import UnitSum
 from ....common.model.example import Example
 from ....common.model.language_model import LanguageModel
 from ....common.model.optimizers import make_optimizer
 from ....common.privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, site_noise_stddev
+from ....common.study.study import Study
 
 CLIPPING_NORM: Final = 0.5
 _NOISE_MULTIPLIER: Final = 1.0
@@ -78,10 +82,26 @@ def private(task: Task) -> Step:
     Each record is a unit of its own. Raises what a batch that cannot be computed raises: in a step it would count as
     zero, and soon be done.
     """
-    model = task.model
-    lattice = Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM)
-    sampler = GradSampler(model, [Shape(len(task.records[0].token_ids), task.batch)])
-    UnitSum(lattice, model.device).add(sampler.gradients(task.records[: task.batch]))
+    sampler = GradSampler(task.model, [Shape(len(task.records[0].token_ids), task.batch)])
+    UnitSum(_lattice_of(task.model), task.model.device).add(sampler.gradients(task.records[: task.batch]))
+    return _private_step(task, sampler)
+
+
+def private_on(ranks: Ranks, task: Task, *, base: Path, study: Study) -> Step:
+    """Ours with the records divided over ``ranks``, each with a device and the model of the folder ``base`` on it.
+
+    ``study`` says how many are computed at a time, and what the adapter is.
+    """
+    sampler = begin(ranks, task.model, base=base, study=study, checkpointing="off", sharding="off")
+    return _private_step(task, sampler)
+
+
+def _lattice_of(model: LanguageModel) -> Lattice:
+    return Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM)
+
+
+def _private_step(task: Task, sampler: GradSampler) -> Step:
+    model, lattice = task.model, _lattice_of(task.model)
     dp_sgd = DpSgd(sampler=sampler, lattice=lattice, mechanism=mechanism_for(lattice))
     optimizer = make_optimizer("sgd", learning_rate=_LEARNING_RATE)
 

@@ -31,6 +31,7 @@ from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.bench.steps.kinds import Task, private_on
 
 MAX_TOKENS = 24
 DEVICES = ("cpu", "cpu")
@@ -96,6 +97,23 @@ def units() -> list[list[Example]]:
     unknown = record()
     unknown.token_ids[0] = VOCABULARY
     return [*drawn, [record(), unknown]]
+
+
+def test_a_benchmark_s_step_is_one_over_both(folder: Path, pair: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = Ranks.ask
+    task = Task.random(loaded(folder, study_of()), records=3, tokens=MAX_TOKENS, batch=2)
+    step = private_on(pair, task, base=folder, study=study_of())
+
+    def counted(self: Ranks, orders: Sequence[Any]) -> None:
+        asked.extend(len(order.units) for order in orders)
+        ask(self, orders)
+
+    monkeypatch.setattr(Ranks, "ask", counted)
+    before = task.model.get_adapter()
+    step()
+    assert asked == [1]
+    assert not np.array_equal(task.model.get_adapter(), before)
 
 
 CASES = [
