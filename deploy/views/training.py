@@ -20,6 +20,7 @@ from .display import sparkline
 _ROWS: Final = 8
 _CURVE: Final = 28
 _PAUSE_S: Final = 0.5
+_NONE: Final = "no step was seen yet"
 _COLUMNS: Final = (
     "round",
     "attempt",
@@ -57,6 +58,8 @@ def follow(console: Console, folder: Path, *, is_written: bool, stopped: Callabl
                 for step in new:
                     console.print(_line(step), soft_wrap=True)
             if stopped():
+                if live is None and not seen:
+                    console.print(_NONE)
                 return
             time.sleep(_PAUSE_S)
 
@@ -83,7 +86,7 @@ def _read(path: Path, start: int, *, is_written: bool) -> tuple[list[SeenStep], 
 def _picture(steps: Sequence[SeenStep]) -> RenderableType:
     """The last step in words, how its figures came about, and a row for each of the last few."""
     if not steps:
-        return Group(Text(NEVER_LEAVES, "yellow"), Text("\nno step was seen yet"))
+        return Group(Text(NEVER_LEAVES, "yellow"), Text(f"\n{_NONE}"))
     last = steps[-1]
     head = f"round {last.round} · attempt {last.attempt} · step {last.step} · {last.time[11:19]} UTC"
     return Group(
