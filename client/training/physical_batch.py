@@ -48,7 +48,6 @@ class MachineSampler(GradSampler):
         super().__init__(model, found, ranks=ranks)
         if ranks.count > 1:
             check_alike(self)
-        batches = ", ".join(f"{shape.batch} of {shape.tokens}" for shape in found)
         alone = ", ".join(str(one.tokens) for one, asked in zip(found, wanted, strict=True) if one != asked)
         attention = getattr(model.module.config, "_attn_implementation", "the model's own")
         self.told = (
@@ -57,7 +56,7 @@ class MachineSampler(GradSampler):
             *ranks.told,
             f"activations are {'computed again in the backward pass' if recomputes else 'kept for the backward pass'}"
             f" (checkpointing: {checkpointing})",
-            f"records are computed, by their tokens, so many at a time: {batches}",
+            _batches_told(study, found),
             f"one at a time, since others change a record's bits here: records of {alone}"
             if alone
             else "random sequences' gradients were the same bits among others and alone, in every shape",
@@ -74,12 +73,28 @@ def _smallest(shapes: Sequence[Sequence[Shape]]) -> tuple[Shape, ...]:
     return tuple(map(min, zip(*shapes, strict=True)))
 
 
+def _batches_told(study: Study, shapes: Sequence[Shape]) -> str:
+    one_size = len({shape.batch for shape in shapes}) == 1
+    lengths = ", ".join(str(shape.tokens) if one_size else f"{shape.tokens} ({shape.batch})" for shape in shapes)
+    many = f"{shapes[0].batch} at a time" if one_size else "as many at a time as stands in brackets"
+    why = (
+        f"a step of the study draws about {_usual_draw(study):.0f}, and few rows of a last batch shall stay empty"
+        if study.training.physical_batch is None
+        else "the study's training.physical_batch"
+    )
+    return f"records are padded to the next of {lengths} tokens, and computed {many}: {why}"
+
+
+def _usual_draw(study: Study) -> float:
+    """How many records a site's step reads, on average, by what the study says."""
+    per_unit = study.privacy.sampling_probability * study.data.records_per_unit
+    return per_unit * study.total_nominal_units / len(study.sites)
+
+
 def _wanted(study: Study, model: LanguageModel, lengths: Sequence[int]) -> tuple[Shape, ...]:
     if study.training.physical_batch is not None:
         return tuple(Shape(tokens, study.training.physical_batch) for tokens in lengths)
-    usual = study.privacy.sampling_probability * study.data.records_per_unit
-    drawn = usual * study.total_nominal_units / len(study.sites)
-    records = max(1, min(int(drawn * _SHARE_OF_DRAW), _MOST_RECORDS))
+    records = max(1, min(int(_usual_draw(study) * _SHARE_OF_DRAW), _MOST_RECORDS))
     tokens_at_a_time = most_tokens(model, lengths[-1])
     return tuple(Shape(tokens, max(1, min(tokens_at_a_time // tokens, records))) for tokens in lengths)
 

@@ -106,6 +106,12 @@ def _require() -> None:
     try:
         with _hidden(_FETCHER):
             import bitsandbytes  # noqa: F401
+    except Exception as error:  # of what it loads itself: native code, and libraries of its own
+        raise ModelError(
+            f"bitsandbytes is installed and cannot be loaded ({type(error).__name__})",
+            why="model.precision is nf4: it makes 4 bits of each weight, at every site in the same way",
+            fix="run `pip install --force-reinstall 'grandrounds[nf4]'`; `python -m bitsandbytes` says what is wrong",
+        ) from error
     finally:
         logger.setLevel(level)
 

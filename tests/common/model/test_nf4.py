@@ -1,6 +1,8 @@
 """A base model in 4 bits: which weights are, what they become, and that gradients through them are whole."""
 
+import builtins
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +148,16 @@ def test_other_precisions_do_not_load_bitsandbytes(folders, monkeypatch):
     assert "bitsandbytes" not in sys.modules
     with unseen(), pytest.raises(ImportError):
         import bitsandbytes  # noqa: F401
+
+
+def test_a_library_that_is_there_and_cannot_be_loaded_is_told(monkeypatch):
+    import_ = builtins.__import__
+
+    def broken(name: str, *rest: Any) -> Any:
+        if name == "bitsandbytes":
+            raise OSError("libcudart.so: cannot open shared object file")
+        return import_(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ModelError, match=r"bitsandbytes is installed and cannot be loaded \(OSError\)"):
+        nf4_config()
