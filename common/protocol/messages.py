@@ -7,7 +7,7 @@ end of the ledger, which it signs with ``Closed``.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from itertools import chain
 from typing import ClassVar, Self
@@ -226,11 +226,15 @@ def packed(parts: Sequence[Bytes | Sequence[Bytes]]) -> list[Bytes]:
 
 def unpack(payload: Bytes) -> list[bytes]:
     """The byte strings of ``pack``; raises EnvelopeError if they do not fill the payload exactly."""
-    return [bytes(part) for part in views(payload)]
+    return [bytes(part) for part in _parts(payload)]
 
 
 def views(payload: Bytes) -> list[memoryview]:
     """As ``unpack``, each where it lies."""
+    return list(_parts(payload))
+
+
+def _parts(payload: Bytes) -> Iterator[memoryview]:
     if len(payload) < 4:
         raise _unexpected("a packed payload without a count")
     (count,) = struct.unpack_from("<I", payload)
@@ -240,11 +244,10 @@ def views(payload: Bytes) -> list[memoryview]:
     lengths = struct.unpack_from(f"<{count}I", payload, 4)
     if start + sum(lengths) != len(payload):
         raise _unexpected("a packed payload whose lengths do not add up")
-    view, parts = memoryview(payload).toreadonly(), []
+    view = memoryview(payload).toreadonly()
     for length in lengths:
-        parts.append(view[start : start + length])
+        yield view[start : start + length]
         start += length
-    return parts
 
 
 def at_least(count: int, payload: Bytes) -> list[memoryview]:

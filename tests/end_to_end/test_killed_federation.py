@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_every_place_and_no_other(known):
 
 def owe(worker, attempt, envelope):
     worker.owed = partial(charge, worker, attempt, envelope)
-    return worker.charges + 1
+    return worker._adapters.adapter(), worker.charges + 1
 
 
 def pay_and_answer(worker, *message):

@@ -1,5 +1,6 @@
 """A step over several processes is the step of one, bit for bit; and where one of them is lost, nothing is released."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 import torch
 from support.study.tiny_models import TARGETS, VOCABULARY, save_tiny_model, tiny_example
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from grandrounds.client.training import dp_sgd, ranks
 from grandrounds.client.training.batch_invariance import check_alike
@@ -52,6 +54,9 @@ def pair() -> Iterator[Ranks]:
     yield start_ranks(DEVICES)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        # What is cached of sharded tensors has the group, too: a child that is forked later would wait for its threads.
+        _clear_sharding_prop_cache()
+        gc.collect()
     torch.set_num_threads(threads)
 
 

@@ -68,7 +68,7 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMI
 """
 PROGRAMS = {
     "the command line": "sys.argv = ['grandrounds']; from grandrounds.deploy.cli.main import main; main()",
-    "a site's relay": "from grandrounds.client.node.relay import main; main('', '/nowhere', '', '', '1')",
+    "a site's relay": "from grandrounds.client.node.relay import main; main('', '/nowhere', '', '', '1', '', '1')",
     "the gate": "from grandrounds.deploy.server_ops.gate import main; main('/nowhere')",
     "one of Flower's": "sys.argv = ['', 'flower-supernode', '--help']; "
     "from grandrounds.common.system.flower_program import main; main()",
