@@ -224,6 +224,7 @@ class DpSgd:
             examples = list(unit)
             for example in examples:
                 self.sampler.shape_of(example)
+                self.sampler.model.check_tokens(example.token_ids, example.labels)
         except Exception:
             return []
         return examples

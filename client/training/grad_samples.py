@@ -71,19 +71,18 @@ class GradSampler:
             _add_opacus_hooks(model.module, self._hooked)
 
     def shape_of(self, example: Example) -> Shape:
-        """The shape in which an example is computed. Raises ValueError unless it has one and the model its tokens."""
+        """The shape in which an example is computed, by its length alone. Raises ValueError where it has none."""
         shape = self._by_tokens.get(len(example.token_ids))
         if shape is None or not example.token_ids.shape == example.labels.shape == (shape.tokens,):
             raise ValueError("an example has none of the fixed lengths")
-        self.model.check_tokens(example.token_ids, example.labels)
         return shape
 
     def gradients(self, examples: Sequence[Example]) -> torch.Tensor:
         """The gradient of each example's own loss, float32 [examples, d], in the order of the adapter's layout.
 
         Where the model computes. The examples are of one shape, at most its ``batch``. Raises ModelError when a trained
-        layer was not reached or does not keep the records apart, and ValueError as ``shape_of``, or where they are not
-        of one shape.
+        layer was not reached or does not keep the records apart, and ValueError as ``shape_of``, where they are not of
+        one shape, and for a token that the model does not have.
         """
         (shape,) = {self.shape_of(example) for example in examples}
         padding = [Example.padding(shape.tokens)] * (shape.batch - len(examples))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
     import torch
 
 _LIBRARY: Final = "bitsandbytes"
+_WHY: Final = "model.precision is nf4: it makes 4 bits of each weight, at every site in the same way"
 _BLOCK: Final = 64  # weights that share a scale
 # What bitsandbytes fetches native code with, of which no hash is anywhere, where it is installed beside it.
 _FETCHER: Final = "kernels"
@@ -97,7 +98,7 @@ def _require() -> None:
     if importlib.util.find_spec(_LIBRARY) is None:
         raise ModelError(
             "bitsandbytes is not installed",
-            why="model.precision is nf4: it makes 4 bits of each weight, at every site in the same way",
+            why=_WHY,
             fix="run `pip install 'grandrounds[nf4]'`, or, in a study that nobody has signed, choose another precision",
         )
     logger = logging.getLogger(_LIBRARY)
@@ -109,7 +110,7 @@ def _require() -> None:
     except Exception as error:  # of what it loads itself: native code, and libraries of its own
         raise ModelError(
             f"bitsandbytes is installed and cannot be loaded ({type(error).__name__})",
-            why="model.precision is nf4: it makes 4 bits of each weight, at every site in the same way",
+            why=_WHY,
             fix="run `pip install --force-reinstall 'grandrounds[nf4]'`; `python -m bitsandbytes` says what is wrong",
         ) from error
     finally:
