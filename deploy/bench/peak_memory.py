@@ -27,4 +27,9 @@ def peak_bytes(gpu: str | None = None) -> int:
     if not status.exists():  # macOS, where getrusage counts bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Not getrusage: on Linux its peak includes that of the process which started this one.
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return most_resident_bytes(status.read_text())
+
+
+def most_resident_bytes(status: str) -> int:
+    """The peak in what Linux has as a process's ``status``; 0 for one that has no memory, as one that has ended."""
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from .peak_memory import most_resident_bytes
+
 _LOOK_S: Final = 0.02
 # What is in a process's command, and what the process is; the first that fits.
 _KINDS: Final = (
@@ -48,7 +50,6 @@ class ProcessMemory:
                     status = Path(f"/proc/{pid}/status").read_text()
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                peak = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
                 if kind := next((kind for part, kind in _KINDS if part in command), None):
-                    self.peaks[kind] = max(self.peaks.get(kind, 0), 1024 * peak)
+                    self.peaks[kind] = max(self.peaks.get(kind, 0), most_resident_bytes(status))
             time.sleep(_LOOK_S)

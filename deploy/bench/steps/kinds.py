@@ -23,7 +23,7 @@ from ....common.model.optimizers import make_optimizer
 from ....common.privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, site_noise_stddev
 from ....common.study.study import Study
 
-CLIPPING_NORM: Final = 0.5
+_CLIPPING_NORM: Final = 0.5
 _NOISE_MULTIPLIER: Final = 1.0
 _LEARNING_RATE: Final = 1e-3
 
@@ -83,7 +83,7 @@ def private(task: Task) -> Step:
     zero, and soon be done.
     """
     sampler = GradSampler(task.model, [Shape(len(task.records[0].token_ids), task.batch)])
-    UnitSum(_lattice_of(task.model), task.model.device).add(sampler.gradients(task.records[: task.batch]))
+    UnitSum(lattice_of(task.model), task.model.device).add(sampler.gradients(task.records[: task.batch]))
     return _private_step(task, sampler)
 
 
@@ -96,12 +96,13 @@ def private_on(ranks: Ranks, task: Task, *, base: Path, study: Study) -> Step:
     return _private_step(task, sampler)
 
 
-def _lattice_of(model: LanguageModel) -> Lattice:
-    return Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM)
+def lattice_of(model: LanguageModel) -> Lattice:
+    """The lattice on which all that is measured sums a model's gradients."""
+    return Lattice(dimension=model.layout.dimension, clipping_norm=_CLIPPING_NORM)
 
 
 def _private_step(task: Task, sampler: GradSampler) -> Step:
-    model, lattice = task.model, _lattice_of(task.model)
+    model, lattice = task.model, lattice_of(task.model)
     dp_sgd = DpSgd(sampler=sampler, lattice=lattice, mechanism=mechanism_for(lattice))
     optimizer = make_optimizer("sgd", learning_rate=_LEARNING_RATE)
 
@@ -158,7 +159,7 @@ def opacus_ghost(task: Task) -> Step:
 
     task.model.module.train()
     module = GradSampleModuleFastGradientClipping(
-        task.model.module, loss_reduction="mean", strict=False, max_grad_norm=CLIPPING_NORM
+        task.model.module, loss_reduction="mean", strict=False, max_grad_norm=_CLIPPING_NORM
     )
     optimizer = DPOptimizerFastGradientClipping(**_opacus_options(task))
 
@@ -186,7 +187,7 @@ def _opacus_options(task: Task) -> dict[str, Any]:
     return {
         "optimizer": torch.optim.SGD(task.model.trained.values(), lr=_LEARNING_RATE),
         "noise_multiplier": _NOISE_MULTIPLIER,
-        "max_grad_norm": CLIPPING_NORM,
+        "max_grad_norm": _CLIPPING_NORM,
         "expected_batch_size": len(task.records),
     }
 

@@ -15,8 +15,7 @@ from ....client.training.step_figures import StepFigures
 from ....client.training.unit_sum import UnitSum
 from ....common.model.devices import PROCESSORS
 from ....common.model.language_model import LanguageModel
-from ....common.privacy.mechanism import Lattice
-from .kinds import CLIPPING_NORM, Task, mechanism_for
+from .kinds import Task, lattice_of, mechanism_for
 from .random_models import stacked_model
 
 _REPETITIONS: Final = 3
@@ -45,7 +44,7 @@ class SumBench:
         """
         model = stacked_model(dimension=self.dimension, width=self.width, rank=self.rank, device=self.device)
         task = Task.random(model, records=self.records, tokens=self.tokens, batch=1)
-        lattice = Lattice(dimension=model.layout.dimension, clipping_norm=CLIPPING_NORM)
+        lattice = lattice_of(model)
         sampler = GradSampler(model, [Shape(self.tokens, 1)])
         mechanism = mechanism_for(lattice)
         steps: list[StepFigures] = []
