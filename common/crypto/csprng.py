@@ -1,5 +1,6 @@
 """AES-256-CTR streams for masks, sampling and noise: the only randomness that privacy rests on."""
 
+import hmac
 import secrets
 
 import numpy as np
@@ -9,6 +10,14 @@ KEY_BYTES = 32
 # What one call of the cipher writes: large enough that the call costs nothing, small enough for a second-level cache.
 BLOCK_BYTES = 1 << 17
 _ZEROS = bytes(BLOCK_BYTES)
+
+
+def derived_key(key: bytes, purpose: bytes) -> bytes:
+    """A key of its own for each ``purpose``, 32 bytes: one block of HKDF-Expand with SHA-256 (RFC 5869, section 2.3).
+
+    ``key`` is uniform, and serves nothing but derivation.
+    """
+    return hmac.digest(key, purpose + b"\x01", "sha256")
 
 
 class Stream:

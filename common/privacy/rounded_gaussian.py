@@ -22,6 +22,7 @@ result is the same function of the same bits, so no draw is distorted, whatever 
 """
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,15 @@ import numpy as np
 import scipy  # each part of it is loaded when it is first asked for
 from numpy.typing import NDArray
 
-from ..crypto.csprng import Stream
+from ..crypto.csprng import KEY_BYTES, Stream, derived_key
 
 MIN_STDDEV: Final = 64
 MAX_STDDEV: Final = 1 << 30
 
-_LEAST_PART: Final = 1 << 18  # draws that are worth a thread
+_PART: Final = 1 << 18  # draws under one key, worth a thread; not to be changed, as that changes what a key draws
+_WORDS_LABEL: Final = b"grandrounds/noise/v1/words\n"
+_FURTHER_LABEL: Final = b"grandrounds/noise/v1/further\n"
+_PART_LABEL: Final = b"grandrounds/noise/v1/part\n"
 _MOST_THREADS: Final = 8
 _BLOCK: Final = 1 << 13  # draws at a time: every temporary stays in a core's cache
 _FAST_LIMIT: Final = 5.0
@@ -50,31 +54,54 @@ _MAGNITUDE: Final = (1 << 63) - 1
 _MPMATH: Final = Lock()
 
 
-def add_rounded_gaussian(total: NDArray[np.int64], stddev: int) -> None:
-    """Add an independent rounded Gaussian to each element of ``total`` [d], in place, from fresh secret keys.
+def add_rounded_gaussian(vector: NDArray[np.integer], stddev: int, key: bytes | None = None) -> None:
+    """Add an independent rounded Gaussian to each element of ``vector`` [d], in place.
 
-    Of a long vector, several threads take a part each, under a key of its own. Raises ValueError unless ``total`` is an
-    int64 vector and ``stddev`` is in 64 .. 2^30.
+    The draws follow from a secret ``key`` of 32 bytes, drawn here where none is given, and from ``stddev``: they are
+    the same on every machine, whatever its arithmetic and its number of threads. Integers without a sign are residues
+    of 2^bits. Raises ValueError unless ``vector`` holds such or int64, and ``stddev`` is in 64 .. 2^30.
     """
-    if total.dtype != np.int64 or total.ndim != 1:
-        raise ValueError(f"noise is added to an int64 vector, not to {total.dtype} of shape {total.shape}")
-    threads = min(os.cpu_count() or 1, _MOST_THREADS, max(1, len(total) // _LEAST_PART))
-    with ThreadPoolExecutor(threads) as pool:
-        deque(pool.map(_add, np.array_split(total, threads), repeat(stddev)), maxlen=0)
+    _combine(np.add, vector, stddev, secrets.token_bytes(KEY_BYTES) if key is None else key)
 
 
-def _add(total: NDArray[np.int64], stddev: int) -> None:
-    stream = Stream.fresh()
-    for start in range(0, len(total), _BLOCK):
-        block = total[start : start + _BLOCK]
-        block += from_words(stream.words(len(block)), stddev, lambda: int(stream.words(1)[0]))
+def subtract_rounded_gaussian(vector: NDArray[np.integer], stddev: int, key: bytes) -> None:
+    """Take away what ``add_rounded_gaussian`` added under ``key``."""
+    _combine(np.subtract, vector, stddev, key)
 
 
-def from_words(words: NDArray[np.uint64], stddev: int, next_word: Callable[[], int]) -> NDArray[np.int64]:
+def _combine(combine: np.ufunc, vector: NDArray[np.integer], stddev: int, key: bytes) -> None:
+    if vector.dtype not in (np.int64, np.uint32, np.uint16) or vector.ndim != 1:
+        raise ValueError(f"noise is for vectors of int64 or of residues, not for {vector.dtype} of {vector.shape}")
+    parts = [vector[start : start + _PART] for start in range(0, len(vector), _PART)]
+    keys = [derived_key(key, _PART_LABEL + number.to_bytes(4, "little")) for number in range(len(parts))]
+    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _MOST_THREADS, len(parts)))) as pool:
+        deque(pool.map(_combine_part, repeat(combine), parts, repeat(stddev), keys), maxlen=0)
+
+
+def _combine_part(combine: np.ufunc, part: NDArray[np.integer], stddev: int, key: bytes) -> None:
+    stream = Stream(derived_key(key, _WORDS_LABEL))
+
+    def further_from(start: int) -> Callable[[int], Callable[[], int]]:
+        def further(index: int) -> Callable[[], int]:
+            words = Stream(derived_key(key, _FURTHER_LABEL + (start + index).to_bytes(4, "little")))
+            return lambda: int(words.words(1)[0])
+
+        return further
+
+    for start in range(0, len(part), _BLOCK):
+        block = part[start : start + _BLOCK]
+        draws = from_words(stream.words(len(block)), stddev, further_from(start))
+        combine(block, draws.astype(block.dtype, copy=False), out=block)
+
+
+def from_words(
+    words: NDArray[np.uint64], stddev: int, further: Callable[[int], Callable[[], int]]
+) -> NDArray[np.int64]:
     """The draws [count] that independent uniform 64-bit ``words`` [count] decide: one rounded Gaussian a word.
 
-    ``next_word`` returns 64 more uniform bits for the draw being decided, and is called only for the few words that
-    leave it open. Raises ValueError unless ``stddev`` is in 64 .. 2^30.
+    ``further(index)`` returns what gives 64 more uniform bits for that draw at each call. It is asked for the few draws
+    only that a word leaves open, and each has bits of its own: how exactly a machine computes may decide which are
+    open, and not what the others are. Raises ValueError unless ``stddev`` is in 64 .. 2^30.
     """
     if not MIN_STDDEV <= stddev <= MAX_STDDEV:
         raise ValueError(f"the noise's standard deviation is an integer in 64 .. 2^30, not {stddev}")
@@ -89,8 +116,8 @@ def from_words(words: NDArray[np.uint64], stddev: int, next_word: Callable[[], i
     fraction = y - below
     certain = (y < _FAST_LIMIT * stddev) & (np.abs(fraction - 0.5) > _GUARD * stddev)
     draws: NDArray[np.int64] = np.where(certain, below + (fraction > 0.5), 0.0).astype(np.int64)
-    for index in np.flatnonzero(~certain):
-        draws[index] = _nearest_integer(int(magnitudes[index]), float(y[index]), stddev, next_word)
+    for index in map(int, np.flatnonzero(~certain)):
+        draws[index] = _nearest_integer(int(magnitudes[index]), float(y[index]), stddev, further(index))
     signs = bits >> 63  # 0 or -1; (n ^ -1) + 1 is -n
     draws ^= signs
     draws -= signs

@@ -3,8 +3,10 @@ import random
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from grandrounds.common.crypto.csprng import KEY_BYTES, Stream
+from grandrounds.common.crypto.csprng import KEY_BYTES, Stream, derived_key
 
 
 def _keystream(stream: Stream, size_bytes: int) -> bytes:
@@ -63,3 +65,9 @@ def test_a_key_of_another_length_is_refused() -> None:
 
 def _aes(key: bytes, blocks: bytes) -> bytes:
     return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(blocks)  # noqa: S305
+
+
+@pytest.mark.parametrize("purpose", [b"", b"words\n", bytes(100)])
+def test_a_derived_key_is_hkdf_expand_s(purpose: bytes) -> None:
+    key = bytes(range(32))
+    assert derived_key(key, purpose) == HKDFExpand(algorithm=SHA256(), length=32, info=purpose).derive(key)

@@ -1,3 +1,4 @@
+import hmac
 import json
 import random
 import threading
@@ -17,18 +18,19 @@ from support.places import VECTORS
 
 from grandrounds.common.crypto.csprng import Stream
 from grandrounds.common.privacy import rounded_gaussian
-from grandrounds.common.privacy.rounded_gaussian import add_rounded_gaussian, from_words
+from grandrounds.common.privacy.rounded_gaussian import add_rounded_gaussian, from_words, subtract_rounded_gaussian
 
 KNOWN = json.loads((VECTORS / "rounded_gaussian.json").read_text())
 CASES = KNOWN["cases"]
 FALSE_ALARM = 1e-8  # of each statistical test here; all of them together stay below 1e-6
 HALF = 1 << 63
+KEY = bytes(range(32))
 Draws = NDArray[np.int64]
 
 
 def _draw(word: int, further: list[int], stddev: int) -> int:
     words: Iterator[int] = chain(further, repeat(HALF))
-    return int(from_words(np.array([word], dtype=np.uint64), stddev, lambda: next(words))[0])
+    return int(from_words(np.array([word], dtype=np.uint64), stddev, lambda _: lambda: next(words))[0])
 
 
 def _wrong_cases() -> int:
@@ -45,7 +47,7 @@ def test_a_block_of_words_draws_what_each_word_draws_alone() -> None:
     for stddev in {case[0] for case in CASES}:
         cases = [case for case in CASES if case[0] == stddev]
         words = np.array([int(case[1], 16) for case in cases], dtype=np.uint64)
-        block = from_words(words, stddev, lambda: HALF)
+        block = from_words(words, stddev, lambda _: lambda: HALF)
         assert block.tolist() == [_draw(int(word), [], stddev) for word in words]
 
 
@@ -59,14 +61,14 @@ def test_double_precision_alone_would_round_wrongly(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_a_double_that_is_no_number_is_decided_exactly(monkeypatch: pytest.MonkeyPatch, broken: float) -> None:
     words = np.array([1 << 40, 1 << 61, (1 << 63) + (1 << 61)], dtype=np.uint64)
-    expected = from_words(words, 1000, lambda: 0)
+    expected = from_words(words, 1000, lambda _: lambda: 0)
 
     def ndtri_with_a_fault(p: NDArray[np.float64], out: NDArray[np.float64]) -> None:
         ndtri(p, out=out)
         out[0] = broken
 
     monkeypatch.setattr("scipy.special.ndtri", ndtri_with_a_fault)
-    assert from_words(words, 1000, lambda: 0).tolist() == expected.tolist()
+    assert from_words(words, 1000, lambda _: lambda: 0).tolist() == expected.tolist()
 
 
 def test_two_threads_never_decide_at_once_since_mpmath_has_one_precision_for_all(
@@ -225,18 +227,66 @@ def test_noise_is_added_to_what_is_there() -> None:
     assert (noise != 0).mean() > 0.98
 
 
-def test_the_exact_path_takes_words_from_the_same_stream() -> None:
-    stream = Stream(bytes(range(32)))  # one known key: fresh ones let two draws coincide by chance, once in 200 runs
-    asked = []
+def test_the_exact_path_asks_for_words_of_each_draw_alone() -> None:
+    streams = [Stream(bytes([number]) * 32) for number in range(50)]  # known keys: fresh ones can coincide by chance
+    asked: list[int] = []
 
-    def next_word() -> int:
-        asked.append(int(stream.words(1)[0]))
-        return asked[-1]
+    def further(index: int) -> Callable[[], int]:
+        asked.append(index)
+        return lambda: int(streams[index].words(1)[0])
 
     words = np.zeros(50, dtype=np.uint64)  # the farthest tail, never certain
-    draws = from_words(words, 1 << 20, next_word)
-    assert len(set(asked)) >= 50
+    draws = from_words(words, 1 << 20, further)
+    assert asked == list(range(50))
     assert len(np.unique(draws)) == 50
+
+
+def test_a_key_draws_what_its_words_decide_each() -> None:
+    """Written once more, draw by draw: three parts' keys, and the words that a draw takes beyond its first."""
+
+    def expand(key: bytes, label: bytes, number: int | None = None) -> bytes:
+        at = b"" if number is None else number.to_bytes(4, "little")
+        return hmac.new(key, b"grandrounds/noise/v1/" + label + b"\n" + at + b"\x01", "sha256").digest()
+
+    count, stddev = (1 << 18) + 3, (1 << 30) - 1
+    drawn = _keyed(count, stddev)
+    for index in [*range(40), (1 << 18) - 1, *range(1 << 18, count)]:
+        part, place = divmod(index, 1 << 18)
+        key = expand(KEY, b"part", part)
+        word = Stream(expand(key, b"words")).words(place + 1)[place]
+        further = Stream(expand(key, b"further", place)).words(4).tolist()
+        assert drawn[index] == _draw(int(word), further, stddev)
+
+
+def _keyed(count: int, stddev: int, dtype: str = "<i8") -> Draws:
+    total = np.zeros(count, dtype=dtype)
+    add_rounded_gaussian(total, stddev, KEY)
+    return total
+
+
+def test_what_a_key_draws_is_the_same_whatever_machine_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose doubles leave a hundred times as many draws open, and which has one processor."""
+    drawn = _keyed(30_000, 1 << 20)
+    monkeypatch.setattr(rounded_gaussian, "_GUARD", 100 * 2.0**-43)
+    monkeypatch.setattr(rounded_gaussian, "_FAST_LIMIT", 3.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert np.array_equal(_keyed(30_000, 1 << 20), drawn)
+
+
+def test_what_a_key_added_it_takes_away_again_of_residues_too() -> None:
+    count = (1 << 18) + 5
+    start = np.arange(count, dtype="<u4") * np.uint32(2_654_435_761)
+    residues = start.copy()
+    add_rounded_gaussian(residues, 1 << 20, KEY)
+    assert np.array_equal(residues, start + _keyed(count, 1 << 20).astype("<u4"))
+    subtract_rounded_gaussian(residues, 1 << 20, KEY)
+    assert np.array_equal(residues, start)
+
+
+def test_another_key_takes_away_something_else() -> None:
+    total = _keyed(1_000, 64)
+    subtract_rounded_gaussian(total, 64, bytes(31) + b"\x01")
+    assert np.std(total) > 80  # of 64 * sqrt(2)
 
 
 @pytest.mark.parametrize("stddev", [0, 63, (1 << 30) + 1, -64])
@@ -246,6 +296,6 @@ def test_a_deviation_outside_the_proved_range_is_refused(stddev: int) -> None:
 
 
 @pytest.mark.parametrize("total", [np.zeros(3, dtype=np.int32), np.zeros(3), np.zeros((3, 2), dtype=np.int64)])
-def test_noise_is_added_to_int64_vectors_only(total: Draws) -> None:
+def test_noise_is_added_to_vectors_of_int64_and_of_residues_only(total: Draws) -> None:
     with pytest.raises(ValueError, match="int64"):
         add_rounded_gaussian(total, 64)
