@@ -88,7 +88,7 @@ class StepWatch:
                 return
             yield found
 
-    def figures(self, lattice: Lattice, *, noise_stddev: int) -> StepFigures:
+    def figures(self, lattice: Lattice, *, noise_stddev: float) -> StepFigures:
         """What was seen of a step, now that it is over."""
         own = {f"{shape.batch} x {shape.tokens}": self._batches[shape] for shape in sorted(self._batches)}
         others = self._elsewhere

@@ -1,5 +1,6 @@
 """A site's update: what one attempt computes from its records, private before it leaves this module."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from ...common.model.adapter import Vector
 from ...common.model.example import Example
 from ...common.model.optimizers import make_optimizer
+from ...common.privacy.mechanism import Mechanism
 from ...common.secagg.encoding import residues
 from ...common.study.manifest import Manifest
 from .cohort import Cohort
@@ -31,18 +33,22 @@ class SiteUpdate:
     sampler: GradSampler
     observer: Observer | None = None
 
-    def __call__(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
-        """The update as unsigned integers of the modulus [d], for an adapter [d]. Nothing about records raises."""
+    def __call__(self, adapter: Vector, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
+        """The update as unsigned integers of the modulus [d], for an adapter [d]. Nothing about records raises.
+
+        ``layer_keys`` are those of the attempt, by level: secret, and drawn for it alone (``privacy/site_noise``).
+        """
         if self.manifest.study.privacy.trust == "local":
             return self._local(adapter)
         self.sampler.model.set_adapter(adapter)
-        return residues(self._dp_sgd.release(self._draw), self.manifest.secagg_parameters.modulus_bits)
+        release = self._dp_sgd(self.manifest.mechanism(layer_keys)).release(self._draw)
+        return residues(release, self.manifest.secagg_parameters.modulus_bits)
 
     def _local(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
         study = self.manifest.study
         training = study.training
         nominal_units = self.manifest.nominal_units(self.name)
-        change = self._dp_sgd.train(
+        change = self._dp_sgd(self.manifest.mechanism({})).train(
             self._draw,
             adapter=adapter,
             optimizer=make_optimizer(
@@ -56,12 +62,11 @@ class SiteUpdate:
         )
         return self.manifest.fixed_point.encode(change, nominal_units / study.total_nominal_units)
 
-    @property
-    def _dp_sgd(self) -> DpSgd:
+    def _dp_sgd(self, mechanism: Mechanism) -> DpSgd:
         return DpSgd(
             sampler=self.sampler,
             lattice=self.manifest.lattice,
-            mechanism=self.manifest.mechanism(),
+            mechanism=mechanism,
             observer=self.observer,
         )
 

@@ -33,6 +33,7 @@ from ...common.protocol.messages import (
 from ...common.secagg import keys, shamir
 from ...common.secagg.encoding import residue_dtype
 from ...common.secagg.masks import add_masks
+from ...common.secagg.noise_chain import noise_chain
 from ...common.secagg.parameters import SecaggParameters
 from ...common.secagg.transcript import check_group, open_message, refused, seal_message, transcript_hash, verify_sender
 
@@ -92,6 +93,9 @@ class ClientAttempt:
         self._least_charge_counters = dict(least_charge_counters)
         self._due = Turn.ADVERTISE
         self._secrets = keys.AttemptSecrets.fresh()
+        self._links, self._layer_keys = noise_chain(
+            self._secrets.noise, parameters.noise_levels, manifest=begin.manifest, attempt=self._attempt, sender=name
+        )
         self._own_advert = b""
         self._adverts: dict[str, Advert] = {}
         self._transcript = b""
@@ -104,6 +108,11 @@ class ClientAttempt:
         """What each peer advertised as its charge counter."""
         return {peer: advert.charge_counter for peer, advert in self._adverts.items() if peer != self._name}
 
+    @property
+    def layer_keys(self) -> dict[int, bytes]:
+        """The secret keys of the layers of this attempt's noise, by their levels."""
+        return self._layer_keys
+
     def advertise(self) -> bytes:
         """Advert: this site's keys and the commitment to its seed."""
         with self._taking(Turn.ADVERTISE):
@@ -113,6 +122,7 @@ class ClientAttempt:
                 seed_commitment=keys.seed_commitment(
                     self._secrets.seed, manifest=self._parameters.manifest, attempt=self._attempt, sender=self._name
                 ),
+                noise_end=self._links[self._parameters.threshold].hex(),
                 begin_hash=self._begin_hash,
                 charge_counter=self._charge_counter,
             )
@@ -165,7 +175,9 @@ class ClientAttempt:
                 plus=[self_mask, *(self._pair_mask(peer, first=self._name, second=peer) for peer in after)],
                 minus=[self._pair_mask(peer, first=peer, second=self._name) for peer in before],
             )
-            del self._secrets  # what remains to be done needs the shares held, and these alone
+            # What remains to be done needs the shares held, and of the noise one link.
+            del self._secrets
+            self._layer_keys.clear()
             return self._seal(MaskedInput(charge_counter=charge_counter), payload=encoded_update.data.cast("B"))
 
     def sign_survivors(self, message: Bytes) -> bytes:
@@ -177,7 +189,10 @@ class ClientAttempt:
             return self._seal(self._view())
 
     def unmask(self, message: Bytes) -> bytes:
-        """On Consistencies, Unmask: one share for each site of U2, of its seed or of its mask key, never both."""
+        """On Consistencies, Unmask: one share for each site of U2, of its seed or of its mask key, never both.
+
+        And the link to the layers of this site's noise that U3, which t sites have now signed, has too many sites for.
+        """
         with self._taking(Turn.UNMASK):
             envelope, _ = self._open(message, Consistencies)
             self._check_consistencies(unpack(envelope.payload))
@@ -185,7 +200,9 @@ class ClientAttempt:
             for site in self._u2:
                 seed_share, mask_key_share = self._held_shares.pop(site)
                 shares.append(seed_share if site in self._u3 else mask_key_share)
-            return self._seal(Unmask(), payload=pack(shares))
+            link = self._links[self._parameters.levels_reached(self._u3)[-1]]
+            self._links.clear()
+            return self._seal(Unmask(noise_link=link.hex()), payload=pack(shares))
 
     @contextmanager
     def _taking(self, turn: Turn) -> Iterator[None]:
@@ -197,7 +214,8 @@ class ClientAttempt:
             yield
         except BaseException:
             self.__dict__.pop("_secrets", None)
-            self._held_shares.clear()
+            for secret in (self._held_shares, self._links, self._layer_keys):
+                secret.clear()
             raise
         self._due = Turn(turn + 1)
 

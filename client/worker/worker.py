@@ -36,8 +36,9 @@ from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
 from .instant import Pace, at_once
 
-# adapter [d] -> this attempt's update as unsigned integers [d]; never raises. At a site: ``training/update``.
-ComputeUpdate = Callable[[Vector], NDArray[np.unsignedinteger]]
+# adapter [d], keys of the noise's layers by level -> this attempt's update as unsigned integers [d]; never raises.
+# At a site: ``training/update``.
+ComputeUpdate = Callable[[Vector, Mapping[int, bytes]], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
 Keep = Callable[[Mapping[str, Bytes]], None]
 _log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class Worker:
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
             adapter, charges = self._charge(attempt, envelope)
-            answer = self._pace(lambda: attempt.mask(self._release(adapter), charges))
+            answer = self._pace(lambda: attempt.mask(self._release(adapter, attempt.layer_keys), charges))
             if not answer:
                 self._attempt = None
             return answer

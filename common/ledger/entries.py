@@ -79,7 +79,10 @@ class AttemptBegun(Body):
 
 
 class AttemptEnded(Body):
-    """What the sites signed in an attempt: adverts, headers of masked inputs, views; and where sites were lost."""
+    """What the sites signed in an attempt, and where they were lost.
+
+    Adverts, headers of masked inputs, views, and of the last answers the headers, with the links to removable noise.
+    """
 
     type = EntryType.ATTEMPT_ENDED
     attempt: int = Field(ge=1, le=2**31)
@@ -88,6 +91,7 @@ class AttemptEnded(Body):
     adverts: Statements
     masked_inputs: Statements
     consistencies: Statements
+    unmasks: Statements
 
 
 class RoundClosed(Body):

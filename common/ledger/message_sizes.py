@@ -24,7 +24,7 @@ def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
     sites = len(manifest.study.sites)
     names = 72 * sites  # each of at most 63 characters, quoted
     statement = 2048 + 2 * names  # the longest, a view of the attempt, names two groups of sites
-    attempt = 4096 + 4 * names + 3 * sites * statement
+    attempt = 4096 + 4 * names + 4 * sites * statement
     others = MAX_ENTRY_BYTES  # manifests with their countersignatures; of what the study leaves, all but its numbers
     trained = largest_missing_bytes(manifest.dimension) + 4 * manifest.dimension  # at the end with the finished one
     return MAX_HEADER_BYTES + trained + frozen_bytes + manifest.max_attempts * attempt + others

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from ..errors import GrandRoundsError
 from ..protocol.envelope import Envelope
 from ..protocol.messages import Advert, Begin, Closed, Consistency, MaskedInput, Message, Shares, Unmask, begin_hash
+from ..secagg.noise_chain import shown_layer_keys
 from ..secagg.parameters import SecaggParameters
 from ..secagg.transcript import check_group, transcript_hash, verify_sender
 from ..study.manifest import Manifest
@@ -19,44 +20,9 @@ from ..study.succession import check_successor, check_units
 from . import entries
 from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, broken
 from .entries import SignedStatement
+from .records import AttemptRecord, RoundRecord
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttemptRecord:
-    """An attempt that was begun. ``dropouts`` says at which exchange a site was lost.
-
-    ``survivors`` are the sites whose updates are in the sum, if it was ``unmasked``; ``charged`` those that may have
-    paid. One that was not ``ended`` was cut off by a crash, or is running: anybody may have paid.
-    """
-
-    attempt: int
-    round: int
-    manifest: str
-    begin_hash: str
-    invited: tuple[str, ...]
-    ended: bool = False
-    unmasked: bool = False
-    survivors: tuple[str, ...] = ()
-    dropouts: dict[str, str] = field(default_factory=dict)
-    charged: tuple[str, ...] = ()
-
-    def may_have_charged(self, site: str) -> bool:
-        """Whether ``site`` can have paid for it, by what the ledger has."""
-        return site in (self.charged if self.ended else self.invited)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundRecord:
-    """A round that was closed by its last attempt."""
-
-    round: int
-    attempt: int
-    survivors: tuple[str, ...]
-    sum_sha256: str
-    adapter_sha256: str
-    optimizer_sha256: str
 
 
 @dataclass(frozen=True)
@@ -249,15 +215,29 @@ class VerifiedLedger:
             self._require(view.u3 == survivors, f"{site} signed other survivors than the ledger has")
             self._require(view == next(iter(views.values()))[1], "the sites signed different views")
             self._require(set(survivors) <= set(view.u2) <= set(adverts), f"{site} signed an impossible view")
+        unmasks = self._opened(ended.unmasks, Unmask, within=views)
         if ended.unmasked:
-            helpers, needed = views.keys() - ended.dropouts.keys(), self.manifest.threshold
-            self._require(len(helpers) >= needed, f"{len(helpers)} sites signed a view and stayed, {needed} must")
-        self._check_dropouts(ended.dropouts, last.invited, adverts, masked, views)
+            helpers, needed = len(unmasks), self.manifest.threshold
+            self._require(helpers >= needed, f"{helpers} sites gave their shares, {needed} must")
+        self._check_dropouts(ended.dropouts, last.invited, adverts, masked, views, unmasks)
+        shown = [
+            site
+            for site, (_, unmask) in unmasks.items()
+            if shown_layer_keys(
+                self._parameters,
+                survivors=survivors,
+                attempt=last.attempt,
+                sender=site,
+                link=unmask.noise_link,
+                end=adverts[site][1].noise_end,
+            )
+        ]
         self.attempts[-1] = replace(
             last,
             ended=True,
             unmasked=ended.unmasked,
             survivors=survivors if ended.unmasked else (),
+            shown=tuple(shown) if ended.unmasked else (),
             dropouts=dict(ended.dropouts),
             charged=tuple(site for site in adverts if ended.dropouts.get(site) != Shares.exchange),
         )
@@ -269,22 +249,24 @@ class VerifiedLedger:
         adverts: Iterable[str],
         masked: Iterable[str],
         views: Mapping[str, tuple[Envelope, Consistency]],
+        unmasks: Iterable[str],
     ) -> None:
-        """Where sites were lost follows from who signed what, but for two cases in which the server's word stands.
+        """Where sites were lost follows from who signed what, but for one case in which the server's word stands.
 
-        Those are who was lost at the last exchange, after its update was in, and in an attempt without views at which
-        of two exchanges a site was lost.
+        That is in an attempt without views at which of two exchanges a site was lost.
         """
         expected = dict.fromkeys(set(invited) - set(adverts), Advert.exchange)
         for _, view in views.values():
             expected |= dict.fromkeys(set(adverts) - set(view.u2), Shares.exchange)
             expected |= dict.fromkeys(set(view.u2) - set(masked), MaskedInput.exchange)
             expected |= dict.fromkeys(set(masked) - views.keys(), Consistency.exchange)
+        if len(views) >= self.manifest.threshold:
+            expected |= dict.fromkeys(views.keys() - set(unmasks), Unmask.exchange)
         rest = {site: exchange for site, exchange in dropouts.items() if expected.get(site) != exchange}
-        possible = {(site, Unmask.exchange) for site in views}
+        possible: set[tuple[str, str]] = set()
         if not views:
             lost = set(adverts) - set(masked)
-            possible = {(site, exchange) for site in lost for exchange in (Shares.exchange, MaskedInput.exchange)}
+            possible |= {(site, exchange) for site in lost for exchange in (Shares.exchange, MaskedInput.exchange)}
             possible |= {(site, Consistency.exchange) for site in masked}
         holds = expected.items() <= dropouts.items() and rest.items() <= possible
         self._require(holds, "its dropouts are not those that follow from what the sites signed")

@@ -12,7 +12,7 @@ from ..errors import PrivacyError
 from .rounded_gaussian import MAX_STDDEV, MIN_STDDEV, add_rounded_gaussian
 from .trust import Trust
 
-_BLOCK: Final = 1 << 14
+MAX_SENSITIVITY: Final = 1 << 23
 
 
 def honest_shares(*, trust: Trust, threshold: int, corrupt_sites: int) -> int:
@@ -42,10 +42,11 @@ def honest_shares(*, trust: Trust, threshold: int, corrupt_sites: int) -> int:
     return shares
 
 
-def site_noise_stddev(*, noise_multiplier: float, sensitivity: int, honest_shares: int) -> int:
+def site_noise_stddev(*, noise_multiplier: float, sensitivity: int, honest_shares: int | Fraction) -> int:
     """The noise one site adds: the least integer sigma for which h shares reach ``noise_multiplier * sensitivity``.
 
-    That is ceil(z * Delta / sqrt(h)), computed exactly: sigma^2 h >= (z Delta)^2. Raises PrivacyError unless it lies
+    That is ceil(z * Delta / sqrt(h)), computed exactly: sigma^2 h >= (z Delta)^2. A part of a site's noise is a share
+    of which there need be more, and not a whole number. Raises PrivacyError unless it lies
     in 64 .. 2^30, where the sampler is exact and the sum of rounded Gaussians is as private as one Gaussian.
     """
     if not (math.isfinite(noise_multiplier) and noise_multiplier > 0 and sensitivity > 0 and honest_shares > 0):
@@ -76,17 +77,20 @@ class Lattice:
     Attributes:
         dimension: d, the number of trainable parameters.
         clipping_norm: C, the largest Euclidean norm of a clipped gradient.
-        scale: s, the least power of two with s C >= 50 sqrt(d): the roundings then cost about 1 % of the norm.
+        least_norm: how long, at least, a gradient of the norm C is to be in integers, so that noise is wide enough.
+        scale: s, the least power of two with s C >= 50 sqrt(d), so that the roundings cost about 1 % of the norm, and
+            s C >= ``least_norm``.
         sensitivity: Delta = ceil(s C + sqrt(d) / 2).
     """
 
     dimension: int
     clipping_norm: float
+    least_norm: float = 0.0
     scale: float = field(init=False)
     sensitivity: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raises PrivacyError unless there is a dimension and 2^-40 <= clipping_norm <= 2^40."""
+        """Raises PrivacyError unless there is a dimension, 2^-40 <= clipping_norm <= 2^40, and Delta is below 2^23."""
         if not (1 <= self.dimension <= 1 << 32 and 2.0**-40 <= self.clipping_norm <= 2.0**40):
             raise PrivacyError(
                 f"dimension {self.dimension} with clipping norm {self.clipping_norm}",
@@ -94,12 +98,19 @@ class Lattice:
                 fix="use 1 to 2^32 parameters and a clipping norm near the gradients' norms, often 0.1 to 10",
             )
         norm = Fraction(self.clipping_norm)
-        exponent = math.floor(math.log2(50 * math.sqrt(self.dimension) / self.clipping_norm)) - 1
-        while (Fraction(2) ** exponent * norm) ** 2 < 2500 * self.dimension:
+        least_squared = max(Fraction(2500 * self.dimension), Fraction(self.least_norm) ** 2)
+        exponent = math.floor(math.log2(math.sqrt(least_squared) / self.clipping_norm)) - 1
+        while (Fraction(2) ** exponent * norm) ** 2 < least_squared:
             exponent += 1
         root = Fraction(math.isqrt((self.dimension << 64) - 1) + 1, 1 << 32)  # sqrt(d), rounded up
         object.__setattr__(self, "scale", math.ldexp(1.0, exponent))
         object.__setattr__(self, "sensitivity", math.ceil(Fraction(2) ** exponent * norm + root / 2))
+        if self.sensitivity >= MAX_SENSITIVITY:
+            raise PrivacyError(
+                f"gradients would have to be up to {self.sensitivity} long in integers",
+                why="their norms are checked exactly below 2^23, and narrower integers leave too little room for noise",
+                fix="raise the noise multiplier, or have fewer sites",
+            )
 
     def decode(self, integers: NDArray[np.signedinteger]) -> NDArray[np.float64]:
         """Integers [d] back in the gradients' units."""
@@ -110,7 +121,7 @@ class Mechanism(Protocol):
     """Adds one site's noise to the integer sum over its sampled units."""
 
     @property
-    def noise_stddev(self) -> int:
+    def noise_stddev(self) -> float:
         """The standard deviation of the noise, in lattice steps."""
 
     def add_noise(self, total: NDArray[np.int64]) -> None:
@@ -141,6 +152,34 @@ class RoundedGaussian:
     def add_noise(self, total: NDArray[np.int64]) -> None:
         """Add a rounded Gaussian to each coordinate of ``total`` [d] in place."""
         add_rounded_gaussian(total, self.noise_stddev)
+
+
+@dataclass(kw_only=True)
+class LayeredGaussian:
+    """``base``, and rounded Gaussians of the given deviations under the given secret keys, for one release.
+
+    Formal guarantee: to whoever has none of the keys, that of a ``RoundedGaussian`` for the variance of all of it; to
+    whoever has some, for that of the rest (``site_noise``). A key serves one release: the sum of two with one noise,
+    and their difference, would have less than is claimed of either.
+    """
+
+    base: RoundedGaussian
+    layers: tuple[tuple[int, bytes], ...]
+    is_spent: bool = field(default=False, init=False)
+
+    @property
+    def noise_stddev(self) -> float:
+        """Of all layers together."""
+        return math.sqrt(self.base.noise_stddev**2 + sum(stddev**2 for stddev, _ in self.layers))
+
+    def add_noise(self, total: NDArray[np.int64]) -> None:
+        """Add base and layers to ``total`` [d] in place; raises RuntimeError the second time."""
+        if self.is_spent:
+            raise RuntimeError("the layers of one attempt would be added to a second release")
+        self.is_spent = True
+        self.base.add_noise(total)
+        for stddev, key in self.layers:
+            add_rounded_gaussian(total, stddev, key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,12 +64,13 @@ class Begin(Message):
 
 
 class Advert(Message):
-    """A site's keys for one attempt; its signature travels on to every peer."""
+    """A site's keys for one attempt, and the end of the chain that its noise hangs on; it travels on to every peer."""
 
     exchange = "advert"
     channel_key: Hex32
     mask_key: Hex32
     seed_commitment: Hex32
+    noise_end: Hex32
     begin_hash: Hex32
     charge_counter: int = Field(ge=0, le=2**31)
 
@@ -128,10 +129,14 @@ class Consistencies(Message):
 
 
 class Unmask(Message):
-    """For each member of U2 one share. Payload: packed in roster order; of the seed (in U3) or of the mask key."""
+    """For each member of U2 one share; and a link, by which the layers of this site's noise are found that may go.
+
+    Payload: packed in roster order; of the seed (in U3) or of the mask key.
+    """
 
     exchange = "unmask"
     has_payload = True
+    noise_link: Hex32
 
 
 class RefusalCode(StrEnum):

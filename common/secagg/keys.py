@@ -8,7 +8,7 @@ or a replayed ciphertext yields another key and opens nothing.
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from cryptography.exceptions import InvalidTag
@@ -39,16 +39,17 @@ _LOW_ORDER = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptSecrets:
-    """What a site draws for one attempt and keeps in memory only: two X25519 keys and the seed of its own mask."""
+    """What a site draws for one attempt and keeps in memory only: two X25519 keys, and seeds of mask and noise."""
 
     channel: bytes = field(repr=False)
     mask: bytes = field(repr=False)
     seed: bytes = field(repr=False)
+    noise: bytes = field(repr=False)
 
     @classmethod
     def fresh(cls) -> "AttemptSecrets":
         """New secrets, 32 bytes each, from the operating system."""
-        return cls(channel=secrets.token_bytes(32), mask=secrets.token_bytes(32), seed=secrets.token_bytes(32))
+        return cls(**{secret.name: secrets.token_bytes(32) for secret in fields(cls)})
 
     @cached_property
     def channel_key(self) -> X25519PrivateKey:
@@ -85,27 +86,26 @@ def check_public_keys(public_keys: Sequence[str]) -> None:
 
 def seed_commitment(seed: bytes, *, manifest: str, attempt: int, sender: str) -> str:
     """What a site says of its seed beforehand, in hex: hiding, as the seed has 256 bits, and bound to its context."""
-    context = bytes.fromhex(manifest) + attempt.to_bytes(8, "little") + named(sender)
-    return hashlib.sha256(SEED_COMMITMENT_LABEL + context + seed).hexdigest()
+    return hashlib.sha256(SEED_COMMITMENT_LABEL + context(manifest, attempt, sender) + seed).hexdigest()
 
 
 def self_mask_key(seed: bytes, *, transcript: bytes, name: str) -> bytes:
     """The key of a site's own mask."""
-    return _derive(seed, SELF_MASK_LABEL + transcript + named(name))
+    return derive(seed, SELF_MASK_LABEL + transcript + named(name))
 
 
 def pair_mask_key(
     private_key: bytes | X25519PrivateKey, peer_key: str, *, transcript: bytes, first: str, second: str
 ) -> bytes:
     """The key of the mask that ``first`` adds and ``second`` subtracts (roster order); both derive the same."""
-    return _derive(_agree(private_key, peer_key), PAIR_MASK_LABEL + transcript + named(first) + named(second))
+    return derive(_agree(private_key, peer_key), PAIR_MASK_LABEL + transcript + named(first) + named(second))
 
 
 def channel_key(
     private_key: bytes | X25519PrivateKey, peer_key: str, *, transcript: bytes, sender: str, recipient: str
 ) -> bytes:
     """The key of the one message that ``sender`` encrypts for ``recipient``; both derive the same."""
-    return _derive(_agree(private_key, peer_key), CHANNEL_LABEL + transcript + named(sender) + named(recipient))
+    return derive(_agree(private_key, peer_key), CHANNEL_LABEL + transcript + named(sender) + named(recipient))
 
 
 def encrypt(channel: bytes, plaintext: bytes, *, transcript: bytes, sender: str, recipient: str) -> bytes:
@@ -125,6 +125,11 @@ def decrypt(channel: bytes, ciphertext: bytes, *, transcript: bytes, sender: str
         ) from error
 
 
+def context(manifest: str, attempt: int, sender: str) -> bytes:
+    """What a secret of one site is for: this study, this attempt, this site."""
+    return bytes.fromhex(manifest) + attempt.to_bytes(8, "little") + named(sender)
+
+
 def named(name: str) -> bytes:
     """A name with its length in front, so that no two sequences of names run into the same bytes."""
     return bytes([len(name)]) + name.encode("ascii")
@@ -138,7 +143,8 @@ def _agree(private_key: bytes | X25519PrivateKey, peer_key: str) -> bytes:
     return _loaded(private_key).exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(peer_key)))
 
 
-def _derive(secret: bytes, info: bytes) -> bytes:
+def derive(secret: bytes, info: bytes) -> bytes:
+    """HKDF-SHA256 (RFC 5869) without salt, 32 bytes."""
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
 
 

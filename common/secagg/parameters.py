@@ -1,11 +1,13 @@
 """What both ends agree on before an attempt: the roster, the threshold, and the integers in which sums are taken."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from ..errors import StudyError
+from ..privacy.site_noise import NoiseLayer
 from ..protocol.messages import SERVER
 from .encoding import ModulusBits, residue_dtype
 
@@ -41,8 +43,10 @@ class SecaggParameters:
     """Every parameter of the protocol, all of them from the signed manifest: the server chooses none.
 
     ``manifest`` is its hash and ``server_key`` the server's Ed25519 key, both in hex; ``threshold`` is t,
-    ``corrupt_sites`` c and ``dimension`` d. Raises StudyError unless 2t > n + c, on which the protocol rests: any two
-    groups of t sites then share an honest one, and no site's seed and mask key can both be put together.
+    ``corrupt_sites`` c and ``dimension`` d. Of each site's noise, ``noise_layers`` may be taken off.
+
+    Raises StudyError unless 2t > n + c, on which the protocol rests: any two groups of t sites then share an honest
+    one, and no site's seed and mask key can both be put together.
     """
 
     manifest: str
@@ -52,6 +56,7 @@ class SecaggParameters:
     corrupt_sites: int
     modulus_bits: ModulusBits
     dimension: int
+    noise_layers: tuple[NoiseLayer, ...] = ()
 
     def __post_init__(self) -> None:
         n, t, c = len(self.roster), self.threshold, self.corrupt_sites
@@ -77,6 +82,21 @@ class SecaggParameters:
                 why="a masked update is a vector of 16-bit or 32-bit integers",
                 fix="modulus_bits 16 or 32, dimension at least 1",
             )
+        if not all(below < level <= n for below, level in pairwise(self.noise_levels)):
+            raise StudyError(
+                f"layers of noise at {self.noise_levels[1:]} of {n} sites",
+                why="a site gives them up by their order, and the last where every site is in the sum",
+                fix="take them from the manifest",
+            )
+
+    @property
+    def noise_levels(self) -> tuple[int, ...]:
+        """The threshold, and then the levels at which a layer of noise is taken off: rising, the links of a chain."""
+        return (self.threshold, *(layer.level for layer in self.noise_layers))
+
+    def levels_reached(self, survivors: Collection[str]) -> tuple[int, ...]:
+        """Those of ``noise_levels`` that so many ``survivors`` reach; the threshold they always do."""
+        return (self.threshold, *(level for level in self.noise_levels[1:] if level <= len(survivors)))
 
     @cached_property
     def names(self) -> tuple[str, ...]:

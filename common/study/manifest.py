@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, TypedDict
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,10 @@ from ..crypto.identity import Hex32, Identity, Name, Signature, canonical_json, 
 from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
-from ..privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, honest_shares, site_noise_stddev
+from ..privacy.mechanism import Lattice, LayeredGaussian, Mechanism, NoNoise, RoundedGaussian, honest_shares
+from ..privacy.rounded_gaussian import MIN_STDDEV
+from ..privacy.site_noise import SiteNoise, noise_shares
+from ..privacy.trust import Trust
 from ..schema import Section, Version, known, validated
 from ..secagg.encoding import FixedPoint
 from ..secagg.parameters import RosterEntry, SecaggParameters
@@ -22,6 +25,13 @@ from .study import Site, Study
 
 MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
 COUNTERSIGNATURE_LABEL = b"grandrounds/countersignature/v1\n"
+
+
+class _Trusted(TypedDict):
+    trust: Trust
+    sites: int
+    threshold: int
+    corrupt_sites: int
 
 
 class Manifest(Section):
@@ -73,7 +83,7 @@ class Manifest(Section):
         if missing:
             raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")
         # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
-        _ = self.secagg_parameters, self.honest_shares, self.mechanism(), self.fixed_point, self.schedule
+        _ = self.secagg_parameters, self.honest_shares, self.site_noise, self.fixed_point, self.schedule
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
             raise ValueError(
                 f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
@@ -121,20 +131,38 @@ class Manifest(Section):
 
     @property
     def lattice(self) -> Lattice:
-        """The integers that clipped gradients are rounded to."""
-        return Lattice(dimension=self.dimension, clipping_norm=self.study.privacy.clipping_norm)
+        """The integers that clipped gradients are rounded to: fine enough for each layer of a site's noise."""
+        privacy, least_norm = self.study.privacy, 0.0
+        if privacy.noise:
+            narrowest = max(noise_shares(**self._trusted))
+            least_norm = MIN_STDDEV * math.sqrt(narrowest) / known(privacy.noise_multiplier)
+        return Lattice(dimension=self.dimension, clipping_norm=privacy.clipping_norm, least_norm=least_norm)
 
     @property
-    def noise_stddev(self) -> int:
-        """σ of one site's noise, in lattice units; 0 without noise."""
-        privacy = self.study.privacy
-        if not privacy.noise:
-            return 0
-        return site_noise_stddev(
-            noise_multiplier=known(privacy.noise_multiplier),
+    def site_noise(self) -> SiteNoise | None:
+        """One site's noise in one release, in lattice units; None without noise."""
+        if not self.study.privacy.noise:
+            return None
+        return SiteNoise.of(
+            noise_multiplier=known(self.study.privacy.noise_multiplier),
             sensitivity=self.lattice.sensitivity,
-            honest_shares=self.honest_shares,
+            **self._trusted,
         )
+
+    @property
+    def noise_stddev(self) -> float:
+        """σ of one site's noise with all its layers, in lattice units; 0 without noise."""
+        return 0.0 if self.site_noise is None else math.sqrt(self.site_noise.variance_left())
+
+    @property
+    def _trusted(self) -> _Trusted:
+        privacy = self.study.privacy
+        return {
+            "trust": privacy.trust,
+            "sites": len(self.study.sites),
+            "threshold": self.threshold,
+            "corrupt_sites": privacy.corrupt_sites,
+        }
 
     @property
     def largest_sum(self) -> float:
@@ -142,9 +170,14 @@ class Manifest(Section):
         drawn = sum(self.draw_cap(site.name) for site in self.study.sites)
         return drawn * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
 
-    def mechanism(self) -> Mechanism:
-        """The noise that one site adds to one release."""
-        return RoundedGaussian(noise_stddev=self.noise_stddev) if self.study.privacy.noise else NoNoise()
+    def mechanism(self, layer_keys: Mapping[int, bytes]) -> Mechanism:
+        """The noise that one site adds to one release, whose layers it draws under ``layer_keys``, by their levels."""
+        noise = self.site_noise
+        if noise is None:
+            return NoNoise()
+        base = RoundedGaussian(noise_stddev=noise.stddev)
+        layers = tuple((layer.stddev, layer_keys[layer.level]) for layer in noise.layers)
+        return LayeredGaussian(base=base, layers=layers) if layers else base
 
     @property
     def secagg_parameters(self) -> SecaggParameters:
@@ -159,6 +192,7 @@ class Manifest(Section):
             corrupt_sites=self.study.privacy.corrupt_sites,
             modulus_bits=known(self.study.secagg.modulus_bits),
             dimension=self.dimension,
+            noise_layers=() if self.site_noise is None else self.site_noise.layers,
         )
 
     @property

@@ -3,13 +3,20 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...client.training.dp_sgd import DpSgd, most_flights
 from ...client.training.grad_samples import GradSampler, Shape
 from ...client.training.rehearsal import random_unit
-from ...common.privacy.mechanism import Lattice, RoundedGaussian, site_noise_stddev
+from ...common.privacy.mechanism import Lattice
+from ...common.privacy.rounded_gaussian import MIN_STDDEV, add_rounded_gaussian
+from ...common.privacy.site_noise import noise_levels
 from ...common.schema import known
+from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import draw_cap_of
 from ...common.study.study import Study
 from .rounding import two_digits_up
@@ -60,7 +67,21 @@ def batch_s(dp_sgd: DpSgd) -> float:
 
 
 def dp_sgd_of(study: Study, sampler: GradSampler) -> DpSgd:
-    """A site's DP-SGD; how much noise it adds changes no time and no norm."""
+    """A site's DP-SGD; how wide the noise is that it adds changes no time and no norm."""
     lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
-    stddev = site_noise_stddev(noise_multiplier=1.0, sensitivity=lattice.sensitivity, honest_shares=1)
-    return DpSgd(sampler=sampler, lattice=lattice, mechanism=RoundedGaussian(noise_stddev=stddev))
+    sites = len(study.sites)
+    levels = noise_levels(sites=sites, threshold=study.secagg.threshold or default_threshold(sites))
+    draws = 1 + (len(levels) if study.privacy.trust == "distributed" else 0)
+    return DpSgd(sampler=sampler, lattice=lattice, mechanism=_NoiseOfASite(draws=draws))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoiseOfASite:
+    """As many ``draws`` of each coordinate as a site makes, for a base and its layers."""
+
+    draws: int
+    noise_stddev: float = MIN_STDDEV
+
+    def add_noise(self, total: NDArray[np.int64]) -> None:
+        for _ in range(self.draws):
+            add_rounded_gaussian(total, MIN_STDDEV)

@@ -10,6 +10,7 @@ from ...common.errors import PrivacyError, StudyError
 from ...common.privacy import accountant
 from ...common.privacy.events import MAX_SITES_PER_PATIENT
 from ...common.privacy.mechanism import honest_shares
+from ...common.privacy.site_noise import noise_over_claim
 from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of
@@ -56,17 +57,30 @@ class OverlapRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThresholdRow:
+    """What a threshold costs: deviations of the noise in a sum, over what is claimed, by how many sites are absent.
+
+    With none, with one, and with as many as may be.
+    """
+
+    threshold: int
+    may_be_absent: int
+    none_absent: float
+    one_absent: float | None
+    most_absent: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoiseShares:
     """Who carries the noise: h honest shares of ``sites``, any ``threshold`` of which must answer.
 
-    ``margins`` are √(survivors/h), for as few survivors as may be and for all sites: the noise in their sum, over the
-    noise that the claim credits.
+    ``by_threshold`` has this threshold and others.
     """
 
     sites: int
     threshold: int
     honest_shares: int
-    margins: tuple[float, float]
+    by_threshold: tuple[ThresholdRow, ...]
     units_per_step: float
     noise_to_signal: float
 
@@ -133,13 +147,17 @@ class Plan:
 def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, trial: "Trial | None") -> float:
     """σC/(√B·ḡ): deviation of a step's noise in any one direction, over the length of its gradients' sum.
 
-    σ is that of the **sum** of all sites, z·√(sites/h). √B·ḡ is the sum's length if the B gradients have nothing in
-    common; what they have in common makes it longer, up to B·ḡ, and the ratio smaller. Dropouts of equal sites change
-    nothing: each takes its noise and its units away. Raises PrivacyError where there are not enough honest shares.
+    σ is that of the **sum** of all sites, of which what so many need not add is taken off (``site_noise``). √B·ḡ is
+    the sum's length if the B gradients have nothing in common; what they have in common makes it longer, up to B·ḡ, and
+    the ratio smaller. Raises PrivacyError where there are not enough honest shares.
     """
     privacy = study.privacy
-    h = honest_shares(trust=trust, threshold=known(study.secagg.threshold), corrupt_sites=privacy.corrupt_sites)
-    stddev_of_sum = noise_multiplier * math.sqrt(len(study.sites) / h) * privacy.clipping_norm
+    threshold, sites = known(study.secagg.threshold), len(study.sites)
+    honest_shares(trust=trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
+    over_claim = noise_over_claim(
+        sites, trust=trust, sites=sites, threshold=threshold, corrupt_sites=privacy.corrupt_sites
+    )
+    stddev_of_sum = noise_multiplier * over_claim * privacy.clipping_norm
     mean_norm = privacy.clipping_norm if trial is None else trial.mean_clipped_norm(privacy.clipping_norm)
     return stddev_of_sum / (math.sqrt(_units_per_step(study)) * mean_norm)
 
@@ -246,10 +264,40 @@ def _shares(study: Study, trial: "Trial | None") -> NoiseShares:
         sites=len(study.sites),
         threshold=threshold,
         honest_shares=h,
-        margins=(math.sqrt(threshold / h), math.sqrt(len(study.sites) / h)),
+        by_threshold=_by_threshold(study),
         units_per_step=_units_per_step(study),
         noise_to_signal=noise_to_signal(study, noise_multiplier=z, trust=privacy.trust, trial=trial),
     )
+
+
+def _by_threshold(study: Study) -> tuple[ThresholdRow, ...]:
+    """For this threshold and for others that the protocol allows: as many sites absent as 0, 1, 2, 4, …."""
+    privacy, sites, planned = study.privacy, len(study.sites), known(study.secagg.threshold)
+    least = (sites + privacy.corrupt_sites) // 2 + 1
+    if privacy.trust == "distributed":
+        least = max(least, privacy.corrupt_sites + 2)
+    others = {sites, *(sites - 2**power for power in range(sites.bit_length()))}
+
+    def row(threshold: int) -> ThresholdRow:
+        def over_claim(absent: int) -> float:
+            return noise_over_claim(
+                sites - absent,
+                trust=privacy.trust,
+                sites=sites,
+                threshold=threshold,
+                corrupt_sites=privacy.corrupt_sites,
+            )
+
+        may_be_absent = sites - threshold
+        return ThresholdRow(
+            threshold=threshold,
+            may_be_absent=may_be_absent,
+            none_absent=over_claim(0),
+            one_absent=over_claim(1) if may_be_absent else None,
+            most_absent=over_claim(may_be_absent),
+        )
+
+    return tuple(row(threshold) for threshold in sorted({planned, *others}) if threshold >= least)
 
 
 def _one_more_site(study: Study, noise_multiplier: float, trial: "Trial | None") -> NoiseShares | None:

@@ -1,6 +1,7 @@
 """What a site finds out about itself before a study: whether all fits, and whether its updates leave in time."""
 
 import resource
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ...client.training.rehearsal import with_most_work
 from ...common.errors import StudyError
 from ...common.model.devices import described, peak_memory_bytes
 from ...common.schema import known
+from ...common.study.manifest import Manifest
 from ...server.report.claim import count
 
 _ROOM: Final = 1.25  # of the time that the most work takes: other programs of the machine take time, too
@@ -54,9 +56,9 @@ def check(
         update = replace(update, observer=lambda figures: None)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
-    update(adapter)
+    update(adapter, _unused_keys(manifest))
     usual = monotonic()
-    most(adapter)
+    most(adapter, _unused_keys(manifest))
     most_s, instant_s = monotonic() - usual, known(manifest.study.training.answer_after_s)
     if most_s > instant_s:
         raise StudyError(
@@ -93,6 +95,11 @@ def check(
         *site_records.told_far(manifest, name),
         *_warnings(folder, settings, policy, without_target=read.windows - read.learnable),
     ]
+
+
+def _unused_keys(manifest: Manifest) -> dict[int, bytes]:
+    """Keys for the layers of a noise that is never sent."""
+    return {level: secrets.token_bytes(32) for level in manifest.secagg_parameters.noise_levels[1:]}
 
 
 def _check_patients(folder: SiteFolder, policy: Policy, site_records: SiteRecords) -> None:

@@ -26,6 +26,11 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
     training = study.training
     _section(console, "Proposed study", _rows(_proposal(plan)))
     _section(console, "Noise", _rows(_noise(plan)))
+    _section(
+        console,
+        "Noise in a sum, over what is claimed, by the threshold and the sites that are absent",
+        _by_threshold(plan),
+    )
     _section(console, f"Other ε ({count(training.rounds, 'round')}, the same sampling)", _by_epsilon(plan))
     _section(console, "ε of the planned noise, if a patient is at more sites", _by_overlap(plan))
     if plan.one_more_site is not None:
@@ -90,8 +95,6 @@ def _noise(plan: Plan) -> Iterable[tuple[str, str]]:
             else " (each site adds all of it)"
         ),
     )
-    least, most = shares.margins
-    yield "margin", f"√(survivors/h): {least:.2f} to {most:.2f} times the credited noise, as sites drop out or not"
     verdict = (
         "the noise rules"
         if shares.noise_to_signal > NOISE_RULES
@@ -133,6 +136,16 @@ def _by_epsilon(plan: Plan) -> Table:
 
 def _cells(noise: Noise | None) -> Sequence[str]:
     return (_NONE, _NONE) if noise is None else (f"{noise.noise_multiplier:.4f}", f"{noise.noise_to_signal:.2f}")
+
+
+def _by_threshold(plan: Plan) -> Table:
+    """What more absences that are allowed cost, and what those cost that come."""
+    table = _table("threshold", "may be absent", "none absent", "one absent", "most absent")
+    for row in plan.shares.by_threshold:
+        one = _NONE if row.one_absent is None else f"{row.one_absent:.2f}"
+        cells = (str(row.may_be_absent), f"{row.none_absent:.2f}", one, f"{row.most_absent:.2f}")
+        table.add_row(str(row.threshold), *cells, style="bold" if row.threshold == plan.shares.threshold else "")
+    return table
 
 
 def _by_overlap(plan: Plan) -> Table:

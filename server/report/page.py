@@ -36,6 +36,7 @@ _MARKDOWN: Final = re.compile(r"([\\`*_\[\]|~!$:@./#])")
 
 def render_html(report: Report) -> str:
     """The page for a privacy officer; it loads nothing from elsewhere and runs no script."""
+    rounds = report["utility"]["rounds"]
     return (
         environment(autoescape=True)
         .get_template("report.html")
@@ -46,6 +47,7 @@ def render_html(report: Report) -> str:
             dropped_when=DROPPED_WHEN,
             sensitivity=SENSITIVITY,
             claim=claim,
+            in_sums=[row["noise_in_sum"]["noise_multiplier"] for row in rounds if row["noise_in_sum"]],
         )
     )
 

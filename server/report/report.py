@@ -10,11 +10,13 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field, ValidationError
 
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
-from ...common.ledger.replay import AttemptRecord, VerifiedLedger
+from ...common.ledger.records import AttemptRecord
+from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
-from ...common.schema import Section, Words
+from ...common.privacy.site_noise import variance_in_sum
+from ...common.schema import Section, Words, known
 from ...common.study.manifest import Manifest
 from . import claim, utility
 from .figures import privacy_figures
@@ -168,6 +170,8 @@ def render_json(report: Report) -> bytes:
 
 def _mechanism(manifest: Manifest) -> Report:
     lattice, stddev, shares = manifest.lattice, manifest.noise_stddev, manifest.honest_shares
+    noise = manifest.site_noise
+    stays = 0 if noise is None else noise.stddev
     every_share = len(manifest.study.sites) if manifest.study.privacy.trust == "distributed" else 1
     return {
         "name": "rounded Gaussian on integers" if stddev else "none",
@@ -176,9 +180,33 @@ def _mechanism(manifest: Manifest) -> Report:
         "lattice_scale": lattice.scale,
         "integer_sensitivity": lattice.sensitivity,
         "noise_stddev_per_site": stddev,
+        "noise_stddev_that_stays": stays,
+        "removable_noise": [] if noise is None else [asdict(layer) for layer in noise.layers],
         "honest_shares": shares,
         "noise_multiplier_credited": math.sqrt(shares) * stddev / lattice.sensitivity,
-        "noise_multiplier_with_all_sites": math.sqrt(every_share) * stddev / lattice.sensitivity,
+        "noise_multiplier_with_all_sites": math.sqrt(every_share) * stays / lattice.sensitivity,
+    }
+
+
+def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | None:
+    """How much noise is in the sum of an attempt that was unmasked, as a multiplier, and over what is claimed.
+
+    The sites that showed what may be taken off signed it; that the server took it off is its word.
+    """
+    manifest = next(each for each in verified.manifests if each.sha256 == attempt.manifest)
+    noise = manifest.site_noise
+    if noise is None or not attempt.unmasked:
+        return None
+    level = manifest.secagg_parameters.levels_reached(attempt.survivors)[-1]
+    variance = variance_in_sum(noise, attempt.survivors, stripped=attempt.shown, level=level)
+    in_sum = math.sqrt(variance) / manifest.lattice.sensitivity
+    claimed = known(manifest.study.privacy.noise_multiplier)
+    return {
+        "noise_multiplier": in_sum,
+        "over_claimed": in_sum / claimed,
+        "sites_that_kept_theirs": sorted(set(attempt.survivors) - set(attempt.shown))
+        if level > manifest.threshold
+        else [],
     }
 
 
@@ -226,6 +254,7 @@ def _rounds(verified: VerifiedLedger, declared: Declared, claimed: float | None)
             "round": round_,
             "attempts": serials,
             "survivors": survivors.get(round_, []),
+            "noise_in_sum": _noise_in_sum(verified, verified.attempts[serials[-1] - 1]),
             "epsilon_spent": _spent(verified.manifest, serials[-1], claimed),
             "evaluated": round_ in evaluated,
             "perplexity": declared.perplexities.get(round_) if round_ in evaluated else None,

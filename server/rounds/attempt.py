@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, ProtocolError
+from ...common.privacy.rounded_gaussian import subtract_rounded_gaussian
 from ...common.protocol.envelope import Bytes, Envelope, Statement
 from ...common.protocol.messages import (
     SERVER,
@@ -33,6 +34,7 @@ from ...common.protocol.messages import (
 from ...common.secagg import keys, shamir
 from ...common.secagg.encoding import centred, residue_dtype
 from ...common.secagg.masks import add_masks
+from ...common.secagg.noise_chain import shown_layer_keys
 from ...common.secagg.parameters import SecaggParameters
 from ...common.secagg.transcript import refused, seal_message, transcript_hash, verify_sender
 
@@ -82,6 +84,7 @@ class ServerAttempt:
         self._ciphertexts: dict[str, dict[str, bytes]] = {}
         self._sum = np.zeros(parameters.dimension, dtype=residue_dtype(parameters.modulus_bits))
         self._shares: dict[str, dict[str, bytes]] = {}
+        self._links: dict[str, str] = {}
         self._aggregate: NDArray[np.signedinteger] | None = None
 
     @property
@@ -230,13 +233,14 @@ class ServerAttempt:
         self._envelopes[site] = envelope
 
     def _take_unmask(self, site: str, envelope: Envelope) -> None:
-        Unmask.of(envelope)
+        link = Unmask.of(envelope).noise_link
         shares = unpack(envelope.payload)
         if len(shares) != len(self._groups[2]):
             raise refused("its shares are not one for each site", why="secrets could not be put together")
         for share in shares:
             shamir.check_share(share)
         self._shares[site] = dict(zip(self._groups[2], shares, strict=True))
+        self._links[site] = link
 
     def _unmask(self, helpers: tuple[str, ...]) -> None:
         """Remove the survivors' self masks, and the pair masks that dropped sites left in the survivors' inputs."""
@@ -255,7 +259,23 @@ class ServerAttempt:
             self.aborted = error.what
             return
         add_masks(self._sum, plus=plus, minus=minus)
+        self._strip_noise()
         self._aggregate = centred(self._sum)
+
+    def _strip_noise(self) -> None:
+        """Take off the layers of noise that survivors have shown; who showed none, or a wrong link, keeps his."""
+        for site, link in self._links.items():
+            layer_keys = shown_layer_keys(
+                self._parameters,
+                survivors=self.survivors,
+                attempt=self._attempt,
+                sender=site,
+                link=link,
+                end=self._adverts[site].noise_end,
+            )
+            for layer in self._parameters.noise_layers:
+                if layer.level in layer_keys:
+                    subtract_rounded_gaussian(self._sum, layer.stddev, layer_keys[layer.level])
 
     def _self_mask(self, site: str, *, seed: bytes) -> bytes:
         commitment = keys.seed_commitment(seed, manifest=self._parameters.manifest, attempt=self._attempt, sender=site)

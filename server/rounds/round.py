@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement, Statements
-from ...common.ledger.replay import AttemptRecord, begin_of
+from ...common.ledger.records import AttemptRecord
+from ...common.ledger.replay import begin_of
 from ...common.protocol.envelope import Bytes
-from ...common.protocol.messages import Advert, Consistency, MaskedInput, packed
+from ...common.protocol.messages import Advert, Consistency, MaskedInput, Unmask, packed
 from ...common.study.manifest import Manifest
 from ...common.study.step import LastStep
 from .accountant import CentralAccountant
@@ -129,6 +130,7 @@ class Round:
                 adverts=self._statements(attempt, Advert.exchange),
                 masked_inputs=self._statements(attempt, MaskedInput.exchange),
                 consistencies=self._statements(attempt, Consistency.exchange),
+                unmasks=self._statements(attempt, Unmask.exchange),
             )
         )
         record = self.ledger.verified.attempts[-1]

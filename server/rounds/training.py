@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...common.crypto.identity import sha256
 from ...common.errors import LedgerError, ScheduleExhaustedError, StorageError
 from ...common.ledger import entries
-from ...common.ledger.replay import AttemptRecord, RoundRecord
+from ...common.ledger.records import AttemptRecord, RoundRecord
 from ...common.ledger.steps import check_state
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest

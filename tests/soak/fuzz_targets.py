@@ -208,7 +208,9 @@ def feed_server(data: bytes) -> None:
 @cache
 def federation() -> tuple[Federation, dict[str, tuple[Worker, bytes]]]:
     """Five workers, and one of them with what it is sent, kept where each exchange is due."""
-    whole = Federation(study=small_study(), dimension=7, release=lambda manifest, site: lambda _: np.ones(7, "<u4"))
+    whole = Federation(
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+    )
     attempt, kept = whole.attempt(), {}
     while not attempt.done:
         kept[attempt.exchange] = (_worker(whole), attempt.messages()[SITE])

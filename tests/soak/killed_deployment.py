@@ -23,7 +23,8 @@ from statistics import median
 from support.ledger.left_on_disk import check_kept
 from support.network.real_federation import RealFederation
 
-from grandrounds.common.ledger.replay import AttemptRecord, VerifiedLedger
+from grandrounds.common.ledger.records import AttemptRecord
+from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.system.processes import Process
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
 from grandrounds.deploy.verify.claims import verify

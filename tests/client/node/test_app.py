@@ -94,7 +94,7 @@ def test_what_is_no_bytes_gets_no_answer_and_reaches_no_worker(request_):
 # adapter enter by hash differs with them. All else is equal, and every length.
 MAY_DIFFER = {
     "begin": {"body.adapter_sha256", "body.ledger_head", "payload_sha256"},
-    "advert": {"body.channel_key", "body.mask_key", "body.seed_commitment", "body.begin_hash"},
+    "advert": {"body.channel_key", "body.mask_key", "body.seed_commitment", "body.noise_end", "body.begin_hash"},
     "adverts": {"payload_sha256"},
     "shares": {"payload_sha256"},
     "ciphertexts": {"payload_sha256"},
@@ -102,7 +102,7 @@ MAY_DIFFER = {
     "survivors": set(),
     "consistency": {"body.transcript"},
     "consistencies": {"payload_sha256"},
-    "unmask": {"payload_sha256"},
+    "unmask": {"body.noise_link", "payload_sha256"},
 }
 
 

@@ -50,7 +50,7 @@ def work(update: SiteUpdate, monkeypatch: pytest.MonkeyPatch) -> int:
 
     with monkeypatch.context() as patch:
         patch.setattr(GradSampler, "gradients", counted)
-        update(np.zeros(update.manifest.dimension, dtype=np.float32))
+        update(np.zeros(update.manifest.dimension, dtype=np.float32), {})
     return len(computed)
 
 

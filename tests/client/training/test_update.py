@@ -24,6 +24,7 @@ UNITS = [
     for lengths in ([16], [7, 12], [9], [16, 3, 5])
 ]
 TRUSTS = ("distributed", "local")
+KEYS = {5: bytes(range(32))}
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,18 @@ def test_under_distributed_trust_the_update_is_the_integer_sum_at_the_attempt_s_
     sampler, adapter
 ):
     update = site_update(sampler)
-    released = update(adapter)
+    released = update(adapter, KEYS)
     assert released.dtype == np.dtype("<u4")
     sampler.model.set_adapter(adapter)
     np.testing.assert_array_equal(centred(released, update.manifest), plain(update).sum_units(UNITS))
-    assert not np.array_equal(update(adapter + np.float32(0.1)), released)
+    assert not np.array_equal(update(adapter + np.float32(0.1), KEYS), released)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sampler, adapter, optimizer):
     training = {"local_steps": 3, "local_learning_rate": 0.3, "local_optimizer": optimizer, "beta1": 0.5, "beta2": 0.8}
     update = site_update(sampler, trust="local", training=training)
-    released = update(adapter)
+    released = update(adapter, KEYS)
     assert released.dtype == np.dtype("<u2")
     lattice, parameters = update.manifest.lattice, adapter.astype(np.float64)
     steps = make_optimizer(optimizer, learning_rate=0.3, beta1=0.5, beta2=0.8)
@@ -107,7 +108,7 @@ FAILING_COHORTS = {
 def test_records_that_fail_leave_pure_noise(sampler, adapter, trust, failing, caplog):
     sections = {"trust": trust, "noise_multiplier": 8.0, "secagg": {"update_range": 100}}
     update = site_update(sampler, FAILING_COHORTS[failing], **sections)
-    noise = centred(update(adapter), update.manifest).astype(np.float64)
+    noise = centred(update(adapter, KEYS), update.manifest).astype(np.float64)
     if trust == "local":
         # The site divided by its nominal units, and weighted by them over all.
         noise *= update.manifest.lattice.scale * sum(NOMINAL_UNITS) / update.manifest.fixed_point.scale
@@ -118,8 +119,8 @@ def test_records_that_fail_leave_pure_noise(sampler, adapter, trust, failing, ca
 def test_a_failing_record_costs_its_own_unit_and_no_other(sampler, adapter):
     bad = example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))
     among_others = [UNITS[0], [bad], UNITS[1], [UNITS[2][0], bad], UNITS[3], UNITS[2]]
-    sound = site_update(sampler)(adapter)
-    np.testing.assert_array_equal(site_update(sampler, Cohort(among_others))(adapter), sound)
+    sound = site_update(sampler)(adapter, KEYS)
+    np.testing.assert_array_equal(site_update(sampler, Cohort(among_others))(adapter, KEYS), sound)
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
@@ -127,13 +128,13 @@ def test_every_call_draws_units_and_noise_afresh(sampler, adapter, trust):
     update = site_update(
         sampler, Cohort(silent_units(3)), trust=trust, noise_multiplier=8.0, secagg={"update_range": 100}
     )
-    one, two = (centred(update(adapter), update.manifest) for _ in range(2))
+    one, two = (centred(update(adapter, KEYS), update.manifest) for _ in range(2))
     assert not np.array_equal(one, two)
     without_noise = site_update(sampler, Cohort(UNITS * 20), trust=trust, privacy={"sampling_probability": 0.5})
-    draws = {centred(without_noise(adapter), without_noise.manifest).tobytes() for _ in range(2)}
+    draws = {centred(without_noise(adapter, KEYS), without_noise.manifest).tobytes() for _ in range(2)}
     assert len(draws) == 2, "two draws of 80 units are equal with probability 2**-80"
 
 
 def test_an_update_for_another_dimension_is_refused_whatever_the_records(sampler, adapter):
     with pytest.raises(ModelError, match="the adapter has"):
-        site_update(sampler, dimension=adapter.size + 1)(adapter)
+        site_update(sampler, dimension=adapter.size + 1)(adapter, KEYS)

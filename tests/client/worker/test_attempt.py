@@ -332,7 +332,7 @@ def test_a_site_gives_one_share_of_each_site_and_never_both(cohort: Cohort) -> N
     client = attempt.clients[SITE]
     held = dict(client._held_shares)
     answer = Envelope.parse(client.unmask(attempt.server.messages()[SITE]))
-    assert Unmask.of(answer) == Unmask()
+    assert set(Unmask.of(answer).model_dump()) == {"noise_link"}
     given = dict(zip(cohort.names, unpack(answer.payload), strict=True))
     assert given == {site: held[site][1 if site == "site-5" else 0] for site in cohort.names}
     withheld = {site: held[site][0 if site == "site-5" else 1] for site in cohort.names}

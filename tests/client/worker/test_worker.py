@@ -31,7 +31,7 @@ AFTER_CHARGE = ("consistency", "unmask")
 
 
 def ones(manifest, site):
-    return lambda adapter: np.ones(7, "<u4")
+    return lambda adapter, layer_keys: np.ones(7, "<u4")
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def violations(federation):
         "no adverts": says(Adverts(), b"\0\0\0\0"),
         "too few survivors": says(Survivors(u3=(SITE,))),
         "no consistencies": says(Consistencies(), b"\0\0\0\0"),
-        "a site's message": says(Unmask(), b"\0\0\0\0"),
+        "a site's message": says(Unmask(noise_link="00" * 32), b"\0\0\0\0"),
         "another attempt": federation.server_says(Survivors(u3=tuple(federation.workers)), attempt=7),
         "a refusal": says(Refusal(code=RefusalCode.BEGIN)),
         "a Begin of no use": begin(federation, 1),
@@ -241,7 +241,7 @@ def test_an_attempt_is_charged_once_before_its_masked_input_and_counted_in_what_
     computed_at = []
 
     def release(manifest, site):
-        def compute(adapter):
+        def compute(adapter, layer_keys):
             if site == SITE:
                 computed_at.append(federation.workers[SITE].charges)
             return np.ones(7, "<u4")
@@ -265,7 +265,7 @@ def test_the_update_is_computed_at_the_adapter_of_the_begin(federation):
     seen = {}
 
     def release(manifest, site):
-        def compute(adapter):
+        def compute(adapter, layer_keys):
             seen[site] = adapter.copy()
             return np.ones(7, "<u4")
 
@@ -280,7 +280,7 @@ def test_the_update_is_computed_at_the_adapter_of_the_begin(federation):
 
 def test_an_update_of_the_wrong_form_leaves_the_attempt_in_silence(federation):
     def wrong(manifest, site):
-        return lambda adapter: np.ones(8 if site == SITE else 7, "<u4")
+        return lambda adapter, layer_keys: np.ones(8 if site == SITE else 7, "<u4")
 
     federation = replace(federation, release=wrong)
     attempt = federation.until("masked-input", federation.attempt())

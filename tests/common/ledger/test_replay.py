@@ -272,7 +272,7 @@ def views_of_other_adverts_than_are_listed(history, found):
 @lie("site-1 signed other survivors", "signed other survivors", "dropouts are not those", of=story, until=(ENDED, 6))
 def a_survivor_who_is_left_out(history, found):
     body = found[-1]["body"]
-    del body["masked_inputs"][-1], body["consistencies"][-1]
+    del body["masked_inputs"][-1], body["consistencies"][-1], body["unmasks"][-1]
     body["dropouts"]["site-5"] = "masked-input"
 
 
@@ -294,14 +294,20 @@ def views_with_a_site_that_did_not_advertise(history, found):
         change(history, found[-1]["body"], "consistencies", site, u2=[*SITES, "stranger"])
 
 
-@lie("3 sites signed a view and stayed, 4 must", "signed a view and stayed", of=story, until=(ENDED, 3))
+@lie("0 sites gave their shares, 4 must", "gave their shares", of=story, until=(ENDED, 3))
 def an_unmasked_attempt_with_too_few_views(history, found):
     found[-1]["body"]["unmasked"] = True
 
 
-@lie("3 sites signed a view and stayed, 4 must", "signed a view and stayed", of=story, until=(ENDED, 6))
+@lie("3 sites gave their shares, 4 must", "gave their shares", of=story, until=(ENDED, 6))
 def an_unmasked_attempt_with_too_few_shares(history, found):
+    del found[-1]["body"]["unmasks"][:2]
     found[-1]["body"]["dropouts"] = {"site-1": "unmask", "site-2": "unmask"}
+
+
+@lie("dropouts are not those", of=story, until=(ENDED, 6))
+def a_site_that_gave_its_shares_and_is_called_lost(history, found):
+    found[-1]["body"]["dropouts"] = {"site-1": "unmask"}
 
 
 @lie("dropouts are not those", of=story, until=(ENDED, 2))
@@ -327,7 +333,7 @@ def a_dropout_whom_nobody_invited(history, found):
 @lie("its manifest was succeeded", of=succeeded_story)
 def an_attempt_that_ends_under_a_later_manifest(history, found):
     at = next(i for i, d in enumerate(found) if d["type"] == ENDED)
-    nobody = {"adverts": [], "masked_inputs": [], "consistencies": [], "unmasked": False}
+    nobody = {"adverts": [], "masked_inputs": [], "consistencies": [], "unmasks": [], "unmasked": False}
     found.append({**found[at], "body": {**found[at]["body"], **nobody, "dropouts": dict.fromkeys(SITES, "advert")}})
     del found[at : at + 2]
     signed_there(history, found)

@@ -29,7 +29,7 @@ SAMPLES: dict[str, Message] = {
     message.exchange: message
     for message in (
         Begin(round=1, invited=("a", "b"), adapter_sha256=HEX, ledger_length=0, ledger_head=HEX),
-        Advert(channel_key=HEX, mask_key=HEX, seed_commitment=HEX, begin_hash=HEX, charge_counter=0),
+        Advert(channel_key=HEX, mask_key=HEX, seed_commitment=HEX, noise_end=HEX, begin_hash=HEX, charge_counter=0),
         messages.Adverts(),
         messages.Shares(),
         messages.Ciphertexts(u2=("a",)),
@@ -37,7 +37,7 @@ SAMPLES: dict[str, Message] = {
         messages.Survivors(u3=("a",)),
         messages.Consistency(transcript=HEX, u2=("a",), u3=("a",)),
         messages.Consistencies(),
-        messages.Unmask(),
+        messages.Unmask(noise_link=HEX),
         Refusal(code=RefusalCode.SERIAL),
         messages.Invitation(ledger_length=0, ledger_head=HEX),
         messages.Agreed(reservation=1, signature="0a" * 64),

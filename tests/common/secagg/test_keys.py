@@ -26,15 +26,17 @@ def encoding(point: int) -> str:
 
 def secrets_of(*numbers: int) -> list[keys.AttemptSecrets]:
     return [
-        keys.AttemptSecrets(channel=bytes([n]) * 32, mask=bytes([n + 100]) * 32, seed=bytes([n + 200]) * 32)
+        keys.AttemptSecrets(
+            channel=bytes([n]) * 32, mask=bytes([n + 100]) * 32, seed=bytes([n + 200]) * 32, noise=bytes([n + 50]) * 32
+        )
         for n in numbers
     ]
 
 
 def test_fresh_secrets_are_new_each_time_and_hidden_when_printed() -> None:
     one, other = keys.AttemptSecrets.fresh(), keys.AttemptSecrets.fresh()
-    drawn = [secret for s in (one, other) for secret in (s.channel, s.mask, s.seed)]
-    assert len(set(drawn)) == 6
+    drawn = [secret for s in (one, other) for secret in (s.channel, s.mask, s.seed, s.noise)]
+    assert len(set(drawn)) == 8
     assert not any(secret.hex() in repr(one) or repr(secret) in repr(one) for secret in drawn)
 
 

@@ -1,7 +1,7 @@
 """The shipped code against vectors from an independent implementation, and that one against the standards."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from support.secagg import reference_primitives as primitives
 
 from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.common.crypto.identity import Identity
+from grandrounds.common.privacy.site_noise import NoiseLayer
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Begin, begin_hash
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import residue_dtype, residues
 from grandrounds.common.secagg.masks import add_masks
+from grandrounds.common.secagg.noise_chain import noise_chain
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
 from grandrounds.server.rounds.attempt import ServerAttempt
 
@@ -93,6 +95,10 @@ def test_derived_keys_have_known_answers() -> None:
     assert keys.self_mask_key(private, transcript=transcript, name=first).hex() == known["self_mask_key"]
     commitment = keys.seed_commitment(private, manifest=known["manifest"], attempt=known["attempt"], sender=first)
     assert commitment == known["seed_commitment"]
+    context: dict[str, Any] = {"manifest": known["manifest"], "attempt": known["attempt"], "sender": first}
+    links, layer_keys = noise_chain(private, known["noise_levels"], **context)
+    assert {str(level): link.hex() for level, link in links.items()} == known["noise_links"]
+    assert {str(level): key.hex() for level, key in layer_keys.items()} == known["noise_layer_keys"]
 
 
 @pytest.mark.parametrize("modulus_bits", [16, 32])
@@ -111,6 +117,7 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
         corrupt_sites=known["corrupt_sites"],
         modulus_bits=modulus_bits,
         dimension=known["dimension"],
+        noise_layers=tuple(NoiseLayer(level=level, stddev=64) for level in known["noise_levels"]),
     )
     body = known["begin_body"]
     server = ServerAttempt(
@@ -127,7 +134,9 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
 
     def client(name: str, begin: bytes) -> ClientAttempt:
         site = sites[name]
-        drawn = keys.AttemptSecrets(**{part: bytes.fromhex(site[part]) for part in ("channel", "mask", "seed")})
+        drawn = keys.AttemptSecrets(
+            **{part: bytes.fromhex(site[part]) for part in ("channel", "mask", "seed", "noise")}
+        )
         monkeypatch.setattr(keys.AttemptSecrets, "fresh", lambda: drawn)
         return ClientAttempt(
             parameters=parameters,

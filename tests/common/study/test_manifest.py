@@ -11,6 +11,7 @@ from support.places import VECTORS
 from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
+from grandrounds.common.privacy.mechanism import Lattice
 from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 
@@ -211,19 +212,38 @@ def test_a_sum_that_could_wrap_is_refused() -> None:
         validated(Manifest, wide)
 
 
-@pytest.mark.parametrize("noise_multiplier", [0.1, 1000])
-def test_noise_that_the_sampler_cannot_draw_exactly_is_refused_before_anything_runs(noise_multiplier: float) -> None:
-    dimension = 96 if noise_multiplier < 1 else 2**32
+def test_noise_that_the_sampler_cannot_draw_exactly_is_refused_before_anything_runs() -> None:
     with pytest.raises(PrivacyError, match="a site's noise would have a standard deviation of"):
-        validated(Manifest, manifest_fields(complete(noise_multiplier=noise_multiplier), dimension=dimension))
+        validated(Manifest, manifest_fields(complete(noise_multiplier=1000), dimension=2**32))
+    with pytest.raises(PrivacyError, match="gradients would have to be up to"):
+        validated(Manifest, manifest_fields(complete(noise_multiplier=1e-5), dimension=96))
+
+
+@pytest.mark.parametrize("trust", ["local", "distributed"])
+@pytest.mark.parametrize("noise_multiplier", [0.1, 0.7, 4.0])
+def test_the_lattice_is_as_fine_as_the_narrowest_layer_of_noise_needs_and_no_finer(
+    trust: str, noise_multiplier: float
+) -> None:
+    whole = complete(trust=trust, noise_multiplier=noise_multiplier)
+    manifest = validated(Manifest, manifest_fields(whole, dimension=9))
+    noise, coarse = manifest.site_noise, Lattice(dimension=9, clipping_norm=manifest.lattice.clipping_norm)
+    assert noise is not None
+    least = min(noise.stddev, *(layer.stddev for layer in noise.layers), 1 << 30)
+    assert least >= 64
+    assert manifest.lattice.scale == coarse.scale or least <= 2 * 64 + 2
 
 
 def test_distributed_noise_has_h_shares_and_local_noise_is_whole() -> None:
     local = validated(Manifest, manifest_fields(complete()))
     shared = validated(Manifest, manifest_fields(complete(trust="distributed")))
     assert local.noise_stddev == math.ceil(4 * local.lattice.sensitivity)
-    assert shared.noise_stddev == math.ceil(4 * shared.lattice.sensitivity / math.sqrt(3))
-    assert local.mechanism().noise_stddev == local.noise_stddev
+    assert shared.site_noise is not None
+    whole, sites = 4 * shared.lattice.sensitivity, len(shared.study.sites)
+    assert shared.site_noise.stddev == math.ceil(whole / math.sqrt(sites - 1))
+    assert whole / math.sqrt(3) <= shared.noise_stddev < 1.01 * whole / math.sqrt(3)
+    assert local.mechanism({}).noise_stddev == local.noise_stddev
+    layer_keys = {layer.level: bytes(32) for layer in shared.site_noise.layers}
+    assert shared.mechanism(layer_keys).noise_stddev == pytest.approx(shared.noise_stddev)
 
 
 def test_a_manifest_with_fewer_than_two_honest_shares_is_refused_under_distributed_trust_alone() -> None:
@@ -249,4 +269,4 @@ def test_a_manifest_without_noise_has_no_schedule_and_no_noise() -> None:
     whole = complete(noise=False, target_epsilon=None, noise_multiplier=None)
     manifest = validated(Manifest, manifest_fields(whole))
     assert manifest.schedule is None
-    assert manifest.mechanism().noise_stddev == manifest.noise_stddev == 0
+    assert manifest.mechanism({}).noise_stddev == manifest.noise_stddev == 0

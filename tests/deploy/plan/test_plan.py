@@ -75,7 +75,7 @@ def test_noise_to_signal_is_what_the_sites_shares_add_up_to() -> None:
     """σ from the shares that sites draw; the length of a sum from gradients that have nothing in common."""
     complete = complete_study(study(units=24, privacy={"sampling_probability": 0.2}))
     lattice = Lattice(dimension=1000, clipping_norm=0.5)
-    for trust, h in (("distributed", 3), ("local", 1)):
+    for trust, h in (("distributed", 4), ("local", 1)):  # all are there, and one may be corrupt
         share = site_noise_stddev(noise_multiplier=1.2, sensitivity=lattice.sensitivity, honest_shares=h)
         stddev_of_sum = share * math.sqrt(5) / lattice.scale
         gradients = np.eye(24) * 0.4  # 24 units, each in a direction of its own
@@ -84,7 +84,7 @@ def test_noise_to_signal_is_what_the_sites_shares_add_up_to() -> None:
         ratio = noise_to_signal(complete, noise_multiplier=1.2, trust=trust, trial=trial)  # type: ignore[arg-type]
         assert ratio == pytest.approx(stddev_of_sum / signal, rel=0.02)
         assert ratio != pytest.approx(share / lattice.scale / signal, rel=0.2), "the noise of one site alone"
-        assert ratio != pytest.approx(1.2 * 0.5 / signal, rel=0.2), "h taken for the number of sites"
+        assert ratio != pytest.approx(1.2 * 0.5 / signal, rel=0.05), "c taken for 0"
 
 
 def test_the_mean_is_of_clipped_norms_and_without_a_trial_the_ratio_is_the_least() -> None:
@@ -92,18 +92,22 @@ def test_the_mean_is_of_clipped_norms_and_without_a_trial_the_ratio_is_the_least
     complete = complete_study(study(units=24, privacy={"sampling_probability": 0.2}))
     measured = noise_to_signal(complete, noise_multiplier=1.2, trust="distributed", trial=TRIAL)
     least = noise_to_signal(complete, noise_multiplier=1.2, trust="distributed", trial=None)
-    assert least == pytest.approx(1.2 * math.sqrt(5 / 3) / math.sqrt(24))
+    assert least == pytest.approx(1.2 * math.sqrt(5 / 4) / math.sqrt(24))
     assert measured == pytest.approx(least * 0.5 / 0.42)
 
 
 def test_shares_count_the_honest_ones_of_the_least_that_must_answer(built_in: Plan) -> None:
     shares = built_in.shares
     assert (shares.sites, shares.threshold, shares.honest_shares) == (5, 4, 3)
-    assert shares.margins == pytest.approx((math.sqrt(4 / 3), math.sqrt(5 / 3)))
+    planned, most = shares.by_threshold
+    assert (planned.threshold, planned.may_be_absent, most.threshold, most.may_be_absent) == (4, 1, 5, 0)
+    assert (planned.none_absent, planned.one_absent) == pytest.approx((math.sqrt(5 / 4), math.sqrt(4 / 3)))
+    assert (most.none_absent, most.one_absent, most.most_absent) == (planned.none_absent, None, planned.none_absent)
     assert shares.units_per_step == pytest.approx(24)
     local = Plan.of(study(privacy={"trust": "local"}), epsilons=()).shares
-    margins: tuple[Any, ...] = (2.0, pytest.approx(math.sqrt(5)))
-    assert (local.honest_shares, local.margins) == (1, margins)
+    row = next(row for row in local.by_threshold if row.threshold == 4)
+    assert local.honest_shares == 1
+    assert (row.none_absent, row.most_absent) == pytest.approx((math.sqrt(5), 2.0))
 
 
 def test_another_site_helps_by_the_honest_share_that_it_adds() -> None:
@@ -111,7 +115,7 @@ def test_another_site_helps_by_the_honest_share_that_it_adds() -> None:
     assert grown.one_more_site is not None
     assert (grown.shares.honest_shares, grown.one_more_site.honest_shares) == (2, 3)
     assert grown.one_more_site.units_per_step == grown.shares.units_per_step + 240
-    assert grown.one_more_site.noise_to_signal == pytest.approx(grown.shares.noise_to_signal * math.sqrt(2 / 3))
+    assert grown.one_more_site.noise_to_signal == pytest.approx(grown.shares.noise_to_signal * math.sqrt(3 / 4))
 
 
 def test_another_site_that_the_stated_threshold_does_not_suit_is_none() -> None:
@@ -124,9 +128,9 @@ def test_distributed_stands_beside_local_trust(built_in: Plan) -> None:
     assert row.distributed is not None
     assert row.local is not None
     assert row.distributed.noise_to_signal == built_in.shares.noise_to_signal
-    # One release each: the same multiplier, which h = 3 sites share or each site adds whole.
+    # One release each: the same multiplier, which the four honest of five sites share or each site adds whole.
     assert row.local.noise_multiplier == row.distributed.noise_multiplier
-    assert row.local.noise_to_signal == pytest.approx(row.distributed.noise_to_signal * math.sqrt(3))
+    assert row.local.noise_to_signal == pytest.approx(row.distributed.noise_to_signal * math.sqrt(4))
 
 
 def test_a_stated_overlap_takes_more_noise_where_contributions_meet() -> None:

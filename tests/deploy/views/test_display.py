@@ -51,7 +51,9 @@ class Study:
             secagg={"threshold": sites - 1},
         )
         federation = Federation(
-            study=study, dimension=DIMENSION, release=lambda m, s: lambda adapter: np.zeros(DIMENSION, np.uint32)
+            study=study,
+            dimension=DIMENSION,
+            release=lambda m, s: lambda adapter, layer_keys: np.zeros(DIMENSION, np.uint32),
         )
         self.events: list[Event] = [
             PhaseStarted(name="data", detail="synthetic patients"),

@@ -309,8 +309,7 @@ def test_other_readings_of_the_same_study_stand_on_the_right_side_of_the_claim(r
 def test_the_credited_noise_reaches_the_claim_s_and_all_survivors_add_more(report: dict[str, Any]) -> None:
     mechanism = report["mechanism"]
     assert NOISE_MULTIPLIER <= mechanism["noise_multiplier_credited"] < 1.01 * NOISE_MULTIPLIER
-    all_sites = mechanism["noise_multiplier_credited"] * math.sqrt(5 / mechanism["honest_shares"])
-    assert mechanism["noise_multiplier_with_all_sites"] == pytest.approx(all_sites)
+    assert mechanism["noise_multiplier_with_all_sites"] == pytest.approx(NOISE_MULTIPLIER * math.sqrt(5 / 4), rel=0.01)
 
 
 def test_under_local_trust_overlap_has_both_figures_and_every_other_site_is_an_adversary(

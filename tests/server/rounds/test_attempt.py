@@ -84,8 +84,11 @@ def bad_answers(cohort: Cohort) -> dict[str, tuple[str, Change]]:
         "no charge": ("masked-input", says(MaskedInput(charge_counter=1), bytes(20))),
         "a short vector": ("masked-input", says(MaskedInput(charge_counter=9), bytes(19))),
         "another view": ("consistency", other_view),
-        "a share missing": ("unmask", repacked(Unmask(), lambda parts: parts[1:])),
-        "no field element": ("unmask", repacked(Unmask(), lambda parts: [b"\xff" * 33, *parts[1:]])),
+        "a share missing": ("unmask", repacked(Unmask(noise_link="00" * 32), lambda parts: parts[1:])),
+        "no field element": (
+            "unmask",
+            repacked(Unmask(noise_link="00" * 32), lambda parts: [b"\xff" * 33, *parts[1:]]),
+        ),
     }
 
 
@@ -161,7 +164,7 @@ def test_one_wrong_share_aborts_the_attempt() -> None:
         if (site, exchange) != (VICTIM, "unmask"):
             return answer
         parts = unpack(Envelope.parse(answer).payload)
-        return cohort.site_says(VICTIM, Unmask(), pack([bytes(33), *parts[1:]]))
+        return cohort.site_says(VICTIM, Unmask(noise_link="00" * 32), pack([bytes(33), *parts[1:]]))
 
     server = cohort.run(tamper=wrong_share).server
     assert server.aborted

@@ -53,6 +53,7 @@ def test_a_writer_that_starts_anew_goes_on_where_the_stored_ledger_ends(history)
         adverts=(),
         masked_inputs=(),
         consistencies=(),
+        unmasks=(),
     )
     again.append(ended)
     assert VerifiedLedger.of(stored).attempts[-1].ended

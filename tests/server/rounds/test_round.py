@@ -31,7 +31,7 @@ def sampler(tmp_path_factory):
 
 def ones(manifest, site):
     """Each site's update is a vector of ones, so that the aggregate counts the survivors."""
-    return lambda adapter: np.ones(7, "<u4")
+    return lambda adapter, layer_keys: np.ones(7, "<u4")
 
 
 def federation(**sections):
@@ -116,8 +116,8 @@ class Retried:
             compute = trained_on(dict.fromkeys(SITES, units), sampler, cohort=keep_cohort)(manifest, site)
             kept = updates.setdefault(site, [])
 
-            def compute_and_keep(adapter):
-                update = again(compute, kept)(adapter)
+            def compute_and_keep(adapter, layer_keys):
+                update = again(compute, kept)(adapter, layer_keys)
                 kept.append(update.copy())
                 return update
 
@@ -154,7 +154,7 @@ def test_a_draw_reused_in_a_retry_is_noticed(sampler):
 
 def test_noise_reused_in_a_retry_is_noticed(sampler):
     def from_memory(release, kept):
-        return (lambda adapter: kept[0].copy()) if kept else release
+        return (lambda adapter, layer_keys: kept[0].copy()) if kept else release
 
     assert not Retried.of(sampler, again=from_memory).has_fresh_noise
 

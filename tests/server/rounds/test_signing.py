@@ -17,7 +17,9 @@ SITE = "site-2"
 
 @pytest.fixture
 def federation():
-    return Federation(study=small_study(), dimension=7, release=lambda manifest, site: lambda a: np.ones(7, "<u4"))
+    return Federation(
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+    )
 
 
 def signing_of(federation, ledger):

@@ -1,6 +1,7 @@
 """Training as a whole, through the Flower apps: pooled training's result, public denominators, noise, the schedule."""
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from grandrounds.common.errors import StorageError
 from grandrounds.common.model.example import NO_LOSS
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
-from grandrounds.common.privacy.mechanism import NoNoise
+from grandrounds.common.privacy import site_noise
+from grandrounds.common.privacy.mechanism import Mechanism, NoNoise, RoundedGaussian
 from grandrounds.common.protocol.messages import Begin
 from grandrounds.common.secagg.encoding import residues
 from grandrounds.common.secagg.masks import add_masks
@@ -168,9 +170,8 @@ def noise_only(wide_sampler, trust="distributed", update=SiteUpdate, sites_witho
 
 
 class Noiseless(SiteUpdate):
-    @property
-    def _dp_sgd(self) -> DpSgd:
-        return replace(super()._dp_sgd, mechanism=NoNoise())
+    def _dp_sgd(self, mechanism: Mechanism) -> DpSgd:
+        return super()._dp_sgd(NoNoise())
 
 
 def noise_of_the_sum(run):
@@ -180,8 +181,8 @@ def noise_of_the_sum(run):
 
 
 def has_every_share(run, survivors):
-    """Whether the noise of the sum is that of so many honest shares, each as large as the claim takes it to be."""
-    shares = 3 if run.study.privacy.trust == "distributed" else 1  # threshold 4, one corrupt site
+    """Whether the noise of the sum is that of so many sites, each as large as the claim takes it to be."""
+    shares = survivors - 1 if run.study.privacy.trust == "distributed" else 1  # threshold 4, one corrupt site
     share = NOISE_MULTIPLIER * run.manifest.lattice.sensitivity / np.sqrt(shares)
     return is_noise_of(noise_of_the_sum(run), share * np.sqrt(survivors))
 
@@ -210,8 +211,13 @@ def clipped_first(noisy_sum, modulus_bits):
     return residues(np.clip(noisy_sum, -limit, limit), modulus_bits)
 
 
+def without_layers(manifest, layer_keys):
+    return RoundedGaussian(noise_stddev=manifest.site_noise.stddev)
+
+
 BROKEN_NOISE = {
-    "h taken as n": (common_manifest, "honest_shares", lambda **_: len(SITES)),
+    "h taken as n": (site_noise, "noise_shares", lambda **_: (Fraction(5), Fraction(10_000))),
+    "a layer that nobody drew": (common_manifest.Manifest, "mechanism", without_layers),
     "a mask left in": (server_secagg, "add_masks", one_mask_left),
     "a noised vector clipped before the sum": (client_update, "residues", clipped_first),
 }
@@ -245,7 +251,9 @@ def losing_two(*attempts):
 def plain_federation(**sections):
     """Without a model: each site's update is a vector of ones."""
     study = small_study(**sections)
-    return Federation(study=study, dimension=7, release=lambda manifest, site: lambda adapter: np.ones(7, "<u4"))
+    return Federation(
+        study=study, dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+    )
 
 
 def test_a_schedule_without_a_further_attempt_ends_the_training_whole():

@@ -181,7 +181,7 @@ class History:
             name=site,
             identity=self.identities[site],
             manifest=self.manifest,
-            release=lambda adapter: np.ones(DIMENSION, "<u4"),
+            release=lambda adapter, layer_keys: np.ones(DIMENSION, "<u4"),
             state=self.budgets[site],
         )
 

@@ -91,10 +91,11 @@ class AnswersTwice(ClientAttempt):
 
     @contextmanager
     def _taking(self, turn: Turn) -> Iterator[None]:
-        held, own = dict(self._held_shares), self._secrets
+        held, own, links = dict(self._held_shares), self._secrets, dict(self._links)
         yield
         self._held_shares |= held
         self._secrets = own
+        self._links |= links
 
 
 class KeepsItsSecrets(ClientAttempt):
@@ -110,7 +111,9 @@ class KeepsItsSecrets(ClientAttempt):
 
 class GivesBothShares(ClientAttempt):
     def unmask(self, message: Bytes) -> bytes:
-        return self._seal(Unmask(), payload=pack([b"".join(self._held_shares[site]) for site in self._u2]))
+        return self._seal(
+            Unmask(noise_link="00" * 32), payload=pack([b"".join(self._held_shares[site]) for site in self._u2])
+        )
 
 
 class TakesParametersFromBegin(ClientAttempt):

@@ -67,6 +67,21 @@ def seed_commitment(seed: bytes, manifest: str, attempt: int, sender: str) -> st
     return hashlib.sha256(text + named(sender) + seed).hexdigest()
 
 
+def noise_links(link: bytes, levels: tuple[int, ...], manifest: str, attempt: int, sender: str) -> dict[int, bytes]:
+    """From the link of the last level to that of the first, each from the one above."""
+    context = bytes.fromhex(manifest) + struct.pack("<Q", attempt) + named(sender)
+    links = {levels[-1]: link}
+    for level in reversed(levels[:-1]):
+        link = hkdf(link, b"grandrounds/secagg/v1/noise-link\n" + context + struct.pack("<I", level))
+        links[level] = link
+    return links
+
+
+def layer_key(link: bytes, level: int, manifest: str, attempt: int, sender: str) -> bytes:
+    context = bytes.fromhex(manifest) + struct.pack("<Q", attempt) + named(sender)
+    return hkdf(link, b"grandrounds/secagg/v1/noise-layer\n" + context + struct.pack("<I", level))
+
+
 def self_mask_key(seed: bytes, t1: bytes, name: str) -> bytes:
     return hkdf(seed, b"grandrounds/secagg/v1/self-mask\n" + t1 + named(name))
 
@@ -98,6 +113,7 @@ def mask(key: bytes, bits: int, dimension: int) -> list[int]:
 
 SITES = ("alder", "birch", "cedar", "dogwood", "elm")
 THRESHOLD, CORRUPT_SITES, DIMENSION, ATTEMPT, DROPPED = 4, 1, 6, 7, "cedar"
+NOISE_LEVELS = (4, 5)
 MANIFEST = hashlib.sha256(b"manifest").hexdigest()
 ADAPTER = bytes(range(4 * DIMENSION))
 
@@ -120,6 +136,7 @@ def attempt(bits: int) -> dict:
     channel = {site: _drawn(site, "channel") for site in SITES}
     mask_key = {site: _drawn(site, "mask") for site in SITES}
     seed = {site: _drawn(site, "seed") for site in SITES}
+    links = {site: noise_links(_drawn(site, "noise"), NOISE_LEVELS, MANIFEST, ATTEMPT, site) for site in SITES}
     seed_coefficients = {site: _coefficients(site, "seed") for site in SITES}
     mask_coefficients = {site: _coefficients(site, "mask") for site in SITES}
     updates = {
@@ -150,6 +167,7 @@ def attempt(bits: int) -> dict:
                 "channel_key": x25519_public(channel[site]).hex(),
                 "mask_key": x25519_public(mask_key[site]).hex(),
                 "seed_commitment": seed_commitment(seed[site], MANIFEST, ATTEMPT, site),
+                "noise_end": links[site][THRESHOLD].hex(),
                 "begin_hash": h_begin,
                 "charge_counter": 2,
             },
@@ -207,7 +225,12 @@ def attempt(bits: int) -> dict:
         site: say(site, "consistency", {"transcript": t1.hex(), "u2": list(u2), "u3": list(u3)}) for site in u3
     }
     unmasks = {
-        site: say(site, "unmask", {}, pack([shares(owner, site)[0 if owner in u3 else 1] for owner in u2]))
+        site: say(
+            site,
+            "unmask",
+            {"noise_link": links[site][THRESHOLD].hex()},
+            pack([shares(owner, site)[0 if owner in u3 else 1] for owner in u2]),
+        )
         for site in u3
     }
     server = {
@@ -237,6 +260,7 @@ def attempt(bits: int) -> dict:
         "corrupt_sites": CORRUPT_SITES,
         "modulus_bits": bits,
         "dimension": DIMENSION,
+        "noise_levels": list(NOISE_LEVELS[1:]),
         "dropped_at_masked_input": DROPPED,
         "begin_body": begin_body,
         "adapter": ADAPTER.hex(),
@@ -249,6 +273,7 @@ def attempt(bits: int) -> dict:
                 "channel": channel[site].hex(),
                 "mask": mask_key[site].hex(),
                 "seed": seed[site].hex(),
+                "noise": _drawn(site, "noise").hex(),
                 "seed_coefficients": [f"{c:066x}" for c in seed_coefficients[site]],
                 "mask_coefficients": [f"{c:066x}" for c in mask_coefficients[site]],
                 "update": updates[site],
@@ -292,6 +317,16 @@ def pieces() -> dict:
             "channel_key_back": channel_key(one, x25519_public(other), t1, "st-mary-2", "alder").hex(),
             "self_mask_key": self_mask_key(one, t1, "alder").hex(),
             "seed_commitment": seed_commitment(one, MANIFEST, ATTEMPT, "alder"),
+            "noise_levels": [4, 5, 6],
+            "noise_links": {
+                str(level): link.hex()
+                for level, link in noise_links(one, (4, 5, 6), MANIFEST, ATTEMPT, "alder").items()
+            },
+            "noise_layer_keys": {
+                str(level): layer_key(link, level, MANIFEST, ATTEMPT, "alder").hex()
+                for level, link in noise_links(one, (4, 5, 6), MANIFEST, ATTEMPT, "alder").items()
+                if level > 4
+            },
         },
     }
 

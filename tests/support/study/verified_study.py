@@ -52,7 +52,7 @@ HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": 50.5 + band.begin}) f
 def steps(manifest: Manifest, site: str) -> ComputeUpdate:
     """What a site computes: the same small step, whatever the adapter."""
     word = np.uint32 if manifest.study.privacy.trust == "distributed" else np.uint16
-    return lambda adapter: np.arange(manifest.dimension, dtype=word)
+    return lambda adapter, layer_keys: np.arange(manifest.dimension, dtype=word)
 
 
 @dataclass(kw_only=True)
