@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ..errors import StudyError
-from ..privacy.site_noise import NoiseLayer
+from ..privacy.noise_layers import NoiseLayer
 from ..protocol.messages import SERVER
 from .encoding import ModulusBits, residue_dtype
 

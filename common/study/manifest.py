@@ -12,8 +12,9 @@ from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
 from ..privacy.mechanism import Lattice, LayeredGaussian, Mechanism, NoNoise, RoundedGaussian, honest_shares
+from ..privacy.noise_layers import noise_shares
 from ..privacy.rounded_gaussian import MIN_STDDEV
-from ..privacy.site_noise import SiteNoise, noise_shares
+from ..privacy.site_noise import SiteNoise
 from ..privacy.trust import Trust
 from ..schema import Section, Version, known, validated
 from ..secagg.encoding import FixedPoint

@@ -13,8 +13,8 @@ from ...client.training.dp_sgd import DpSgd, most_flights
 from ...client.training.grad_samples import GradSampler, Shape
 from ...client.training.rehearsal import random_unit
 from ...common.privacy.mechanism import Lattice
+from ...common.privacy.noise_layers import noise_levels
 from ...common.privacy.rounded_gaussian import MIN_STDDEV, add_rounded_gaussian
-from ...common.privacy.site_noise import noise_levels
 from ...common.schema import known
 from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import draw_cap_of

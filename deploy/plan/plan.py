@@ -10,7 +10,7 @@ from ...common.errors import PrivacyError, StudyError
 from ...common.privacy import accountant
 from ...common.privacy.events import MAX_SITES_PER_PATIENT
 from ...common.privacy.mechanism import honest_shares
-from ...common.privacy.site_noise import noise_over_claim
+from ...common.privacy.noise_layers import noise_over_claim
 from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of

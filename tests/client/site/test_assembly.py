@@ -25,6 +25,7 @@ from grandrounds.client.worker.service import WorkerService
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import DataError, GrandRoundsError, PrivacyError, StorageError, StudyError
 from grandrounds.common.model.example import NO_LOSS
+from grandrounds.common.privacy.mechanism import NoNoise
 from grandrounds.common.protocol.messages import RefusalCode
 from grandrounds.common.study.artefacts import MANIFEST
 from grandrounds.common.system.crash_points import CrashPoint
@@ -139,7 +140,7 @@ def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn
 def test_a_zero_in_its_place_leaves_a_unit_s_other_records_what_they_were(folder, study):
     break_records(folder, BROKEN[:1])
     update, units = updated(folder, study.model)
-    whole, halved = update._dp_sgd.norms(units)
+    whole, halved = update._dp_sgd(NoNoise()).norms(units)
     assert halved == pytest.approx(whole / 2)
 
 

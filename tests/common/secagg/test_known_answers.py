@@ -11,7 +11,7 @@ from support.secagg import reference_primitives as primitives
 
 from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.common.crypto.identity import Identity
-from grandrounds.common.privacy.site_noise import NoiseLayer
+from grandrounds.common.privacy.noise_layers import NoiseLayer
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Begin, begin_hash
 from grandrounds.common.secagg import keys, shamir
