@@ -73,7 +73,7 @@ class SeenStep(Section):
             units=len(figures.norms),
             failed=len(figures.norms) - len(sound),
             norms=tuple(np.quantile(sound, [0, 0.25, 0.5, 0.75, 1]).tolist()) if len(sound) else None,
-            clipped=float(np.mean(sound > figures.clipping_norm)) if len(sound) else None,
+            clipped=figures.shortened,
             signal_to_noise=figures.signal / figures.noise if figures.noise else None,
             records=figures.records,
             tokens=figures.tokens,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.privacy.clipping import Clipping, clipping_factors
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepFigures:
@@ -13,7 +15,7 @@ class StepFigures:
 
     Attributes:
         norms: float64 [units], each drawn unit's gradient before clipping; not finite where the unit counts as zero.
-        clipping_norm: what they are clipped to.
+        clipping_norm: what they are clipped to, as ``clipping`` says.
         signal: the norm of the clipped gradients' sum.
         noise: the norm that the site's own noise on it has in the mean square; 0 without noise.
         records: how many were computed.
@@ -25,6 +27,7 @@ class StepFigures:
 
     norms: NDArray[np.float64]
     clipping_norm: float
+    clipping: Clipping
     signal: float
     noise: float
     records: int
@@ -40,6 +43,12 @@ class StepFigures:
     def sound(self) -> NDArray[np.float64]:
         """The norms of the units that count."""
         return self.norms[np.isfinite(self.norms)]
+
+    @property
+    def shortened(self) -> float | None:
+        """The share of the units that count whose gradients clipping made shorter; None where none counts."""
+        factors = clipping_factors(self.sound, self.clipping, clipping_norm=self.clipping_norm)
+        return float(np.mean(factors < 1)) if len(factors) else None
 
 
 # Is told of a step once its noise is added.

@@ -95,6 +95,7 @@ class StepWatch:
         return StepFigures(
             norms=np.concatenate([self.unit_norms, *(other.norms for other in others)]),
             clipping_norm=lattice.clipping_norm,
+            clipping=lattice.clipping,
             signal=self._signal / lattice.scale,
             noise=noise_stddev * math.sqrt(lattice.dimension) / lattice.scale,
             records=self._records + sum(other.records for other in others),

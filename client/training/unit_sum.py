@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...common.privacy.clipping import clipping_factors
 from ...common.privacy.mechanism import Lattice
 
 # Numbers whose squares are added in one tree. What any two numbers' squares are added in follows from their places.
@@ -45,15 +46,16 @@ class UnitSum:
     def add(self, gradients: torch.Tensor) -> torch.Tensor:
         """Add the integers of ``gradients``, float32 [units, d], which are overwritten; their norms, float64 [units].
 
-        A row is scaled down to norm ``clipping_norm`` where it is longer, and counts as zero where it is not finite.
+        A row is clipped as the lattice says, and counts as zero where it is not finite.
         """
         together = max(1, self._at_a_time // (2 * _TREE))  # so that two trees of each are worked on at a time
         return torch.cat([self._add(rows) for rows in torch.split(gradients, together)])
 
     def _add(self, gradients: torch.Tensor) -> torch.Tensor:
         norms = self._norms(gradients)
-        bound = self._lattice.clipping_norm
-        factors = torch.where(norms > bound, bound / norms, 1.0)[:, None] * self._lattice.scale
+        lattice = self._lattice
+        clipped = clipping_factors(norms, lattice.clipping, clipping_norm=lattice.clipping_norm)
+        factors = clipped[:, None] * lattice.scale
         squared = torch.zeros_like(norms)
         for block in self._blocks(gradients, len(gradients)):
             integers = torch.mul(block, factors).add_(_ROUNDING).sub_(_ROUNDING)

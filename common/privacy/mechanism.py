@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PrivacyError
+from .clipping import Clipping
 from .rounded_gaussian import MAX_STDDEV, MIN_STDDEV, add_rounded_gaussian
 from .trust import Trust
 
@@ -77,6 +78,7 @@ class Lattice:
     Attributes:
         dimension: d, the number of trainable parameters.
         clipping_norm: C, the largest Euclidean norm of a clipped gradient.
+        clipping: how a gradient is brought to it.
         least_norm: how long, at least, a gradient of the norm C is to be in integers, so that noise is wide enough.
         scale: s, the least power of two with s C >= 50 sqrt(d), so that the roundings cost about 1 % of the norm, and
             s C >= ``least_norm``.
@@ -85,6 +87,7 @@ class Lattice:
 
     dimension: int
     clipping_norm: float
+    clipping: Clipping = "norm"
     least_norm: float = 0.0
     scale: float = field(init=False)
     sensitivity: int = field(init=False)

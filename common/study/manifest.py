@@ -137,7 +137,12 @@ class Manifest(Section):
         if privacy.noise:
             narrowest = max(noise_shares(**self._trusted))
             least_norm = MIN_STDDEV * math.sqrt(narrowest) / known(privacy.noise_multiplier)
-        return Lattice(dimension=self.dimension, clipping_norm=privacy.clipping_norm, least_norm=least_norm)
+        return Lattice(
+            dimension=self.dimension,
+            clipping_norm=privacy.clipping_norm,
+            clipping=privacy.clipping,
+            least_norm=least_norm,
+        )
 
     @property
     def site_noise(self) -> SiteNoise | None:

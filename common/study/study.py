@@ -10,6 +10,7 @@ from ..model.base_model import Precision
 from ..model.lora import Lora
 from ..model.optimizers import OptimizerName
 from ..model.target_layers import ALL_LINEAR
+from ..privacy.clipping import Clipping
 from ..privacy.trust import Trust
 from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
@@ -139,6 +140,10 @@ class PrivacySection(Section):
     clipping_norm: Annotated[
         float, Option("Largest norm of a unit's gradient; choose it from public data"), Field(ge=1e-6, le=1e6)
     ] = 0.5
+    clipping: Annotated[
+        Clipping,
+        Help("norm cuts longer gradients to clipping_norm; auto brings each near it, whatever its length (AUTO-S)"),
+    ] = "norm"
     corrupt_sites: Annotated[int, Option("Corrupt sites tolerated beside the server"), Field(ge=1, le=1000)] = 1
     sites_per_patient: Annotated[
         int, Option("Most sites that hold one patient; never checked"), Field(ge=1, le=1000)

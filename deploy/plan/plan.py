@@ -158,7 +158,7 @@ def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, tria
         sites, trust=trust, sites=sites, threshold=threshold, corrupt_sites=privacy.corrupt_sites
     )
     stddev_of_sum = noise_multiplier * over_claim * privacy.clipping_norm
-    mean_norm = privacy.clipping_norm if trial is None else trial.mean_clipped_norm(privacy.clipping_norm)
+    mean_norm = privacy.clipping_norm if trial is None else trial.mean_clipped_norm(privacy)
     return stddev_of_sum / (math.sqrt(_units_per_step(study)) * mean_norm)
 
 

@@ -15,8 +15,9 @@ from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
+from ...common.privacy.clipping import clipping_factors
 from ...common.sources.source import DataSource
-from ...common.study.study import Study
+from ...common.study.study import PrivacySection, Study
 from ..builtin.models import base_model_folder
 from ..builtin.patients import demo_data
 from .instant import batch_s, dp_sgd_of
@@ -61,9 +62,10 @@ class Trial:
         low, middle, high = quantiles(self.norms, n=4, method="inclusive")
         return low, middle, high
 
-    def mean_clipped_norm(self, clipping_norm: float) -> float:
+    def mean_clipped_norm(self, privacy: PrivacySection) -> float:
         """ḡ: what a unit's gradient is long on average, once it is clipped."""
-        return fmean(min(norm, clipping_norm) for norm in self.norms)
+        norms = np.array(self.norms)
+        return fmean(norms * clipping_factors(norms, privacy.clipping, clipping_norm=privacy.clipping_norm))
 
 
 def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing: None) -> Trial:

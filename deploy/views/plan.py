@@ -80,7 +80,8 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
         f"q = {privacy.sampling_probability:.4g}: {shares.units_per_step:.4g} units a step, "
         f"each unit in {plan.epochs:.3g} steps",
     )
-    yield "clipping norm", f"C = {privacy.clipping_norm:g}. {_clipping(plan)}"
+    cut = ", near which every gradient is brought" if privacy.clipping == "auto" else ""
+    yield "clipping norm", f"C = {privacy.clipping_norm:g}{cut}. {_clipping(plan)}"
     yield "noise multiplier", f"z = {privacy.noise_multiplier:g}"
 
 

@@ -176,6 +176,7 @@ def _mechanism(manifest: Manifest) -> Report:
     return {
         "name": "rounded Gaussian on integers" if stddev else "none",
         "dimension": lattice.dimension,
+        "clipping": lattice.clipping,
         "clipping_norm": lattice.clipping_norm,
         "lattice_scale": lattice.scale,
         "integer_sensitivity": lattice.sensitivity,

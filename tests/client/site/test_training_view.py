@@ -21,6 +21,7 @@ def figures(**changed):
     usual: dict[str, Any] = {
         "norms": np.array([0.5, np.nan, 1.0, 3.0, 2.0]),
         "clipping_norm": 1.0,
+        "clipping": "norm",
         "signal": 3.0,
         "noise": 12.0,
     }

@@ -1,5 +1,6 @@
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from support.study.numpy_lattice import TREE, integers_of, norm_of
 
 from grandrounds.client.training import unit_sum
 from grandrounds.client.training.unit_sum import UnitSum
+from grandrounds.common.privacy import clipping
 from grandrounds.common.privacy.mechanism import Lattice
 
 CPU = torch.device("cpu")
 LATTICE = Lattice(dimension=7, clipping_norm=1.5)
+AUTOMATIC = replace(LATTICE, clipping="auto")
 RNG = np.random.default_rng(4)
 any_float32 = st.integers(0, 2**32 - 1).map(lambda bits: struct.unpack("f", struct.pack("I", bits))[0])
 rows = st.lists(st.lists(any_float32 | st.floats(-3, 3, width=32), min_size=7, max_size=7), min_size=1, max_size=4)
@@ -31,12 +34,14 @@ def long_rows(count: int, dimension: int) -> NDArray[np.float32]:
     return (magnitudes * RNG.standard_normal((count, dimension))).astype(np.float32)
 
 
-@given(rows)
-def test_whatever_the_units_are_their_integers_are_those_of_numpy_and_each_is_bounded(units: list[list[float]]) -> None:
+@given(rows, st.sampled_from([LATTICE, AUTOMATIC]))
+def test_whatever_the_units_are_their_integers_are_those_of_numpy_and_each_is_bounded(
+    units: list[list[float]], lattice: Lattice
+) -> None:
     gradients = np.array(units, dtype=np.float32)
-    each = [integers_of(LATTICE, gradient) for gradient in gradients]
-    assert all(sum(int(v) ** 2 for v in one) <= LATTICE.sensitivity**2 for one in each)
-    np.testing.assert_array_equal(summed(LATTICE, gradients), np.sum(each, axis=0))
+    each = [integers_of(lattice, gradient) for gradient in gradients]
+    assert all(sum(int(v) ** 2 for v in one) <= lattice.sensitivity**2 for one in each)
+    np.testing.assert_array_equal(summed(lattice, gradients), np.sum(each, axis=0))
 
 
 @pytest.mark.parametrize("dimension", [1, TREE - 1, TREE, TREE + 1, 5 * TREE + 77])
@@ -98,6 +103,21 @@ def test_a_short_unit_is_not_scaled_and_a_zero_one_adds_nothing() -> None:
     steps = np.array([[3.0, -4.0, 0.0]], dtype=np.float32) / np.float32(lattice.scale)
     assert summed(lattice, steps).tolist() == [3, -4, 0]
     assert not summed(lattice, np.zeros((1, 3), dtype=np.float32)).any()
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-3, 0.5, 1e3, 1e30])
+def test_automatic_clipping_brings_a_unit_near_the_norm_by_the_published_factor(length: float) -> None:
+    lattice = Lattice(dimension=2, clipping_norm=2.0, clipping="auto")
+    (clipped,) = lattice.decode(summed(lattice, np.array([[0.6, -0.8]], dtype=np.float32) * np.float32(length))[None])
+    # Bu et al. 2023: g · C / (‖g‖ + γ), γ = 0.01.
+    np.testing.assert_allclose(clipped, np.array([1.2, -1.6]) * length / (length + 0.01), atol=0.5 / lattice.scale)
+
+
+def test_automatic_clipping_that_divides_by_too_little_is_caught_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = np.array([[0.3, -0.4] + [0.0] * 5], dtype=np.float32)
+    assert summed(AUTOMATIC, unit).any()
+    monkeypatch.setattr(clipping, "STABILITY", -0.25)
+    assert not summed(AUTOMATIC, unit).any()
 
 
 class WithoutClipping(UnitSum):

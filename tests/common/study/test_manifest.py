@@ -102,8 +102,8 @@ def replaced(value: Any, path: tuple[Any, ...], leaf: Any) -> Any:
 
 def others(leaf: Any) -> list[Any]:
     """Values near one, of which some field of a study accepts at least one."""
-    words = ["local", "distributed", "lora", "public", "record", "sgd", "adam", "q_proj", "nf4", "0.1.1", "11" * 32]
-    words += ["2027-01-31", "2026-12-31", "2026-11-29"]
+    words = ["local", "distributed", "lora", "public", "record", "sgd", "adam", "q_proj", "nf4", "auto", "0.1.1"]
+    words += ["11" * 32, "2027-01-31", "2026-12-31", "2026-11-29"]
     match leaf:
         case bool():
             return [not leaf]

@@ -14,7 +14,7 @@ from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Lattice, site_noise_stddev
 from grandrounds.common.schema import validated
 from grandrounds.common.study.completion import complete_study
-from grandrounds.common.study.study import Study
+from grandrounds.common.study.study import PrivacySection, Study
 from grandrounds.deploy.plan.plan import Plan, noise_to_signal, with_clipping_norm, with_enough_units
 from grandrounds.deploy.plan.trial import Trial
 
@@ -88,7 +88,11 @@ def test_noise_to_signal_is_what_the_sites_shares_add_up_to() -> None:
 
 
 def test_the_mean_is_of_clipped_norms_and_without_a_trial_the_ratio_is_the_least() -> None:
-    assert TRIAL.mean_clipped_norm(0.5) == pytest.approx((0.2 + 0.4 + 3 * 0.5) / 5)
+    privacy = PrivacySection(clipping_norm=0.5)
+    assert TRIAL.mean_clipped_norm(privacy) == pytest.approx((0.2 + 0.4 + 3 * 0.5) / 5)
+    automatic = privacy.model_copy(update={"clipping": "auto"})
+    expected = sum(0.5 * norm / (norm + 0.01) for norm in TRIAL.norms) / 5
+    assert TRIAL.mean_clipped_norm(automatic) == pytest.approx(expected)
     complete = complete_study(study(units=24, privacy={"sampling_probability": 0.2}))
     measured = noise_to_signal(complete, noise_multiplier=1.2, trust="distributed", trial=TRIAL)
     least = noise_to_signal(complete, noise_multiplier=1.2, trust="distributed", trial=None)

@@ -29,6 +29,7 @@ def write(folder, *norms):
             StepFigures(
                 norms=units,
                 clipping_norm=0.5,
+                clipping="norm",
                 signal=3.0,
                 noise=12.0,
                 records=7,

@@ -15,6 +15,7 @@ def integers_of(lattice: Lattice, gradient: NDArray[np.float32]) -> NDArray[np.i
     with np.errstate(all="ignore"):
         norm = norm_of(gradient)
         factor = lattice.clipping_norm / norm if norm > lattice.clipping_norm else 1.0
+        factor = lattice.clipping_norm / (norm + 0.01) if lattice.clipping == "auto" else factor
         rounded = np.rint(gradient.astype(np.float64) * (factor * lattice.scale))
     if not np.isfinite(rounded).all() or np.abs(rounded).max(initial=0) > lattice.sensitivity:
         return np.zeros(lattice.dimension, dtype=np.int64)
