@@ -163,7 +163,7 @@ def admit(manifest: Manifest, *, name: str, identity: Identity, model: LanguageM
     _require(model.precision == precision, f"the base model is held in {model.precision}, and not in {precision}")
     differences = model.differences_from(manifest.study.model.lora)
     _require(not differences, f"the adapter is not the study's: {'; '.join(differences[:3])}")
-    _require(manifest.dimension == model.layout.dimension, "the adapter has another size than the study's")
+    _require(manifest.tensor_sizes == model.layout.sizes, "the adapter has other sizes than the study's")
     _require(
         manifest.adapter_layout_sha256 == model.adapter_layout_sha256,
         "the adapter's tensors have other names or shapes than the study's",

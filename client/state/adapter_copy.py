@@ -6,11 +6,11 @@ from ...common.errors import EnvelopeError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.ledger.steps import check_state, stepped
-from ...common.model.adapter import Vector, check_finite, vector_from_bytes
+from ...common.model.adapter import Vector, check_finite, vector_from_bytes, vector_sha256
 from ...common.model.adapter_file import trained_sha256
 from ...common.protocol.envelope import Bytes
 from ...common.study.manifest import Manifest
-from ...common.study.step import Missing, Trained
+from ...common.study.step import Missing, Trained, left
 from .site_state import SiteState
 
 
@@ -72,7 +72,7 @@ class AdapterCopy:
 
         They are the file that the study leaves, if it leaves one.
         """
-        own = self.after_rounds(verified, payload).trained.adapter_sha256
+        own = vector_sha256(left(self._manifest, self.after_rounds(verified, payload).trained))
         if weights is not None and trained_sha256(weights, kind=self._manifest.study.model.adapter) != own:
             raise broken("the adapter that the study leaves is not the one that the sums made")
 

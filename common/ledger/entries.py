@@ -95,7 +95,10 @@ class AttemptEnded(Body):
 
 
 class RoundClosed(Body):
-    """The adapter took a step: the hash of the sum that it took, and of adapter and optimiser after it."""
+    """The adapter took a step: the hash of the sum that it took, and of adapter and optimiser after it.
+
+    ``average_sha256`` is that of what the study would leave, where this is an average of its rounds' adapters.
+    """
 
     type = EntryType.ROUND_CLOSED
     attempt: int = Field(ge=1, le=2**31)
@@ -103,6 +106,7 @@ class RoundClosed(Body):
     sum_sha256: Hex32
     adapter_sha256: Hex32
     optimizer_sha256: Hex32
+    average_sha256: Hex32 | None = None
 
 
 class StudyClosed(Body):

@@ -31,7 +31,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
-    """A round that was closed by its last attempt."""
+    """A round that was closed by its last attempt; ``average_sha256`` where the study leaves an average."""
 
     round: int
     attempt: int
@@ -39,3 +39,9 @@ class RoundRecord:
     sum_sha256: str
     adapter_sha256: str
     optimizer_sha256: str
+    average_sha256: str | None
+
+    @property
+    def left_sha256(self) -> str:
+        """The hash of the adapter that the study would leave after this round."""
+        return self.average_sha256 or self.adapter_sha256

@@ -2,7 +2,7 @@
 
 from ..crypto.identity import sha256
 from ..errors import GrandRoundsError
-from ..study.step import Trained, step, sum_from_bytes
+from ..study.step import Trained, average_sha256, step, sum_from_bytes
 from .chain import broken
 from .replay import VerifiedLedger
 
@@ -18,10 +18,11 @@ def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes
     record = verified.rounds[round_ - 1]
     if sha256(total) != record.sum_sha256:
         raise broken(f"the sum of round {round_} is another than the ledger names", fix=_FIX)
-    ran_under = verified.attempts[record.attempt - 1].manifest
-    manifest = next(manifest for manifest in verified.manifests if manifest.sha256 == ran_under)
+    attempt = verified.attempts[record.attempt - 1]
+    manifest = next(manifest for manifest in verified.manifests if manifest.sha256 == attempt.manifest)
     try:
-        after = step(manifest, before, sum_from_bytes(manifest, total), record.survivors)
+        aggregate = sum_from_bytes(manifest, total)
+        after = step(manifest, before, aggregate, attempt.survivors, round_=round_, shown=attempt.shown)
     except GrandRoundsError as error:
         raise broken(f"round {round_} cannot be stepped: {error.what}", fix=_FIX) from error
     check_state(verified, round_, after)
@@ -29,11 +30,15 @@ def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes
 
 
 def check_state(verified: VerifiedLedger, round_: int, trained: Trained) -> None:
-    """Raises LedgerError unless adapter and optimiser are those that the ledger has after ``round_``, 0 for before."""
+    """Raises LedgerError unless adapter and optimiser are those that the ledger has after ``round_``, 0 for before.
+
+    And their average, where the study has one; EnvelopeError where such a state cannot be the study's.
+    """
+    manifest, average = verified.manifest, None
+    named = manifest.adapter_sha256, sha256(b"")
     if round_:
         record = verified.rounds[round_ - 1]
-        named = record.adapter_sha256, record.optimizer_sha256
-    else:
-        named = verified.manifest.adapter_sha256, sha256(b"")
-    if named != (trained.adapter_sha256, trained.optimizer_sha256):
+        named, average = (record.adapter_sha256, record.optimizer_sha256), record.average_sha256
+    is_named = named == (trained.adapter_sha256, trained.optimizer_sha256)
+    if not is_named or average != average_sha256(manifest, trained):
         raise broken(f"after round {round_} the adapter, or its optimiser, is another than the ledger names", fix=_FIX)

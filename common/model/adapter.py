@@ -42,7 +42,12 @@ class AdapterLayout:
     @property
     def dimension(self) -> int:
         """d, the length of the vector."""
-        return sum(math.prod(shape) for _, shape in self.shapes)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers of the vector each tensor has, in their order."""
+        return tuple(math.prod(shape) for _, shape in self.shapes)
 
     @property
     def sha256(self) -> str:

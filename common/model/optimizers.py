@@ -3,6 +3,7 @@
 They compute in the type of the numbers that they are given, by +, −, ×, ÷ and √ alone: the same bits on every machine.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 Vector = NDArray[Any]  # of float32 or of float64
 OptimizerName = Literal["sgd", "momentum", "adam"]
+# Whether known noise is taken off second moments, and of what: each number's own, or one of each tensor.
+NoiseCorrection = Literal["none", "coordinate", "tensor"]
 ADAM_EPSILON = 1e-8
 
 
@@ -58,44 +61,87 @@ class Sgd:
         return parameters - self.learning_rate * velocity
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownNoise:
+    """What is known of a step's noise: its ``variance`` in each coordinate of the gradient.
+
+    Where coordinates share their second moment, ``square`` [1] is the mean square of all ``alike`` of them.
+    """
+
+    variance: float
+    square: Vector | None = None
+    alike: int = 1
+
+
 @dataclass
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction by running products of ``beta1`` and of ``beta2``."""
+    """Adam (Kingma & Ba 2015, algorithm 1), with bias correction by running products of ``beta1`` and of ``beta2``.
+
+    The variance of ``noise`` is taken off the second moments (Tang et al. 2024, DP-AdamBC). What is left of one is at
+    least a standard error of the noise's own: of less nobody could tell that it is more than noise.
+    """
 
     learning_rate: float
     beta1: float
     beta2: float
+    noise: KnownNoise | None = None
     _powers: tuple[float, float] = (1.0, 1.0)
+    _noise: tuple[float, float] = (0.0, 0.0)
     _mean: Vector | None = None
     _square: Vector | None = None
 
     @property
     def state(self) -> dict[str, Vector]:
-        """``mean`` and ``square`` [d] and ``powers`` [2] of the betas, once there are some."""
+        """``mean`` and ``square`` [d] and ``powers`` [2] of the betas, once there are some.
+
+        With noise, ``noise`` [2]: its second moment, and the variance of a coordinate's. A shared square is [1].
+        """
         if self._mean is None or self._square is None:
             return {}
-        return {"mean": self._mean.copy(), "square": self._square.copy(), "powers": np.array(self._powers)}
+        moments = {"mean": self._mean.copy(), "square": self._square.copy(), "powers": np.array(self._powers)}
+        return moments if self.noise is None else moments | {"noise": np.array(self._noise)}
 
     def restore(self, state: dict[str, Vector]) -> None:
         """Continue from a ``state``."""
         self._powers = (float(state["powers"][0]), float(state["powers"][1])) if state else (1.0, 1.0)
+        self._noise = (float(state["noise"][0]), float(state["noise"][1])) if "noise" in state else (0.0, 0.0)
         self._mean = state["mean"].copy() if state else None
         self._square = state["square"].copy() if state else None
 
     def step(self, parameters: Vector, gradient: Vector) -> Vector:
         """One step; the first moves every coordinate by about the learning rate."""
+        shared = None if self.noise is None else self.noise.square
+        squared = gradient * gradient if shared is None else shared
         mean = np.zeros_like(gradient) if self._mean is None else self._mean
-        square = np.zeros_like(gradient) if self._square is None else self._square
+        square = np.zeros_like(squared) if self._square is None else self._square
         power1, power2 = self._powers = (self._powers[0] * self.beta1, self._powers[1] * self.beta2)
         self._mean = self.beta1 * mean + (1 - self.beta1) * gradient
-        self._square = self.beta2 * square + (1 - self.beta2) * (gradient * gradient)
+        self._square = self.beta2 * square + (1 - self.beta2) * squared
         unbiased_mean = self._mean / (1 - power1)
         unbiased_square = self._square / (1 - power2)
+        if self.noise is not None:
+            unbiased_square = self._without_noise(unbiased_square, self.noise, 1 - power2)
         return parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
 
+    def _without_noise(self, square: Vector, noise: KnownNoise, weight: float) -> Vector:
+        """The second moments without the noise's; ``weight`` is that of the steps so far."""
+        rest, (moment, variance) = 1 - self.beta2, self._noise
+        moment = self.beta2 * moment + rest * noise.variance
+        # A normal number's square has twice the square of its variance; a mean of such has that by their number.
+        variance = self.beta2 * self.beta2 * variance + rest * rest * 2 * noise.variance * noise.variance
+        self._noise = (moment, variance)
+        return np.maximum(square - moment / weight, math.sqrt(variance / noise.alike) / weight)
 
-def make_optimizer(name: OptimizerName, *, learning_rate: float, beta1: float = 0.9, beta2: float = 0.99) -> Optimizer:
-    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum``.
+
+def make_optimizer(
+    name: OptimizerName,
+    *,
+    learning_rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    noise: KnownNoise | None = None,
+) -> Optimizer:
+    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum``, ``noise`` is for ``adam``.
 
     >>> make_optimizer("sgd", learning_rate=1.0)
     Sgd(learning_rate=1.0, momentum=0.0, _velocity=None)
@@ -104,4 +150,4 @@ def make_optimizer(name: OptimizerName, *, learning_rate: float, beta1: float = 
         return Sgd(learning_rate)
     if name == "momentum":
         return Sgd(learning_rate, beta1)
-    return Adam(learning_rate, beta1, beta2)
+    return Adam(learning_rate, beta1, beta2, noise)

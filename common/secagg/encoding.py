@@ -37,6 +37,20 @@ def centred(aggregate: NDArray[np.unsignedinteger]) -> NDArray[np.signedinteger]
     return aggregate.view(f"<i{aggregate.itemsize}")
 
 
+def sum_of_squares(integers: NDArray[np.signedinteger]) -> int:
+    """The exact sum of the squares of integers [d] of at most 32 bits, whatever order they are added in.
+
+    >>> sum_of_squares(np.array([3, -4, 2**31 - 1])) == 25 + (2**31 - 1) ** 2
+    True
+    """
+    total = 0
+    for start in range(0, len(integers), _BLOCK):
+        high, low = np.divmod(integers[start : start + _BLOCK].astype(np.int64), 1 << 16)
+        for product, place in ((high * high, 32), (2 * high * low, 16), (low * low, 0)):
+            total += int(product.sum()) << place
+    return total
+
+
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint:
     """Fixed point for updates that are already private: transport and no mechanism.

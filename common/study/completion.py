@@ -9,7 +9,8 @@ from ..privacy.events import SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
 from ..secagg.parameters import default_threshold
-from .study import ATTEMPTS_PER_ROUND, DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, Study
+from .study import DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, Study
+from .training import ATTEMPTS_PER_ROUND
 
 
 def complete_study(study: Study) -> Study:

@@ -1,8 +1,9 @@
 """The manifest: a complete study with its keys and hashes, which every site checks, countersigns and runs."""
 
+import itertools
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self, TypedDict
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from ..privacy.events import Schedule
 from ..privacy.mechanism import Lattice, LayeredGaussian, Mechanism, NoNoise, RoundedGaussian, honest_shares
 from ..privacy.noise_layers import noise_shares
 from ..privacy.rounded_gaussian import MIN_STDDEV
-from ..privacy.site_noise import SiteNoise
+from ..privacy.site_noise import SiteNoise, variance_in_sum
 from ..privacy.trust import Trust
 from ..schema import Section, Version, known, validated
 from ..secagg.encoding import FixedPoint
@@ -41,6 +42,7 @@ class Manifest(Section):
     ``model_sha256`` is ``model_folder_sha256`` of the base model: weights, configuration, tokenizer and chat template.
     ``frozen_adapter_sha256`` is that of the adapter's public tensors, which all sites start with and nobody trains.
     ``adapter_layout_sha256`` is that of all its tensors' names and shapes, trained or not (``AdapterLayout``).
+    ``tensor_sizes`` are of the trained tensors, in their order: ``dimension`` together.
     ``adapter_sha256`` is that of the trained tensors as they are before the first round (``common/model/adapter``).
     ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
     app, ``connection_sha256`` of where sites find the server, and of whom they take for it; a simulation has none.
@@ -53,6 +55,7 @@ class Manifest(Section):
     site_keys: dict[Name, Hex32]
     server_key: Hex32
     dimension: int = Field(ge=1, le=2**32)
+    tensor_sizes: tuple[int, ...] = Field(min_length=1, max_length=1 << 16, strict=False)
     model_sha256: Hex32
     frozen_adapter_sha256: Hex32
     adapter_layout_sha256: Hex32
@@ -66,6 +69,8 @@ class Manifest(Section):
     def _complete(self) -> Self:
         if set(self.site_keys) != {site.name for site in self.study.sites}:
             raise ValueError("site_keys: not exactly the sites of the study")
+        if min(self.tensor_sizes) < 1 or sum(self.tensor_sizes) != self.dimension:
+            raise ValueError(f"tensor_sizes: they do not come to the adapter's {self.dimension} numbers")
         privacy, training, secagg = self.study.privacy, self.study.training, self.study.secagg
         needed = {
             "data.evaluation": self.study.data.evaluation,
@@ -160,6 +165,16 @@ class Manifest(Section):
         """σ of one site's noise with all its layers, in lattice units; 0 without noise."""
         return 0.0 if self.site_noise is None else math.sqrt(self.site_noise.variance_left())
 
+    def variance_in_sum(self, survivors: Sequence[str], *, shown: Sequence[str]) -> int:
+        """That of the noise in a sum over ``survivors``, in lattice units; ``shown`` had theirs taken off, if any is.
+
+        0 without noise.
+        """
+        if self.site_noise is None:
+            return 0
+        level = self.secagg_parameters.levels_reached(survivors)[-1]
+        return variance_in_sum(self.site_noise, survivors, stripped=shown, level=level)
+
     @property
     def _trusted(self) -> _Trusted:
         privacy = self.study.privacy
@@ -169,6 +184,11 @@ class Manifest(Section):
             "threshold": self.threshold,
             "corrupt_sites": privacy.corrupt_sites,
         }
+
+    @property
+    def tensor_starts(self) -> tuple[int, ...]:
+        """Where each trained tensor begins in the adapter, and where the last one ends."""
+        return tuple(itertools.accumulate(self.tensor_sizes, initial=0))
 
     @property
     def largest_sum(self) -> float:
@@ -247,6 +267,7 @@ def new_manifest(
             "site_keys": dict(site_keys),
             "server_key": server_key,
             "dimension": model.layout.dimension,
+            "tensor_sizes": model.layout.sizes,
             "model_sha256": model_sha256,
             "frozen_adapter_sha256": model.frozen_adapter_sha256,
             "adapter_layout_sha256": model.adapter_layout_sha256,

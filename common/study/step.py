@@ -5,9 +5,10 @@ running products where the textbook has powers: so every machine comes to the sa
 compared by hash.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +16,24 @@ from numpy.typing import NDArray
 from ..crypto.identity import sha256
 from ..errors import EnvelopeError
 from ..model.adapter import Vector, vector_from_bytes, vector_sha256, vector_view
-from ..model.optimizers import Optimizer, OptimizerName, make_optimizer
+from ..model.optimizers import KnownNoise, OptimizerName, make_optimizer
 from ..protocol.envelope import Bytes
 from ..protocol.messages import packed, views
 from ..schema import known
-from ..secagg.encoding import centred, residue_dtype, residues
+from ..secagg.encoding import centred, residue_dtype, residues, sum_of_squares
 from .manifest import Manifest
+from .rates import average_weight, rate_factor
+from .training import TrainingSection
 
-# What an optimiser remembers, in this order: vectors [d] in float32, and scalars in float64.
+# The vectors that an optimiser remembers, float32, in this order; then come its pairs, of float64. Before them stands
+# the average of the rounds' adapters, where the study has one.
 _VECTORS: Final[dict[OptimizerName, tuple[str, ...]]] = {
     "sgd": (),
     "momentum": ("velocity",),
     "adam": ("mean", "square"),
 }
-_POWERS: Final = 2
-_MOST_BYTES_PER_NUMBER: Final = 16
+_PAIRS: Final = ("powers", "noise")
+_MOST_BYTES_PER_NUMBER: Final = 20
 _BLOCK: Final = 1 << 20  # numbers
 
 
@@ -96,33 +100,66 @@ class LastStep:
 
 
 def step(
-    manifest: Manifest, before: Trained, aggregate: NDArray[np.signedinteger], survivors: Sequence[str]
+    manifest: Manifest,
+    before: Trained,
+    aggregate: NDArray[np.signedinteger],
+    survivors: Sequence[str],
+    *,
+    round_: int,
+    shown: Sequence[str],
 ) -> Trained:
     """What comes of ``before`` by the ``aggregate`` [d] over the ``survivors``, in an attempt of ``manifest``.
+
+    ``round_``, 1 the first, decides the learning rate and what becomes of the average; who of the survivors had
+    ``shown`` the noise that was taken off decides how much was left to correct.
 
     Block by block, since each number has a step of its own: of what is computed on the way no vector is as long as
     the adapter. Raises EnvelopeError where ``before`` is no state of the study's optimiser.
     """
-    remembered, powers = _vectors(manifest, before.optimizer)
-    adapter = np.empty(manifest.dimension, dtype=np.float32)
-    names = _VECTORS[manifest.study.training.optimizer]
-    kept = bytearray(4 * manifest.dimension * len(names))
-    after = np.frombuffer(kept, dtype="<f4").reshape(len(names), manifest.dimension)
-    state: dict[str, NDArray[np.floating]] = {}
-    for start in range(0, manifest.dimension, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        optimizer = _optimizer(manifest, remembered[:, block], powers)
-        # An adapter that is not finite is refused by those who get it.
-        with np.errstate(over="ignore", invalid="ignore"):
-            gradient = mean_gradient(manifest, aggregate[block], survivors).astype(np.float32)
-            adapter[block] = optimizer.step(before.adapter[block], gradient)
-        state = optimizer.state
-        if state:  # momentum with a beta1 of zero has none
-            after[:, block] = [state[name] for name in names]
-    del after  # so that what it is a view of may grow
-    if "powers" in state:
-        kept += state["powers"].astype("<f8").tobytes()
-    return Trained(adapter=adapter, optimizer=kept if state else b"")
+    training = manifest.study.training
+    remembered = _remembered(manifest, before.optimizer)
+    adapter, kept = np.empty(manifest.dimension, dtype=np.float32), bytearray(_state_size(manifest))
+    after = _remembered(manifest, kept)
+    schedule = {"rounds": training.rounds, "warmup_rounds": training.warmup_rounds}
+    learning_rate = training.learning_rate * rate_factor(training.rate_decay, round_, **schedule)
+    known_noise = _known_noise(manifest, survivors, shown)
+    for tensor, (start, end) in enumerate(itertools.pairwise(manifest.tensor_starts)):
+        noise = None if known_noise is None else known_noise(aggregate[start:end])
+        for at in range(start, end, _BLOCK):
+            block = slice(at, min(at + _BLOCK, end))
+            # Of what is not of one number each there is one of a tensor, or a pair of all.
+            places: dict[str, slice] = {name: slice(None) for name in _PAIRS}
+            if training.noise_correction == "tensor":
+                places["square"] = slice(tensor, tensor + 1)
+            optimizer = make_optimizer(
+                training.optimizer,
+                learning_rate=learning_rate,
+                beta1=training.beta1,
+                beta2=training.beta2,
+                noise=noise,
+            )
+            optimizer.restore({name: vector[places.get(name, block)] for name, vector in remembered.items()})
+            # An adapter that is not finite is refused by those who get it.
+            with np.errstate(over="ignore", invalid="ignore"):
+                gradient = mean_gradient(manifest, aggregate[block], survivors).astype(np.float32)
+                decayed = before.adapter[block] * (1 - learning_rate * training.weight_decay)
+                adapter[block] = optimizer.step(decayed, gradient)
+                average = remembered.get("average", before.adapter)[block]
+                state = optimizer.state | {"average": _averaged(training, round_, average, adapter[block])}
+            for name, vector in after.items():
+                vector[places.get(name, block)] = state[name]
+    return Trained(adapter=adapter, optimizer=kept)
+
+
+def left(manifest: Manifest, trained: Trained) -> Vector:
+    """The adapter float32 [d] that the study leaves, were it to end here: the average of its rounds, if it has one."""
+    return np.require(_remembered(manifest, trained.optimizer).get("average", trained.adapter), requirements="W")
+
+
+def average_sha256(manifest: Manifest, trained: Trained) -> str | None:
+    """The hash of the average of the rounds' adapters, as the ledger has it; None where there is none."""
+    average = _remembered(manifest, trained.optimizer).get("average")
+    return None if average is None else vector_sha256(average)
 
 
 def mean_gradient(
@@ -158,31 +195,64 @@ def sum_size(manifest: Manifest) -> int:
 
 def largest_missing_bytes(dimension: int) -> int:
     """The size that no ``Missing`` exceeds."""
-    return _MOST_BYTES_PER_NUMBER * dimension + 8 * _POWERS + 64
+    return _MOST_BYTES_PER_NUMBER * dimension + 16 * len(_PAIRS) + 64
 
 
-def _vectors(manifest: Manifest, state: Bytes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """What an optimiser remembers, where it lies: vectors [vectors, d], none before the first step, and scalars."""
-    name, d = manifest.study.training.optimizer, manifest.dimension
-    vectors, scalars = len(_VECTORS[name]), 8 * _POWERS if name == "adam" else 0
+def _lengths(manifest: Manifest) -> dict[str, int]:
+    """How many numbers are remembered under each name, in the order of ``_VECTORS`` and ``_PAIRS``."""
+    training, d = manifest.study.training, manifest.dimension
+    vectors = () if training.optimizer == "momentum" and training.beta1 == 0 else _VECTORS[training.optimizer]
+    lengths = dict.fromkeys(vectors if training.averaging == "none" else ("average", *vectors), d)
+    if training.noise_correction == "tensor":
+        lengths["square"] = len(manifest.tensor_sizes)
+    pairs = _PAIRS[: 0 if training.optimizer != "adam" else 1 if training.noise_correction == "none" else 2]
+    return lengths | dict.fromkeys(pairs, 2)
+
+
+def _state_size(manifest: Manifest) -> int:
+    """The size of what is remembered, in bytes."""
+    return sum((8 if name in _PAIRS else 4) * length for name, length in _lengths(manifest).items())
+
+
+def _remembered(manifest: Manifest, state: Bytes) -> dict[str, NDArray[Any]]:
+    """What is remembered, by its names, where it lies; nothing before the first step. Raises EnvelopeError."""
     if not state:
-        return np.empty((0, d), dtype=np.float32), np.empty(0)
-    if len(state) != 4 * d * vectors + scalars:
-        raise _unfit(f"{len(state)} bytes that {name} does not remember")
-    numbers = np.frombuffer(state, dtype="<f4", count=d * vectors).reshape(vectors, d)
-    return numbers, np.frombuffer(state, dtype="<f8", offset=4 * d * vectors)
+        return {}
+    if len(state) != _state_size(manifest):
+        raise _unfit(f"{len(state)} bytes that {manifest.study.training.optimizer} does not remember")
+    found: dict[str, NDArray[Any]] = {}
+    offset = 0
+    for name, length in _lengths(manifest).items():
+        found[name] = np.frombuffer(state, dtype="<f8" if name in _PAIRS else "<f4", count=length, offset=offset)
+        offset += found[name].nbytes
+    return found
 
 
-def _optimizer(manifest: Manifest, vectors: NDArray[np.float32], powers: NDArray[np.float64]) -> Optimizer:
-    """The study's optimiser, of a block whose ``vectors`` are these."""
-    training = manifest.study.training
-    optimizer = make_optimizer(
-        training.optimizer, learning_rate=training.learning_rate, beta1=training.beta1, beta2=training.beta2
+def _known_noise(
+    manifest: Manifest, survivors: Sequence[str], shown: Sequence[str]
+) -> Callable[[NDArray[np.signedinteger]], KnownNoise] | None:
+    """What the optimiser is told of the noise on a tensor's sum, as a function of that; None if it corrects nothing."""
+    correction = manifest.study.training.noise_correction
+    if correction == "none":
+        return None
+    unit = mean_gradient(manifest, np.ones(1, dtype=np.int64), survivors).item()  # of what is 1 in the sum
+    variance = manifest.variance_in_sum(survivors, shown=shown) * unit * unit
+
+    def of(tensor: NDArray[np.signedinteger]) -> KnownNoise:
+        if correction == "coordinate":
+            return KnownNoise(variance=variance)
+        square = np.array([sum_of_squares(tensor) * unit * unit / len(tensor)], dtype=np.float32)
+        return KnownNoise(variance=variance, square=square, alike=len(tensor))
+
+    return of
+
+
+def _averaged(training: TrainingSection, round_: int, average: Vector, adapter: Vector) -> Vector:
+    """The average after ``round_``, which left that ``adapter``; of a block of each."""
+    weight = average_weight(
+        training.averaging, round_, rounds=training.rounds, averaged_rounds=training.averaged_rounds
     )
-    if len(vectors):
-        restored: dict[str, NDArray[np.floating]] = dict(zip(_VECTORS[training.optimizer], vectors, strict=True))
-        optimizer.restore(restored | ({"powers": powers} if powers.size else {}))
-    return optimizer
+    return adapter if weight == 1 else average + weight * (adapter - average)
 
 
 def _unfit(what: str) -> EnvelopeError:

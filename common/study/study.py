@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from ..crypto.identity import Hex32, Name
 from ..model.base_model import Precision
 from ..model.lora import Lora
-from ..model.optimizers import OptimizerName
 from ..model.target_layers import ALL_LINEAR
 from ..privacy.clipping import Clipping
 from ..privacy.trust import Trust
@@ -17,6 +16,7 @@ from ..secagg.parameters import default_threshold
 from .about import AboutSection
 from .builtin import with_tuned
 from .layers import Alpha, Block, LayerName, Rank, TargetModules
+from .training import TrainingSection
 
 ModelName = Annotated[str, Spelt(LINE, "needs a folder, a hub's name or builtin, in one line", 512)]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -24,8 +24,7 @@ PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
 Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
 
-# What follows where a study leaves it open. Attempts that fail have a reserve: a fifth of the rounds.
-ATTEMPTS_PER_ROUND = 1.2
+# What follows where a study leaves it open.
 DEFAULT_TARGET_EPSILON = 4.0
 LARGEST_DEFAULT_DELTA = 5e-4
 
@@ -33,7 +32,7 @@ LARGEST_DEFAULT_DELTA = 5e-4
 SIMULATION = "simulation"
 
 # Panels of the commands' help, in their order.
-PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", "Training"
+PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", TrainingSection.panel
 
 
 # Tuples are not strict: TOML and JSON have lists alone. What stands in them is as strict as the rest.
@@ -148,57 +147,6 @@ class PrivacySection(Section):
     sites_per_patient: Annotated[
         int, Option("Most sites that hold one patient; never checked"), Field(ge=1, le=1000)
     ] = 1
-
-
-class TrainingSection(Section):
-    """The schedule of rounds and the optimisers; all of it public."""
-
-    panel: ClassVar[str] = TRAINING
-    rounds: Annotated[int, Option("Steps of the shared adapter", panel=""), Field(ge=1, le=100_000)] = 4
-    max_attempts: Annotated[
-        int | None,
-        Option("Attempts that the claim covers", unset=f"{ATTEMPTS_PER_ROUND} × rounds"),
-        Field(ge=1, le=200_000),
-    ] = None
-    evaluations: Annotated[
-        int, Help("Rounds after which the adapter is evaluated: evenly, and after the last"), Field(ge=1, le=1000)
-    ] = 1
-    optimizer: Annotated[OptimizerName, Help("The server's")] = "adam"
-    learning_rate: Annotated[float, Option("Of the server's optimiser"), Field(gt=0, le=100)] = 0.05
-    beta1: Annotated[float, Help("Of adam; also the momentum of momentum"), Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Help("Of adam"), Field(ge=0, lt=1)] = 0.99
-    local_steps: Annotated[int, Option("Steps a site takes in a round, under local trust"), Field(ge=1, le=1000)] = 1
-    local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
-    local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
-    physical_batch: Annotated[
-        int | None,
-        Option("Records computed at a time, for speed alone", unset="by each machine's memory"),
-        Field(ge=1, le=1024),
-    ] = None
-    deadline_s: Annotated[
-        float,
-        Help("Of an exchange; who is later has dropped out; at least twice a measured answer_after_s"),
-        Field(ge=1, le=604_800),
-    ] = 600.0
-    answer_after_s: Annotated[
-        float | None,
-        Help(
-            "When every site's masked update leaves, whatever its draw; above what `client check` measures",
-            unset="by the speed of the server that fixes the study",
-            example="60.0",
-        ),
-        Field(gt=0, le=604_800),
-    ] = None
-
-    @property
-    def evaluated_rounds(self) -> frozenset[int]:
-        """The rounds after which the adapter is evaluated: ``evaluations`` of them, evenly, the last among them.
-
-        >>> sorted(TrainingSection(rounds=20, evaluations=3).evaluated_rounds)
-        [7, 14, 20]
-        """
-        count = min(self.evaluations, self.rounds)
-        return frozenset(-(-self.rounds * number // count) for number in range(1, count + 1))
 
 
 class SecaggSection(Section):
@@ -321,6 +269,11 @@ class Study(Section):
                 "training.local_steps: distributed trust takes one step an attempt, "
                 "because no single site holds enough noise for a second"
             )
+        if self.privacy.trust == "local" and self.training.noise_correction != "none":
+            raise ValueError(
+                "training.noise_correction: under local trust sites step by themselves, and what becomes of the noise "
+                "in their steps is not known"
+            )
         if self.privacy.trust == "distributed" and self.secagg.modulus_bits == 16:
             raise ValueError("secagg.modulus_bits: distributed trust sums noisy integers and needs 32")
         layers = self.model.layers
@@ -330,18 +283,6 @@ class Study(Section):
             raise ValueError(
                 f"data.overlap: {self.data.overlap} is above half of the {self.data.max_tokens} tokens of a window, "
                 "most of which would be read for nothing"
-            )
-        instant, deadline = self.training.answer_after_s, self.training.deadline_s
-        if instant is not None and instant >= deadline:
-            raise ValueError(
-                f"training.answer_after_s: {instant:g} s, and an exchange ends after {deadline:g} s (deadline_s), "
-                "so that every site would be too late"
-            )
-        attempts = self.training.max_attempts
-        if attempts is not None and attempts < self.training.rounds:
-            raise ValueError(
-                f"training.max_attempts: {attempts} attempts do not suffice for {self.training.rounds} rounds; "
-                f"left out, it is {ATTEMPTS_PER_ROUND} × rounds"
             )
         if self.privacy.delta is not None and self.privacy.delta > 1 / self.total_nominal_units:
             raise ValueError(

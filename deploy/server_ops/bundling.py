@@ -18,7 +18,8 @@ from ...common.model.adapter import vector_bytes
 from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
 from ...common.study.manifest import Manifest, new_manifest
-from ...common.study.study import Study, TrainingSection, read_study
+from ...common.study.study import Study, read_study
+from ...common.study.training import TrainingSection
 from ...common.system.files import make_folder, write_atomically
 from ...common.system.package_hash import running_sha256
 from ...server.run.server_folder import FROZEN_ADAPTER, SETTINGS, ServerFolder

@@ -61,7 +61,7 @@ def _tensors(case: Case) -> dict[str, Vector]:
 def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
     """The hash of the adapter that the study left, and who says so."""
     if verified.rounds:
-        return verified.rounds[-1].adapter_sha256, f"round {verified.rounds[-1].round} left it"
+        return verified.rounds[-1].left_sha256, f"round {verified.rounds[-1].round} left it"
     for entry in verified.ledger:
         if entry.type is EntryType.ATTEMPT_BEGUN:
             return entries.AttemptBegun.of(entry).adapter_sha256, "the first attempt began with it"

@@ -74,11 +74,12 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
     yield "model", f"{precision}; {study.model.adapter}, {study.model.lora}{trained}"
     yield "sites", f"{shares.sites} with {study.total_nominal_units} nominal units; {privacy.trust} trust"
     yield "privacy", f"ε = {up(plan.epsilon)} at δ = {privacy.delta:g} for each {privacy.unit}, over all attempts"
-    yield "rounds", f"{training.rounds}, in at most {training.max_attempts} attempts"
+    yield "rounds", f"{training.rounds}, in at most {training.max_attempts} attempts; {training.steps_in_words}"
     yield (
         "sampling probability",
         f"q = {privacy.sampling_probability:.4g}: {shares.units_per_step:.4g} units a step, "
-        f"each unit in {plan.epochs:.3g} steps",
+        f"each unit in {plan.epochs:.3g} of {training.rounds * training.local_steps} on average. There are no epochs: "
+        "each step draws anew, as the claim is computed",
     )
     cut = ", near which every gradient is brought" if privacy.clipping == "auto" else ""
     yield "clipping norm", f"C = {privacy.clipping_norm:g}{cut}. {_clipping(plan)}"

@@ -15,7 +15,6 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
-from ...common.privacy.site_noise import variance_in_sum
 from ...common.schema import Section, Words, known
 from ...common.study.manifest import Manifest
 from . import claim, utility
@@ -119,6 +118,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "frozen_adapter_sha256": manifest.frozen_adapter_sha256,
             "optimizer": training.optimizer,
             "learning_rate": training.learning_rate,
+            "steps": training.steps_in_words,
         },
         "data": [
             {
@@ -195,11 +195,10 @@ def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | 
     The sites that showed what may be taken off signed it; that the server took it off is its word.
     """
     manifest = next(each for each in verified.manifests if each.sha256 == attempt.manifest)
-    noise = manifest.site_noise
-    if noise is None or not attempt.unmasked:
+    if manifest.site_noise is None or not attempt.unmasked:
         return None
     level = manifest.secagg_parameters.levels_reached(attempt.survivors)[-1]
-    variance = variance_in_sum(noise, attempt.survivors, stripped=attempt.shown, level=level)
+    variance = manifest.variance_in_sum(attempt.survivors, shown=attempt.shown)
     in_sum = math.sqrt(variance) / manifest.lattice.sensitivity
     claimed = known(manifest.study.privacy.noise_multiplier)
     return {

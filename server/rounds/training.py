@@ -14,7 +14,7 @@ from ...common.ledger.records import AttemptRecord, RoundRecord
 from ...common.ledger.steps import check_state
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest
-from ...common.study.step import LastStep, step, sum_bytes
+from ...common.study.step import LastStep, average_sha256, left, step, sum_bytes
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
 from .ledger_writer import LedgerWriter
@@ -90,8 +90,8 @@ class Training:
 
     @property
     def adapter(self) -> NDArray[np.float32]:
-        """The global adapter [d] after the last committed round."""
-        return self.checkpoint.adapter
+        """What the last committed round left [d]: its adapter, or the average of those of the rounds so far."""
+        return left(self.manifest, self.checkpoint.last_step.after)
 
     @property
     def finished(self) -> bool:
@@ -148,11 +148,12 @@ class Training:
         # What led to it no site is sent any more, and it is as large.
         closing.last_step = LastStep(after=before)
         self.checkpoint = replace(self.checkpoint, last_step=closing.last_step)
-        after = step(self.manifest, before, closing.aggregate, closing.survivors)
+        shown = self.ledger.verified.attempts[-1].shown
+        after = step(self.manifest, before, closing.aggregate, closing.survivors, round_=closing.number, shown=shown)
         last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, closing.aggregate))
         ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
-        perplexity = self.evaluate(after.adapter).values if evaluated else NOT_EVALUATED
+        perplexity = self.evaluate(left(self.manifest, after)).values if evaluated else NOT_EVALUATED
         self.checkpoint = Checkpoint(
             study=self.manifest.study_id,
             round=closing.number,
@@ -190,6 +191,7 @@ class Training:
                 sum_sha256=sha256(last_step.total),
                 adapter_sha256=last_step.after.adapter_sha256,
                 optimizer_sha256=last_step.after.optimizer_sha256,
+                average_sha256=average_sha256(self.manifest, last_step.after),
             )
         )
         self.rounds.append(self._closed(self.ledger.verified.rounds[-1]))

@@ -44,8 +44,10 @@ STUDY_OF_SITES = validated(
     {
         "model": {"name": "tiny"},
         "data": {"max_tokens": 16, "evaluation": "synthetic"},
-        "privacy": {"noise_multiplier": 8.0, "sampling_probability": 1.0},
-        "training": {"rounds": ROUNDS, "max_attempts": ATTEMPTS + 2},
+        "privacy": {"noise_multiplier": 8.0, "sampling_probability": 1.0, "clipping": "auto"},
+        # All that a step can remember has to be there after a kill.
+        "training": {"rounds": ROUNDS, "max_attempts": ATTEMPTS + 2, "noise_correction": "tensor"}
+        | {"averaging": "mean", "averaged_rounds": ROUNDS},
         "sites": [{"name": site, "nominal_units": 20} for site in SITES],
     },
 )

@@ -35,15 +35,20 @@ def model(folder):
     return load_tiny(folder)
 
 
-@pytest.fixture(scope="module")
-def fitting(folder, model):
-    """What a manifest says that this site can run."""
+def fitting_to(folder, model):
+    """What a manifest says that a site can run with that model."""
     return {
         "dimension": model.layout.dimension,
+        "tensor_sizes": model.layout.sizes,
         "model_sha256": model_folder_sha256(folder),
         "frozen_adapter_sha256": model.frozen_adapter_sha256,
         "adapter_layout_sha256": model.adapter_layout_sha256,
     }
+
+
+@pytest.fixture(scope="module")
+def fitting(folder, model):
+    return fitting_to(folder, model)
 
 
 def adapter_study(adapter=ADAPTER, **sections):
@@ -108,7 +113,7 @@ def test_a_manifest_of_another_adapter_is_refused_though_its_size_and_hash_agree
 
 def test_an_adapter_on_fewer_layers_than_the_study_names_is_refused(folder, fitting):
     fewer = LanguageModel.load(folder, Lora(target_modules=("v_proj",), rank=2, alpha=4.0), seed=3)
-    with pytest.raises(StudyError, match="another size"):
+    with pytest.raises(StudyError, match="other sizes"):
         admitted(folder, fewer, fitting)
 
 
@@ -128,13 +133,7 @@ def test_many_layers_may_be_named_each_by_itself(tmp_path):
     adapter = ADAPTER | {"target_modules": [f"layers.{i}.self_attn.v_proj" for i in range(20)]}
     model = LanguageModel.load(tmp_path, validated(ModelSection, adapter).lora, seed=3)
     assert len(model.module.peft_config["default"].target_modules) < 20
-    frozen = {"dimension": model.layout.dimension, "frozen_adapter_sha256": model.frozen_adapter_sha256}
-    fields = {
-        **frozen,
-        "model_sha256": model_folder_sha256(tmp_path),
-        "adapter_layout_sha256": model.adapter_layout_sha256,
-    }
-    admitted(tmp_path, model, fields, adapter=adapter)
+    admitted(tmp_path, model, fitting_to(tmp_path, model), adapter=adapter)
 
 
 def test_a_folder_with_another_tokenizer_or_configuration_is_refused(folder, model, fitting, tmp_path):

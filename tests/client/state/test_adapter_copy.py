@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +24,22 @@ from grandrounds.server.rounds.closing import Closing
 SITE, NEW = "site-2", "site-6"
 UNITS = {f"site-{i}": 4 for i in range(1, 6)}
 WEIGHTS = "adapter/adapter_model.safetensors"
+TRAININGS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd"},
+    "averaged momentum": {"optimizer": "momentum", "averaging": "mean", "averaged_rounds": 9},
+    "adam": {"optimizer": "adam"},
+}
 
 
 @cache
-def two_rounds(optimizer):
-    made = History(study=history_study(rounds=9, optimizer=optimizer))
+def two_rounds(training):
+    made = History(study=history_study(rounds=9, **TRAININGS[training]))
     made.attempt()
     made.attempt()
     return made
 
 
-@pytest.fixture(params=["sgd", "momentum", "adam"])
+@pytest.fixture(params=TRAININGS)
 def history(request):
     return two_rounds(request.param).fork()
 
@@ -41,6 +47,11 @@ def history(request):
 @pytest.fixture
 def adam():
     return two_rounds("adam").fork()
+
+
+@pytest.fixture
+def averaged():
+    return two_rounds("averaged momentum").fork()
 
 
 def sent(message):
@@ -155,14 +166,18 @@ def test_a_site_whose_state_has_no_adapter_begins_with_what_it_is_sent(first):
 # --- a server that lies -----------------------------------------------------------------------------------------------
 
 
-def lies(history, change):
-    """A third round whose entry names what ``change`` makes of its step; the Begin of the next attempt, by site."""
+def lies(history, change, **entry):
+    """A third round whose entry names what ``change`` makes of its step; the Begin of the next attempt, by site.
+
+    ``entry`` is what it says otherwise.
+    """
     round_ = history.attempt(close=False)
     before = history.last_step.after
-    after = step(history.manifest, before, round_.aggregate, round_.survivors)
+    after = step(history.manifest, before, round_.aggregate, round_.survivors, round_=round_.number, shown=())
     honest = LastStep(after=after, before=before, total=sum_bytes(history.manifest, round_.aggregate))
     history.last_step = change(honest)
-    round_.ledger.append(round_closed(round_.outcomes[-1].attempt, round_.number, history.last_step))
+    closed = round_closed(history.manifest, round_.outcomes[-1].attempt, round_.number, history.last_step)
+    round_.ledger.append(closed.model_copy(update=entry))
     return history.begin()[1]
 
 
@@ -198,6 +213,11 @@ def test_without_the_comparison_every_site_would(adam, lie, monkeypatch):
     monkeypatch.setattr(steps, "check_state", lambda *state: None)
     monkeypatch.setattr(adapter_copy, "check_state", lambda *state: None)
     assert set(answers(adam, lies(adam, lie)).values()) == {"advert"}
+
+
+def test_no_site_answers_where_the_ledger_names_another_average_than_the_rounds(averaged):
+    messages = lies(averaged, lambda last: last, average_sha256="ab" * 32)
+    assert set(answers(averaged, messages).values()) == {"adapter"}
 
 
 @pytest.mark.parametrize(
@@ -262,6 +282,12 @@ def numbers(history, vector):
 
 def test_a_study_that_leaves_the_sites_own_adapter_is_signed(history):
     assert closed_with(history, history.weights) == {"closed"}
+
+
+def test_where_rounds_are_averaged_no_site_signs_a_study_that_leaves_the_last_of_them(averaged):
+    twin = averaged.fork()
+    assert closed_with(averaged, averaged.weights) == {"closed"}
+    assert closed_with(twin, numbers(averaged, averaged.last_step.after.adapter)) == {"adapter"}
 
 
 FOREIGN = {

@@ -51,6 +51,11 @@ def one_attempt_closes_two_rounds(history, found):
     found.append({**found[-1], "body": closing(2, 3)})
 
 
+@lie("it averages rounds otherwise than the study", of=story, until=(CLOSED, 2))
+def a_round_leaves_an_average_that_its_study_does_not(history, found):
+    found[-1]["body"]["average_sha256"] = "ab" * 32
+
+
 @lie("has no attempt that was unmasked", of=story, until=(CLOSED, 2))
 def a_round_closes_twice(history, found):
     found.append(found[-1])

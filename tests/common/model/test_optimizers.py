@@ -1,5 +1,7 @@
 """Optimisers: the textbook's steps, and the same steps after a restart."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from grandrounds.common.model.optimizers import ADAM_EPSILON, make_optimizer
+from grandrounds.common.model.optimizers import ADAM_EPSILON, Adam, KnownNoise, make_optimizer
 
 NAMES = ("sgd", "momentum", "adam")
-OPTIONS = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95}
+OPTIONS: dict[str, Any] = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95}
 STEPS, SIZE = 12, 6
 # Subnormal squares are where two orders of the same operations may differ.
 NUMBERS = st.floats(-10, 10).filter(lambda number: number == 0 or abs(number) > 1e-100)
@@ -99,3 +101,61 @@ def test_whoever_holds_a_state_cannot_change_the_optimizer_by_it(name):
         array += 7
     gradient = np.array([3.0, -1.0, 2.0])
     np.testing.assert_array_equal(optimizer.step(np.zeros(3), gradient), untouched.step(np.zeros(3), gradient))
+
+
+# --- what noise leaves of second moments ------------------------------------------------------------------------------
+
+COUNT, SIGNAL, NOISE = 40_000, 1.0, 2.0
+NOISY = SIGNAL * np.sign(np.arange(COUNT) % 2 - 0.5) + NOISE * np.random.default_rng(3).standard_normal(COUNT)
+
+
+def shared(gradient, variance=NOISE**2):
+    """A tensor's noise, whose second moment is that of all its numbers."""
+    return KnownNoise(variance=variance, square=np.array([np.mean(gradient**2)]), alike=len(gradient))
+
+
+def first_step(noise, gradient=NOISY):
+    return make_optimizer("adam", **OPTIONS, noise=noise).step(np.zeros_like(gradient), gradient)
+
+
+def test_a_tensor_s_step_is_as_long_as_if_its_second_moment_were_that_of_the_signal():
+    np.testing.assert_allclose(first_step(shared(NOISY)), -0.05 * NOISY / SIGNAL, rtol=0.1)
+
+
+def test_second_moments_that_the_noise_is_left_in_would_make_it_shorter(monkeypatch):
+    monkeypatch.setattr(Adam, "_without_noise", lambda self, square, noise, weight: square)
+    assert np.abs(first_step(shared(NOISY))).max() < 0.5 * 0.05 * np.abs(NOISY).max() / SIGNAL
+
+
+@pytest.mark.parametrize(("alike", "steps_taken"), [(1, 1), (1, 3), (50, 1), (50, 3)])
+def test_where_there_is_nothing_but_noise_a_standard_error_of_it_is_left(alike, steps_taken):
+    noise = KnownNoise(variance=4.0, square=np.array([1e-9]), alike=alike)
+    optimizer = make_optimizer("adam", **OPTIONS, noise=noise)
+    for _ in range(steps_taken):
+        moved = optimizer.step(np.zeros(1), np.ones(1))
+    weights = 0.05 * 0.95 ** np.arange(steps_taken) / (1 - 0.95**steps_taken)
+    error = 4.0 * np.sqrt(2 / alike * np.sum(weights**2))
+    np.testing.assert_allclose(moved, -0.05 / np.sqrt(error), rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(gradients=GRADIENTS)
+def test_without_noise_nothing_is_corrected(gradients):
+    start = np.linspace(-1, 1, SIZE)
+    plain = steps(make_optimizer("adam", **OPTIONS), start, gradients)
+    corrected = steps(make_optimizer("adam", **OPTIONS, noise=KnownNoise(variance=0.0)), start, gradients)
+    np.testing.assert_array_equal(corrected, plain)
+
+
+def test_corrected_steps_resumed_from_a_state_equal_uninterrupted_ones():
+    options = {**OPTIONS, "noise": KnownNoise(variance=0.5)}
+    before, after = make_optimizer("adam", **options), make_optimizer("adam", **options)
+    gradients = [np.array([3.0, -1.0, 0.5]), np.array([0.1, 0.2, -2.0])]
+    before.step(np.zeros(3), gradients[0])
+    state = before.state
+    after.restore(state)
+    np.testing.assert_array_equal(after.step(np.ones(3), gradients[1]), before.step(np.ones(3), gradients[1]))
+    forgotten = make_optimizer("adam", **options)
+    forgotten.restore({name: value for name, value in state.items() if name != "noise"})
+    after.restore(state)
+    assert not np.array_equal(forgotten.step(np.ones(3), gradients[1]), after.step(np.ones(3), gradients[1]))

@@ -57,7 +57,13 @@ def complete(**privacy: Any) -> dict[str, Any]:
             **privacy,
         },
         "data": {"evaluation": "synthetic"},
-        "training": {"max_attempts": 24, "answer_after_s": 60.0, "physical_batch": 4},
+        "training": {
+            "max_attempts": 24,
+            "answer_after_s": 60.0,
+            "physical_batch": 4,
+            "averaging": "mean",
+            "averaged_rounds": 2,
+        },
         "secagg": {"threshold": 4, "modulus_bits": 32},
         "sites": SITES,
     }
@@ -71,6 +77,7 @@ def manifest_fields(study: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "site_keys": {name: KEYS[name] for name in names},
         "server_key": "ff" * 32,
         "dimension": 96,
+        "tensor_sizes": [32, 64],
         "model_sha256": "cd" * 32,
         "frozen_adapter_sha256": "ef" * 32,
         "adapter_layout_sha256": "fe" * 32,
@@ -102,7 +109,21 @@ def replaced(value: Any, path: tuple[Any, ...], leaf: Any) -> Any:
 
 def others(leaf: Any) -> list[Any]:
     """Values near one, of which some field of a study accepts at least one."""
-    words = ["local", "distributed", "lora", "public", "record", "sgd", "adam", "q_proj", "nf4", "auto", "0.1.1"]
+    words = [
+        "local",
+        "distributed",
+        "lora",
+        "public",
+        "record",
+        "sgd",
+        "adam",
+        "q_proj",
+        "nf4",
+        "ema",
+        "cosine",
+        "auto",
+        "0.1.1",
+    ]
     words += ["11" * 32, "2027-01-31", "2026-12-31", "2026-11-29"]
     match leaf:
         case bool():
@@ -128,8 +149,10 @@ def test_a_manifest_read_back_from_its_canonical_form_is_the_same() -> None:
 def test_any_changed_field_changes_the_hash() -> None:
     whole = validated(Manifest, manifest_fields(complete())).model_dump(mode="json")
     hashes = {validated(Manifest, whole).sha256}
-    # These cannot change alone: a site's name is also its key's, and without noise there is no target.
+    # These cannot change alone: a site's name is also its key's, tensors come to the dimension, without noise there is
+    # no target, and under local trust no noise that a step could be corrected by.
     tied = {("study", "privacy", "noise"), *(("study", "sites", i, "name") for i in range(5))}
+    tied |= {("dimension",), ("tensor_sizes", 0), ("tensor_sizes", 1), ("study", "training", "noise_correction")}
     paths = [path for path in leaves(whole) if path not in tied]
     for path in paths:
         accepted = []
@@ -198,6 +221,8 @@ def test_an_instant_after_the_deadline_is_refused() -> None:
         {"server_key": "FF" * 32},
         {"study_id": "ab"},
         {"dimension": 0},
+        {"tensor_sizes": [32, 63]},
+        {"tensor_sizes": [97, -1]},
         {"signature": "ab"},
     ],
 )
@@ -207,14 +232,14 @@ def test_a_manifest_with_keys_or_fields_that_do_not_fit_is_refused(changes: dict
 
 
 def test_a_sum_that_could_wrap_is_refused() -> None:
-    wide = manifest_fields(complete(trust="distributed", noise_multiplier=100.0), dimension=10**9)
+    wide = manifest_fields(complete(trust="distributed", noise_multiplier=100.0), dimension=10**9, tensor_sizes=[10**9])
     with pytest.raises(StudyError, match=r"a sum could reach .* and wrap at 2\*\*31"):
         validated(Manifest, wide)
 
 
 def test_noise_that_the_sampler_cannot_draw_exactly_is_refused_before_anything_runs() -> None:
     with pytest.raises(PrivacyError, match="a site's noise would have a standard deviation of"):
-        validated(Manifest, manifest_fields(complete(noise_multiplier=1000), dimension=2**32))
+        validated(Manifest, manifest_fields(complete(noise_multiplier=1000), dimension=2**32, tensor_sizes=[2**32]))
     with pytest.raises(PrivacyError, match="gradients would have to be up to"):
         validated(Manifest, manifest_fields(complete(noise_multiplier=1e-5), dimension=96))
 
@@ -225,7 +250,7 @@ def test_the_lattice_is_as_fine_as_the_narrowest_layer_of_noise_needs_and_no_fin
     trust: str, noise_multiplier: float
 ) -> None:
     whole = complete(trust=trust, noise_multiplier=noise_multiplier)
-    manifest = validated(Manifest, manifest_fields(whole, dimension=9))
+    manifest = validated(Manifest, manifest_fields(whole, dimension=9, tensor_sizes=[9]))
     noise, coarse = manifest.site_noise, Lattice(dimension=9, clipping_norm=manifest.lattice.clipping_norm)
     assert noise is not None
     least = min(noise.stddev, *(layer.stddev for layer in noise.layers), 1 << 30)

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from grandrounds.common.errors import EnvelopeError
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.optimizers import ADAM_EPSILON
 from grandrounds.common.protocol.messages import pack
-from grandrounds.common.study.step import LastStep, Missing, Trained, mean_gradient, step, sum_bytes, sum_from_bytes
+from grandrounds.common.study.step import (
+    LastStep,
+    Missing,
+    Trained,
+    mean_gradient,
+    step,
+    sum_bytes,
+    sum_from_bytes,
+)
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 TRUSTS = ("distributed", "local")
@@ -30,11 +39,27 @@ TRAINING = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95}
 KNOWN = json.loads((VECTORS / "step.json").read_text(encoding="utf-8"))
 
 
-def manifest_of(optimizer: str, trust: str = "distributed") -> Any:
+# What each round's number changes; the known steps' ``levers``.
+LEVERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "decay, coordinate": {"noise_correction": "coordinate", "weight_decay": 0.25, "rate_decay": "inverse-sqrt"},
+    "tensor": {"noise_correction": "tensor"},
+    "linear, mean": {"rate_decay": "linear", "warmup_rounds": 1, "averaging": "mean", "averaged_rounds": 3},
+    "cosine, ema": {"rate_decay": "cosine", "warmup_rounds": 2, "averaging": "ema", "averaged_rounds": 4},
+}
+
+
+@cache
+def manifest_of(optimizer: str, trust: str = "distributed", levers: str = "none") -> Any:
+    training = {**TRAINING, "rounds": 6, "max_attempts": 6, "optimizer": optimizer, **LEVERS[levers]}
     study = small_study(
-        (3, 4, 5, 6, 7), trust=trust, training={**TRAINING, "optimizer": optimizer}, secagg={"update_range": 0.3}
+        (3, 4, 5, 6, 7),
+        trust=trust,
+        training=training,
+        secagg={"update_range": 0.3},
+        noise_multiplier=10.0 if "noise_correction" in training else None,
     )
-    return small_manifest(study, IDENTITIES, SERVER, dimension=D)
+    return small_manifest(study, IDENTITIES, SERVER, dimension=D, tensor_sizes=[1, D - 1])
 
 
 MANIFESTS = {(optimizer, trust): manifest_of(optimizer, trust) for optimizer in OPTIMIZERS for trust in TRUSTS}
@@ -51,6 +76,19 @@ def single(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
+# By round: what the rate is multiplied by, and the weight of the adapter in the average.
+BY_ROUND = {
+    "none": ([1.0] * 6, [1.0] * 6),
+    "decay, coordinate": ([1 / math.sqrt(round_) for round_ in range(1, 7)], [1.0] * 6),
+    "tensor": ([1.0] * 6, [1.0] * 6),
+    "linear, mean": ([1 / 2, 1.0, 4 / 5, 3 / 5, 2 / 5, 1 / 5], [1.0, 1.0, 1.0, 1.0, 1 / 2, 1 / 3]),
+    "cosine, ema": (
+        [1 / 3, 2 / 3, 1.0, (2 + math.sqrt(2)) / 4, 1 / 2, (2 - math.sqrt(2)) / 4],
+        [1, 1 / 2] + 4 * [2 / 5],
+    ),
+}
+
+
 def gradient_of(trust: str, number: int) -> float:
     """The mean gradient of one coordinate, in float64, from the centred sum."""
     manifest = MANIFESTS["sgd", trust]
@@ -60,36 +98,61 @@ def gradient_of(trust: str, number: int) -> float:
     return -(number / manifest.fixed_point.scale) / (units / (3 + 4 + 5 + 6 + 7))
 
 
-def reference(optimizer: str, trust: str, adapter: list[float], sums: list[list[int]]) -> tuple[bytes, bytes]:
-    """The steps in plain Python, one number after the other: the adapter, and what the optimiser remembers."""
-    rate, beta1, beta2 = (single(TRAINING[name]) for name in ("learning_rate", "beta1", "beta2"))
-    rest1, rest2 = single(1 - TRAINING["beta1"]), single(1 - TRAINING["beta2"])
+def reference(
+    optimizer: str, trust: str, adapter: list[float], sums: list[list[int]], levers: str = "none"
+) -> tuple[bytes, bytes]:
+    """The steps in plain Python, one number after the other: the adapter, and what is remembered of the steps."""
+    factors, weights = BY_ROUND[levers]
+    correction, weight_decay = (LEVERS[levers].get(name, 0) for name in ("noise_correction", "weight_decay"))
+    beta1, beta2 = TRAINING["beta1"], TRAINING["beta2"]
+    rest1, rest2 = single(1 - beta1), single(1 - beta2)
+    # Of four survivors each has all of its noise in the sum: a share of a quarter, and a layer of 1/3 - 1/4.
+    claimed, unit = 10 * manifest_of(optimizer, trust, levers).lattice.sensitivity, gradient_of(trust, 1)
+    variance_in_sum = 4 * (math.ceil(claimed / math.sqrt(4)) ** 2 + math.ceil(claimed / math.sqrt(12)) ** 2)
+    noise = variance_in_sum * unit * unit if correction else 0.0
     power1 = power2 = 1.0
-    remembered = [[0.0] * D, [0.0] * D]
+    moment = variance = 0.0
+    average, mean, square, velocity = list(adapter), [0.0] * D, [0.0] * D, [0.0] * D
     for number, total in enumerate(sums):
-        power1, power2 = power1 * TRAINING["beta1"], power2 * TRAINING["beta2"]
+        exact, weight = TRAINING["learning_rate"] * factors[number], weights[number]
+        rate, kept = single(exact), single(1 - exact * weight_decay)
+        power1, power2 = power1 * beta1, power2 * beta2
+        moment = beta2 * moment + (1 - beta2) * noise
+        variance = beta2 * beta2 * variance + (1 - beta2) * (1 - beta2) * 2 * noise * noise
         for i in range(D):
             gradient = single(gradient_of(trust, total[i]))
+            squared, alike = single(gradient * gradient), 1
+            if correction == "tensor":
+                tensor = total[:1] if i == 0 else total[1:]
+                alike = len(tensor)
+                squared = single(sum(value * value for value in tensor) * unit * unit / alike)
             change = single(rate * gradient)
             if optimizer == "momentum":
-                velocity = gradient if number == 0 else single(single(beta1 * remembered[0][i]) + gradient)
-                remembered[0][i], change = velocity, single(rate * velocity)
+                velocity[i] = gradient if number == 0 else single(single(single(beta1) * velocity[i]) + gradient)
+                change = single(rate * velocity[i])
             elif optimizer == "adam":
-                mean = single(single(beta1 * remembered[0][i]) + single(rest1 * gradient))
-                square = single(single(beta2 * remembered[1][i]) + single(rest2 * single(gradient * gradient)))
-                remembered[0][i], remembered[1][i] = mean, square
-                root = single(math.sqrt(single(square / single(1 - power2))))
-                above = single(rate * single(mean / single(1 - power1)))
-                change = single(above / single(root + single(ADAM_EPSILON)))
-            adapter[i] = single(adapter[i] - change)
-    kept = remembered[: {"sgd": 0, "momentum": 1, "adam": 2}[optimizer]]
-    state = b"".join(struct.pack(f"<{D}f", *numbers) for numbers in kept)
-    return struct.pack(f"<{D}f", *adapter), state + (struct.pack("<2d", power1, power2) if optimizer == "adam" else b"")
+                mean[i] = single(single(single(beta1) * mean[i]) + single(rest1 * gradient))
+                square[i] = single(single(single(beta2) * square[i]) + single(rest2 * squared))
+                unbiased = single(square[i] / single(1 - power2))
+                if correction:
+                    least = single(math.sqrt(variance / alike) / (1 - power2))
+                    unbiased = max(single(unbiased - single(moment / (1 - power2))), least)
+                above = single(rate * single(mean[i] / single(1 - power1)))
+                change = single(above / single(single(math.sqrt(unbiased)) + single(ADAM_EPSILON)))
+            adapter[i] = single(single(adapter[i] * kept) - change)
+            moved = single(average[i] + single(single(weight) * single(adapter[i] - average[i])))
+            average[i] = adapter[i] if weight == 1 else moved
+    state = [] if "averaging" not in LEVERS[levers] else average
+    state = state + {"sgd": [], "momentum": velocity, "adam": mean}[optimizer]
+    state += [] if optimizer != "adam" else square[:2] if correction == "tensor" else square
+    pairs = ([power1, power2] if optimizer == "adam" else []) + ([moment, variance] if correction else [])
+    kept_bytes = struct.pack(f"<{len(state)}f", *state) + struct.pack(f"<{len(pairs)}d", *pairs)
+    return struct.pack(f"<{D}f", *adapter), kept_bytes
 
 
-def taken(manifest: Any, sums: list[list[int]], start: Trained) -> Trained:
-    for total in sums:
-        start = step(manifest, start, np.array(total, dtype=np.int64), SURVIVORS)
+def taken(manifest: Any, sums: list[list[int]], start: Trained, *, done: int = 0) -> Trained:
+    for round_, total in enumerate(sums, start=1 + done):
+        start = step(manifest, start, np.array(total, dtype=np.int64), SURVIVORS, round_=round_, shown=())
     return start
 
 
@@ -97,44 +160,61 @@ def first() -> Trained:
     return Trained(adapter=np.array([0.0, 1.0, -0.25, 1e-3], dtype=np.float32))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "levers"),
+    [
+        ("sgd", "none"),
+        ("momentum", "cosine, ema"),
+        *(("adam", levers) for levers in ("none", "linear, mean", "decay, coordinate", "tensor")),
+    ],
+)
 @settings(max_examples=60, deadline=None)
 @given(sums=st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=D, max_size=D), min_size=1, max_size=6))
-def test_a_step_has_the_bits_of_arithmetic_that_is_rounded_once_an_operation(optimizer, sums):
-    manifest = MANIFESTS[optimizer, "distributed"]
+def test_a_step_has_the_bits_of_arithmetic_that_is_rounded_once_an_operation(optimizer, levers, sums):
+    manifest = manifest_of(optimizer, levers=levers)
     after = taken(manifest, sums, first())
-    adapter, state = reference(optimizer, "distributed", first().adapter.tolist(), sums)
+    adapter, state = reference(optimizer, "distributed", first().adapter.tolist(), sums, levers)
     assert vector_bytes(after.adapter).hex() == adapter.hex()
     assert after.optimizer.hex() == state.hex()
 
 
+def known_manifest(known: dict[str, Any]) -> Any:
+    return manifest_of(known["optimizer"], known["trust"], known["levers"])
+
+
 @pytest.mark.parametrize("block", [1, 3])
-@pytest.mark.parametrize("known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}")
+@pytest.mark.parametrize(
+    "known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}, {known['levers']}"
+)
 def test_a_step_has_the_same_bits_in_blocks_of_any_size(known, block, monkeypatch):
     monkeypatch.setattr("grandrounds.common.study.step._BLOCK", block)
-    after = taken(MANIFESTS[known["optimizer"], known["trust"]], known["sums"], first())
+    after = taken(known_manifest(known), known["sums"], first())
     assert (vector_bytes(after.adapter).hex(), after.optimizer.hex()) == (known["adapter"], known["state"])
 
 
-@pytest.mark.parametrize("known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}")
+@pytest.mark.parametrize(
+    "known", KNOWN["steps"], ids=lambda known: f"{known['optimizer']}, {known['trust']}, {known['levers']}"
+)
 def test_known_steps_have_their_known_bits(known):
-    manifest = MANIFESTS[known["optimizer"], known["trust"]]
+    manifest = known_manifest(known)
     after = taken(manifest, known["sums"], first())
     assert (vector_bytes(after.adapter).hex(), after.optimizer.hex()) == (known["adapter"], known["state"])
     totals = [sum_bytes(manifest, np.array(total, dtype=np.int64)).hex() for total in known["sums"]]
     assert totals == known["sum_bytes"]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("trust", TRUSTS)
-def test_steps_go_on_from_what_was_sent_or_stored_as_they_would_have_without(optimizer, trust):
-    manifest, sums = MANIFESTS[optimizer, trust], [[5, -7, 1000, 0], [1, 2, 3, 4], [-9, 8, -7, 6]]
+@pytest.mark.parametrize(
+    ("optimizer", "trust", "levers"),
+    [*((optimizer, trust, "none") for optimizer in OPTIMIZERS for trust in TRUSTS), ("sgd", "local", "linear, mean")],
+)
+def test_steps_go_on_from_what_was_sent_or_stored_as_they_would_have_without(optimizer, trust, levers):
+    manifest, sums = manifest_of(optimizer, trust, levers), [[5, -7, 1000, 0], [1, 2, 3, 4], [-9, 8, -7, 6]]
     whole = taken(manifest, sums, first())
     for cut in range(len(sums)):
         middle = taken(manifest, sums[:cut], first())
         sent = Missing.parse(b"".join(Missing(before=middle, total=b"").packed()), dimension=D)
         assert sent.before is not None
-        after = taken(manifest, sums[cut:], sent.before)
+        after = taken(manifest, sums[cut:], sent.before, done=cut)
         assert (after.adapter_sha256, after.optimizer_sha256) == (whole.adapter_sha256, whole.optimizer_sha256)
 
 
@@ -150,7 +230,7 @@ def test_what_the_optimiser_remembers_matters(optimizer):
 @pytest.mark.parametrize("size", [1, 4 * D - 1, 4 * D + 1, 8 * D, 8 * D + 8, 100])
 def test_what_no_optimiser_of_the_study_remembers_is_refused(optimizer, size):
     with pytest.raises(EnvelopeError, match="does not remember"):
-        step(MANIFESTS[optimizer, "local"], replace(first(), optimizer=bytes(size)), np.zeros(D, np.int64), SURVIVORS)
+        taken(MANIFESTS[optimizer, "local"], [[0] * D], replace(first(), optimizer=bytes(size)))
 
 
 @pytest.mark.parametrize(("trust", "size"), [("distributed", 4), ("local", 2)])
@@ -174,6 +254,17 @@ def test_a_sum_is_divided_by_nominal_units_of_its_survivors_alone():
     np.testing.assert_allclose(
         mean_gradient(local, aggregate, SURVIVORS), -1000 / local.fixed_point.scale * 25 / units, rtol=1e-12
     )
+
+
+def test_what_noise_was_taken_off_a_sum_is_no_longer_corrected() -> None:
+    manifest, total = manifest_of("adam", levers="tensor"), np.array([500, -700, 1000, 3])
+    assert manifest.site_noise is not None
+    base, layer = manifest.site_noise.stddev, manifest.site_noise.layers[0].stddev
+    everyone, two = tuple(IDENTITIES), ("site-1", "site-4")
+    assert manifest.variance_in_sum(everyone, shown=two) == 5 * base**2 + 3 * layer**2
+    assert manifest.variance_in_sum(SURVIVORS, shown=two) == 4 * (base**2 + layer**2), "of so few nothing is taken off"
+    taken_off = [step(manifest, first(), total, everyone, round_=1, shown=shown) for shown in ((), two, everyone)]
+    assert len({after.optimizer_sha256 for after in taken_off}) == 3
 
 
 def test_a_site_is_sent_what_it_lacks_and_no_more():

@@ -10,7 +10,8 @@ from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.schema import read_settings, validated
 from grandrounds.common.study.completion import complete_study, default_delta, schedule_of
-from grandrounds.common.study.study import Study, TrainingSection, read_study
+from grandrounds.common.study.study import Study, read_study
+from grandrounds.common.study.training import TrainingSection
 
 SITES = [{"name": f"site-{i}", "nominal_units": 20} for i in range(1, 6)]
 
@@ -81,6 +82,19 @@ def cost(study: Study) -> float:
         ({"privacy": {"sites_per_patient": 6}}, "sites_per_patient: above the number of sites"),
         ({"training": {"local_steps": 2}}, "training.local_steps: "),
         ({"secagg": {"modulus_bits": 16}}, "distributed trust sums noisy integers"),
+        ({"training": {"optimizer": "sgd", "noise_correction": "tensor"}}, "training.noise_correction: sgd has no"),
+        (
+            {"privacy": {"trust": "local"}, "training": {"noise_correction": "coordinate"}},
+            "training.noise_correction: under local trust",
+        ),
+        (
+            {"training": {"learning_rate": 2.0, "weight_decay": 0.5}},
+            "training.weight_decay: 0.5 at a learning rate of 2",
+        ),
+        ({"training": {"rounds": 3, "warmup_rounds": 3}}, "training.warmup_rounds: 3 of 3 rounds"),
+        ({"training": {"averaging": "mean"}}, "training.averaged_rounds: 1 of 4 rounds, averaging mean"),
+        ({"training": {"averaged_rounds": 2}}, "training.averaged_rounds: 2 of 4 rounds, averaging none"),
+        ({"training": {"averaging": "ema", "averaged_rounds": 5}}, "training.averaged_rounds: 5 of 4 rounds"),
         ({"training": {"rounds": 9, "max_attempts": 8}}, "max_attempts: 8 attempts do not suffice for 9 rounds"),
         ({"secagg": {"threshold": 6}}, "secagg.threshold: 6 sites must answer, but there are 5"),
         ({"secagg": {"threshold": 3}}, "secagg.threshold: 3 of 5 sites is too low where 1 may be corrupt"),

@@ -5,7 +5,7 @@ from support.study.enrolled_server import SITES, card, initialised, write_study
 
 from grandrounds.client.budget.policy import read_policy, violations
 from grandrounds.common.errors import DataError, StudyError
-from grandrounds.common.study.study import TrainingSection
+from grandrounds.common.study.training import TrainingSection
 from grandrounds.deploy.enrolment.bundle import Bundle, described
 from grandrounds.deploy.flower.archive import app_sha256
 from grandrounds.deploy.server_ops import bundling

@@ -26,10 +26,14 @@ def write_sums(study: SmallStudy, folder: Path) -> None:
         kept.save_sum(study.manifest, checkpoint.round, checkpoint.last_step)
 
 
-@pytest.fixture(scope="module", params=["sgd", "momentum", "adam"])
+CORRECTED = {"optimizer": "adam", "noise_correction": "tensor", "weight_decay": 0.1}
+AVERAGED = {"optimizer": "momentum", "averaging": "ema", "averaged_rounds": 2, "rate_decay": "cosine"}
+
+
+@pytest.fixture(scope="module", params=[{"optimizer": "sgd"}, AVERAGED, CORRECTED])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
     folder = tmp_path_factory.mktemp("finished")
-    study = ran(training={"optimizer": request.param})
+    study = ran(training=request.param)
     study.close(folder)
     write_sums(study, folder)
     return study, folder

@@ -31,7 +31,7 @@ from grandrounds.common.protocol.messages import (
 from grandrounds.common.schema import validated
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study.manifest import Countersignature, Manifest
-from grandrounds.common.study.step import LastStep, Trained, step, sum_bytes
+from grandrounds.common.study.step import LastStep, Trained, average_sha256, left, step, sum_bytes
 from grandrounds.common.study.study import Study
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
@@ -145,9 +145,9 @@ class History:
     def close_round(self, round_: Round) -> None:
         """The adapter takes the step of the round's sum."""
         before = self.last_step.after
-        after = step(self.manifest, before, round_.aggregate, round_.survivors)
+        after = step(self.manifest, before, round_.aggregate, round_.survivors, round_=round_.number, shown=())
         self.last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, round_.aggregate))
-        round_.ledger.append(round_closed(round_.outcomes[-1].attempt, round_.number, self.last_step))
+        round_.ledger.append(round_closed(self.manifest, round_.outcomes[-1].attempt, round_.number, self.last_step))
 
     def begin_with(self, lines: Sequence[bytes], *, shown: Sequence[bytes] | None = None) -> bytes:
         """The Begin of the attempt that ends ``lines``, whatever they are; ``shown`` is what is sent with it."""
@@ -242,7 +242,7 @@ class History:
     @property
     def weights(self) -> bytes:
         """The adapter that the study leaves, as its file has it."""
-        return save({"model.layer.lora_B.weight": self.last_step.after.adapter[None]})
+        return save({"model.layer.lora_B.weight": left(self.manifest, self.last_step.after)[None]})
 
     def report(self, epsilon: float | None = None) -> bytes:
         """A report as far as a site reads it."""
@@ -293,7 +293,7 @@ def two_rounds() -> History:
     return made
 
 
-def round_closed(attempt: int, round_: int, last_step: LastStep) -> entries.RoundClosed:
+def round_closed(manifest: Manifest, attempt: int, round_: int, last_step: LastStep) -> entries.RoundClosed:
     """The entry of a round whose sum led to ``last_step``."""
     return entries.RoundClosed(
         attempt=attempt,
@@ -301,6 +301,7 @@ def round_closed(attempt: int, round_: int, last_step: LastStep) -> entries.Roun
         sum_sha256=sha256(last_step.total),
         adapter_sha256=last_step.after.adapter_sha256,
         optimizer_sha256=last_step.after.optimizer_sha256,
+        average_sha256=average_sha256(manifest, last_step.after),
     )
 
 

@@ -96,6 +96,7 @@ def small_manifest(study: Study, identities: Mapping[str, Identity], server: Ide
         "frozen_adapter_sha256": "33" * 32,
         "adapter_layout_sha256": "34" * 32,
         "adapter_sha256": vector_sha256(np.zeros(changes["dimension"], np.float32)),
+        "tensor_sizes": [changes["dimension"]],
         "package_version": __version__,
         "package_sha256": running_sha256(),
         "app_sha256": "44" * 32,
@@ -205,7 +206,7 @@ class Federation:
         self.ledger = agreed_ledger(self.manifest, self.identities, self.server, self.lines.append)
         self.workers = {name: self.worker(name) for name in names}
 
-    def pin(self, **changes: str) -> None:
+    def pin(self, **changes: Any) -> None:
         """Other fields of the manifest, such as a model's hash: a study that nobody has begun."""
         self.manifest = self.manifest.model_copy(update=changes)
         self.lines.clear()

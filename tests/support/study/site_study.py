@@ -57,6 +57,7 @@ class SiteStudy:
             frozen_adapter_sha256=self.model.frozen_adapter_sha256,
             connection_sha256=connection_sha256(ADDRESS, (self._tls / CA_CERTIFICATE).read_bytes()),
             adapter_layout_sha256=self.model.adapter_layout_sha256,
+            tensor_sizes=self.model.layout.sizes,
         )
         return federation
 

@@ -71,6 +71,7 @@ class SmallStudy(Federation):
             self.identities,
             self.server,
             dimension=self.dimension,
+            tensor_sizes=TRAINED.sizes,
             frozen_adapter_sha256=frozen,
             adapter_layout_sha256=WHOLE.sha256,
             **self.manifest_fields,
