@@ -36,7 +36,6 @@ from ...server.run.study_run import StudyRun, check_ledger_of
 from ..builtin.models import base_model_folder
 from .archive import app_sha256
 from .concurrent_grid import ConcurrentGrid
-from .simulation import simulate_in_flower
 
 app = ServerApp()
 
@@ -66,6 +65,8 @@ def _simulate(grid: Grid, context: Context) -> None:
             fix="name that SuperLink too: FLWR_HOME=DIR/flower/home flwr run APP study --run-config 'server=\"DIR\"'",
         )
     _check_archive(grid, app_sha256())
+    from .simulation import simulate_in_flower  # with all that sites train with
+
     simulate_in_flower(grid, context.run_config)
 
 

@@ -35,7 +35,7 @@ from types import SimpleNamespace
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.object_ref import load_app
 app = load_app("grandrounds.deploy.flower.server_app:app", RuntimeError, Path(sys.argv[1]))
-print(sys.modules["grandrounds"].__file__)
+print(sys.modules["grandrounds"].__file__, "torch" in sys.modules)
 from grandrounds.deploy.simulation.local_grid import LocalGrid, local_context
 grid = LocalGrid({}, lambda site, message: False)
 grid.set_run(replace(grid.run, fab_hash=hashlib.sha256(build_fab_from_disk(Path(sys.argv[1]))).hexdigest()))
@@ -101,7 +101,9 @@ def test_a_changed_copy_of_the_package_in_an_archive_is_loaded_by_flower_and_ref
     (copy / "__init__.py").write_bytes((ROOT / "__init__.py").read_bytes() + b"# changed\n")
     command = [sys.executable, "-P", "-c", RUN, copy.parent, folder.path]
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert ran.stdout.split() == [str(copy / "__init__.py")], "Flower prefers it to what is installed"
+    assert ran.stdout.split() == [str(copy / "__init__.py"), "False"], (
+        "Flower prefers it to what is installed, and no model's libraries are loaded for a run that is refused"
+    )
     assert "grandrounds: the study runs grandrounds" in ran.stderr
     assert not folder.is_running
 
