@@ -3,12 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.network.loopback import until
+from support.process.forked import Forked, commanded
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.deploy.cli.main import main
@@ -334,20 +335,11 @@ def test_ctrl_c_before_a_study_was_begun_sends_nobody_to_resume_it(
 
 def test_ctrl_c_ends_it_and_what_is_written_is_whole(arguments: list[str], tmp_path: Path) -> None:
     long = [argument for argument in arguments if not argument.startswith("--rounds")]
-    program = Path(sys.executable).with_name("grandrounds")
-    with subprocess.Popen(
-        [program, *long, "--rounds=2000", "--max-attempts=2000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell starts in the background ignores Ctrl-C, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        seen = next((line for line in iter(process.stdout.readline, "") if line.startswith("round")), "no round closed")
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=120)
-        assert process.returncode == 1, (seen, message)
+    program = Forked(commanded(*long, "--rounds=2000", "--max-attempts=2000"))
+    until(lambda: "\nround" in program.out.read_text(), "a round is closed")
+    os.kill(program.pid, signal.SIGINT)
+    assert program.wait() == 1
+    message = program.err.read_text()
     assert "stopped" in message.lower()
     assert "Traceback" not in message
     assert f"grandrounds simulate --resume --output {tmp_path / 'study'}" in message

@@ -5,17 +5,17 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.network.loopback import has_ended, until
 from support.network.real_federation import PROGRAM, descendants
+from support.process.forked import forked
 from support.process.other_users import AS_ROOT, done_as, open_folder, reachable_by_all, user
 from support.study.site_study import ADDRESS, SiteStudy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.site import assembly
 from grandrounds.client.site.prepared import lock_of
 from grandrounds.client.worker_socket import health
 from grandrounds.common.errors import StudyError
@@ -221,25 +221,16 @@ def test_a_site_that_has_joined_nothing_starts_nothing(tmp_path):
         site_programs.node(folder, folder.of("ab" * 32), stopped=lambda: True)
 
 
-def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(tmp_path):
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from grandrounds.client.site import assembly\n"
-        "from grandrounds.client.site.folder import SiteFolder\n"
-        "from grandrounds.deploy.site_ops import programs\n"
-        "def fails(folder, study):\n"
-        "    raise ValueError('a record: ' + ' '.join(['no', 'complaints']))\n"
-        "assembly.open_site = fails\n"
-        "folder = SiteFolder(Path(sys.argv[1]))\n"
-        "programs.worker(folder, folder.study())\n"
-    )
-    command = [sys.executable, "-c", program, joined(tmp_path).path]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.endswith("ValueError\n")
-    assert "in fails" in ended.stderr
-    assert "no complaints" not in ended.stderr
+def test_a_worker_that_meets_what_nobody_expected_says_where_and_quotes_nothing(away, monkeypatch):
+    def fails(folder, study):
+        raise ValueError("a record: " + " ".join(["no", "complaints"]))
+
+    monkeypatch.setattr(assembly, "open_site", fails)
+    status, _, complaint = forked(lambda: site_programs.worker(away, away.study()))
+    assert status == 1
+    assert complaint.endswith("ValueError\n")
+    assert "in fails" in complaint
+    assert "no complaints" not in complaint
 
 
 def test_a_study_is_started_once_and_by_nobody_while_its_node_s_port_is_another_s(away, monkeypatch):

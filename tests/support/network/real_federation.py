@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from grandrounds.common.system.ports import listens
 from grandrounds.common.system.processes import PROGRAM, Process, environment
 from grandrounds.deploy.bench.loopback import LoopbackFederation, descendants
 from support.ledger.left_on_disk import Left
+from support.process.forked import commanded, forked
 
 SITES = ("north", "south", "west")
 
@@ -37,10 +37,9 @@ class RealFederation(LoopbackFederation):
 
     def call(self, *arguments: str | Path, fails: bool = False) -> str:
         """What a command prints; it succeeds, or ``fails`` with a diagnosis."""
-        command = [str(argument) for argument in (PROGRAM, *arguments)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == int(fails), done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
+        status, said, complaint = forked(commanded(*arguments))
+        assert status == int(fails), said + complaint
+        return complaint if fails else said
 
     def kill(self, *names: str) -> None:
         """SIGKILL, to them and to all that they have started."""
