@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from multiprocessing import forkserver
 
 import pytest
 
@@ -26,6 +27,13 @@ def test_the_noise_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
     assert figures["numpy_ratio"] > 0
 
 
+@pytest.fixture
+def no_forkserver() -> None:
+    """As for a command: one that another test had started would not have loaded the libraries."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("no_forkserver")
 def test_the_step_benchmark_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["dp-step", "--model=tiny", "--tokens=64", "--batch=32", "--records=64", "--repetitions=1", "--json"]
     figures = json.loads(run(arguments, monkeypatch, capsys))
