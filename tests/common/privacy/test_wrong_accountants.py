@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def _claimed(schedule: Schedule, delta: float) -> float:
     return accountant.epsilon(schedule, delta=delta).epsilon
 
 
+@cache
 def _recomputed(schedule: Schedule, delta: float) -> float:
     return recomputed_epsilon(schedule, delta=delta)
 

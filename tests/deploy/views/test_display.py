@@ -42,12 +42,13 @@ class Study:
         noise_multiplier: float | None = 1.5,
         lost: Collection[tuple[int, str]] = frozenset({(2, "site-2")}),
         evaluations: int = 100,
+        rounds: int = ROUNDS,
     ) -> None:
         study = small_study(
             [4] * sites,
             noise_multiplier=noise_multiplier,
             privacy={"sampling_probability": 0.25},
-            training={"rounds": ROUNDS, "max_attempts": 4, "evaluations": evaluations},
+            training={"rounds": rounds, "max_attempts": 4, "evaluations": evaluations},
             secagg={"threshold": sites - 1},
         )
         federation = Federation(
@@ -225,7 +226,7 @@ def test_the_picture_fits_its_width(study: Study, width: int) -> None:
 
 
 def test_many_sites_are_marks_without_names() -> None:
-    many = Study(sites=30, noise_multiplier=None)
+    many = Study(sites=30, noise_multiplier=None, rounds=1)
     lines = picture(until(many, 1, "shares"))
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert any("●" * 30 in line for line in lines) and not any("site-1" in line for line in lines)
