@@ -7,11 +7,14 @@ import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A busy machine is no falsifying example.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
-# Its tests wait for real deployments: beside them others compute, and if they were last, nothing would be left to.
-WAITING = Path(__file__).parent / "end_to_end"
+# A busy machine is no falsifying example. A search for one is `make soak`'s, which goes further each time.
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("tests")
+# In this order: tests that wait for real deployments, beside which others compute; files that are long; and the rooms,
+# of which the last are short, so that no process is left alone with much.
+TESTS = Path(__file__).parent
+FIRST = (TESTS / "end_to_end", TESTS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,5 +25,5 @@ def _sites_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the files that wait to the front."""
-    items.sort(key=lambda item: WAITING not in item.path.parents)
+    """Move the files that wait, and those that are long, to the front."""
+    items.sort(key=lambda item: FIRST.index(item.path.parent) if item.path.parent in FIRST else len(FIRST))

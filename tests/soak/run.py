@@ -6,7 +6,7 @@ repeated. What the kills have cost is printed, and kept in ``soak/killed-*``.
 
 Run by ``make soak``, which puts ``tests`` on PYTHONPATH, as every program here needs it. Stop it when you like, and the
 next call goes on where it stopped. Each pass of a property test has a seed of its own: one that fails is printed, and
-``pytest --hypothesis-seed=SEED FILE`` shows the failure again.
+``pytest --hypothesis-profile=soak --hypothesis-seed=SEED FILE`` shows the failure again.
 An input that breaks a parser is kept in ``soak/fuzz``; ``tests/soak/fuzz.py`` says how to feed it again.
 """
 
@@ -48,8 +48,8 @@ def steps() -> Iterator[tuple[str, list[str]]]:
     for number in range(1, PASSES + 1):
         yield f"{number} kill a simulation at every write", ["-m", "soak.killed_simulation"]
         for path in property_tests():
-            seed = f"--hypothesis-seed={secrets.randbits(32)}"
-            yield f"{number} {path.relative_to(ROOT)}", ["-m", "pytest", "-q", "--no-header", seed, str(path)]
+            search = ["--hypothesis-profile=soak", f"--hypothesis-seed={secrets.randbits(32)}"]
+            yield f"{number} {path.relative_to(ROOT)}", ["-m", "pytest", "-q", "--no-header", *search, str(path)]
 
 
 def main() -> int:

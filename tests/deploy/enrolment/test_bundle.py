@@ -4,7 +4,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.study.federation import small_manifest, small_study
 
@@ -105,7 +105,6 @@ def whole(tmp_path_factory):
 
 
 @given(st.data())
-@settings(max_examples=300)
 def test_whatever_lies_in_its_place_is_the_bundle_or_is_refused(whole, data):
     bundle, path, content = whole
     changed = bytearray(content)

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType, MetricR
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.study.federation import Federation, small_study
 
@@ -200,7 +200,6 @@ class Inflating(LocalGrid):
 
 
 @given(st.data())
-@settings(max_examples=200)
 def test_whatever_a_node_sends_is_its_own_answer_or_none_and_the_other_s_stays_what_it_is(data: st.DataObject) -> None:
     def altered(root: str, contents: dict[str, bytes]) -> str:
         objects = sorted(contents)
