@@ -1,5 +1,6 @@
 """What real processes refuse: other nodes' messages, what is repeated or altered, and servers that cannot be known."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.network.certificates import reissue
-from support.network.loopback import Loopback, an_app, free_ports, until
+from support.network.loopback import Loopback, an_app, flwr, free_ports, until
 from support.network.raw_node import RawNode, refused
 from support.network.socket_recorder import SocketRecorder, flipped
 from support.network.tls_server import TlsServer
@@ -22,6 +23,7 @@ from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.system.processes import environment
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 from grandrounds.deploy.enrolment.node_keys import make_node_key
+from grandrounds.deploy.flower.archive import app_folder
 
 OTHER = "site-1"
 NOW = datetime.now(UTC)
@@ -217,3 +219,14 @@ def test_a_node_says_nothing_to_a_server_that_it_cannot_know(said, server, reaso
 def test_who_speaks_without_tls_is_not_heard(loopback):
     with pytest.raises(httpx.TransportError):
         httpx.post(f"http://{loopback.address}/v1/fleet/pull-messages", trust_env=False)
+
+
+def test_a_second_run_of_a_study_ends_at_once_and_says_why_in_its_log(loopback, federation):
+    server, home = loopback.server, {"FLWR_HOME": str(loopback.server.flower_home)}
+    server.study.save_manifest(federation.manifest)
+    with server.running():  # as the first run does
+        config = f"server={json.dumps(str(server.path))}"
+        log = flwr("run", app_folder(), "study", "--run-config", config, "--stream", **home)
+    assert "the study runs already. Why it matters:" in log
+    runs = json.loads(flwr("list", "study", "--format", "json", **home))["runs"]
+    assert [run["status"] for run in runs].count("finished:failed") == 1

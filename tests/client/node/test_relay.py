@@ -2,13 +2,15 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from support.network.loopback import Loopback, an_app, until
+from support.network.loopback import PATIENCE_S, Loopback, an_app, has_ended, until
 from support.process.resident_process import SITE, ResidentProcess, ones
 from support.study.federation import Federation, small_study
 
@@ -133,3 +135,26 @@ def test_who_has_not_the_secret_gets_no_message_and_disturbs_nobody(run, site, t
     assert "Invalid protobuf payload" in site.log("supernode")
     assert Envelope.parse(run.ask(site, b"still there?")).exchange == "refusal"
     assert site.process("flower-supernode") == supernode
+
+
+def test_a_site_tries_until_it_is_enrolled_and_answers_again_after_its_relay_died_with_a_message_in_hand(loopback, app):
+    folder, app_sha256 = app
+    with socket.socket(socket.AF_UNIX) as worker:
+        worker.settimeout(PATIENCE_S)
+        worker.bind(str(loopback.root / "worker.sock"))
+        worker.listen()
+        site = loopback.site("site-1", loopback.root / "worker.sock", app_sha256=app_sha256)
+        loopback.start(site)
+        until(lambda: "code: 2004" in site.log("supernode"), "the server has refused the node")
+        loopback.enroll(site)
+        with loopback.run(folder) as run, ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(run.ask_until_there, site, b"a message")
+            with worker.accept()[0] as in_hand:
+                before = {site.process("flower-supernode"), site.process("grandrounds.client.node.relay")}
+                os.kill(site.process("grandrounds.client.node.relay"), signal.SIGKILL)
+                until(lambda: all(map(has_ended, before)), "the SuperNode has ended, too")
+                in_hand.settimeout(PATIENCE_S)
+                while in_hand.recv(1 << 16):  # to the end: who asked is no longer there
+                    pass
+            worker.accept()[0].close()  # from their successors: silence
+            assert asked.result(PATIENCE_S) == b""

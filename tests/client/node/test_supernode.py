@@ -5,45 +5,15 @@ import os
 import signal
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flwr.supercore.logger import ConsoleHandler
-from support.network.loopback import PATIENCE_S, Loopback, Site, an_app, free_ports, has_ended, until
+from support.network.loopback import Site, free_ports, has_ended, until
 
 from grandrounds.client.node.supernode import _Errors
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, make_certificates
 
 SUPERNODE, RELAY = "flower-supernode", "grandrounds.client.node.relay"
-
-
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory):
-    with Loopback(tmp_path_factory.mktemp("loopback")) as loopback:
-        yield loopback
-
-
-def test_a_site_tries_until_it_is_enrolled_and_answers_again_after_its_relay_died_with_a_message_in_hand(loopback):
-    app, app_sha256 = an_app(loopback.root / "app")
-    with socket.socket(socket.AF_UNIX) as worker:
-        worker.settimeout(PATIENCE_S)
-        worker.bind(str(loopback.root / "worker.sock"))
-        worker.listen()
-        site = loopback.site("site-1", loopback.root / "worker.sock", app_sha256=app_sha256)
-        loopback.start(site)
-        until(lambda: "code: 2004" in site.log("supernode"), "the server has refused the node")
-        loopback.enroll(site)
-        with loopback.run(app) as run, ThreadPoolExecutor(1) as thread:
-            asked = thread.submit(run.ask_until_there, site, b"a message")
-            with worker.accept()[0] as in_hand:
-                before = {site.process(SUPERNODE), site.process(RELAY)}
-                os.kill(site.process(RELAY), signal.SIGKILL)
-                until(lambda: all(map(has_ended, before)), "the SuperNode has ended, too")
-                in_hand.settimeout(PATIENCE_S)
-                while in_hand.recv(1 << 16):  # to the end: who asked is no longer there
-                    pass
-            worker.accept()[0].close()  # from their successors: silence
-            assert asked.result(PATIENCE_S) == b""
 
 
 class Alone:

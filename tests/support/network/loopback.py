@@ -82,14 +82,7 @@ class Loopback:
             listening.bind(str(place))
             listening.listen()
             listening.settimeout(PATIENCE_S)
-            started = subprocess.run(
-                [Path(sys.executable).with_name("flwr"), "run", app, "study", "--run-config", f'test="{place}"'],
-                env=environment(FLWR_HOME=str(self.server.flower / "home")),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert started.returncode == 0, started.stdout + started.stderr
+            flwr("run", app, "study", "--run-config", f'test="{place}"', FLWR_HOME=str(self.server.flower_home))
             peer, _ = listening.accept()
         return Run(Connection(peer.detach()))
 
@@ -166,6 +159,14 @@ class Site:
         """What its ``supernode`` or ``relay`` has logged."""
         path = self.supernode.folder / f"{program}.log"
         return path.read_text() if path.exists() else ""
+
+
+def flwr(*arguments, **variables):
+    """What Flower's command prints."""
+    command, env = [Path(sys.executable).with_name("flwr"), *arguments], environment(**variables)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def an_app(folder, version="1.0.0"):
