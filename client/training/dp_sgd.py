@@ -5,8 +5,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Share:
 
     adapter: Vector
     lattice: Lattice
+    integers: np.dtype[np.integer]
     units: Sequence[Sequence[Example]]
     is_watched: bool
 
@@ -79,11 +80,15 @@ class DpSgd:
     Not covered: a failure of the machine itself (no memory for the sum, a source of units that breaks off) leaves pure
     noise, and where the sampler has several ranks may end this process (``RankLost``). Were a record able to bring one
     about, its presence would move the sum by more than ``lattice.sensitivity``, or show.
+
+    ``integers`` is the type of what is released: int64, or that of residues (``secagg/encoding``), of which memory
+    holds half as many bytes. A sum of residues is the residue of the sum.
     """
 
     sampler: GradSampler
     lattice: Lattice
     mechanism: Mechanism
+    integers: np.dtype[np.integer] = field(default_factory=lambda: np.dtype(np.int64))
     observer: Observer | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +101,8 @@ class DpSgd:
                 fix="use the model, rank and target modules that the study names",
             )
 
-    def release(self, draw: DrawUnits) -> NDArray[np.int64]:
-        """One fresh draw's noised sum, int64 [d], in lattice units.
+    def release(self, draw: DrawUnits) -> NDArray[Any]:
+        """One fresh draw's noised sum, ``integers`` [d], in lattice units.
 
         A draw that cannot be read to its end gives pure noise. Nothing that happens to data raises. An ``observer`` is
         told what was seen, whose figures no noise protects.
@@ -109,10 +114,10 @@ class DpSgd:
             if self.observer is not None:
                 watch.summed(total)
             with watch.timing("noise"):
-                noise.result()
-            total += noise.result()
+                released = noise.result()
+            released += total.view(released.dtype)
         self._tell(watch)
-        return total
+        return released
 
     def train(
         self, draw: DrawUnits, *, adapter: Vector, optimizer: Optimizer, steps: int, denominator: float
@@ -122,16 +127,17 @@ class DpSgd:
         ``denominator`` is public (sampling probability × nominal units), never a count of what was drawn. Everything
         after the noise is post-processing.
         """
-        start = adapter.astype(np.float64)
-        parameters = start
+        parameters: NDArray[np.float64] = adapter.astype(np.float64)
         for _ in range(steps):
             self.sampler.model.set_adapter(parameters.astype(np.float32))
-            gradient = self.lattice.decode(self.release(draw)) / denominator
+            gradient = self.lattice.decode(self.release(draw))
+            gradient /= denominator
             parameters = optimizer.step(parameters, gradient)
-        return parameters - start
+        parameters -= adapter  # of which float64 holds every number
+        return parameters
 
-    def sum_units(self, units: Iterable[Unit], watch: StepWatch | None = None) -> NDArray[np.int64]:
-        """The units' encoded gradients, summed without noise, int64 [d]: not to be released.
+    def sum_units(self, units: Iterable[Unit], watch: StepWatch | None = None) -> NDArray[np.signedinteger]:
+        """The units' encoded gradients, summed without noise, as many bytes as ``integers`` [d]: not to be released.
 
         A unit's gradient is the mean over its records of the gradient of each record's own loss. Of several ranks, each
         sums a part of the units, and this one, the first, adds up: whichever computes a unit, it is the same integers.
@@ -141,10 +147,12 @@ class DpSgd:
             return self.sum_share(units, watch)
         own, *others = _dealt([self._readable(unit) for unit in units], ranks.count)
         adapter, is_watched = self.sampler.model.get_adapter(), self.observer is not None
+        shares = [
+            Share(adapter=adapter, lattice=self.lattice, integers=self.integers, units=one, is_watched=is_watched)
+            for one in others
+        ]
         try:
-            ranks.ask(
-                [Share(adapter=adapter, lattice=self.lattice, units=one, is_watched=is_watched) for one in others]
-            )
+            ranks.ask(shares)
             total = self.sum_share(own, watch)
             _, *seen = ranks.add_up(total, None)
         except Exception as error:  # after which the others' sums would be taken for those of the next step
@@ -152,15 +160,16 @@ class DpSgd:
         watch.elsewhere(seen)
         return total
 
-    def sum_share(self, units: Iterable[Unit], watch: StepWatch) -> NDArray[np.int64]:
+    def sum_share(self, units: Iterable[Unit], watch: StepWatch) -> NDArray[np.signedinteger]:
         """As ``sum_units``, of the units that one rank is dealt.
 
         Some are worked on at a time, so that memory does not grow with their number.
         """
-        total = UnitSum(self.lattice, self.sampler.model.device)
+        total = UnitSum(self.lattice, self.sampler.model.device, bits=8 * self.integers.itemsize)
         for numbers, gradients in watch.timed("gradients", self._unit_gradients(watch.drawn(units), watch)):
             with watch.timing("sums"):
                 watch.norms(numbers, total.add(gradients))
+            del gradients  # while the next ones are computed
         return total.total
 
     def norms(self, units: Iterable[Unit]) -> NDArray[np.float64]:
@@ -181,18 +190,18 @@ class DpSgd:
         except Exception as error:
             _log.warning("nobody is told of this step (%s)", type(error).__name__)
 
-    def _noise(self) -> NDArray[np.int64]:
-        noise = np.zeros(self.lattice.dimension, dtype=np.int64)
+    def _noise(self) -> NDArray[Any]:
+        noise: NDArray[Any] = np.zeros(self.lattice.dimension, dtype=self.integers)
         self.mechanism.add_noise(noise)
         return noise
 
-    def _sum_or_zero(self, draw: DrawUnits, watch: StepWatch) -> NDArray[np.int64]:
+    def _sum_or_zero(self, draw: DrawUnits, watch: StepWatch) -> NDArray[np.signedinteger]:
         try:
             return self.sum_units(draw(), watch)
         except Exception as error:
             # Not the part that was read: what a unit later in the order does may not change what earlier ones add.
             _log.error("the data cannot be read (%s): this step is pure noise", type(error).__name__)
-            return np.zeros(self.lattice.dimension, dtype=np.int64)
+            return np.zeros(self.lattice.dimension, dtype=f"i{self.integers.itemsize}")
 
     def _unit_gradients(self, units: Iterable[Unit], watch: StepWatch) -> Iterator[_Gradients]:
         """The gradients of all units that do not fail, each once; of one that does, none or numbers not finite."""
@@ -246,11 +255,14 @@ class DpSgd:
                 alone = [row for row, (unit, _) in enumerate(batch) if len(unit.examples) == 1]
                 for row, (unit, _) in enumerate(batch):
                     if len(unit.examples) > 1:
-                        gradient = rows[row] / len(unit.examples)
-                        sums[unit.number] = sums[unit.number].add_(gradient) if unit.number in sums else gradient
+                        if unit.number in sums:
+                            sums[unit.number].add_(rows[row].div_(len(unit.examples)))
+                        else:
+                            sums[unit.number] = rows[row] / len(unit.examples)
                 if alone:
                     numbers = [batch[row][0].number for row in alone]
                     yield numbers, rows if len(alone) == len(rows) else rows[alone]
+                del rows  # while the next ones are computed
         for number in list(sums):
             yield [number], sums.pop(number)[None]
 

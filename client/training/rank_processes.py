@@ -205,7 +205,8 @@ def _run(link: Connection, number: int, devices: Sequence[str]) -> None:
 def _sum(sampler: MachineSampler, share: Share) -> None:
     sampler.model.set_adapter(share.adapter)
     watch = StepWatch(sampler.model.device if share.is_watched else None)
-    total = DpSgd(sampler=sampler, lattice=share.lattice, mechanism=NoNoise()).sum_share(share.units, watch)
+    step = DpSgd(sampler=sampler, lattice=share.lattice, mechanism=NoNoise(), integers=share.integers)
+    total = step.sum_share(share.units, watch)
     sampler.ranks.add_up(total, watch.figures(share.lattice, noise_stddev=0) if share.is_watched else None)
 
 

@@ -107,8 +107,8 @@ class Ranks:
         """What rank 0 asks for next. Raises EOFError once rank 0 is gone."""
         return self._links[0].recv()
 
-    def add_up(self, total: NDArray[np.int64], said: T) -> list[T]:
-        """Make rank 0's ``total``, int64 [d], the sum of all ranks'; as ``everyones``, what else is said."""
+    def add_up(self, total: NDArray[np.signedinteger], said: T) -> list[T]:
+        """Make rank 0's ``total`` [d] the sum of all ranks'; as ``everyones``, what else is said."""
         heard = self.everyones(said)
         if self.number:
             self._links[0].send_bytes(total.data.cast("B"))

@@ -64,8 +64,8 @@ class StepWatch:
         """What other ranks saw of the same step, of units of their own."""
         self._elsewhere += [figures for figures in seen if figures is not None]
 
-    def summed(self, total: NDArray[np.int64]) -> None:
-        """The sum of the units' integers, int64 [d], before its noise."""
+    def summed(self, total: NDArray[np.signedinteger]) -> None:
+        """The sum of the units' integers [d], before its noise."""
         blocks = (total[start : start + _BLOCK].astype(np.float64) for start in range(0, len(total), _BLOCK))
         self._signal = math.sqrt(sum(float(block @ block) for block in blocks))
 
@@ -87,6 +87,7 @@ class StepWatch:
             if found is None:
                 return
             yield found
+            del found  # while the next one is made
 
     def figures(self, lattice: Lattice, *, noise_stddev: float) -> StepFigures:
         """What was seen of a step, now that it is over."""

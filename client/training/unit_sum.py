@@ -21,10 +21,11 @@ _AT_A_TIME: Final = {"cpu": 1 << 15, "cuda": 1 << 24}
 # Added and taken off again, it leaves a number below 2^51 at the nearest integer, ties at the even one, as ``round_``
 # does, which PyTorch spreads over its threads however short it is; a longer one stays longer than any bound.
 _ROUNDING: Final = 1.5 * 2.0**52
+_INTEGERS: Final = {32: torch.int32, 64: torch.int64}
 
 
 class UnitSum:
-    """Units' gradients as integers of a lattice, summed in int64 [d] on the device of the gradients.
+    """Units' gradients as integers of a lattice, summed in integers of ``bits`` [d] on the device of the gradients.
 
     *Formal guarantee.* ``add`` adds for each row a vector of integers of Euclidean norm at most
     ``lattice.sensitivity``, whatever the row holds, and that vector is a function of the row alone: adding or removing
@@ -34,13 +35,16 @@ class UnitSum:
     2**52, and the squared sensitivity is below 2**46 (``Lattice`` has at most 2**32 dimensions, so that every integer
     that passes is below 2**23, and held by the float32 that the gradient was in). NaN passes no comparison.
 
+    Of 32 ``bits`` the sum is that of 64, modulo 2^32: additions carry nowhere else. It takes half the memory.
+
     The same bits come out on every device, whatever its threads: each number is multiplied and rounded by itself
     (IEEE 754), and the squares for the norm are added in a fixed binary tree, element by element.
     """
 
-    def __init__(self, lattice: Lattice, device: torch.device) -> None:
+    def __init__(self, lattice: Lattice, device: torch.device, *, bits: int = 64) -> None:
+        """``bits`` are 32 or 64."""
         self._lattice = lattice
-        self._total = torch.zeros(lattice.dimension, dtype=torch.int64, device=device)
+        self._total = torch.zeros(lattice.dimension, dtype=_INTEGERS[bits], device=device)
         self._at_a_time = _AT_A_TIME[device.type]
 
     def add(self, gradients: torch.Tensor) -> torch.Tensor:
@@ -64,14 +68,14 @@ class UnitSum:
         within = (squared <= float(self._lattice.sensitivity**2))[:, None]
         totals = self._blocks(self._total[None], len(gradients))
         for block, total in zip(self._blocks(gradients, len(gradients)), totals, strict=True):
-            integers = torch.where(within, block, 0.0).to(torch.int64)
+            integers = torch.where(within, block, 0.0).to(self._total.dtype)
             total.add_(integers.sum(dim=0) if len(integers) > 1 else integers)
         return norms
 
     @property
-    def total(self) -> NDArray[np.int64]:
-        """The sum, int64 [d], in the processors' memory: not to be released."""
-        total: NDArray[np.int64] = self._total.cpu().numpy()
+    def total(self) -> NDArray[np.signedinteger]:
+        """The sum, int64 or int32 [d], in the processors' memory: not to be released."""
+        total: NDArray[np.signedinteger] = self._total.cpu().numpy()
         return total
 
     def _norms(self, gradients: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ...common.model.adapter import Vector
 from ...common.model.example import Example
 from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Mechanism
-from ...common.secagg.encoding import residues
+from ...common.secagg.encoding import residue_dtype
 from ...common.study.manifest import Manifest
 from .cohort import Cohort
 from .dp_sgd import DpSgd
@@ -41,8 +41,7 @@ class SiteUpdate:
         if self.manifest.study.privacy.trust == "local":
             return self._local(adapter)
         self.sampler.model.set_adapter(adapter)
-        release = self._dp_sgd(self.manifest.mechanism(layer_keys)).release(self._draw)
-        return residues(release, self.manifest.secagg_parameters.modulus_bits)
+        return self._dp_sgd(self.manifest.mechanism(layer_keys)).release(self._draw)
 
     def _local(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
         study = self.manifest.study
@@ -63,10 +62,12 @@ class SiteUpdate:
         return self.manifest.fixed_point.encode(change, nominal_units / study.total_nominal_units)
 
     def _dp_sgd(self, mechanism: Mechanism) -> DpSgd:
+        is_local = self.manifest.study.privacy.trust == "local"
         return DpSgd(
             sampler=self.sampler,
             lattice=self.manifest.lattice,
             mechanism=mechanism,
+            integers=np.dtype(np.int64) if is_local else residue_dtype(self.manifest.secagg_parameters.modulus_bits),
             observer=self.observer,
         )
 

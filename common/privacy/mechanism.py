@@ -127,7 +127,7 @@ class Mechanism(Protocol):
     def noise_stddev(self) -> float:
         """The standard deviation of the noise, in lattice steps."""
 
-    def add_noise(self, total: NDArray[np.int64]) -> None:
+    def add_noise(self, total: NDArray[np.integer]) -> None:
         """Add noise to ``total`` [d] in place."""
 
 
@@ -152,8 +152,8 @@ class RoundedGaussian:
                 fix="take it from site_noise_stddev",
             )
 
-    def add_noise(self, total: NDArray[np.int64]) -> None:
-        """Add a rounded Gaussian to each coordinate of ``total`` [d] in place."""
+    def add_noise(self, total: NDArray[np.integer]) -> None:
+        """Add a rounded Gaussian to each coordinate of ``total`` [d], integers or residues, in place."""
         add_rounded_gaussian(total, self.noise_stddev)
 
 
@@ -175,7 +175,7 @@ class LayeredGaussian:
         """Of all layers together."""
         return math.sqrt(self.base.noise_stddev**2 + sum(stddev**2 for stddev, _ in self.layers))
 
-    def add_noise(self, total: NDArray[np.int64]) -> None:
+    def add_noise(self, total: NDArray[np.integer]) -> None:
         """Add base and layers to ``total`` [d] in place; raises RuntimeError the second time."""
         if self.is_spent:
             raise RuntimeError("the layers of one attempt would be added to a second release")
@@ -191,5 +191,5 @@ class NoNoise:
 
     noise_stddev: int = 0
 
-    def add_noise(self, total: NDArray[np.int64]) -> None:
+    def add_noise(self, total: NDArray[np.integer]) -> None:
         """Leave ``total`` [d] as it is."""

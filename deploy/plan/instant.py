@@ -82,6 +82,6 @@ class _NoiseOfASite:
     draws: int
     noise_stddev: float = MIN_STDDEV
 
-    def add_noise(self, total: NDArray[np.int64]) -> None:
+    def add_noise(self, total: NDArray[np.integer]) -> None:
         for _ in range(self.draws):
             add_rounded_gaussian(total, MIN_STDDEV)

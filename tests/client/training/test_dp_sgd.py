@@ -283,6 +283,17 @@ def test_whoever_looks_on_changes_no_bit_of_what_is_released(model, units, caplo
     assert caplog.messages == ["nobody is told of this step (OSError)"]
 
 
+def test_a_release_in_residues_is_the_release_modulo_2_to_the_32(model):
+    dp = dp_sgd(model)
+    in_residues = replace(dp, integers=np.dtype("<u4"))
+    released = in_residues.release(lambda: [*UNITS, *FAILING])
+    assert released.dtype == np.dtype("<u4")
+    np.testing.assert_array_equal(released, dp.sum_units(UNITS).astype("<u4"))
+    in_residues = replace(in_residues, mechanism=RoundedGaussian(noise_stddev=STDDEV))
+    noise = (in_residues.release(lambda: UNITS) - released).view(np.int32)
+    assert plausible_noise(noise, STDDEV), noise.tolist()
+
+
 def test_the_noised_sum_is_not_clipped(model):
     stddev = 100 * dp_sgd(model).lattice.sensitivity
     released = dp_sgd(model, RoundedGaussian(noise_stddev=stddev)).release(lambda: UNITS)

@@ -44,6 +44,16 @@ def test_whatever_the_units_are_their_integers_are_those_of_numpy_and_each_is_bo
     np.testing.assert_array_equal(summed(lattice, gradients), np.sum(each, axis=0))
 
 
+@given(rows, st.integers(-(2**31), 2**31 - 1))
+def test_a_sum_in_32_bits_is_the_sum_modulo_2_to_the_32(units: list[list[float]], before: int) -> None:
+    gradients = np.array(units, dtype=np.float32)
+    total = UnitSum(LATTICE, CPU, bits=32)
+    total._total.fill_(before)
+    total.add(torch.from_numpy(gradients.copy()))
+    assert total.total.dtype == np.int32
+    assert np.array_equal(total.total.view(np.uint32), (summed(LATTICE, gradients) + before).astype(np.uint32))
+
+
 @pytest.mark.parametrize("dimension", [1, TREE - 1, TREE, TREE + 1, 5 * TREE + 77])
 def test_long_units_are_those_of_numpy_to_the_last_bit_whatever_is_worked_on_at_a_time(
     dimension: int, monkeypatch: pytest.MonkeyPatch
