@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
-from itertools import chain
+from typing import Final
 
 import numpy as np
 import torch
 
 from ...common.errors import ModelError
+from ...common.model.adapter import Vector
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel
 from .grad_samples import GradSampler, Shape
 from .supported_models import WHY_ALONE
+
+_BLOCK: Final = 1 << 20  # numbers drawn at a time
 
 
 def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -80,10 +83,16 @@ class _Probe:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._rng = np.random.Generator(np.random.Philox(key=0))
-        magnitude = 10.0 ** self._rng.uniform(-6, 1, model.layout.dimension)
-        self._adapter = (magnitude * self._rng.choice([-1.0, 1.0], magnitude.size)).astype(np.float32)
         self._attempts_left = 8
-        model.set_adapter(self._adapter)
+        model.set_adapter(self._ill_conditioned())
+
+    def _ill_conditioned(self) -> Vector:
+        adapter = np.empty(self._model.layout.dimension, dtype=np.float32)
+        for start in range(0, adapter.size, _BLOCK):
+            block = adapter[start : start + _BLOCK]
+            magnitude = 10.0 ** self._rng.uniform(-6, 1, block.size)
+            block[:] = magnitude * self._rng.choice([-1.0, 1.0], block.size)
+        return adapter
 
     def independent(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Those of the shapes in which gradients are the same bits wherever their records lie."""
@@ -106,8 +115,7 @@ class _Probe:
         for shape in sampler.shapes:
             lengths = self._rng.integers(2, shape.tokens + 1, shape.batch)
             batch = [random_example(self._model, shape.tokens, length, self._rng) for length in lengths]
-            gradients = self._surviving(sampler, batch)
-            found.update(b"" if gradients is None else _bits(gradients))
+            found.update(b"".join(self._surviving(sampler, batch)))
         return found.digest()
 
     def _is_independent(self, sampler: GradSampler, shape: Shape) -> bool:
@@ -127,28 +135,31 @@ class _Probe:
         ]
         # What others leave behind would reach those that come again.
         batches = [*(moved if size > 1 else ()), others[:size], first]
-        gradients = self._surviving(sampler, first)
-        if gradients is None:
+        surviving = self._surviving(sampler, first)
+        if not surviving:
             return False
-        seen: dict[int, bytes] = {}
-        computed = chain([gradients], map(sampler.gradients, batches))
-        for batch, found in zip([first, *batches], computed, strict=True):
-            for example, gradient in zip(batch, found, strict=True):
-                bits = _bits(gradient)
+        seen = dict(zip(map(id, first), surviving, strict=True))
+        for batch in batches:
+            for example, bits in zip(batch, map(_bits, sampler.gradients(batch)), strict=True):
                 if seen.setdefault(id(example), bits) != bits:
                     return False
         return True
 
-    def _surviving(self, sampler: GradSampler, batch: Sequence[Example]) -> torch.Tensor | None:
-        """The batch's gradients under an adapter that leaves some: zeros and overflows are equal for no good reason."""
+    def _surviving(self, sampler: GradSampler, batch: Sequence[Example]) -> list[bytes]:
+        """The bits of a batch's gradients under an adapter that leaves some, where there is one.
+
+        Zeros and overflows are equal for no good reason.
+        """
         while self._attempts_left:
             gradients = sampler.gradients(batch)
             if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
-                return gradients
+                return [_bits(gradient) for gradient in gradients]
+            del gradients  # while the next ones are computed
             self._attempts_left -= 1
-            self._adapter *= np.float32(0.1)
-            self._model.set_adapter(self._adapter)
-        return None
+            with torch.no_grad():
+                for tensor in self._model.trained.values():
+                    tensor.mul_(0.1)
+        return []
 
 
 def _bits(gradient: torch.Tensor) -> bytes:
