@@ -93,11 +93,12 @@ class TrainingSection(Section):
     def steps_in_words(self) -> str:
         """How the server steps from a round's sum, and what it leaves of the rounds.
 
-        >>> TrainingSection(optimizer="sgd", rate_decay="linear", averaging="mean", averaged_rounds=2).steps_in_words
-        'sgd; a learning rate of 0.05, which falls evenly; the mean of the last 2 rounds is left'
+        >>> chosen = {"rate_decay": "linear", "warmup_rounds": 1, "averaging": "mean", "averaged_rounds": 2}
+        >>> TrainingSection(optimizer="sgd", **chosen).steps_in_words
+        'sgd; a learning rate of 0.05 (rounds of warm-up: 1), which falls evenly; the mean of the last 2 rounds is left'
         """
         rate = f"a learning rate of {self.learning_rate:g}"
-        rises = f" after {self.warmup_rounds} rounds of warm-up" if self.warmup_rounds else ""
+        rises = f" (rounds of warm-up: {self.warmup_rounds})" if self.warmup_rounds else ""
         return "; ".join(
             filter(
                 None,
