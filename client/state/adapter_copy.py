@@ -1,5 +1,6 @@
 """A site's own copy of the adapter: it begins as the manifest says, and takes each round's step from its sum."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...common.errors import EnvelopeError
@@ -7,8 +8,9 @@ from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.ledger.steps import check_state, stepped
 from ...common.model.adapter import Vector, check_finite, vector_from_bytes, vector_sha256
-from ...common.model.adapter_file import trained_sha256
+from ...common.model.adapter_file import is_folded, trained_sha256
 from ...common.protocol.envelope import Bytes
+from ...common.study.artefacts import WEIGHTS, trained_path
 from ...common.study.manifest import Manifest
 from ...common.study.step import Missing, Trained, left
 from .site_state import SiteState
@@ -67,14 +69,18 @@ class AdapterCopy:
         adapter, optimizer = self._state.adapter(self._manifest.study_id)
         return Trained(adapter=vector_from_bytes(adapter, dimension=self._manifest.dimension), optimizer=optimizer)
 
-    def check_closing(self, verified: VerifiedLedger, payload: Bytes, weights: Bytes | None) -> None:
-        """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``weights`` are this site's adapter.
+    def check_closing(self, verified: VerifiedLedger, payload: Bytes, files: Mapping[str, Bytes]) -> None:
+        """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``files`` have this site's adapter.
 
-        They are the file that the study leaves, if it leaves one.
+        They are what the study leaves, by their paths; a study need not leave an adapter.
         """
         own = vector_sha256(left(self._manifest, self.after_rounds(verified, payload).trained))
-        if weights is not None and trained_sha256(weights, kind=self._manifest.study.model.adapter) != own:
+        kind = self._manifest.study.model.adapter
+        trained = files.get(trained_path(kind))
+        if trained is not None and trained_sha256(trained, kind=kind) != own:
             raise broken("the adapter that the study leaves is not the one that the sums made")
+        if trained is not None and kind == "core" and not is_folded(bytes(files.get(WEIGHTS, b"")), bytes(trained)):
+            raise broken("the LoRA that the study leaves is not its core adapter")
 
 
 def _missing(rounds: int) -> EnvelopeError:

@@ -28,7 +28,6 @@ from ...common.protocol.messages import (
     unpack,
 )
 from ...common.secagg.transcript import seal_message, verify_sender
-from ...common.study.artefacts import WEIGHTS
 from ...common.study.manifest import Countersignature, Manifest
 from ..state.adapter_copy import AdapterCopy
 from ..state.ledger_copy import SetBackError, SiteLedger
@@ -217,7 +216,7 @@ class Worker:
             verified, files = self._ledger.closed(unpack(lines), close, contents)
         with self._refusing(RefusalCode.ADAPTER, envelope):
             if files:
-                self._adapters.check_closing(verified, missing, files.get(WEIGHTS))
+                self._adapters.check_closing(verified, missing, files)
         with self._refusing(RefusalCode.LEDGER, envelope):
             self._keep(files)
             closed = self._ledger.close(verified)

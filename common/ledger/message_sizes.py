@@ -27,4 +27,5 @@ def largest_request_bytes(manifest: Manifest, *, frozen_bytes: int = 0) -> int:
     attempt = 4096 + 4 * names + 4 * sites * statement
     others = MAX_ENTRY_BYTES  # manifests with their countersignatures; of what the study leaves, all but its numbers
     trained = largest_missing_bytes(manifest.dimension) + 4 * manifest.dimension  # at the end with the finished one
-    return MAX_HEADER_BYTES + trained + frozen_bytes + manifest.max_attempts * attempt + others
+    folded = frozen_bytes if manifest.study.model.adapter == "core" else 0  # the finished one as a LoRA, too
+    return MAX_HEADER_BYTES + trained + frozen_bytes + folded + manifest.max_attempts * attempt + others

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
 from .adapter_config import WRAPPED, adapter_config
+from .adapter_file import CORE_TENSOR, folded
 from .base_folder import model_folder_sha256
 from .base_model import Precision, load_base, load_widened, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
@@ -33,7 +34,8 @@ class LanguageModel:
     """A causal language model with a LoRA adapter by peft, in evaluation mode throughout.
 
     Holds exactly one adapter at a time, which ``set_adapter`` and ``perplexity`` replace. ``layout`` cuts the trained
-    vector, ``frozen_layout`` that of the tensors which the study fixes (A under ``ffa``, nothing under ``lora``).
+    vector, ``frozen_layout`` that of the tensors which the study fixes: A under ``ffa``, A and B under ``core``,
+    nothing under ``lora``.
     """
 
     def __init__(self, module: Any, *, folder_sha256: str = "") -> None:
@@ -109,7 +111,7 @@ class LanguageModel:
 
         Where there is none and the dimension is that of ``lora``, no layer that ``lora`` names is without its adapter.
         """
-        kind = "ffa" if self._frozen else "lora"
+        kind = "core" if self._is_core else "ffa" if self._frozen else "lora"
         found = [] if kind == lora.kind else [f"its kind is {kind}, not {lora.kind}"]
         for name, layer in self.module.named_modules():
             if not hasattr(layer, "lora_A"):
@@ -153,6 +155,15 @@ class LanguageModel:
     def frozen_adapter_sha256(self) -> str:
         """The hash of the tensors that the study fixes, as its manifest states it."""
         return vector_sha256(self.get_frozen_adapter())
+
+    @property
+    def tensors(self) -> dict[str, Vector]:
+        """All of the adapter's tensors, trained or not, by peft's names."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in {**self.trained, **self._frozen}.items()}
+
+    @property
+    def _is_core(self) -> bool:
+        return any(name.endswith(CORE_TENSOR) for name in self.trained)
 
     @property
     def blocks(self) -> list[Any]:
@@ -263,12 +274,16 @@ class LanguageModel:
         """Write the adapter so that ``PeftModel.from_pretrained(base, folder)`` loads exactly it.
 
         ``lora`` is what the model was loaded with: peft keeps another list of many layers. What is written of it is
-        what anybody can render from the manifest, whichever peft ran.
+        what anybody can render from the manifest, whichever peft ran. A core adapter is written twice: as it was
+        trained, and folded into a LoRA.
         """
         from safetensors.numpy import save
 
-        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in {**self.trained, **self._frozen}.items()}
+        tensors = self.tensors
         folder.mkdir(parents=True, exist_ok=True)
+        if self._is_core:
+            (folder / "core.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+            tensors = folded(tensors)
         # Not by the library's own hand, which makes a file its owner's alone: an adapter is for others.
         (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         (folder / "adapter_config.json").write_bytes(

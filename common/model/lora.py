@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelError, StudyError
 from .adapter import Vector
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
     import torch
 
 Number = TypeVar("Number", int, float)
+Kind = Literal["ffa", "lora", "core"]
+FirstA = Literal["uniform", "orthonormal"]
 
 # How peft calls A and B of an embedding, before the letter.
 _EMBEDDED: Final = "lora_embedding_"
@@ -31,7 +34,9 @@ class Lora:
     """The adapter: ``scaling·B·A`` is added to the weight of each target layer (Hu et al. 2022).
 
     ``ffa``: A is public, drawn once and frozen, and B is trained (Sun et al. 2024, FFA-LoRA): the mean of B is the mean
-    of the updates, and noise is not squared. ``lora``: A and B are trained. Others (RoLoRA) raise StudyError.
+    of the updates, and noise is not squared. ``lora``: A and B are trained. ``core``: A and B are public, and a
+    square matrix between them is trained, ``scaling·B·core·A`` (Bałazy et al. 2024, LoRA-XS). Others (RoLoRA) raise
+    StudyError.
 
     Attributes:
         target_modules: the layers by the last parts of their names; or ``ALL_LINEAR``; or a regular expression that
@@ -42,17 +47,21 @@ class Lora:
         rslora: scaling is alpha/√rank (Kalajdzievski 2023, rsLoRA), not alpha/rank.
         dora: the sum's rows are brought to the norms of a trained vector (Liu et al. 2024, DoRA), by a factor in which
             the sum's own norm counts as a constant (their section 4.3), as in peft.
+        a_init: the rows of A as they are drawn, or orthogonal to each other and of one norm, so that together they have
+            the expected square norm of the former: what is trained is as large, and a learning rate of one is one of
+            the other.
     """
 
     target_modules: tuple[str, ...] | str
     layers: tuple[int, int] | None = None
-    kind: Literal["ffa", "lora"] = "ffa"
+    kind: Kind = "ffa"
     rank: int = 4
     alpha: float = 8.0
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
     dora: bool = False
+    a_init: FirstA = "uniform"
 
     @property
     def numbered(self) -> list[int] | None:
@@ -83,11 +92,11 @@ class Lora:
         return f"{kind}rank {self.rank}{but}, alpha {self.alpha:g}{other}{root}, on {named(self.target_modules)}{among}"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ffa", "lora"):
+        if self.kind not in get_args(Kind):
             raise StudyError(
                 f"adapter kind {self.kind!r} is not built",
                 why="which tensors are trained decides what is clipped and noised",
-                fix="choose 'ffa' (A frozen, the default) or 'lora' (A and B trained)",
+                fix="choose 'ffa' (A frozen, the default), 'lora' (A and B trained) or 'core' (a matrix between them)",
             )
 
 
@@ -99,7 +108,8 @@ def longest_first(pattern: Mapping[str, Number]) -> dict[str, Number]:
 def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     """A peft model: ``base`` with a fresh adapter on the layers that text reaches, B zero, A drawn from ``seed``.
 
-    Under DoRA each magnitude is the norm of its row. Raises ModelError where a target names no such layer, where
+    Under DoRA each magnitude is the norm of its row. Of a core adapter the core is zero, and so is B until it is set:
+    both are public. Raises ModelError where a target names no such layer, where
     merging would break the model, and where peft refuses.
     """
     from .peft_library import LoraConfig, get_peft_model
@@ -127,12 +137,14 @@ def attach(base: Any, lora: Lora, *, seed: int) -> Any:
     )
     with attaching, quiet(), unseen():
         module = get_peft_model(base, adapter, autocast_adapter_dtype=True)
-    _draw_a(module, seed)
+    _draw_a(module, seed, lora.a_init)
     if lora.dora:
         _measure_magnitudes(module)
     for name, parameter in module.named_parameters():
-        if lora.kind == "ffa" and _is_a(name):
+        if lora.kind == "core" or (lora.kind == "ffa" and _is_a(name)):
             parameter.requires_grad_(False)
+    if lora.kind == "core":
+        _insert_cores(module)
     return module
 
 
@@ -149,10 +161,11 @@ def _of(layer: str, pattern: Mapping[str, Number], otherwise: Number) -> Number:
     return next((number for name, number in longest_first(pattern).items() if is_called(layer, name)), otherwise)
 
 
-def _draw_a(module: Any, seed: int) -> None:
+def _draw_a(module: Any, seed: int, first: FirstA) -> None:
     """Kaiming-uniform A, as peft's, from a generator whose stream is the same on every machine and version of torch.
 
     On an embedding, too, where peft draws B and begins with an A of zeros: under ``ffa`` nothing would ever be learnt.
+    Raises ModelError where A has more rows than can be orthogonal.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
     parameters = dict(module.named_parameters())
@@ -160,10 +173,50 @@ def _draw_a(module: Any, seed: int) -> None:
         shape = tuple(parameters[name].shape)
         reads = 1 if _EMBEDDED in name else math.prod(shape[1:])  # of an embedding, one token
         bound = 1 / math.sqrt(reads)
-        copy_tensors({name: generator.uniform(-bound, bound, shape).astype(np.float32)}, {name: parameters[name]})
+        drawn = generator.uniform(-bound, bound, shape)
+        if first == "orthonormal":
+            rows = orthonormal(drawn.reshape(shape[0], -1), of=name)
+            # A uniform number of that bound has a mean square of a third of the bound's.
+            drawn = (bound * math.sqrt(rows.shape[1] / 3) * rows).reshape(shape)
+        copy_tensors({name: drawn.astype(np.float32)}, {name: parameters[name]})
     for name in parameters:
         if f"{_EMBEDDED}B" in name:
             parameters[name].data.zero_()
+
+
+def orthonormal(rows: NDArray[np.float64], *, of: str) -> NDArray[np.float64]:
+    """The rows [r, n], each of norm 1 and orthogonal to those before it, the same to the last bit on every machine.
+
+    By the modified Gram-Schmidt process, whose sums are in an order that n fixes; of random rows it is exact to
+    rounding. Raises ModelError where there are more rows than columns; ``of`` names what they are.
+    """
+    if len(rows) > rows.shape[1]:
+        raise ModelError(
+            f"{of} has {len(rows)} rows of {rows.shape[1]} numbers, and no more of them than that can be orthogonal",
+            why="a rank above a layer's own adds nothing that the layer could become",
+            fix='choose a lower rank or rank_pattern, or a_init = "uniform"',
+        )
+    rows = rows.copy()
+    for number, row in enumerate(rows):
+        row /= math.sqrt(_added_up(row * row))
+        after = rows[number + 1 :]
+        after -= np.asarray(_added_up(after * row))[:, None] * row
+    return rows
+
+
+def _insert_cores(module: Any) -> None:
+    """A square matrix of zeros behind each A, trained. Raises ModelError of a layer for which that is not built."""
+    from .peft_library import CoreLinear
+
+    for name, layer in list(module.named_modules()):
+        if not hasattr(layer, "lora_A"):
+            continue
+        if "default" not in layer.lora_A or not CoreLinear.follow(layer.lora_A["default"]):
+            raise ModelError(
+                f"{name} is no linear layer, and a core adapter is built for no other",
+                why="each record's own gradient of a core is computed where a layer multiplies by a matrix",
+                fix='leave it out of target_modules, or choose adapter = "ffa"',
+            )
 
 
 def _is_a(parameter: str) -> bool:
@@ -194,16 +247,21 @@ def _measure_magnitudes(module: Any) -> None:
 def _row_norms(weight: "torch.Tensor") -> "torch.Tensor":
     """Each row's Euclidean norm, float32 [rows] of [rows, columns], the same to the last bit on every machine.
 
-    Squares of float32 are exact in float64; they are added pair by pair in an order that the number of columns fixes.
+    Squares of float32 are exact in float64.
     """
     import torch
 
     norms = []
     for start in range(0, len(weight), _ROWS):
         squares = weight[start : start + _ROWS].float().double().square()
-        while (columns := squares.shape[1]) > 1:
-            half = columns // 2
-            pairs = squares[:, :half] + squares[:, half : 2 * half]
-            squares = torch.cat([pairs, squares[:, 2 * half :]], dim=1)
-        norms.append(squares[:, 0].sqrt().float())
-    return torch.cat(norms)
+        norms.append(np.sqrt(_added_up(squares.cpu().numpy())).astype(np.float32))
+    return torch.from_numpy(np.concatenate(norms))
+
+
+def _added_up(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums over the last axis, float64 [...] of [..., n]: pair by pair, in an order that n fixes."""
+    while (count := numbers.shape[-1]) > 1:
+        half = count // 2
+        pairs = numbers[..., :half] + numbers[..., half : 2 * half]
+        numbers = np.concatenate([pairs, numbers[..., 2 * half :]], axis=-1)
+    return numbers[..., 0]

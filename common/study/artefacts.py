@@ -10,9 +10,23 @@ ADAPTER: Final = "adapter"
 WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
 CONFIG: Final = f"{ADAPTER}/adapter_config.json"
 CARD: Final = f"{ADAPTER}/README.md"
+# Of a core adapter, what the study trained and fixed; WEIGHTS are everybody's LoRA that follows from it.
+CORE: Final = f"{ADAPTER}/core.safetensors"
 # The first adapter, and the sum of each round, by which anybody can take every step again.
 SUMS: Final = "sums"
 FIRST_ADAPTER: Final = f"{SUMS}/first-adapter"
+# All of the first adapter, where it was made of public text.
+PREPARED: Final = f"{SUMS}/first-adapter.safetensors"
+
+
+def trained_path(kind: str) -> str:
+    """Where the numbers are that a study of this ``kind`` of adapter trained."""
+    return CORE if kind == "core" else WEIGHTS
+
+
+def results(kind: str) -> tuple[str, ...]:
+    """What a study of this ``kind`` of adapter leaves when it is closed."""
+    return (*RESULTS, CORE) if kind == "core" else RESULTS
 
 
 def sum_path(round_: int) -> str:

@@ -18,7 +18,7 @@ from ...common.printable import printable
 from ...common.privacy.composition import least_epsilon, recomputed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import known
-from ...common.study.artefacts import CARD, LEDGER, MANIFEST, PAGE, REPORT, RESULTS
+from ...common.study.artefacts import CARD, CORE, LEDGER, MANIFEST, PAGE, REPORT, results
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
 from ...server.report.claim import NO_PRIVACY, count
@@ -274,7 +274,8 @@ def _files(case: Case) -> str:
     closed = case.verified.closed
     if closed is None:
         raise case.unfinished(case.still_open)
-    found = {path: sha256(case.read(path)) for path in RESULTS}
+    others = {CORE} & (case.evidence.files.keys() | case.evidence.faults.keys())
+    found = {path: sha256(case.read(path)) for path in {*results(case.verified.manifest.study.model.adapter), *others}}
     wrong = sorted(path for path in found.keys() | closed.files.keys() if found.get(path) != closed.files.get(path))
     if wrong:
         raise DisagreesError(f"not as the study was closed: {', '.join(wrong[:10])}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
-from ...common.study.artefacts import ADAPTER, LEDGER, RESULTS, SUMS, WEIGHTS
+from ...common.study.artefacts import ADAPTER, CORE, LEDGER, RESULTS, SUMS, WEIGHTS
 
-_LARGEST: Final = {LEDGER: 1 << 30, WEIGHTS: 1 << 32}
+_LARGEST: Final = {LEDGER: 1 << 30, WEIGHTS: 1 << 32, CORE: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 26
 _LARGEST_SUM: Final = 1 << 34
 _STRANGERS: Final = 10  # that are named
@@ -58,7 +58,7 @@ def read_evidence(folder: Path) -> Evidence:
     strangers: tuple[str, ...] = ()
     try:
         with _opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root:
-            for path in (LEDGER, *RESULTS):
+            for path in (LEDGER, *RESULTS, CORE):
                 try:
                     files[path] = _read(root, path)
                 except FileNotFoundError:
@@ -101,7 +101,7 @@ def _require_regular(status: os.stat_result) -> os.stat_result:
 
 
 def _strangers(root: int) -> tuple[str, ...]:
-    expected = {path.removeprefix(f"{ADAPTER}/") for path in RESULTS if path.startswith(f"{ADAPTER}/")}
+    expected = {path.removeprefix(f"{ADAPTER}/") for path in (*RESULTS, CORE) if path.startswith(f"{ADAPTER}/")}
     try:
         with _opened(ADAPTER, _FLAGS | os.O_DIRECTORY, root) as folder, os.scandir(folder) as names:
             return tuple(islice((name.name for name in names if name.name not in expected), _STRANGERS))

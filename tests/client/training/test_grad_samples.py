@@ -52,7 +52,7 @@ def gradients_alone(folder, architecture, **options):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["ffa", "lora"])
+@pytest.mark.parametrize("kind", ["ffa", "lora", "core"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_gradient_is_that_of_its_record_alone(folders, architecture, kind, checkpointing):
     model = load_tiny(folders[architecture], architecture, kind=kind)
@@ -69,7 +69,7 @@ def test_each_gradient_is_that_of_its_record_alone(folders, architecture, kind, 
     assert len(passes) == (2 if checkpointing else 1), "once more when its block is recomputed"
 
 
-@pytest.mark.parametrize("kind", ["ffa", "lora"])
+@pytest.mark.parametrize("kind", ["ffa", "lora", "core"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_equal_those_of_opacus_s_hooks(folders, architecture, kind):
     model = load_tiny(folders[architecture], architecture, kind=kind)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import AutoPeftModelForCausalLM, PeftModel
 from support.study.tiny_models import VOCABULARY, save_tiny_model, tiny_config
 from transformers import (
@@ -19,7 +21,7 @@ from transformers import (
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.adapter_config import adapter_config
 from grandrounds.common.model.language_model import LanguageModel
-from grandrounds.common.model.lora import Lora
+from grandrounds.common.model.lora import Lora, orthonormal
 
 TOKENS = torch.arange(20)[None]
 
@@ -154,3 +156,35 @@ def test_layers_that_the_model_does_not_have_are_refused(tmp_path):
     save_tiny_model(tmp_path)
     with pytest.raises(ModelError, match="of layers 7 to 9"):
         LanguageModel.load(tmp_path, Lora(target_modules=("q_proj",), layers=(7, 9)), seed=0)
+
+
+@given(rows=st.integers(1, 9), more=st.integers(0, 40), seed=st.integers(0, 99))
+def test_orthonormal_rows_are_so_to_rounding(rows, more, seed):
+    found = orthonormal(np.random.default_rng(seed).uniform(-1, 1, (rows, rows + more)), of="A")
+    np.testing.assert_allclose(found @ found.T, np.eye(rows), atol=1e-9)
+
+
+def test_an_orthonormal_a_has_the_norm_of_a_drawn_one_and_is_the_same_on_every_machine(tmp_path):
+    save_tiny_model(tmp_path)
+    drawn, orthogonal = (
+        LanguageModel.load(tmp_path, Lora(target_modules=("q_proj", "embed_tokens"), rank=3, a_init=a_init), seed=7)
+        for a_init in ("uniform", "orthonormal")
+    )
+    for name, a in orthogonal.tensors.items():
+        if "_A" in name:
+            expected = 1 / 3 if "embedding" not in name else VOCABULARY / 3  # of each row: of [-b, b], b²/3 a number
+            np.testing.assert_allclose(a @ a.T, expected * np.eye(3), atol=1e-4)
+            assert 0.6 < np.square(a).sum() / np.square(drawn.tensors[name]).sum() < 1.6
+    assert orthogonal.frozen_adapter_sha256 == "1e0cb05688f32b978d5fee9c7756e2a6d90f4f9e3f4f3a3a272b7069c2b4b4f9"
+
+
+def test_more_rows_than_numbers_cannot_be_orthogonal(tmp_path):
+    save_tiny_model(tmp_path)
+    with pytest.raises(ModelError, match="17 rows of 16 numbers"):
+        LanguageModel.load(tmp_path, Lora(target_modules=("q_proj",), rank=17, a_init="orthonormal"), seed=0)
+
+
+def test_a_core_stands_behind_no_embedding(tmp_path):
+    save_tiny_model(tmp_path)
+    with pytest.raises(ModelError, match="embed_tokens is no linear layer, and a core"):
+        LanguageModel.load(tmp_path, Lora(target_modules=("embed_tokens",), kind="core"), seed=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers import (
 
 from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel
-from grandrounds.common.model.lora import Lora
+from grandrounds.common.model.lora import Kind, Lora
 
 torch.set_num_threads(1)  # a second one costs more than it gives on such models
 
@@ -84,13 +84,16 @@ def load_tiny(
     folder: Path,
     architecture: str = "llama",
     *,
-    kind: Literal["ffa", "lora"] = "ffa",
+    kind: Kind = "ffa",
     load: Callable[..., LanguageModel] = LanguageModel.load,
     **options: Any,
 ) -> LanguageModel:
-    """A saved tiny model with an adapter whose B is not zero, as in the middle of training."""
+    """A saved tiny model with an adapter that is not zero, as in the middle of training."""
     lora = Lora(target_modules=TARGETS[architecture], kind=kind, rank=2, alpha=4.0)
     model = load(folder, lora, seed=3, **options)
+    if kind == "core":  # whose B is zero until it is set
+        frozen = np.random.default_rng(6).normal(0, 0.3, model.frozen_layout.dimension)
+        model.set_frozen_adapter(frozen.astype(np.float32))
     model.set_adapter(np.random.default_rng(5).normal(0, 0.3, model.layout.dimension).astype(np.float32))
     return model
 
