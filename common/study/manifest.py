@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Self, TypedDict
@@ -44,6 +45,7 @@ class Manifest(Section):
     ``adapter_layout_sha256`` is that of all its tensors' names and shapes, trained or not (``AdapterLayout``).
     ``tensor_sizes`` are of the trained tensors, in their order: ``dimension`` together.
     ``adapter_sha256`` is that of the trained tensors as they are before the first round (``common/model/adapter``).
+    Where the study names a first adapter, by the hash of its file, both follow from that.
     ``package_sha256`` is that of the program's files, ``app_sha256`` of the archive that Flower carries of the study's
     app, ``connection_sha256`` of where sites find the server, and of whom they take for it; a simulation has none.
     """
@@ -85,6 +87,9 @@ class Manifest(Section):
             needed |= {"privacy.noise_multiplier": privacy.noise_multiplier}
         if self.app_sha256 is not None:  # in a simulation nobody watches
             needed["training.answer_after_s"] = training.answer_after_s
+        first = self.study.model.first_adapter
+        if first is not None and re.fullmatch("sha256:[0-9a-f]{64}", first) is None:
+            raise ValueError("study.model.first_adapter: a manifest names it by its hash, as sha256:…")
         missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")

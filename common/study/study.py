@@ -6,19 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, Name
-from ..model.base_model import Precision
-from ..model.lora import Lora
-from ..model.target_layers import ALL_LINEAR
 from ..privacy.clipping import Clipping
 from ..privacy.trust import Trust
-from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
+from ..schema import Help, Option, Section, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 from .about import AboutSection
 from .builtin import with_tuned
-from .layers import Alpha, Block, LayerName, Rank, TargetModules
+from .model_section import ModelSection
 from .training import TrainingSection
 
-ModelName = Annotated[str, Spelt(LINE, "needs a folder, a hub's name or builtin, in one line", 512)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
@@ -32,70 +28,7 @@ LARGEST_DEFAULT_DELTA = 5e-4
 SIMULATION = "simulation"
 
 # Panels of the commands' help, in their order.
-PANELS = MODEL, PRIVACY, TRAINING = "Data and model", "Privacy", TrainingSection.panel
-
-
-# Tuples are not strict: TOML and JSON have lists alone. What stands in them is as strict as the rest.
-class ModelSection(Section):
-    """The base model and the adapter trained on it."""
-
-    panel: ClassVar[str] = MODEL
-    name: Annotated[
-        ModelName,
-        Option("Folder or hub name of a causal language model; builtin is SmolLM2-135M-Instruct", name="model"),
-    ] = "builtin"
-    precision: Annotated[
-        Precision,
-        Option("Of the base model: bfloat16 takes half the memory of float32, nf4 less than a quarter"),
-    ] = "float32"
-    adapter: Annotated[
-        Literal["ffa", "lora"], Help("ffa: A is drawn once and frozen, B is trained; lora: both are trained")
-    ] = "ffa"
-    target_modules: Annotated[
-        TargetModules,
-        Option(
-            f"Layers that get an adapter, by the last part of their name; {ALL_LINEAR}; or a pattern of whole names",
-            metavar="NAME,NAME",
-        ),
-    ] = ("v_proj",)
-    rank: Annotated[Rank, Option("Rank of the adapter")] = 4
-    alpha: Annotated[Alpha, Help("The adapter's output is scaled by alpha / rank")] = 16.0
-    rank_pattern: Annotated[
-        dict[LayerName, Rank], Help("The rank where it is another", example="{ o_proj = 8 }"), Field(max_length=64)
-    ] = Field(default_factory=dict)
-    alpha_pattern: Annotated[
-        dict[LayerName, Alpha], Help("Alpha where it is another", example="{ o_proj = 32.0 }"), Field(max_length=64)
-    ] = Field(default_factory=dict)
-    rslora: Annotated[bool, Help("alpha / √rank takes the place of alpha / rank (rsLoRA)")] = False
-    dora: Annotated[bool, Help("Each row's magnitude is trained by itself, too (DoRA)")] = False
-    layers: Annotated[
-        tuple[Block, Block] | None,
-        Help(
-            "The first and the last block that get one, from 0; upper ones alone cost less",
-            example="[12, 23]",
-            unset="all",
-        ),
-        Field(strict=False),
-    ] = None
-    license: Annotated[
-        Words | None,
-        Help("The base model's; if left out, what its folder's README.md states", example='"apache-2.0"'),
-    ] = None
-
-    @property
-    def lora(self) -> Lora:
-        """The adapter, as the language model is loaded with it."""
-        return Lora(
-            kind=self.adapter,
-            target_modules=self.target_modules,
-            layers=self.layers,
-            rank=self.rank,
-            alpha=self.alpha,
-            rank_pattern=self.rank_pattern,
-            alpha_pattern=self.alpha_pattern,
-            rslora=self.rslora,
-            dora=self.dora,
-        )
+PANELS = MODEL, PRIVACY, TRAINING = ModelSection.panel, "Privacy", TrainingSection.panel
 
 
 class DataSection(Section):

@@ -1,4 +1,4 @@
-"""``grandrounds adapter``: a finished adapter tried, merged into its base model, exported for llama.cpp."""
+"""``grandrounds adapter``: a first one made of public text; a finished one tried, merged, exported for llama.cpp."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 adapter = typer.Typer(
     name="adapter",
-    help="Use a finished adapter. It is first compared with its study, and its base model with the study's.",
+    help="Make a first adapter of public text; use a finished one, which is compared with its study before.",
     no_args_is_help=True,
 )
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or an adapter's alone.")]
@@ -21,6 +21,54 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Folder or hub name of the base model, if it is not where the study has it."),
 ]
+
+
+@adapter.command()
+def prepare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study that names the file, as first_adapter.")],
+    public_text: Annotated[
+        Path, typer.Option(metavar="FILE", help="Records of nobody who has to be protected (.jsonl .csv .parquet).")
+    ],
+    said: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help="What they are, for the report (default: the file's name)."),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=0, max=1000, help="Steps of the study's training on them, without noise, to begin after.")
+    ] = 0,
+) -> None:
+    """Make what a study begins with of public text: A, of a core adapter B, and a start that is trained on it."""
+    from ...common.errors import StudyError
+    from ...common.system.files import write_atomically
+    from ..adapter.output import require_absent
+    from ..simulation.config import read_simulation, read_tables
+    from ..views.console import steps as shown
+
+    described, _ = read_simulation(read_tables(study, {}))
+    if described.model.first_adapter is None:
+        raise StudyError(
+            f"{study} names no first adapter",
+            why="what is made is written where the study will read it",
+            fix='add first_adapter = "first.safetensors" to its [model]',
+        )
+    output = Path(described.model.first_adapter)
+    require_absent(output)
+    with shown() as step:
+        step("loading PyTorch")
+        from ..plan.first_adapter import prepare as prepared
+
+        made = prepared(described, public_text, said=said or public_text.name, steps=steps, tell=step)
+    write_atomically(output, made.first.data)
+    say(
+        [
+            f"{output} is the first adapter, of {made.units} public units: {made.first.made.text}",
+            f"its SHA-256 is {made.first.sha256}, by which a study that is fixed names it",
+            f"where A reads lie {made.caught:.1%} of the mean gradient's squared norm there; of an A that is drawn it "
+            f"would be {made.by_chance:.2%}",
+            f"A's rows are {made.scale:.3g} times as long as drawn ones, so that a unit's gradient has the same norm, "
+            "and clipping norm and rate are those of the study",
+        ]
+    )
 
 
 @adapter.command(name="try")

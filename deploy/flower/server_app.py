@@ -178,6 +178,9 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
             sha256=manifest.model_sha256,
             setting="model in server.toml; without it, the study's model.name",
         )
+        first = folder.study.first_adapter(manifest)
+        if first is not None:
+            first.put_on(model)
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)

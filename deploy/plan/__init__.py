@@ -1,1 +1,1 @@
-"""What a study will promise and cost, before a record is read."""
+"""What a study begins with, and what it will promise and cost, before a record is read."""

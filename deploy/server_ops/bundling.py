@@ -17,6 +17,7 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_bytes
 from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
+from ...common.study.first_adapter import FirstAdapter, first_adapter_of
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Study, read_study
 from ...common.study.training import TrainingSection
@@ -48,8 +49,8 @@ def bundle(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: No
         manifest = folder.study.manifest()
         _refuse_edits(folder, manifest)
     else:
-        manifest, frozen = _fixed(folder, say)
-        _save(folder, manifest, frozen)
+        manifest, frozen, first = _fixed(folder, say)
+        _save(folder, manifest, frozen, first)
     return _bundled(folder, manifest)
 
 
@@ -65,7 +66,7 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
                 why="what they agreed to is what the claim is computed from",
                 fix=_way_on(folder),
             )
-        manifest, frozen = _fixed(folder, say)
+        manifest, frozen, first = _fixed(folder, say)
         if before is not None:
             aside = folder.path / "replaced" / before.sha256[:16]
             make_folder(aside)
@@ -73,7 +74,7 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
             for path in (folder.bundle, folder.progress.path, folder.study.path):  # by the last, what is fixed is known
                 if path.exists():
                     path.rename(aside / path.name)
-        _save(folder, manifest, frozen)
+        _save(folder, manifest, frozen, first)
     return [*said, *_bundled(folder, manifest)]
 
 
@@ -97,8 +98,8 @@ def _check_ready(folder: ServerFolder) -> None:
     check_beginning(settings.evaluation)
 
 
-def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, bytes]:
-    """The study with its keys and hashes, and the frozen tensors, drawn here once (float32)."""
+def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, bytes, FirstAdapter | None]:
+    """The study with its keys and hashes, the frozen tensors (float32), and what they are of if not drawn here once."""
     study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
     named = {site.name for site in study.sites}
     if named != set(enrolled):
@@ -107,12 +108,15 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
             why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
+    first = first_adapter_of(study)
     say("calibrating the noise")
     complete = complete_study(with_lasting_name(study))
     base = settings.model or base_model_folder(complete.model.name)
     say(f"loading the model, and hashing {base}")
     # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
     model = LanguageModel.load(base, complete.model.lora, seed=0, precision=complete.model.precision)
+    if first is not None:
+        first.put_on(model)
     # Tried here as every site will, before anybody is asked to sign.
     Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
     if complete.training.answer_after_s is None:
@@ -133,7 +137,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
         app_sha256=app_sha256(),
         connection_sha256=connection_of(folder),
     )
-    return manifest, vector_bytes(model.get_frozen_adapter())
+    return manifest, vector_bytes(model.get_frozen_adapter()), first
 
 
 def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) -> TrainingSection:
@@ -150,8 +154,9 @@ def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) ->
     return training.model_copy(update={"answer_after_s": instant_s, "deadline_s": deadline_s})
 
 
-def _save(folder: ServerFolder, manifest: Manifest, frozen: bytes) -> None:
+def _save(folder: ServerFolder, manifest: Manifest, frozen: bytes, first: FirstAdapter | None) -> None:
     write_atomically(folder.path / FROZEN_ADAPTER, frozen)
+    folder.study.save_first_adapter(first)
     folder.study.save_manifest(manifest)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...common.crypto.identity import Identity
-from ...common.study.artefacts import MANIFEST
+from ...common.study.artefacts import MANIFEST, PREPARED
 from ...common.study.manifest import Manifest
 from ...common.system.files import make_folder, write_atomically
 from ...server.run.study_folder import StudyFolder, damaged, unwritable
@@ -50,7 +50,8 @@ class SimulationFolder(StudyFolder):
             yield
         except BaseException:
             if not (self.path / MANIFEST).exists():
-                shutil.rmtree((self.path / _PRIVATE).parent, ignore_errors=True)
+                for path in (_PRIVATE, PREPARED):
+                    shutil.rmtree((self.path / path).parent, ignore_errors=True)
             raise
 
     def begin(self, manifest: Manifest, private: Private) -> None:

@@ -32,6 +32,7 @@ from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.sources.identifiers import Similar
 from ...common.study.completion import complete_study
+from ...common.study.first_adapter import FirstAdapter, first_adapter_of
 from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import Site, Study
 from ...server.rounds.app import Conversation
@@ -123,6 +124,7 @@ def simulate(
     """
     check_records_said(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
+    first = first_adapter_of(study)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with nullcontext() if folder is None else folder.beginning():
         data = _read(
@@ -138,7 +140,7 @@ def simulate(
             study = complete_study(with_lasting_name(study))
         seed = secrets.randbits(63)
         keys = Keys.generate(site.name for site in study.sites)
-        prepared = _prepare(study, data, opted_out=opted_out, seed=seed, devices=devices, observe=observe)
+        prepared = _prepare(study, data, opted_out=opted_out, seed=seed, first=first, devices=devices, observe=observe)
         manifest = new_manifest(
             study,
             site_keys={site: identity.public_key for site, identity in keys.sites.items()},
@@ -147,6 +149,7 @@ def simulate(
             model_sha256=prepared.model_sha256,
         )
         if folder is not None:
+            folder.save_first_adapter(first)
             folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
     return _run(
         manifest,
@@ -194,6 +197,7 @@ def resume(
         data,
         opted_out=opted_out,
         seed=private.seed,
+        first=folder.first_adapter(manifest),
         devices=devices,
         observe=observe,
         model_sha256=manifest.model_sha256,
@@ -257,6 +261,7 @@ def _prepare(
     *,
     opted_out: Mapping[str, Path],
     seed: int,
+    first: FirstAdapter | None,
     devices: Sequence[str],
     observe: Observer,
     model_sha256: str | None = None,
@@ -272,6 +277,8 @@ def _prepare(
             sha256=model_sha256,
             setting="the study's model.name",
         )
+        if first is not None:
+            first.put_on(model)
         evaluation_set = data.tokenisation.evaluation_set(data.evaluation, positions=model.positions)
     for records in data.sites.values():
         records.check_tokens(stated=vocabulary_size_of(data.base), size=model.vocabulary_size)

@@ -3,15 +3,17 @@
 import json
 from typing import Final
 
+from ...common.crypto.identity import sha256
 from ...common.errors import ModelError
 from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import AdapterLayout, Vector, vector_sha256
 from ...common.model.adapter_config import adapter_config
-from ...common.model.adapter_file import read_tensors, vector_of
+from ...common.model.adapter_file import is_folded, read_tensors, vector_of
 from ...common.model.base_folder import published_name
-from ...common.study.artefacts import CONFIG, WEIGHTS
+from ...common.study.artefacts import CONFIG, CORE, PREPARED, SUMS, WEIGHTS, trained_path
+from ...common.study.first_adapter import BY_HASH
 from .case import Case, Claim, DisagreesError, OpenError, differences, parse_json
 
 
@@ -25,11 +27,31 @@ def _trained(case: Case) -> str:
 def _frozen(case: Case) -> str:
     vector = adapter_vector(case, trained=False)
     _require_hash(vector, case.verified.manifest.frozen_adapter_sha256)
-    return f"{vector.size} numbers"
+    return f"{vector.size} numbers{_prepared(case)}"
+
+
+def _prepared(case: Case) -> str:
+    """Of which file they are, if of one; where it is there, it is compared. Raises DisagreesError."""
+    manifest = case.verified.manifest
+    named = manifest.study.model.first_adapter
+    if named is None:
+        return ""
+    of = f", of the first adapter {named}, made from {manifest.study.model.first_text}"
+    data = case.evidence.sum_file(PREPARED)
+    if data is None:
+        return f"{of}; its file is not in {SUMS}/ to be compared"
+    if sha256(data) != named.removeprefix(BY_HASH):
+        raise DisagreesError(f"{PREPARED} has the SHA-256 {sha256(data)}, and the study names {named}")
+    tensors, kind = read_tensors(data), manifest.study.model.adapter
+    _require_hash(vector_of(tensors, kind=kind, trained=False), manifest.frozen_adapter_sha256)
+    _require_hash(vector_of(tensors, kind=kind, trained=True), manifest.adapter_sha256)
+    return f"{of}; {PREPARED} has them, and what was trained as it began"
 
 
 def _configured(case: Case) -> str:
     found, model = case.result(CONFIG), case.verified.manifest.study.model
+    if model.adapter == "core" and not is_folded(case.result(WEIGHTS), case.result(CORE)):
+        raise DisagreesError(f"{WEIGHTS} is not what follows from {CORE}")
     base = published_name(model.name)
     tensors = _tensors(case) if isinstance(model.target_modules, str) else {}  # a pattern's layers are in their names
     expected = [
@@ -48,13 +70,14 @@ def adapter_vector(case: Case, *, trained: bool) -> Vector:
 
 def _tensors(case: Case) -> dict[str, Vector]:
     """The adapter's tensors, of the names and shapes that the manifest states. Raises DisagreesError."""
+    path = trained_path(case.verified.manifest.study.model.adapter)
     try:
-        tensors = read_tensors(case.result(WEIGHTS))
+        tensors = read_tensors(case.result(path))
     except ModelError as error:
-        raise DisagreesError(f"{WEIGHTS}: {error.what}") from error
+        raise DisagreesError(f"{path}: {error.what}") from error
     layout = AdapterLayout.of({name: tensor.shape for name, tensor in tensors.items()})
     if layout.sha256 != case.verified.manifest.adapter_layout_sha256:
-        raise DisagreesError(f"{WEIGHTS} has tensors of other names or shapes than the study's adapter")
+        raise DisagreesError(f"{path} has tensors of other names or shapes than the study's adapter")
     return tensors
 
 

@@ -1,10 +1,12 @@
 """What a study claims and what it does not, in words for a privacy officer; the numbers are the report's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from ...common.schema import known
 from ...common.study.manifest import Manifest
+from ...common.study.model_section import ModelSection
 from .rounding import number, probability, up
 
 RECOMPUTE: Final = (
@@ -169,6 +171,25 @@ def _instant(manifest: Manifest) -> str:
     return f"every site’s update leaves {after_s:g} s after it was asked for, whatever was drawn"
 
 
+def began_with(model: ModelSection) -> str | None:
+    """What the adapter was before the first round, where it was made of public text."""
+    if model.first_adapter is None:
+        return None
+    return (
+        f"Training began with a first adapter made of text that the study calls public: {model.first_text}. "
+        f"Its file is {model.first_adapter}."
+    )
+
+
+def _first_adapter(model: ModelSection) -> Iterator[Limit]:
+    if model.first_adapter is not None:
+        yield Limit(
+            title="What the first adapter was made of",
+            text=f"The study says that it is public text: {model.first_text}. Its hash shows which file it was, and "
+            "nothing shows whose text; were it of patients, no noise would protect them.",
+        )
+
+
 def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
     """All that the claim does not cover; without noise there is none, and so that is everything."""
     if not manifest.study.privacy.noise:
@@ -204,6 +225,7 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
             title="What the base model already knew",
             text="The base model was trained by others on other texts. What it memorised then, it may still say.",
         ),
+        *_first_adapter(manifest.study.model),
         Limit(
             title="Facts about a site or a population",
             text="Learning them is the purpose of the study. They may also concern someone whose records were never "

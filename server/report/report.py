@@ -116,6 +116,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "model": study.model.model_dump(mode="json"),
             "model_sha256": manifest.model_sha256,
             "frozen_adapter_sha256": manifest.frozen_adapter_sha256,
+            "began_with": claim.began_with(study.model),
             "optimizer": training.optimizer,
             "learning_rate": training.learning_rate,
             "steps": training.steps_in_words,

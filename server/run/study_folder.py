@@ -16,10 +16,11 @@ from ...common.errors import StorageError
 from ...common.model.adapter import vector_view
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
-from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, REPORT, SUMS, sum_path
+from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, PREPARED, REPORT, SUMS, sum_path
+from ...common.study.first_adapter import BY_HASH, FirstAdapter
 from ...common.study.manifest import Manifest
+from ...common.study.model_section import ModelSection
 from ...common.study.step import LastStep, sum_size
-from ...common.study.study import ModelSection
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
 from ..report.report import render_json
@@ -150,6 +151,18 @@ class StudyFolder:
             write_atomically(self.path / FIRST_ADAPTER, vector_view(last_step.after.adapter))
         else:
             write_atomically(self.path / sum_path(round_), last_step.total)
+
+    def save_first_adapter(self, first: FirstAdapter | None) -> None:
+        """Write the first adapter as it was made, if it was. Raises StorageError."""
+        if first is not None:
+            write_atomically(self.path / PREPARED, first.data)
+
+    def first_adapter(self, manifest: Manifest) -> FirstAdapter | None:
+        """The first adapter as it was made, if it was. Raises StudyError where it is not the manifest's."""
+        named = manifest.study.model.first_adapter
+        if named is None:
+            return None
+        return FirstAdapter.read(self.path / PREPARED, expected=named.removeprefix(BY_HASH))
 
     def checkpoint(self, manifest: Manifest) -> Checkpoint | None:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""

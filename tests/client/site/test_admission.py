@@ -14,7 +14,8 @@ from grandrounds.common.model.base_folder import model_folder_sha256
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import validated
-from grandrounds.common.study.study import ModelSection, Study
+from grandrounds.common.study.model_section import ModelSection
+from grandrounds.common.study.study import Study
 
 SITE = "site-2"
 IDENTITIES = {f"site-{i}": Identity.generate() for i in range(1, 6)}

@@ -44,6 +44,8 @@ def complete(**privacy: Any) -> dict[str, Any]:
         "about": ABOUT,
         "model": {
             "license": "mit",
+            "first_adapter": f"sha256:{'ba' * 32}",
+            "first_text": "terms",
             "layers": [2, 4],
             "rank_pattern": {"v_proj": 8},
             "alpha_pattern": {"v_proj": 2.0},
@@ -124,7 +126,7 @@ def others(leaf: Any) -> list[Any]:
         "auto",
         "0.1.1",
     ]
-    words += ["11" * 32, "2027-01-31", "2026-12-31", "2026-11-29"]
+    words += [f"sha256:{'22' * 32}", "11" * 32, "2027-01-31", "2026-12-31", "2026-11-29"]
     match leaf:
         case bool():
             return [not leaf]
@@ -153,6 +155,7 @@ def test_any_changed_field_changes_the_hash() -> None:
     # no target, and under local trust no noise that a step could be corrected by.
     tied = {("study", "privacy", "noise"), *(("study", "sites", i, "name") for i in range(5))}
     tied |= {("dimension",), ("tensor_sizes", 0), ("tensor_sizes", 1), ("study", "training", "noise_correction")}
+    tied |= {("study", "model", "a_init")}  # none is drawn beside a first adapter
     paths = [path for path in leaves(whole) if path not in tied]
     for path in paths:
         accepted = []
@@ -203,6 +206,11 @@ def test_a_bound_on_a_cohort_is_stated_and_not_below_the_nominal_units() -> None
         validated(Manifest, manifest_fields(replaced(complete(), ("sites", 1, "max_units"), None)))
     with pytest.raises(StudyError, match="max_units: 19 is below the 20 nominal units"):
         validated(Manifest, manifest_fields(replaced(complete(), ("sites", 1, "max_units"), 19)))
+
+
+def test_a_manifest_names_a_first_adapter_by_its_hash() -> None:
+    with pytest.raises(StudyError, match=r"study\.model\.first_adapter: a manifest names it by its hash"):
+        validated(Manifest, manifest_fields(replaced(complete(), ("model", "first_adapter"), "first.safetensors")))
 
 
 def test_an_instant_after_the_deadline_is_refused() -> None:
