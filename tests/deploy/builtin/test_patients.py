@@ -14,9 +14,16 @@ from grandrounds.common.errors import DataError, ModelError, StorageError
 from grandrounds.deploy.builtin import models, patients
 from grandrounds.deploy.builtin.cache import cached_folder
 from grandrounds.deploy.builtin.models import demo_model
-from grandrounds.deploy.builtin.patients import DemoOptions, demo_data, patient_records
+from grandrounds.deploy.builtin.patients import DemoOptions, demo_data, patient
 
-SMALL = DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3, evaluation_notes_per_patient=2)
+SMALL = DemoOptions(
+    hospitals=2,
+    patients_per_hospital=1,
+    evaluation_patients=1,
+    notes_per_patient=3,
+    evaluation_notes_per_patient=2,
+    split="age",
+)
 
 
 @pytest.fixture
@@ -28,24 +35,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_hospitals_are_generated_once_with_each_patient_in_one_of_them(cache: Path) -> None:
     seen: list[tuple[int, int]] = []
     data = demo_data(SMALL, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
-    assert list(data.hospitals) == ["hospital-1"]
-    training, evaluation = read_records(data.hospitals["hospital-1"]), read_records(data.evaluation)
-    assert (len(training), len(evaluation)) == (3, 2)
-    assert not {record.patient_id for record in training} & {record.patient_id for record in evaluation}
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    found = [read_records(file) for file in (*data.hospitals.values(), data.evaluation)]
+    assert [len(records) for records in found] == [3, 3, 2]
+    holders = [{record.patient_id for record in records} for records in found]
+    assert len(set.union(*holders)) == sum(map(len, holders)) == 3
+    by_age = sorted(range(2), key=lambda index: patient(index, SMALL).born, reverse=True)
+    assert by_age == [1, 0], "else the order in which they come would do"
+    assert holders[:2] == [{f"patient-{index:05d}"} for index in by_age], "the youngest in the first hospital"
     assert demo_data(SMALL, progress=lambda done, total: pytest.fail("generated again")) == data
 
 
 def test_the_same_seed_gives_the_same_records_in_another_process_and_another_seed_others() -> None:
-    records = patient_records(0, SMALL)
+    records = patient(0, SMALL).records
     script = (
         "import json; from grandrounds.deploy.builtin.patients import *;"
-        "print(json.dumps(patient_records(0, DemoOptions(hospitals=1, patients_per_hospital=1, notes_per_patient=3))))"
+        "print(json.dumps(patient(0, DemoOptions(notes_per_patient=3)).records))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)
     assert json.loads(ran.stdout) == records, "nothing but the records is printed, and they agree"
-    assert patient_records(0, DemoOptions(seed=2))[0]["text"] != records[0]["text"]
+    assert patient(0, DemoOptions(seed=2)).records[0]["text"] != records[0]["text"]
 
 
 def test_a_folder_whose_building_is_interrupted_leaves_nothing_and_is_built_anew(cache: Path) -> None:
