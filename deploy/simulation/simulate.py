@@ -80,6 +80,7 @@ def simulate(
     similar_identifiers: Similar | None = None,
     output: Path | str | None = None,
     settings: Mapping[str, Any] = {},
+    adapter_seed: int | None = None,
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
     network: Network = in_process,
@@ -98,6 +99,7 @@ def simulate(
         similar_identifiers: whether identifiers that differ in spelling alone are one patient's; None: refuse them.
         output: a new or empty folder; without one, nothing is kept.
         settings: kept for going on with a study that was interrupted (``resume``).
+        adapter_seed: draws the frozen part of the adapter, which is public; so that runs to be compared share it.
         dropouts: sites that go away in the middle of a round.
         observe: is told what happens while it happens.
         network: carries what server and sites say.
@@ -138,7 +140,7 @@ def simulate(
         )
         with phase(observe, "calibration", "noise for every attempt of the schedule"):
             study = complete_study(with_lasting_name(study))
-        seed = secrets.randbits(63)
+        seed = secrets.randbits(63) if adapter_seed is None else adapter_seed
         keys = Keys.generate(site.name for site in study.sites)
         prepared = _prepare(study, data, opted_out=opted_out, seed=seed, first=first, devices=devices, observe=observe)
         manifest = new_manifest(
