@@ -20,7 +20,7 @@ PACKAGE = "grandrounds"
 SOURCES = ("client", "common", "deploy", "server")
 # The pages of most use, first and in this order; the others follow by their paths.
 ROADS = {
-    "Grand Rounds": ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"),
+    "Grand Rounds": ("README.md", "ARCHITECTURE.md", "deploy/RESULTS.md", "CHANGELOG.md"),
     "Operating": ("deploy/OPERATIONS.md", "deploy/SOURCES.md", "deploy/PITFALLS.md", "tests/soak/RESULTS.md"),
     "The claim": ("common/privacy/MECHANISM.md", "common/secagg/PROTOCOL.md", "SECURITY.md"),
     "Contributing": ("CONTRIBUTING.md", "RELEASE.md"),

@@ -1,0 +1,122 @@
+"""The benchmark: all its runs that have no row yet, in processes beside one another, and the tables of all rows."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ....common.durations import duration
+from ....common.errors import GrandRoundsError, ModelError, StoppedError
+from ....common.model.devices import PROCESSORS
+from ....common.system.files import write_atomically
+from .row import Row, RowFile, Subject
+from .table import as_csv, markdown
+from .ways import Run
+
+ROWS: Final = "rows.jsonl"
+TABLE: Final = "table.md"
+CSV: Final = "table.csv"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityBench:
+    """What is run: ``runs``, with what the ``tables`` of a study's file say of training, into the folder ``output``."""
+
+    output: Path
+    runs: Sequence[Run]
+    tables: Mapping[str, Any]
+    processes: int = 1
+    devices: Sequence[str] = (PROCESSORS,)
+
+    def run(self, tell: Tell) -> list[Row]:
+        """The rows of these runs, those of earlier calls among them: each is on disk before the next is waited for.
+
+        Raises StudyError before anything is run; StorageError; StoppedError when it is interrupted; and, when all else
+        is done, ModelError where runs failed, each of which was told.
+        """
+        subjects = {run: Subject.of(run, run.case.read(self.tables)[0]) for run in self.runs}
+        file = RowFile.create(self.output / ROWS)
+        rows = file.read()
+        done = {row.subject for row in rows}
+        missing = {run: subject for run, subject in subjects.items() if subject not in done}
+        tell(f"{len(subjects)} runs, of which {len(subjects) - len(missing)} are done")
+        failed: list[Run] = []
+        try:
+            for run, found in self._attempts(missing):
+                if isinstance(found, str):
+                    failed.append(run)
+                    tell(f"{run}: {found}")
+                    continue
+                file.add(found)
+                rows.append(found)
+                self._write_tables(rows)
+                del missing[run]
+                tell(_line(run, found, left=len(missing) - len(failed), processes=self.processes))
+        except KeyboardInterrupt:
+            raise StoppedError(
+                f"stopped; {len(rows)} rows are whole in {file.path}",
+                why="a run that has no row is in no table",
+                fix="run the same command again: it goes on where this one stopped",
+            ) from None
+        except BrokenProcessPool:
+            raise ModelError(
+                "the process of a run was killed",
+                why="the machine most likely had no memory left for it",
+                fix="run the same command again with fewer --processes, or on a machine with more memory",
+            ) from None
+        if failed:
+            raise ModelError(
+                f"{len(failed)} of {len(subjects)} runs failed",
+                why="a table lacks what they would have shown",
+                fix="see above what each of them says; the same command tries them again",
+            )
+        return [row for row in rows if row.subject in set(subjects.values())]
+
+    def _attempts(self, missing: Mapping[Run, Subject]) -> Iterator[tuple[Run, Row | str]]:
+        """What came of each run, as soon as it is over."""
+        # A fork would copy the locks of torch's threads; and a process for each run gives its memory back.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.processes, mp_context=context, max_tasks_per_child=1) as pool:
+            futures = {pool.submit(attempt, self, run, subject): run for run, subject in missing.items()}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _write_tables(self, rows: Sequence[Row]) -> None:
+        write_atomically(self.output / TABLE, markdown(rows).encode())
+        write_atomically(self.output / CSV, as_csv(rows).encode())
+
+
+def attempt(bench: UtilityBench, run: Run, subject: Subject) -> Row | str:
+    """The row of a run, or why it failed, in words: an error of ours does not survive the way between processes."""
+    import torch
+
+    from .perform import Workplace, perform
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // bench.processes))
+    workplace = Workplace(
+        folder=bench.output / "runs" / subject.folder,
+        devices=bench.devices,
+        tell=lambda line: print(f"  {run}: {line}", file=sys.stderr, flush=True),
+    )
+    try:
+        return perform(run, bench.tables, workplace)
+    except GrandRoundsError as error:
+        return error.diagnostics()
+
+
+def _line(run: Run, row: Row, *, left: int, processes: int) -> str:
+    after = "not finite" if row.perplexity_after is None else f"{row.perplexity_after:g}"
+    return (
+        f"{run}: perplexity {row.perplexity_before:g} → {after}, F1 {row.f1_before:.2f} → {row.f1_after:.2f}, in "
+        f"{duration(row.seconds)}; {left} left, about {duration(left * row.seconds / processes)}"
+    )

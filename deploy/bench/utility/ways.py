@@ -1,0 +1,108 @@
+"""The ways of training that are compared, and one run: a way, an ε, and on whose patients."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from ....common.errors import StudyError
+from ....common.privacy.noise_layers import noise_over_claim
+from ....common.secagg.parameters import default_threshold
+from ....common.study.study import Study
+from ...builtin.patients import Split
+from ...simulation.config import read_simulation
+from ...simulation.settings import NO_DROPOUT, Simulation
+
+# All patients at one site, whose noise is that of the claim and no more · sites that share the noise · sites that each
+# add all of it · each site by itself · sites that clip and add no noise · sites that do neither.
+Way = Literal["pooled", "distributed", "local", "alone", "noise-off", "no-privacy"]
+WAYS: Final[tuple[Way, ...]] = get_args(Way)
+NOISY: Final = frozenset[Way](("pooled", "distributed", "local", "alone"))
+CENTRAL: Final = frozenset[Way](("pooled", "alone"))
+
+# What a benchmark takes from a study's file; sites, ε, trust and noise are what it compares.
+_SECTIONS: Final = ("model", "data", "training", "secagg")
+_COMPARED: Final = frozenset(("target_epsilon", "noise_multiplier", "noise", "trust"))
+# Times the clipping norm is as good as none. Were it larger, integers would be too coarse for most gradients.
+_UNCLIPPED: Final = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all runs that are compared share: synthetic patients, where they are, and the frozen part of the adapter.
+
+    ``patients`` are those of all sites; ``seed`` draws them, and the adapter. Privacy's randomness has no seed.
+    """
+
+    sites: int
+    patients: int
+    split: Split
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Raises StudyError where sites could not be of one size."""
+        if self.patients % self.sites:
+            raise StudyError(
+                f"{self.patients} patients at {self.sites} sites",
+                why="all sites are of one size, so that nothing but the way of training differs",
+                fix=f"choose a multiple of {self.sites}",
+            )
+
+    def read(self, tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
+        """The study of these sites, with what the ``tables`` of a study's file say of training, and where records are.
+
+        Sites, ε, noise and trust are not taken from there. Raises StudyError.
+        """
+        privacy = tables.get("privacy", {})
+        if isinstance(privacy, Mapping):  # what is no table is refused with the rest
+            privacy = {name: value for name, value in privacy.items() if name not in _COMPARED}
+        simulation = {
+            "builtin_sites": self.sites,
+            "builtin_patients": self.patients // self.sites,
+            "builtin_split": self.split,
+            "builtin_seed": self.seed,
+            "dropouts": (NO_DROPOUT,),
+        }
+        fields = {name: tables[name] for name in _SECTIONS if name in tables}
+        return read_simulation({**fields, "privacy": privacy, "simulation": simulation})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One way of training in one case; ``epsilon`` is None where nothing is claimed."""
+
+    way: Way
+    epsilon: float | None
+    case: Case
+
+    def __str__(self) -> str:
+        """In words."""
+        case = self.case
+        claim = "" if self.epsilon is None else f" ε={self.epsilon:g}"
+        return f"{self.way}{claim}, {case.sites} sites, {case.patients} patients ({case.split}), seed {case.seed}"
+
+    def study(self, of_case: Study) -> Study:
+        """The study of this run: all ways have the model, schedule and rates that the case's has."""
+        changed: dict[str, Any] = {"target_epsilon": self.epsilon, "noise": self.epsilon is not None}
+        if self.way == "local":
+            changed["trust"] = "local"
+        if self.way == "no-privacy":
+            changed["clipping_norm"] = _UNCLIPPED * of_case.privacy.clipping_norm
+        return of_case.model_copy(update={"privacy": of_case.privacy.model_copy(update=changed)})
+
+    def noise_over_claimed(self, study: Study) -> float | None:
+        """The noise in a sum that no site is missing from, over what its ε is claimed for."""
+        if self.epsilon is None:
+            return None
+        if self.way in CENTRAL:
+            return 1.0
+        sites = len(study.sites)
+        return round(
+            noise_over_claim(
+                sites,
+                trust="local" if self.way == "local" else "distributed",
+                sites=sites,
+                threshold=study.secagg.threshold or default_threshold(sites),
+                corrupt_sites=study.privacy.corrupt_sites,
+            ),
+            3,
+        )

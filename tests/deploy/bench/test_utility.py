@@ -1,0 +1,220 @@
+"""The benchmark of utility: its ways of training, its rows that outlast a kill, and its table."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.study.tiny_models import save_tiny_model
+from support.utility_rows import row
+
+from grandrounds.common.data.tokenisation import load_tokenizer
+from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
+from grandrounds.common.schema import known
+from grandrounds.deploy.bench.utility.central import Central
+from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
+from grandrounds.deploy.bench.utility.grid import Grid
+from grandrounds.deploy.bench.utility.perform import Workplace, measured
+from grandrounds.deploy.bench.utility.row import RowFile
+from grandrounds.deploy.bench.utility.table import as_csv, lines_of, markdown, share_kept
+from grandrounds.deploy.bench.utility.ways import WAYS, Case, Run, Way
+from grandrounds.deploy.simulation.config import RecordFiles
+from grandrounds.deploy.simulation.simulate import simulate
+
+CASE = Case(sites=3, patients=9, split="iid", seed=5)
+NOTE = "A 30 year-old white female. Patient is single."
+
+
+def test_the_share_of_the_gain_is_a_ratio_of_logarithms_and_none_where_there_was_no_gain() -> None:
+    assert share_kept(row("distributed", 10.0), 5.0) == pytest.approx(0.5)
+    assert share_kept(row("distributed", 40.0), 5.0) == pytest.approx(-0.5)
+    assert share_kept(row("distributed", 10.0), 20.0) is None
+    assert share_kept(row("distributed", None), 5.0) is None
+    assert share_kept(row("distributed", 10.0), None) is None
+
+
+def test_each_seed_is_compared_with_its_own_run_without_noise() -> None:
+    rows = [
+        row("noise-off", 5.0),
+        row("distributed", 10.0),
+        row("noise-off", 10.0, seed=2),
+        row("distributed", 10.0, seed=2),
+    ]
+    line = next(line for line in lines_of(rows) if line.rows[0].way == "distributed")
+    assert line.share.mean == pytest.approx(0.75)
+    assert line.share.standard_error == pytest.approx(0.25)
+    assert "| 75 ± 25 % |" in markdown(rows)
+
+
+def test_a_run_that_came_to_no_figure_is_left_out_of_no_mean() -> None:
+    line = lines_of([row("distributed", 10.0), row("distributed", None, seed=2)])[0]
+    assert line.after.mean is None and line.after.shown(".1f") == "–"
+
+
+def test_runs_with_another_noise_or_other_settings_share_no_line() -> None:
+    rows = [
+        row("distributed", 10.0, noise_over_claimed=1.29),
+        row("distributed", 9.0, noise_over_claimed=1.12),
+        row("distributed", 8.0, settings="ef" * 32),
+    ]
+    assert [len(line.rows) for line in lines_of(rows[:2])] == [1, 1]
+    text = markdown(rows)
+    assert text.count("Settings") == 2 and "1.29" in text and "1.12" in text
+
+
+def test_the_difference_from_pooled_training_has_the_t_interval_of_paired_seeds() -> None:
+    rows = [row("pooled", 10.0, seed=seed) for seed in range(3)]
+    rows += [row("distributed", after, seed=seed) for seed, after in enumerate((11.0, 12.0, 10.0))]
+    differences = [math.log(1.1), math.log(1.2), 0.0]
+    mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(3)
+    low, high = mean - 4.302653 * error, mean + 4.302653 * error  # Student's t with 2 degrees of freedom, 97.5 %
+    assert f"{mean:+.3f}, 95 % t-interval {low:+.3f} to {high:+.3f} (3 seeds)" in markdown(rows)
+
+
+def test_the_csv_has_means_beside_their_standard_errors() -> None:
+    found = list(csv.DictReader(io.StringIO(as_csv([row("noise-off", 5.0), row("noise-off", 7.0, seed=2)]))))
+    assert [(line["after"], line["after_standard_error"], line["epsilon"]) for line in found] == [("6.0", "1.0", "")]
+
+
+def test_what_a_killed_process_left_of_a_row_is_dropped_and_any_other_damage_is_refused(tmp_path: Path) -> None:
+    file = RowFile.create(tmp_path / "new" / "rows.jsonl")
+    assert file.read() == []
+    file.add(row("noise-off", 5.0))
+    whole = file.path.read_text()
+    file.path.write_text(whole + whole[:40])
+    assert file.read() == [row("noise-off", 5.0)]
+    file.add(row("noise-off", 6.0, seed=2))
+    assert [each.perplexity_after for each in file.read()] == [5.0, 6.0]
+    file.path.write_text("{}\n" + whole)
+    with pytest.raises(StorageError, match="cannot be read as rows"):
+        file.read()
+    with pytest.raises(StorageError, match="No such file"):
+        RowFile(tmp_path / "elsewhere").read()
+    with pytest.raises(StorageError, match="cannot be written"):
+        RowFile.create(file.path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"ways": "pooled,magic"}, "ways"),
+        ({"epsilon": "many"}, "epsilon"),
+        ({"sites": "2"}, "sites"),
+        ({"split": ""}, "split"),
+    ],
+)
+def test_a_list_with_what_is_none_of_it_is_refused_by_its_name(given: dict[str, str], named: str) -> None:
+    good = {
+        "ways": "all",
+        "epsilon": "4",
+        "sites": "5",
+        "patients": "20",
+        "split": "iid,age",
+        "seeds": 1,
+        "first_seed": 1,
+    }
+    assert len(list(Grid.read(**good).runs())) == 2 * 6
+    with pytest.raises(StudyError, match=named):
+        Grid.read(**{**good, **given})
+
+
+def test_sites_of_unequal_size_are_refused() -> None:
+    with pytest.raises(StudyError, match="120 patients at 7 sites"):
+        Case(sites=7, patients=120, split="iid", seed=1)
+
+
+def test_all_ways_have_one_schedule_and_differ_in_what_they_compare_alone() -> None:
+    of_case, simulation = CASE.read({"training": {"rounds": 2}, "privacy": {"target_epsilon": 1.0, "trust": "local"}})
+    ways: dict[Way, float | None] = {"local": 4.0, "distributed": 4.0, "noise-off": None, "no-privacy": None}
+    studies = {way: Run(way=way, epsilon=epsilon, case=CASE).study(of_case) for way, epsilon in ways.items()}
+    assert all(study.training == of_case.training for study in studies.values())
+    assert all(study.model == of_case.model for study in studies.values())
+    assert [study.privacy.trust for study in studies.values()] == ["local"] + ["distributed"] * 3
+    assert [study.privacy.target_epsilon for study in studies.values()] == [4.0, 4.0, None, None]
+    assert studies["no-privacy"].privacy.clipping_norm > studies["noise-off"].privacy.clipping_norm
+    assert (simulation.builtin_patients, simulation.builtin_seed) == (3, 5)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> RecordFiles:
+    """Three patients at each of three sites, and three held out, with a note of one fact each."""
+    folder = tmp_path_factory.mktemp("records")
+    names = ["hospital-1", "hospital-2", "hospital-3", "evaluation"]
+    for name in names:
+        lines = [json.dumps({"patient_id": f"{name}-{i}", "text": f"{name} {i}. {NOTE}"}) + "\n" for i in range(3)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    *sites, evaluation = [folder / f"{name}.jsonl" for name in names]
+    return RecordFiles(
+        cohorts=dict(zip(names, sites, strict=False)),
+        opted_out={},
+        similar_identifiers=None,
+        evaluation=evaluation,
+        evaluation_source="made up",
+    )
+
+
+TABLES = {"model": {"name": "tiny"}, "data": {"max_tokens": 64}, "training": {"rounds": 2}}
+
+
+def test_a_federation_leaves_a_ledger_that_verifies_and_a_row_and_pooled_training_a_row_alone(
+    records: RecordFiles, tmp_path: Path
+) -> None:
+    of_case, _ = CASE.read(TABLES)
+    runs = [Run(way=way, epsilon=4.0, case=CASE) for way in WAYS if way in ("distributed", "pooled")]
+    rows = {run.way: measured(run, of_case, records, Workplace(folder=tmp_path / run.way)) for run in runs}
+    pooled, federated = rows["pooled"], rows["distributed"]
+    assert (federated.verified, pooled.verified) == ("ESTABLISHED", None)
+    assert federated.noise_multiplier == pooled.noise_multiplier, "a patient meets the same schedule"
+    assert federated.perplexity_before == pooled.perplexity_before
+    assert federated.f1_before == pooled.f1_before
+    assert (federated.noise_over_claimed, pooled.noise_over_claimed) == (round(math.sqrt(3 / 2), 3), 1.0)
+    assert not (tmp_path / "pooled").exists()
+    # What an earlier call finished is not trained again.
+    again = measured(runs[1], of_case, records, Workplace(folder=tmp_path / "distributed"))
+    assert again.ledger == federated.ledger and again.perplexity_after == federated.perplexity_after
+
+
+def test_pooled_training_without_noise_comes_to_the_adapter_of_a_federation_bit_by_bit(records: RecordFiles) -> None:
+    of_case, _ = CASE.read({**TABLES, "privacy": {"sampling_probability": 1.0}})
+    study = Run(way="noise-off", epsilon=None, case=CASE).study(of_case)
+    central = Central.open(study, records, seed=CASE.seed)
+    federated = simulate(study, **records.inputs, adapter_seed=CASE.seed)
+    sites = [site.name for site in study.sites]
+    assert np.array_equal(central.train(sites), federated.adapter)
+    assert not np.array_equal(central.train(sites[:1]), federated.adapter)
+    assert central.manifest.frozen_adapter_sha256 == federated.manifest.frozen_adapter_sha256
+
+
+def test_the_noise_of_one_place_is_the_claim_s_and_no_more(records: RecordFiles) -> None:
+    of_case, _ = CASE.read(TABLES)
+    central = Central.open(Run(way="pooled", epsilon=4.0, case=CASE).study(of_case), records, seed=1)
+    manifest = central.manifest
+    claimed = known(manifest.study.privacy.noise_multiplier) * manifest.lattice.sensitivity
+    assert claimed <= central.mechanism.noise_stddev < claimed + 1
+    assert manifest.noise_stddev < central.mechanism.noise_stddev, "a site's share alone would be too little"
+
+
+def test_the_extraction_asks_for_what_a_note_states_once_and_scores_what_the_model_holds_likeliest(
+    tmp_path: Path,
+) -> None:
+    marital = next(fact for fact in FACTS if fact.question == "Marital status:")
+    assert marital.answer_in(NOTE) == "single"
+    assert marital.answer_in("Patient is single. Patient is married.") is None
+    assert macro_f1([("a", "a"), ("a", "b"), ("b", "b")]) == pytest.approx(2 / 3)
+    base = save_tiny_model(tmp_path)
+    model = LanguageModel.load(base, Lora(target_modules=("v_proj",), rank=1), seed=1)
+    task = Extraction(notes=[NOTE], tokenizer=load_tokenizer(str(base)))
+    # The same by one pass over each whole text, of which nothing is kept from one to the next.
+    note, rows = list(NOTE.encode())[-8:], [(list(b"\nSex:"), list(b" male")), (list(b"\nSex:"), list(b" female"))]
+    for (question, answer), found in zip(rows, log_likelihoods(model, note, rows), strict=True):
+        tokens = torch.tensor([note + question + answer])
+        with torch.inference_mode():
+            every = model.logits(tokens).log_softmax(-1)[0, :-1].gather(-1, tokens[0, 1:, None])
+        assert found == pytest.approx(float(every[-len(answer) :].sum()), rel=1e-4)
+    assert task.f1(model) in (0.0, 0.5, 1.0), "of two facts, each right or wrong"
