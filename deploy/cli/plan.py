@@ -3,11 +3,15 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from .options import ConfigOption, StudyCommand, named
+
+if TYPE_CHECKING:
+    from ...common.study.study import Study
+    from ..bench.utility.scaling import Needed
 
 _PANEL = "Data and model"
 
@@ -47,6 +51,12 @@ def plan(
         bool,
         typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=_PANEL),
     ] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="rows.jsonl of `bench utility`, by which --quality is answered.")
+    ] = None,
+    quality: Annotated[
+        float | None, typer.Option(min=1, help="A perplexity: how many patients does it take at the target epsilon?")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan a study: its noise, batch and hours for a target epsilon, and a clipping norm from public text.
@@ -66,6 +76,7 @@ def plan(
     if output is not None:
         _require_free(output)
     study, simulation = read_simulation(tables)
+    needed = _needed(study, results, quality)
     given = set(tables.get("privacy", {}))
     with steps() as step:
         trial = None
@@ -84,9 +95,30 @@ def plan(
     if output is not None:
         write_atomically(output, study_file(planned, study, simulation).encode())
     if as_json:
-        typer.echo(json.dumps({**asdict(planned), "study": planned.study.model_dump(mode="json")}))
-    else:
-        print_plan(plain_console(highlight=False), planned, output)
+        found = {"needed": None if needed is None else asdict(needed)}
+        typer.echo(json.dumps({**asdict(planned), "study": planned.study.model_dump(mode="json"), **found}))
+        return
+    console = plain_console(highlight=False)
+    print_plan(console, planned, output)
+    for line in () if needed is None else needed.lines():
+        console.print(f"\n{line}")
+
+
+def _needed(study: "Study", results: Path | None, quality: float | None) -> "Needed | None":
+    """What the quality takes that was asked for, before anything is computed. Raises StudyError and StorageError."""
+    from ...common.errors import StudyError
+    from ..bench.utility.row import RowFile
+    from ..bench.utility.scaling import Needed
+
+    if results is None and quality is None:
+        return None
+    if results is None or quality is None:
+        raise StudyError(
+            "--results and --quality are given one without the other",
+            why="a quality is read from what was measured, and a measurement answers a question",
+            fix="give both: --results rows.jsonl --quality 10",
+        )
+    return Needed.of(RowFile(results).read(), study, perplexity=quality)
 
 
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.study.tiny_models import save_tiny_model
+from support.utility_rows import row
 
 from grandrounds.client.training.grad_samples import Shape
 from grandrounds.common.schema import validated
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.bench.utility.row import RowFile
 from grandrounds.deploy.cli.main import main
 from grandrounds.deploy.plan.plan import Plan
 from grandrounds.deploy.plan.trial import Trial
@@ -91,8 +94,19 @@ def test_the_proposed_study_runs_as_planned(run: Run, tmp_path: Path) -> None:
 
 def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run, tmp_path: Path) -> None:
     proposed = tmp_path / "study.toml"
-    code, out, err = run(["plan", "--no-benchmark", f"--output={proposed}"])
+    measured = RowFile.create(tmp_path / "rows.jsonl")
+    for seed, after in enumerate((12.1, 10.0, 8.1, 6.6)):
+        measured.add(row("distributed", after, seed=seed, patients=60 * 2**seed))
+        measured.add(row("distributed", 99.0, seed=seed, patients=60, epsilon=1.0))
+    quality = [f"--results={measured.path}", "--quality=9"]
+    code, out, err = run(["plan", "--no-benchmark", f"--output={proposed}", *quality])
     assert code == 0, err
+    needed = re.search(r"Perplexity 9 at ε = 4: about (\d+) patients \((\d+) to (\d+)\)", out)
+    assert needed is not None and "By 4 runs" in out
+    line, low, high = map(int, needed.groups())
+    assert 120 < low < line < high < 240
+    code, _, err = run(["plan", "--no-benchmark", quality[1]])
+    assert code == 1 and "one without the other" in err
     for part in (
         "z = 1.2255",
         "q = 0.5",
