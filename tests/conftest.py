@@ -1,5 +1,6 @@
 """Tests run in parallel processes: one thread each, set before anything loads torch; what waits for others is first."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # until all files are loaded: what they load stays, and searching it for garbage is a quarter of the time
 # A busy machine is no falsifying example. A search for one is `make soak`'s, which goes further each time.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("soak", deadline=None, max_examples=1000)
@@ -27,3 +29,9 @@ def _sites_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the files that wait, and those that are long, to the front."""
     items.sort(key=lambda item: FIRST.index(item.path.parent) if item.path.parent in FIRST else len(FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """Everything is loaded."""
+    gc.freeze()
+    gc.enable()
