@@ -26,6 +26,7 @@ from grandrounds.server.run.server_folder import ServerFolder
 APP = Path(__file__).parent / "loopback_app"
 PATIENCE_S = 120.0
 POLL_S = 0.05
+ASK_AGAIN_S = 0.5  # each time, Flower computes for some hundredths of a second
 
 
 class Loopback:
@@ -118,7 +119,7 @@ class Run:
             answers.append(self.ask(site, message))
             return isinstance(answers[-1], bytes | dict)
 
-        until(answered, f"{site.name} answers")
+        until(answered, f"{site.name} answers", poll_s=ASK_AGAIN_S)
         return answers[-1]
 
 
@@ -186,12 +187,12 @@ def parts_of(process):
     return {*command, *(Path(part).name for part in command)}
 
 
-def until(holds, what):
+def until(holds, what, *, poll_s=POLL_S):
     """What ``holds`` returns, once that is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not (value := holds()):
         assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return value
 
 

@@ -44,5 +44,5 @@ def exchange(grid, messages):
             else:
                 said = dict(reply.content[RECORD])
                 answers[site] = said[FIELD] if isinstance(messages[site], bytes) else said
-        time.sleep(0.05)
+        time.sleep(0.2)  # as in a study
     return answers
