@@ -17,6 +17,7 @@ from .round import RoundTimes
 
 _SPARE_ATTEMPTS: Final = 3
 _DEADLINE_S: Final = 600.0
+_WITH_THE_MODEL: Final = ("worker", "server app")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class LargeRoundBench:
           has what the study leaves, and has signed it.
         - ``peak_bytes`` and ``empty_peak_bytes``: by kind of process, the most that one of the kind ever held, with the
           large adapter and with the small one.
-        - ``times_adapter``: by kind of process, their difference over adapter_bytes.
+        - ``model_bytes``: of what computes with the model, the base and the adapter on it.
+        - ``times_adapter``: by kind of process, their difference over adapter_bytes, without the model.
 
         Raises StudyError, also with what ended the study, and leaves no process and no file behind.
         """
@@ -46,7 +48,8 @@ class LargeRoundBench:
         empty = self._measured(None)["peak_bytes"]
         say(f"the same study with {self.dimension} numbers")
         measured = self._measured(self.dimension)
-        beyond = {kind: peak - empty[kind] for kind, peak in measured["peak_bytes"].items()}
+        model = dict.fromkeys(_WITH_THE_MODEL, measured["model_bytes"])
+        beyond = {kind: peak - empty[kind] - model.get(kind, 0) for kind, peak in measured["peak_bytes"].items()}
         return {
             **measured,
             "empty_peak_bytes": empty,
@@ -70,6 +73,8 @@ class LargeRoundBench:
                 timed = [(datetime.now(UTC), event) for event in server_run.run(federation.folder)]
             closing = [event for _, event in timed if isinstance(event, PhaseEnded) and event.name == "closing"]
             return {
+                "model_bytes": 4 * federation.bundle.manifest.dimension
+                + sum(file.stat().st_size for file in Path(folder).glob("model/*.safetensors")),
                 "adapter_bytes": (federation.folder.study.path / WEIGHTS).stat().st_size,
                 "update_bytes": federation.bundle.manifest.secagg_parameters.update_bytes,
                 "exchange_s": RoundTimes.of(timed).medians,
@@ -85,7 +90,8 @@ def large_round_table(figures: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"a finished adapter of {figures['adapter_bytes'] / mebi:.1f} MiB, updates of "
-            f"{figures['update_bytes'] / mebi:.1f} MiB",
+            f"{figures['update_bytes'] / mebi:.1f} MiB; the model with it, of {figures['model_bytes'] / mebi:.1f} MiB, "
+            f"is in {' and '.join(_WITH_THE_MODEL)}, and not counted below",
             f"seconds of an exchange (median): {seconds}; closing {figures['closing_s']:.1f}",
             f"{'peak memory':<16}{'MiB':>8}{'empty':>8}{'× adapter':>11}",
             *(

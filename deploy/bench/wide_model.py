@@ -1,4 +1,8 @@
-"""A language model that is small and has a large adapter: what is left to see is what carries the adapter."""
+"""A language model that is small and has a large adapter: what is left to see is what carries the adapter.
+
+The larger the rank, the narrower is the layer that an adapter of so many numbers is on, and the less memory is there
+of what the layer computes, of which there is a row for each token.
+"""
 
 import shutil
 from pathlib import Path
@@ -7,7 +11,7 @@ from typing import Final
 from ..builtin.models import tiny_model
 
 TARGETS: Final = ("gate_proj", "up_proj")
-RANK: Final = 64
+RANK: Final = 256
 _HIDDEN: Final = 16
 
 

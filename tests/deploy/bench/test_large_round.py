@@ -18,9 +18,9 @@ HOLDS = f"import sys; held = b'x' * (64 * {MEBI}); print(flush=True); sys.stdin.
 
 
 def test_a_wide_model_trains_as_many_numbers_as_were_asked_for(tmp_path):
-    assert wide_model(tmp_path / "model", dimension=10_001) == 10_112
+    assert wide_model(tmp_path / "model", dimension=10_001) == 10_240
     model = LanguageModel.load(tmp_path / "model", Lora(target_modules=TARGETS, rank=RANK), seed=0)
-    assert model.layout.dimension == 10_112
+    assert model.layout.dimension == 10_240
 
 
 def test_the_peak_of_each_kind_of_process_is_that_of_the_largest():
