@@ -141,6 +141,12 @@ def test_all_ways_have_one_schedule_and_differ_in_what_they_compare_alone() -> N
     assert (simulation.builtin_patients, simulation.builtin_seed) == (3, 5)
 
 
+def test_the_page_of_results_has_the_table_of_the_rows_that_it_rests_on() -> None:
+    root = Path(__file__).parents[3]
+    rows = RowFile(root / "tests" / "results" / "utility.jsonl").read()
+    assert markdown(rows) in (root / "deploy" / "RESULTS.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> RecordFiles:
     """Three patients at each of three sites, and three held out, with a note of one fact each."""
