@@ -2,28 +2,45 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from ...common.errors import ModelError
 from ...common.model.example import NO_LOSS, Example
-from ...common.model.language_model import LanguageModel, token_losses
+from ...common.model.language_model import LanguageModel
 from ...common.model.library_errors import library_errors_over_records
 from .private_layers import make_private
 from .ranks import ALONE, Ranks
 from .supported_models import WHY_ALONE, refuse_coupled_records
 
+# Logits that are worked on at a time: what stays in a processor's caches, and what keeps a GPU busy.
+_AT_A_TIME: Final = {"cpu": 1 << 20, "cuda": 1 << 26}
 
-def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Each sequence's mean cross-entropy over its own targets, float32 [batch]; 0 for one without a target.
 
-    Never transformers' ``labels=``: that divides by the targets of the whole batch, so that a record's gradient
-    would grow and shrink with the length of its neighbours.
+def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The gradient on logits [batch, tokens, vocabulary] of each sequence's own loss, which takes their place.
+
+    The loss is the mean cross-entropy over the sequence's own targets, 0 for one without a target; its gradient on the
+    logits before a target is (softmax - one-hot) / targets. Never transformers' ``labels=``: that divides by the
+    targets of the whole batch, so that a record's gradient would grow and shrink with the length of its neighbours.
+
+    Logits are most of what a batch holds beside its activations, and autograd would keep three more of their size to
+    come to the same. A model that still needs them for its backward pass is noticed there, by PyTorch's own count of
+    what was overwritten.
     """
-    targets = (labels[:, 1:] != NO_LOSS).sum(dim=1)
-    return token_losses(logits, labels).sum(dim=1) / targets.clamp(min=1)
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
+    learnt = targets != NO_LOSS
+    weights = learnt / learnt.sum(dim=1, keepdim=True).clamp(min=1)
+    gradients = logits.detach()
+    at_a_time = max(1, _AT_A_TIME[logits.device.type] // logits.shape[-1])
+    for record in zip(gradients, targets.clamp(min=0), weights, strict=True):  # no call sees rows of two records
+        for rows, wanted, weight in zip(*(part.split(at_a_time) for part in record), strict=True):
+            difference = torch.softmax(rows, dim=-1, dtype=torch.float32)
+            difference[torch.arange(len(rows), device=rows.device), wanted] -= 1
+            torch.mul(difference, weight[:, None], out=rows)
+    return gradients
 
 
 @dataclass(frozen=True, order=True)
@@ -89,11 +106,12 @@ class GradSampler:
         token_ids, labels = self.model.stack([*examples, *padding])
         self._clear()  # an earlier batch may have failed half-way
         with self.model.together(), torch.enable_grad():
-            losses = sequence_losses(self.model.logits(token_ids), labels)
+            logits = self.model.logits(token_ids)
+            on_logits = loss_gradients(logits, labels)
             with library_errors_over_records(
                 "the model gives no gradient of what it predicts", why=WHY_ALONE, fix="choose another model"
             ):
-                losses.sum().backward()  # type: ignore[no-untyped-call]
+                logits.backward(on_logits)  # type: ignore[no-untyped-call]
         return self._collect(shape.batch)[: len(examples)]
 
     def _collect(self, batch: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.study.study import Study
 from .batch_invariance import check_alike, independent_shapes, random_example
-from .grad_samples import GradSampler, Shape, sequence_losses
+from .grad_samples import GradSampler, Shape
 from .ranks import ALONE, Ranks
 
 # Tokens of a batch beyond which a machine computes no faster.
@@ -126,10 +126,9 @@ def _activation_bytes(model: LanguageModel, tokens: int) -> int:
         kept.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-    token_ids, labels = model.stack([_full_record(model, tokens)])
+    token_ids, _ = model.stack([_full_record(model, tokens)])
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = sequence_losses(model.logits(token_ids), labels)
-    del losses
+        keep(model.logits(token_ids))  # where the loss's gradient is written
     return sum(kept.values())
 
 

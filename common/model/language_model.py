@@ -312,11 +312,12 @@ def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tenso
     """Cross-entropy of each next token, float32 [batch, tokens - 1]; 0 where the label is ``NO_LOSS``."""
     import torch
 
-    targets = labels[:, 1:]
+    # Of the last token nothing is predicted; without its logits, a copy would have to be made of the others.
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
     flat = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NO_LOSS
+        logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NO_LOSS
     )
-    return flat.view(targets.shape)
+    return flat.view(targets.shape)[:, :-1]
 
 
 def _evaluation_batches(examples: Sequence[Example]) -> Iterator[list[tuple[Example, int]]]:

@@ -13,12 +13,12 @@ import torch
 
 from ....client.training.batch_invariance import random_example
 from ....client.training.dp_sgd import DpSgd
-from ....client.training.grad_samples import GradSampler, Shape, sequence_losses
+from ....client.training.grad_samples import GradSampler, Shape
 from ....client.training.rank_processes import begin
 from ....client.training.ranks import Ranks
 from ....client.training.unit_sum import UnitSum
-from ....common.model.example import Example
-from ....common.model.language_model import LanguageModel
+from ....common.model.example import NO_LOSS, Example
+from ....common.model.language_model import LanguageModel, token_losses
 from ....common.model.optimizers import make_optimizer
 from ....common.privacy.mechanism import Lattice, Mechanism, NoNoise, RoundedGaussian, site_noise_stddev
 from ....common.study.study import Study
@@ -131,6 +131,12 @@ def mechanism_for(lattice: Lattice) -> Mechanism:
 def draws_noise() -> bool:
     """Whether exact noise can be drawn here."""
     return importlib.util.find_spec("cryptography") is not None
+
+
+def sequence_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Each sequence's mean cross-entropy over its own targets, float32 [batch]: what Opacus is to be given."""
+    targets = (labels[:, 1:] != NO_LOSS).sum(dim=1)
+    return token_losses(logits, labels).sum(dim=1) / targets.clamp(min=1)
 
 
 def opacus_hooks(task: Task) -> Step:

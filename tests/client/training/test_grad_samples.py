@@ -13,13 +13,14 @@ from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save
 from transformers import AutoModelForCausalLM
 
 from grandrounds.client.training import grad_samples
-from grandrounds.client.training.grad_samples import GradSampler, Shape, sequence_losses
+from grandrounds.client.training.grad_samples import GradSampler, Shape, loss_gradients
 from grandrounds.client.training.private_layers import PrivateLinear
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS, Example
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy.mechanism import Lattice
+from grandrounds.deploy.bench.steps.kinds import sequence_losses
 
 TOKENS = 24
 RNG = np.random.default_rng(7)
@@ -92,6 +93,32 @@ def test_a_loss_normalised_over_the_batch_is_noticed(folders):
     assert worst_error(by_batch * len(RECORDS), gradients_alone(folders["llama"], "llama")) > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_a_time", [1, 3 * VOCABULARY, 1 << 20])
+def test_a_loss_s_gradient_takes_the_place_of_the_logits_whatever_is_worked_on_at_a_time(dtype, at_a_time, monkeypatch):
+    monkeypatch.setitem(grad_samples._AT_A_TIME, "cpu", at_a_time)
+    examples = [*RECORDS, NEIGHBOURS[-1]]
+    labels = torch.tensor(np.stack([example.labels for example in examples]), dtype=torch.int64)
+    logits = 9 * torch.randn(len(examples), TOKENS, VOCABULARY, generator=torch.manual_seed(0)).to(dtype)
+    leaf = logits.clone().requires_grad_()
+    sequence_losses(leaf, labels).sum().backward()
+    gradients = loss_gradients(logits, labels)
+    assert gradients.data_ptr() == logits.data_ptr()
+    assert gradients.dtype == dtype
+    assert not gradients[-1].any()
+    torch.testing.assert_close(gradients, leaf.grad, rtol=2e-5 if dtype == torch.float32 else 2**-7, atol=1e-8)
+
+
+def test_a_model_that_needs_its_logits_to_go_back_is_refused_and_not_computed_wrongly(folders):
+    model = load_tiny(folders["llama"])
+    logits = model.logits
+    model.logits = lambda token_ids: torch.tanh(logits(token_ids))  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="no gradient of what it predicts"):
+        GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS[:2])
+    model.logits = lambda token_ids: 30 * torch.tanh(logits(token_ids) / 30)  # type: ignore[method-assign]  # as Gemma 2
+    assert GradSampler(model, [Shape(TOKENS, 4)]).gradients(RECORDS[:2]).any()
+
+
 def test_a_record_without_a_target_has_a_zero_gradient(folders):
     sampler = GradSampler(load_tiny(folders["llama"]), [Shape(TOKENS, 4)])
     gradients = sampler.gradients([NEIGHBOURS[-1], RECORDS[0], Example.padding(TOKENS)])
@@ -149,7 +176,7 @@ def test_a_batch_that_failed_leaves_nothing_behind(folders, model_of, monkeypatc
     sampler = GradSampler(model_of(folders["llama"]), [Shape(TOKENS, 4)])
     before = sampler.gradients(RECORDS[:3])
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr(grad_samples, "sequence_losses", lambda logits, labels: 1 / 0)  # after the forward pass
+        patched.setattr(grad_samples, "loss_gradients", lambda logits, labels: 1 / 0)  # after the forward pass
         sampler.gradients(RECORDS[3:4])
     assert torch.equal(sampler.gradients(RECORDS[:3]), before)
 
