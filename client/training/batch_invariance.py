@@ -1,8 +1,9 @@
 """The test, on the machine at hand, that records leave one another's gradients alone to the last bit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -21,9 +22,9 @@ _BLOCK: Final = 1 << 20  # numbers drawn at a time
 def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     """The shapes, each with its batch if records do not touch one another's gradients in it on this machine, else 1.
 
-    Compares, bit by bit, the gradients of random token sequences among different neighbours, in every position, and
-    again after other sequences, of other lengths, too, under an ill-conditioned adapter: equal gradients clip and round
-    to equal integers. Reads no record. The adapter is restored.
+    Compares, bit by bit, the gradients of random token sequences in two places, among different neighbours, and after
+    other sequences, shorter and longer ones, too, under an ill-conditioned adapter: equal gradients clip and round to
+    equal integers. Reads no record. The adapter is restored.
 
     Raises ModelError as ``GradSampler`` does, and where gradients differ at one sequence a batch, too: the model then
     keeps state from one sequence to the next, or draws at random, in evaluation mode.
@@ -32,20 +33,15 @@ def independent_shapes(model: LanguageModel, shapes: Sequence[Shape]) -> tuple[S
     probe = _Probe(model)
     try:
         together = probe.independent(shapes)
-        alone = [replace(shape, batch=1) for shape in shapes if shape not in together]
-        if set(alone) - set(probe.independent(alone)):
-            raise ModelError(
-                "a sequence's gradient is not the same twice, with others in between and one at a time, or is zero "
-                "throughout",
-                why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
-                fix="choose a model whose layers neither remember nor draw at random, or compute on the processors",
-            )
         found = tuple(shape if shape in together else replace(shape, batch=1) for shape in shapes)
-        if not probe.carry_nothing(found):
+        apart = [shape for shape in shapes if shape not in together]
+        if any(shape.batch == 1 for shape in apart) or (apart and set(found) - set(probe.independent(found))):
             raise ModelError(
-                "a sequence's gradient is another after longer sequences than after shorter ones",
-                why=f"{WHY_ALONE}; what the model keeps of the lengths that it read would carry one into another's",
-                fix="choose a model that computes a sequence alike whatever it read before, or another data.max_tokens",
+                "a sequence's gradient is not the same after longer sequences and after shorter ones, or not the same "
+                "twice, one at a time, or is zero throughout",
+                why=f"{WHY_ALONE}; state and randomness that evaluation mode leaves on would carry one into another's",
+                fix="choose a model whose layers neither remember nor draw at random, or another data.max_tokens, or "
+                "compute on the processors",
             )
         return found
     finally:
@@ -95,71 +91,81 @@ class _Probe:
         return adapter
 
     def independent(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Those of the shapes in which gradients are the same bits wherever their records lie."""
-        if not shapes:
-            return []
-        sampler = GradSampler(self._model, shapes)
-        return [shape for shape in shapes if self._is_independent(sampler, shape)]
+        """Those of the shapes in which gradients are the same bits wherever their records lie, and whatever was read.
 
-    def carry_nothing(self, shapes: Sequence[Shape]) -> bool:
-        """Whether gradients in a shape are the same bits after the shorter ones and after the longer ones."""
+        Every shape is computed once after the shorter ones and again after the longer ones, so that one comparison
+        answers two questions: whether a gradient has the bits that it had in another place, among others, and before
+        all that was read since. Places are compared with their neighbours, which leads through all of a batch.
+        """
         sampler = GradSampler(self._model, shapes)
-        examples = [random_example(self._model, shape.tokens, shape.tokens, self._rng) for shape in sampler.shapes]
-        rising = [_bits(sampler.gradients([example])[0]) for example in examples]
-        falling = [_bits(sampler.gradients([example])[0]) for example in reversed(examples)]
-        return rising == falling[::-1]
+        # Full ones and, where they lie beside others, padded ones.
+        sequences = [
+            (self._random(shape, full=True), self._random(shape, full=shape.batch == 1)) for shape in sampler.shapes
+        ]
+        rising = self._surviving(sampler, [full for full, _ in sequences])
+        if not rising:
+            return []
+        falling = reversed([*zip(sampler.shapes, sequences, rising, strict=True)])
+        return [
+            shape
+            for number, (shape, (full, others), bits) in enumerate(falling)
+            if self._is_alike(sampler, _elsewhere(full, others, number), dict(zip(map(id, full), bits, strict=True)))
+        ]
 
     def bits(self, sampler: GradSampler) -> bytes:
         """A hash of the gradients of a full batch in each of the sampler's shapes."""
-        found = sha256()
-        for shape in sampler.shapes:
-            lengths = self._rng.integers(2, shape.tokens + 1, shape.batch)
-            batch = [random_example(self._model, shape.tokens, length, self._rng) for length in lengths]
-            found.update(b"".join(self._surviving(sampler, batch)))
-        return found.digest()
+        batches = [self._random(shape, full=False) for shape in sampler.shapes]
+        return sha256(b"".join(chain(*self._surviving(sampler, batches)))).digest()
 
-    def _is_independent(self, sampler: GradSampler, shape: Shape) -> bool:
-        size, tokens, rng = shape.batch, shape.tokens, self._rng
-        full = random_example(self._model, tokens, tokens, rng)
-        short = random_example(self._model, tokens, max(2, tokens // 3), rng)
-        lengths = rng.integers(2, tokens + 1, max(size, 2))
-        others = [random_example(self._model, tokens, length, rng) for length in lengths]
-        first = [full, short, *others][:size]
-        moved = [
-            # Each in every position; batches with no padding and with padding in every row; and a record of a batch
-            # that failed is tried alone.
-            [Example.padding(tokens), *others[1:], short, full][-size:],
-            [full] * size,
-            [short] * size,
-            [full],
-        ]
-        # What others leave behind would reach those that come again.
-        batches = [*(moved if size > 1 else ()), others[:size], first]
-        surviving = self._surviving(sampler, first)
-        if not surviving:
-            return False
-        seen = dict(zip(map(id, first), surviving, strict=True))
+    def _random(self, shape: Shape, *, full: bool) -> list[Example]:
+        """A batch of random sequences, each without padding or each with some."""
+        tokens = shape.tokens
+        lengths = [tokens] * shape.batch if full else self._rng.integers(2, max(3, tokens), shape.batch)
+        return [random_example(self._model, tokens, length, self._rng) for length in lengths]
+
+    def _is_alike(self, sampler: GradSampler, batches: Iterable[Sequence[Example]], seen: dict[int, bytes]) -> bool:
+        """Whether no sequence's gradient has two values, those included that were ``seen`` of it (its ``id``)."""
         for batch in batches:
             for example, bits in zip(batch, map(_bits, sampler.gradients(batch)), strict=True):
                 if seen.setdefault(id(example), bits) != bits:
                     return False
         return True
 
-    def _surviving(self, sampler: GradSampler, batch: Sequence[Example]) -> list[bytes]:
-        """The bits of a batch's gradients under an adapter that leaves some, where there is one.
-
-        Zeros and overflows are equal for no good reason.
-        """
+    def _surviving(self, sampler: GradSampler, batches: Sequence[Sequence[Example]]) -> list[list[bytes]]:
+        """The bits of each batch's gradients under an adapter that leaves some, where there is one."""
         while self._attempts_left:
-            gradients = sampler.gradients(batch)
-            if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
-                return [_bits(gradient) for gradient in gradients]
-            del gradients  # while the next ones are computed
+            found: list[list[bytes]] = []
+            for batch in batches:
+                if not (bits := _bits_of_some(sampler.gradients(batch))):
+                    break
+                found.append(bits)
+            else:
+                return found
             self._attempts_left -= 1
             with torch.no_grad():
                 for tensor in self._model.trained.values():
                     tensor.mul_(0.1)
         return []
+
+
+def _elsewhere(full: Sequence[Example], others: Sequence[Example], number: int) -> Sequence[Sequence[Example]]:
+    """Batches that have in other places and company what was computed as the batch ``full``, of some shape.
+
+    Both kinds in turn, one place further; the others, which are padded; and one alone, as the last of a draw is, and
+    each of a batch that failed. Where there is no company, two of three shapes follow directly on a longer one, and the
+    third on another sequence of its own length.
+    """
+    if len(full) == 1:
+        return [full] if number % 3 else [others, full]
+    mixed = [(full, others)[place % 2][place] for place in range(len(full))]
+    return [[*mixed[-1:], *mixed[:-1]], others, full[:1]]
+
+
+def _bits_of_some(gradients: torch.Tensor) -> list[bytes]:
+    """Each gradient's bits; nothing where all are zero or some not finite, and would be equal for no good reason."""
+    if bool(torch.isfinite(gradients).all()) and bool((gradients != 0).any()):
+        return [_bits(gradient) for gradient in gradients]
+    return []
 
 
 def _bits(gradient: torch.Tensor) -> bytes:

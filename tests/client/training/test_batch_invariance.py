@@ -35,7 +35,18 @@ def padding_leaks(token_ids, logits):
     return logits * (1 + 1e-6 * (token_ids[:, -1] == 0).any())
 
 
-@pytest.mark.parametrize("leak", [neighbours_leak, position_leaks, padding_leaks])
+def position_of_padded_ones_leaks(token_ids, logits):
+    return logits * (1 + 1e-6 * torch.arange(len(logits)) * (token_ids[:, -1] == 0))[:, None, None]
+
+
+def being_alone_leaks(token_ids, logits):
+    return logits * (1 + 1e-6 * (token_ids[1:] == 0).all())
+
+
+LEAKS = [neighbours_leak, position_leaks, padding_leaks, position_of_padded_ones_leaks, being_alone_leaks]
+
+
+@pytest.mark.parametrize("leak", LEAKS)
 def test_records_that_touch_one_another_get_a_batch_each(folders, leak):
     model = load_tiny(folders["llama"])
     logits = model.logits
@@ -135,6 +146,37 @@ def test_a_model_that_keeps_how_long_a_sequence_of_another_shape_was_is_refused(
         assert independent_shapes(load_surviving(folders["llama"], Grows), few) == tuple(few)
     with pytest.raises(ModelError, match="after longer sequences"):
         independent_shapes(load_surviving(folders["llama"], Grows), shapes)
+
+
+class FollowsLonger:
+    """Whether the sequence before was longer, and nothing else, decides."""
+
+    def __init__(self):
+        self.before = 0
+
+    def __call__(self, hidden):
+        follows_longer, self.before = hidden.shape[1] < self.before, hidden.shape[1]
+        return hidden * (1 + 1e-3 * follows_longer)
+
+
+class RangeOfALength:
+    """Kept for each length by itself: between what all that was read lies, which reading one's own again leaves."""
+
+    def __init__(self):
+        self.ranges = {}
+
+    def __call__(self, hidden):
+        read = float(hidden.detach().std())
+        low, high = self.ranges.get(hidden.shape[1], (read, read))
+        low, high = self.ranges[hidden.shape[1]] = min(low, read), max(high, read)
+        return hidden * (1 + high - low)
+
+
+@pytest.mark.parametrize("survivor", [FollowsLonger, RangeOfALength])
+def test_what_one_length_leaves_to_another_and_what_it_leaves_to_itself_are_both_found(folders, survivor):
+    shapes = [Shape(8, 1), Shape(16, 1), Shape(24, 1), Shape(32, 1)]
+    with pytest.raises(ModelError, match="after longer sequences"):
+        independent_shapes(load_surviving(folders["llama"], survivor), shapes)
 
 
 class Alternates:
