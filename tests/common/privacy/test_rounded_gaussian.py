@@ -1,3 +1,4 @@
+import hashlib
 import hmac
 import json
 import random
@@ -256,6 +257,23 @@ def test_a_key_draws_what_its_words_decide_each() -> None:
         word = Stream(expand(key, b"words")).words(place + 1)[place]
         further = Stream(expand(key, b"further", place)).words(4).tolist()
         assert drawn[index] == _draw(int(word), further, stddev)
+
+
+def _wrong_hashes() -> int:
+    known, places = KNOWN["keyed"], [0, 1, 2, (1 << 18) - 1, 1 << 18, -1]
+    assert bytes.fromhex(known["key"]) == KEY
+    wrong = 0
+    for stddev, digest, some in known["cases"]:
+        drawn = _keyed(known["count"], stddev)
+        wrong += (hashlib.sha256(drawn.tobytes()).hexdigest(), drawn[places].tolist()) != (digest, some)
+    return wrong
+
+
+def test_what_a_key_draws_has_known_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every machine: a server that drew other layers than its sites would add noise where it is to take it off."""
+    assert _wrong_hashes() == 0
+    monkeypatch.setattr(rounded_gaussian, "_PART", 1 << 17)
+    assert _wrong_hashes() == len(KNOWN["keyed"]["cases"])
 
 
 def _keyed(count: int, stddev: int, dtype: str = "<i8") -> Draws:
