@@ -1,5 +1,8 @@
 """Whoever drops out, and whenever: the sum of those that remain is exact, or the attempt aborts with a reason.
 
+Exact is the sum of the updates with those layers of noise that are to stay: all of a site's that did not answer to the
+end, and of the others' those for more sites than remain.
+
 The tree of all attempts is walked exchange by exchange: what a site answers does not depend on who falls silent beside
 it, so the answers of a cohort that got this far are computed once, and every subset of them is given to a server.
 """
@@ -16,6 +19,8 @@ from support.secagg.cohort import EXCHANGES, Attempt, Cohort, Updates
 
 from grandrounds.common.errors import ProtocolError
 from grandrounds.common.secagg.masks import add_masks
+from grandrounds.common.secagg.noise_chain import shown_layer_keys
+from grandrounds.common.secagg.parameters import SecaggParameters
 from grandrounds.server.rounds import attempt as server_secagg
 
 # Every cohort of at most five sites with every threshold that 2t > n + c allows for some c >= 1.
@@ -80,7 +85,7 @@ def check_end(attempt: Attempt) -> None:
 
 @pytest.mark.parametrize(("sites", "threshold"), SMALL)
 def test_every_dropout_at_every_exchange_of_a_small_cohort_ends_exact_or_aborts(sites: int, threshold: int) -> None:
-    cohort = Cohort(sites=sites, threshold=threshold)
+    cohort = Cohort(sites=sites, threshold=threshold, claimed=1000)
     ends = set()
     for invited in subsets(cohort.names):
         if len(invited) < threshold:
@@ -106,6 +111,22 @@ def number_of_ends(sites: int, threshold: int) -> int:
     return count
 
 
+@pytest.mark.parametrize("taken_off", [(), (5,), (5, 6)])
+def test_the_walk_finds_a_server_that_takes_other_layers_off_than_may_go(
+    taken_off: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six sites and threshold four: where five of them last, it is the layer of five and no other."""
+
+    def layers_of(parameters: SecaggParameters, *, survivors: Sequence[str], **fields: Any) -> dict[int, bytes]:
+        whole = shown_layer_keys(parameters, survivors=survivors, **fields)
+        return {level: whole.get(level, bytes(32)) for level in taken_off}
+
+    cohort = Cohort(sites=6, claimed=1000)
+    assert cohort.run(drops={"site-2": "masked-input"}).exact
+    monkeypatch.setattr(server_secagg, "shown_layer_keys", layers_of)
+    assert cohort.run(drops={"site-2": "masked-input"}).exact == (taken_off == (5,))
+
+
 @pytest.mark.parametrize("forgotten", ["minus", "plus"])
 def test_the_walk_finds_a_server_that_forgets_a_mask(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(vector: np.ndarray, **masks: list[bytes]) -> None:
@@ -121,7 +142,7 @@ def test_any_dropouts_of_up_to_twenty_sites_end_exact_or_abort(data: st.DataObje
     sites = data.draw(st.integers(3, 20))
     threshold = data.draw(st.integers((sites + 1) // 2 + 1, sites))
     bits: Any = data.draw(st.sampled_from([16, 32]))
-    cohort = Cohort(sites=sites, threshold=threshold, modulus_bits=bits, dimension=3)
+    cohort = Cohort(sites=sites, threshold=threshold, modulus_bits=bits, dimension=3, claimed=2000)
     updates: Updates = {
         name: np.array(data.draw(st.lists(st.integers(-1600, 1600), min_size=3, max_size=3))) for name in cohort.names
     }

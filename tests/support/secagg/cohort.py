@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.common.crypto.identity import Identity, sha256
+from grandrounds.common.privacy.rounded_gaussian import add_rounded_gaussian
+from grandrounds.common.privacy.site_noise import SiteNoise
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import SERVER, Begin, Message
-from grandrounds.common.secagg.encoding import residues
+from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.server.rounds.attempt import ServerAttempt
@@ -32,29 +34,46 @@ Tamper = Callable[[str, str, bytes], bytes]
 
 @dataclass
 class Cohort:
-    """n sites and a server, with real keys."""
+    """n sites and a server, with real keys.
+
+    Where noise of a deviation is ``claimed``, z Delta, each site adds the layers of its share, and leaves out its base,
+    which stays.
+    """
 
     sites: int = 4
     threshold: int | None = None
     corrupt_sites: int = 1
     modulus_bits: Literal[16, 32] = 32
     dimension: int = 5
+    claimed: int = 0
     manifest: str = "ab" * 32
     machine: type[ClientAttempt] = ClientAttempt
     identities: dict[str, Identity] = field(default_factory=dict)
     server: Identity = field(default_factory=Identity.generate)
+    noise: SiteNoise = field(init=False, default=SiteNoise(stddev=64))
     parameters: SecaggParameters = field(init=False)
 
     def __post_init__(self) -> None:
         self.identities = self.identities or {f"site-{i}": Identity.generate() for i in range(1, self.sites + 1)}
+        threshold = self.threshold or default_threshold(self.sites)
+        if self.claimed:
+            self.noise = SiteNoise.of(
+                noise_multiplier=1.0,
+                sensitivity=self.claimed,
+                trust="distributed",
+                sites=self.sites,
+                threshold=threshold,
+                corrupt_sites=self.corrupt_sites,
+            )
         self.parameters = SecaggParameters(
             manifest=self.manifest,
             roster=tuple(RosterEntry(name=n, public_key=i.public_key) for n, i in self.identities.items()),
             server_key=self.server.public_key,
-            threshold=self.threshold or default_threshold(self.sites),
+            threshold=threshold,
             corrupt_sites=self.corrupt_sites,
             modulus_bits=self.modulus_bits,
             dimension=self.dimension,
+            noise_layers=self.noise.layers,
         )
 
     @property
@@ -98,6 +117,14 @@ class Cohort:
         generator = np.random.default_rng(seed)
         return {name: generator.integers(-300, 300, self.dimension) for name in self.names}
 
+    def noise_above(self, level: int, layer_keys: Mapping[int, bytes]) -> NDArray[np.int64]:
+        """What a site's layers above ``level`` add under their keys [d]."""
+        noise = np.zeros(self.dimension, np.int64)
+        for layer in self.noise.layers:
+            if layer.level > level:
+                add_rounded_gaussian(noise, layer.stddev, layer_keys[layer.level])
+        return noise
+
     def attempt(self, serial: int = 1, *, updates: Updates | None = None, **begin: object) -> "Attempt":
         message = self.begin(**begin)
         server = ServerAttempt(
@@ -128,6 +155,9 @@ class Attempt:
     updates: Updates
     clients: dict[str, ClientAttempt] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    # The keys of each site's layers of noise, and who shows no link to them that fits.
+    layer_keys: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    unshown: set[str] = field(default_factory=set)
 
     def until(self, exchange: str) -> "Attempt":
         """Honest until the server is about to ask for the answer ``exchange``."""
@@ -150,12 +180,14 @@ class Attempt:
         match self.server.exchange:
             case "advert":
                 self.clients[site] = self.cohort.client(site, message)
+                self.layer_keys[site] = dict(self.clients[site].layer_keys)
                 return self.clients[site].advertise()
             case "shares":
                 return self.clients[site].share(message)
             case "masked-input":
                 self.clients[site].accept(message)
-                return self.clients[site].mask(residues(self.updates[site], self.cohort.modulus_bits), 1)
+                noised = self.updates[site] + self.cohort.noise_above(0, self.clients[site].layer_keys)
+                return self.clients[site].mask(residues(noised, self.cohort.modulus_bits), 1)
             case "consistency":
                 return self.clients[site].sign_survivors(message)
             case _:
@@ -164,13 +196,21 @@ class Attempt:
     def fork(self) -> "Attempt":
         """The same attempt once more."""
         clients = {site: fork(client) for site, client in self.clients.items()}
-        return replace(self, server=fork(self.server), clients=clients, silent=set(self.silent))
+        keys = dict(self.layer_keys)
+        return replace(self, server=fork(self.server), clients=clients, silent=set(self.silent), layer_keys=keys)
 
     @property
     def exact(self) -> bool:
-        """Whether the aggregate is the survivors' plain sum."""
-        plain = np.sum([self.updates[site] for site in self.server.survivors], axis=0)
-        return self.server.aggregate.tolist() == plain.tolist()
+        """Whether the aggregate is the survivors' plain sum, with the layers of their noise that stay and no others."""
+        survivors = self.server.survivors
+        stripped = set(survivors) - self.unshown - set(self.server.dropouts)
+        reached = max((layer.level for layer in self.cohort.noise.layers if layer.level <= len(survivors)), default=0)
+        due = [
+            self.updates[site] + self.cohort.noise_above(reached if site in stripped else 0, self.layer_keys[site])
+            for site in survivors
+        ]
+        words = residues(np.sum(due, axis=0), self.cohort.modulus_bits)
+        return self.server.aggregate.tolist() == centred(words).tolist()
 
 
 def fork(machine: MachineT) -> MachineT:

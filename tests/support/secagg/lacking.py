@@ -12,6 +12,7 @@ from grandrounds.common.errors import ProtocolError
 from grandrounds.common.protocol.envelope import Bytes, Envelope
 from grandrounds.common.protocol.messages import Advert, Consistency, Unmask, pack
 from grandrounds.common.secagg import keys
+from grandrounds.common.secagg.noise_chain import noise_chain
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
 from grandrounds.common.secagg.transcript import check_group, open_message, refused, transcript_hash
 
@@ -107,13 +108,45 @@ class KeepsItsSecrets(ClientAttempt):
         super().__init__(**fields)
         key = self._identity.public_key, self._name
         self._secrets = self.written.setdefault(key, self._secrets)
+        self._links, self._layer_keys = noise_chain(
+            self._secrets.noise,
+            self._parameters.noise_levels,
+            manifest=self._parameters.manifest,
+            attempt=self._attempt,
+            sender=self._name,
+        )
 
 
 class GivesBothShares(ClientAttempt):
     def unmask(self, message: Bytes) -> bytes:
-        return self._seal(
-            Unmask(noise_link="00" * 32), payload=pack([b"".join(self._held_shares[site]) for site in self._u2])
-        )
+        link = self._links[self._parameters.levels_reached(self._u3)[-1]]
+        both = [b"".join(self._held_shares[site]) for site in self._u2]
+        return self._seal(Unmask(noise_link=link.hex()), payload=pack(both))
+
+
+class ShowsAnotherLink(ClientAttempt):
+    """The link that it shows goes by another number of sites than that of the survivors."""
+
+    def _reached(self) -> int:
+        raise NotImplementedError
+
+    def unmask(self, message: Bytes) -> bytes:
+        links = dict(self._links)
+        envelope = Envelope.parse(super().unmask(message))
+        level = max(level for level in links if level <= max(self._reached(), self._parameters.threshold))
+        return self._seal(Unmask(noise_link=links[level].hex()), payload=envelope.payload)
+
+
+class ShowsOneLinkTooMany(ShowsAnotherLink):
+    def _reached(self) -> int:
+        return len(self._u3) + 1
+
+
+class ShowsTheLinkOfThoseWhoShared(ShowsAnotherLink):
+    """It is the same with its masked input, when nobody can know who will last."""
+
+    def _reached(self) -> int:
+        return len(self._u2)
 
 
 class TakesParametersFromBegin(ClientAttempt):

@@ -4,7 +4,7 @@ Accomplices are ordinary machines; the opponent opens what was meant for them an
 ordinary machines too, which it can only send messages to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from grandrounds.common.protocol.messages import (
     Consistency,
     Message,
     Survivors,
+    Unmask,
     pack,
     unpack,
 )
 from grandrounds.common.secagg import keys, shamir
 from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.masks import add_masks
+from grandrounds.common.secagg.noise_chain import LAYER_LABEL, LINK_LABEL
 from grandrounds.common.secagg.parameters import SecaggParameters
 from grandrounds.common.secagg.transcript import seal_message, transcript_hash
 from support.secagg.cohort import Cohort
@@ -38,23 +40,36 @@ class Opponent:
     """One attempt with a server that has plans of its own."""
 
     def __init__(
-        self, cohort: Cohort, accomplices: Sequence[str] = (), *, begins: Mapping[str, bytes] | None = None
+        self,
+        cohort: Cohort,
+        accomplices: Sequence[str] = (),
+        *,
+        begins: Mapping[str, bytes] | None = None,
+        serial: int = 1,
     ) -> None:
         """``begins`` is what is sent to whom in exchange 1 instead of one honest Begin."""
         self.cohort = cohort
+        self.serial = serial
         self.names = cohort.names
         self.accomplices = tuple(accomplices)
         self.honest = tuple(name for name in self.names if name not in accomplices)
-        self.updates = cohort.updates()
         self.adverts: dict[str, Advert] = {}
         self.ciphertexts: dict[str, dict[str, bytes]] = {}
         self.transcript = b""
         self.inputs: dict[str, np.ndarray] = {}
         self.seed_shares: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
         self.key_shares: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
-        begins = begins or dict.fromkeys(self.names, cohort.server_says(cohort.begin()))
+        begins = begins or dict.fromkeys(self.names, self.say(cohort.begin()))
         self.clients: dict[str, ClientAttempt] = {name: cohort.client(name, begins[name]) for name in self.names}
         self.accomplice_keys = {name: self.clients[name]._secrets.mask for name in accomplices}
+        # Of each honest site's noise: the keys of its layers, which the test knows, and what the opponent was shown.
+        self.layer_keys = {name: dict(self.clients[name].layer_keys) for name in self.honest}
+        self.shown: dict[str, set[bytes]] = {name: set() for name in self.honest}
+        plain = cohort.updates()
+        self.updates = {
+            name: plain[name] + cohort.noise_above(0, self.layer_keys[name]) if name in self.honest else plain[name]
+            for name in self.names
+        }
 
     def collect_shares(
         self, lie: Lie = lambda name, adverts: adverts[name], *, u1_for: Callable[[str], Group] | None = None
@@ -63,8 +78,11 @@ class Opponent:
         wires = {name: client.advertise() for name, client in self.clients.items()}
         said = {name: Advert.of(Envelope.parse(wire)) for name, wire in wires.items()}
         for name in self.accomplices:
-            wires[name] = self.clients[name]._own_advert = self.cohort.site_says(name, lie(name, said))
+            wires[name] = self.cohort.site_says(name, lie(name, said), attempt=self.serial)
+            self.clients[name]._own_advert = wires[name]
         self.adverts = {name: Advert.of(Envelope.parse(wire)) for name, wire in wires.items()}
+        for name in self.honest:
+            self.shown[name].add(bytes.fromhex(self.adverts[name].noise_end))
         for name in (*self.honest, *self.accomplices):
             u1 = u1_for(name) if u1_for else self.names
             answer = self.clients[name].share(self.say(Adverts(), [wires[site] for site in u1]))
@@ -92,7 +110,7 @@ class Opponent:
         """Exchange 4: signatures on ``u3``, from accomplices at will."""
         view = Consistency(transcript=self.transcript.hex(), u2=self.names, u3=u3)
         return [
-            self.cohort.site_says(name, view)
+            self.cohort.site_says(name, view, attempt=self.serial)
             if name in self.accomplices
             else self.clients[name].sign_survivors(self.say(Survivors(u3=u3)))
             for name in signers
@@ -101,6 +119,7 @@ class Opponent:
     def unmask(self, name: str, u3: tuple[str, ...], signatures: Sequence[bytes]) -> None:
         """Exchange 5 with one site: what it gives goes to the shares of seeds and of mask keys."""
         answer = Envelope.parse(self.clients[name].unmask(self.say(Consistencies(), signatures)))
+        self.shown[name].add(bytes.fromhex(Unmask.of(answer).noise_link))
         for owner, share in zip(self.names, unpack(answer.payload), strict=True):
             if len(share) == 2 * shamir.SHARE_BYTES:
                 self._keep(owner, name, share[: shamir.SHARE_BYTES], share[shamir.SHARE_BYTES :])
@@ -129,13 +148,39 @@ class Opponent:
             peers=self.names if masked_with is None else masked_with,
         )
 
+    def noise_left(self, *sites: str) -> float:
+        """The variance of what the opponent does not know of these sites' noise, over what is claimed.
+
+        It knows the layers whose keys it finds from what it was shown, whichever way and however often it derives.
+        """
+        cohort, variance = self.cohort, 0
+        for site in set(sites) & set(self.honest):
+            found = self._derived(site)
+            unknown = [layer for layer in cohort.noise.layers if self.layer_keys[site][layer.level] not in found]
+            variance += cohort.noise.stddev**2 + sum(layer.stddev**2 for layer in unknown)
+        return variance / cohort.claimed**2
+
+    def _derived(self, site: str) -> set[bytes]:
+        """Every key that hangs on a link of the site's that was shown."""
+        levels = self.cohort.parameters.noise_levels
+        bound_to = keys.context(self.cohort.manifest, self.serial, site)
+
+        def each(secrets: Iterable[bytes], label: bytes) -> set[bytes]:
+            infos = [label + bound_to + level.to_bytes(4, "little") for level in levels]
+            return {keys.derive(secret, info) for secret in secrets for info in infos}
+
+        links = set(self.shown[site])
+        for _ in levels[1:]:
+            links |= each(links, LINK_LABEL)
+        return each(links, LAYER_LABEL)
+
     def truth(self, *sites: str) -> list[int]:
-        """What the loot should be."""
+        """What the loot should be: of honest sites the updates with all layers of their noise."""
         return np.sum([self.updates[site] for site in sites], axis=0).tolist()
 
     def say(self, message: Message, parts: Sequence[bytes] | None = None) -> bytes:
         """Something in the server's name."""
-        return self.cohort.server_says(message, b"" if parts is None else pack(list(parts)))
+        return self.cohort.server_says(message, b"" if parts is None else pack(list(parts)), attempt=self.serial)
 
     def _keep(self, owner: str, holder: str, seed_share: bytes | None, key_share: bytes | None) -> None:
         point = self.cohort.parameters.point(holder)

@@ -4,11 +4,14 @@ Nothing is computed: masks are names. A site's view is (transcript, U1, U2, U3),
 leaves it there. The site's masked input is its update, plus its self mask, plus a pair mask for each other site of U2.
 The opponent knows a self mask or a mask key once t shares of it are in its hands, its own sites' shares included; what
 remains unknown is uniform, so it learns exactly the combinations of updates in which all unknown masks cancel.
+
+Of a site's noise it knows the layers that the site shows. What is left is counted in what is claimed, (z Delta)^2.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 Group = frozenset[int]
 
@@ -37,6 +40,9 @@ class Checks:
     signed: frozenset[str] = frozenset({"transcript", "u2", "u3"})
     ciphertexts_open: bool = True
     either_or: bool = True
+    # Which of its sets a site counts when it shows layers of its noise, and how many it then adds.
+    shows_by: str = "u3"
+    shows_beyond: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,22 @@ class Game:
                 zero.update(carriers)
         return [component for component in _components(shown, links) if not component & zero]
 
+    def noise_left(self, shown: dict[int, View], group: Group) -> Fraction:
+        """The variance of these honest sites' noise that the opponent does not know: of each 1 / (k - c), k shown."""
+        return sum((Fraction(1, self._level(site, shown) - self.corrupt_sites) for site in group), Fraction())
+
     def leaks(self, shown: dict[int, View]) -> bool:
-        """Whether it learns more than one sum, or one of fewer than t - c honest sites."""
+        """Whether it learns more than one sum, or one of fewer than t - c honest sites, or with less noise than due."""
         sums = self.learned(shown)
-        return len(sums) > 1 or any(len(group) < self.threshold - self.corrupt_sites for group in sums)
+        few = self.threshold - self.corrupt_sites
+        return len(sums) > 1 or any(len(group) < few or self.noise_left(shown, group) < 1 for group in sums)
+
+    def _level(self, site: int, shown: dict[int, View]) -> int:
+        """Up to which number of survivors the layers are known; t if none is. There is one for each number above t."""
+        if not self._answers(site, shown):
+            return self.threshold
+        counted: Group = getattr(shown[site], self.checks.shows_by)
+        return min(max(len(counted) + self.checks.shows_beyond, self.threshold), self.sites)
 
     def _groups(self, site: int, within: Iterable[int], least: int) -> list[Group]:
         others = [other for other in within if other != site]
