@@ -119,6 +119,7 @@ def test_a_clone_with_a_copied_state_would_send_a_second_update_under_one_serial
     begin = federation.attempt().messages()[SITE]
     adverts = [Advert.of(Envelope.parse(w.handle(begin))) for w in (clone, federation.workers[SITE])]
     assert adverts[0].mask_key != adverts[1].mask_key, "two sets of secrets live in one attempt"
+    assert adverts[0].noise_end != adverts[1].noise_end, "and two chains of noise"
 
 
 def test_a_site_whose_state_was_set_back_is_refused_by_its_peers(tmp_path):

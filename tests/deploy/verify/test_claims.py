@@ -234,6 +234,18 @@ def test_a_smaller_epsilon_of_any_overlap_is_refused(study: SmallStudy, folder: 
     assert "is certainly above" in refused(folder, PRIVACY, FOLLOWS)
 
 
+@pytest.mark.parametrize("figure", ["noise_multiplier", "over_claimed", "sites_that_kept_theirs"])
+def test_what_is_said_of_the_noise_in_a_sum_follows_from_what_its_sites_signed(
+    study: SmallStudy, folder: Path, figure: str
+) -> None:
+    report = study.report()
+    said = report["utility"]["rounds"][0]["noise_in_sum"]
+    said[figure] = ["site-1"] if figure == "sites_that_kept_theirs" else 1.001 * said[figure]
+    rewritten(folder, report)
+    reclosed(study, folder)
+    assert f"utility.rounds.0.noise_in_sum.{figure}" in refused(folder, FOLLOWS)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -18,6 +18,7 @@ from grandrounds.common.ledger.replay import VerifiedLedger
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.study.manifest import Countersignature
 from support.ledger.ledger_history import History, countersignatures
+from support.study.federation import small_study
 
 Draft = dict[str, Any]
 # Changes the entries of a history in place.
@@ -40,6 +41,19 @@ def story() -> History:
     history.attempt([(site, "masked-input") for site in SITES[:3]])
     history.attempt([("site-1", "advert"), ("site-2", "advert")])
     history.attempt(close=False)
+    return history
+
+
+@cache
+def noisy_story() -> History:
+    """With noise, of which a layer may go where all five last. Attempts: 1, all took part.
+
+    2, site-2 was lost before its masked input. 3, all took part.
+    """
+    history = History(study=small_study(noise_multiplier=1.0, training={"rounds": 4, "max_attempts": 9}))
+    history.attempt()
+    history.attempt([("site-2", "masked-input")])
+    history.attempt()
     return history
 
 
@@ -103,6 +117,11 @@ def resigned(
         body={**envelope.body, **body},
     )
     return entries.SignedStatement.of(made.statement).model_dump()
+
+
+def statement_of(body: Draft, kind: str, site: str) -> Draft:
+    """What ``site`` signed of a kind, in the body of an attempt that ended."""
+    return next(signed for signed in body[kind] if json.loads(signed["header"])["sender"] == site)
 
 
 def signed_there(history: History, found: list[Draft]) -> None:
