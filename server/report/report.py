@@ -193,7 +193,8 @@ def _mechanism(manifest: Manifest) -> Report:
 def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | None:
     """How much noise is in the sum of an attempt that was unmasked, as a multiplier, and over what is claimed.
 
-    The sites that showed what may be taken off signed it; that the server took it off is its word.
+    The sites that showed what may be taken off signed it. That the server took it off is its word, and so is that a
+    site showed nothing: the ledger can have more noise in a sum than there is, but no less than is claimed.
     """
     manifest = next(each for each in verified.manifests if each.sha256 == attempt.manifest)
     if manifest.site_noise is None or not attempt.unmasked:
