@@ -1,17 +1,17 @@
 """What a finished study leaves, as a site keeps it."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ...common.crypto.identity import sha256
 from ...common.errors import StorageError
-from ...common.protocol.envelope import Bytes
+from ...common.system.content import Content, Stored
 from ...common.system.files import make_folder, rename_folder, write_atomically
 
 
-def keep_results(folder: Path, files: Mapping[str, Bytes]) -> None:
+def keep_results(folder: Path, files: Mapping[str, Content]) -> None:
     """Have the files of a finished study, by their paths, in ``folder``, whatever was there; all of them, or none.
 
     Only for the process that holds the site's state. Where they are there, nothing is changed. Raises StorageError.
@@ -24,7 +24,7 @@ def keep_results(folder: Path, files: Mapping[str, Bytes]) -> None:
     write_results(folder, files)
 
 
-def write_results(folder: Path, files: Mapping[str, Bytes]) -> None:
+def write_results(folder: Path, files: Mapping[str, Content]) -> None:
     """Write the files of a finished study, by their paths, to a new folder: all of them are there afterwards, or none.
 
     Raises StorageError, also where ``folder`` has content.
@@ -44,9 +44,8 @@ def write_results(folder: Path, files: Mapping[str, Bytes]) -> None:
         ) from error
 
 
-def _holds(path: Path, content: Bytes) -> bool:
+def _holds(path: Path, content: Content) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(content).digest()
+        return sha256(Stored.open(path)) == sha256(content)
     except OSError:  # what cannot be read is to be written anew
         return False

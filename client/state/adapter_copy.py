@@ -7,12 +7,12 @@ from ...common.errors import EnvelopeError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.ledger.steps import check_state, stepped
-from ...common.model.adapter import Vector, check_finite, vector_from_bytes, vector_sha256
+from ...common.model.adapter import Vector, check_finite, vector_from_bytes
 from ...common.model.adapter_file import is_folded, trained_sha256
-from ...common.protocol.envelope import Bytes
 from ...common.study.artefacts import WEIGHTS, trained_path
 from ...common.study.manifest import Manifest
-from ...common.study.step import Missing, Trained, left
+from ...common.study.step import Missing, Trained, left_sha256
+from ...common.system.content import Content
 from .site_state import SiteState
 
 
@@ -39,9 +39,9 @@ class AdapterCopy:
 
     def adapter(self) -> Vector:
         """The adapter [d] that is held. Raises StorageError, and EnvelopeError where it is not finite."""
-        return self._trained.adapter
+        return self._trained.vector
 
-    def after_rounds(self, verified: VerifiedLedger, payload: Bytes) -> Held:
+    def after_rounds(self, verified: VerifiedLedger, payload: Content) -> Held:
         """The adapter after the ledger's rounds, by what is held and what was sent of it; nothing is kept yet.
 
         Raises LedgerError where it is another than the ledger names, and EnvelopeError where what it takes is missing
@@ -60,7 +60,7 @@ class AdapterCopy:
             check_state(verified, 0, before)
             return Held(round=0, trained=before)
         after = stepped(verified, rounds, before, sent.total)
-        check_finite(after.adapter)
+        check_finite(after.vector)
         return Held(round=rounds, trained=after)
 
     @property
@@ -69,17 +69,21 @@ class AdapterCopy:
         adapter, optimizer = self._state.adapter(self._manifest.study_id)
         return Trained(adapter=vector_from_bytes(adapter, dimension=self._manifest.dimension), optimizer=optimizer)
 
-    def check_closing(self, verified: VerifiedLedger, payload: Bytes, files: Mapping[str, Bytes]) -> None:
+    def check_closing(self, verified: VerifiedLedger, payload: Content, files: Mapping[str, Content]) -> None:
         """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``files`` have this site's adapter.
 
         They are what the study leaves, by their paths; a study need not leave an adapter.
         """
-        own = vector_sha256(left(self._manifest, self.after_rounds(verified, payload).trained))
+        own = left_sha256(self._manifest, self.after_rounds(verified, payload).trained)
         kind = self._manifest.study.model.adapter
         trained = files.get(trained_path(kind))
-        if trained is not None and trained_sha256(trained, kind=kind) != own:
+        if trained is not None and trained_sha256(trained[:], kind=kind) != own:
             raise broken("the adapter that the study leaves is not the one that the sums made")
-        if trained is not None and kind == "core" and not is_folded(bytes(files.get(WEIGHTS, b"")), bytes(trained)):
+        if (
+            trained is not None
+            and kind == "core"
+            and not is_folded(bytes(files.get(WEIGHTS, b"")[:]), bytes(trained[:]))
+        ):
             raise broken("the LoRA that the study leaves is not its core adapter")
 
 

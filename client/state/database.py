@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...common.errors import StorageError
-from ...common.protocol.envelope import Bytes
+from ...common.system.content import Content
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
 from ...common.system.files import make_folder
 
@@ -142,7 +142,7 @@ class SiteDatabase:
         with _storage_errors():
             self._connection.executemany(statement, rows)
 
-    def write_blob(self, table: str, column: str, row: int, data: Bytes) -> None:
+    def write_blob(self, table: str, column: str, row: int, data: Content) -> None:
         """Fill a blob that was made as ``zeroblob`` of this size, inside ``write`` only: SQLite would copy it twice."""
         with _storage_errors(), self._connection.blobopen(table, column, row) as blob:
             for start in range(0, len(data), _PIECE_BYTES):

@@ -10,6 +10,7 @@ from ...common.privacy.accountant import epsilon
 from ...common.protocol.messages import Begin, Close, Closed, Invitation
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
+from ...common.system.content import Content
 from .site_state import AdapterRow, SiteState
 
 
@@ -81,8 +82,8 @@ class SiteLedger:
         return self._state.charges(self._manifest.study_id)
 
     def closed(
-        self, lines: list[bytes], close: Close, contents: list[memoryview]
-    ) -> tuple[VerifiedLedger, dict[str, memoryview]]:
+        self, lines: list[bytes], close: Close, contents: list[Content]
+    ) -> tuple[VerifiedLedger, dict[str, Content]]:
         """The ledger with ``lines``, which end with the study's closing, and the files that it names; nothing is kept.
 
         Raises LedgerError unless the ledger is whole and has all that this site paid, and the ``contents`` are those of
@@ -101,7 +102,7 @@ class SiteLedger:
             raise broken("its files are not all there, or others with them")
         if {name: sha256(content) for name, content in files.items()} != verified.closed.files:
             raise broken("a file is another than the one it names")
-        self._check_claim(bytes(files[REPORT]))
+        self._check_claim(bytes(files[REPORT][:]))
         return verified, files
 
     def close(self, verified: VerifiedLedger) -> Closed:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import PrivacyError, ProtocolError, StorageError
-from ...common.protocol.envelope import Bytes
+from ...common.system.content import Content
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
 from ...common.system.locks import alone
 from .database import SiteDatabase
 
 LOCK: Final = "worker.lock"
 # A round, the adapter after it, and what its optimiser remembers.
-AdapterRow = tuple[int, Bytes, Bytes]
+AdapterRow = tuple[int, Content, Content]
 
 
 class SiteState:
@@ -168,7 +168,7 @@ class SiteState:
             )
         return self.charges(study)
 
-    def _hold(self, study: str, round_: int, adapter: Bytes, optimizer: Bytes) -> None:
+    def _hold(self, study: str, round_: int, adapter: Content, optimizer: Content) -> None:
         sizes = len(adapter), len(optimizer)
         self.database.change(
             "INSERT OR REPLACE INTO adapters VALUES (?, ?, zeroblob(?), zeroblob(?))", study, round_, *sizes

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
-from ...common.protocol.envelope import Bytes, Envelope
+from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import (
     SERVER,
     Advert,
@@ -36,6 +36,7 @@ from ...common.secagg.masks import add_masks
 from ...common.secagg.noise_chain import noise_chain
 from ...common.secagg.parameters import SecaggParameters
 from ...common.secagg.transcript import check_group, open_message, refused, seal_message, transcript_hash, verify_sender
+from ...common.system.content import Content
 
 M = TypeVar("M", bound=Message)
 
@@ -129,7 +130,7 @@ class ClientAttempt:
             self._own_advert = self._seal(advert)
             return self._own_advert
 
-    def share(self, message: Bytes) -> bytes:
+    def share(self, message: Content) -> bytes:
         """On Adverts, Shares: of this site's seed and mask key, encrypted for each peer."""
         with self._taking(Turn.SHARE):
             envelope, _ = self._open(message, Adverts)
@@ -143,7 +144,7 @@ class ClientAttempt:
             ciphertexts = [self._encrypt(peer, seed + key) for peer, (seed, key) in shares.items()]
             return self._seal(Shares(), payload=pack(ciphertexts))
 
-    def accept(self, message: Bytes) -> None:
+    def accept(self, message: Content) -> None:
         """On Ciphertexts, nothing yet: the last checks before this site spends budget and touches data."""
         with self._taking(Turn.ACCEPT):
             envelope, ciphertexts = self._open(message, Ciphertexts)
@@ -180,7 +181,7 @@ class ClientAttempt:
             self._layer_keys.clear()
             return self._seal(MaskedInput(charge_counter=charge_counter), payload=encoded_update.data.cast("B"))
 
-    def sign_survivors(self, message: Bytes) -> bytes:
+    def sign_survivors(self, message: Content) -> bytes:
         """On Survivors, Consistency: a signature on the one view of the attempt that this site answers for."""
         with self._taking(Turn.SIGN_SURVIVORS):
             _, survivors = self._open(message, Survivors)
@@ -188,7 +189,7 @@ class ClientAttempt:
             self._u3 = survivors.u3
             return self._seal(self._view())
 
-    def unmask(self, message: Bytes) -> bytes:
+    def unmask(self, message: Content) -> bytes:
         """On Consistencies, Unmask: one share for each site of U2, of its seed or of its mask key, never both.
 
         And the link to the layers of this site's noise that U3, which t sites have now signed, has too many sites for.
@@ -289,13 +290,13 @@ class ClientAttempt:
             recipient=recipient,
         )
 
-    def _open(self, wire: Bytes, message: type[M]) -> tuple[Envelope, M]:
+    def _open(self, wire: Content, message: type[M]) -> tuple[Envelope, M]:
         return open_message(self._parameters, wire, message, attempt=self._attempt, senders=(SERVER,))
 
     def _check_group(self, group: Sequence[str], *, what: str, within: Iterable[str]) -> None:
         check_group(self._parameters, group, what=what, within=within, member=self._name)
 
-    def _seal(self, message: Message, payload: Bytes = b"") -> bytes:
+    def _seal(self, message: Message, payload: Content = b"") -> bytes:
         return seal_message(
             self._parameters, self._identity, message, attempt=self._attempt, sender=self._name, payload=payload
         ).to_bytes()

@@ -7,8 +7,9 @@ from typing import Any
 
 from ...common.errors import EnvelopeError
 from ...common.ledger.message_sizes import largest_request_bytes
-from ...common.protocol.envelope import Bytes, Envelope
+from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
+from ...common.system.content import Content
 from .worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class WorkerService:
         """The size that no request of this study's honest server exceeds."""
         return largest_request_bytes(self._worker.manifest, frozen_bytes=self._frozen_bytes)
 
-    def answer(self, request: Bytes) -> bytes:
+    def answer(self, request: Content) -> bytes:
         """The answer to one message; empty where the site stays silent. Never raises.
 
         A paused site refuses all but what belongs to an attempt that it has paid for.
@@ -65,7 +66,7 @@ class WorkerService:
         """Give the site's state free for another worker."""
         self._worker.close()
 
-    def _answer(self, asked: Envelope | None, request: Bytes) -> bytes:
+    def _answer(self, asked: Envelope | None, request: Content) -> bytes:
         if asked and self._is_paused() and self._is_new(asked):
             return self._worker.refuse(RefusalCode.PAUSED, attempt=asked.attempt)
         return self._worker.handle(request)
@@ -76,7 +77,7 @@ class WorkerService:
         return of_no_attempt or not self._worker.paid_for(asked.attempt)
 
 
-def _parsed(message: Bytes) -> Envelope | None:
+def _parsed(message: Content) -> Envelope | None:
     """The envelope, whoever signed it; None for what is none."""
     try:
         return Envelope.parse(message)

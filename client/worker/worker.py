@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
-from ...common.model.adapter import Vector, vector_view
-from ...common.protocol.envelope import Bytes, Envelope
+from ...common.model.adapter import Vector
+from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import (
     SERVER,
     Adverts,
@@ -29,6 +29,7 @@ from ...common.protocol.messages import (
 )
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
+from ...common.system.content import Content
 from ..state.adapter_copy import AdapterCopy
 from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
@@ -39,7 +40,7 @@ from .instant import Pace, at_once
 # At a site: ``training/update``.
 ComputeUpdate = Callable[[Vector, Mapping[int, bytes]], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
-Keep = Callable[[Mapping[str, Bytes]], None]
+Keep = Callable[[Mapping[str, Content]], None]
 _log = logging.getLogger(__name__)
 _CODES = {
     SetBackError: RefusalCode.SET_BACK,
@@ -125,7 +126,7 @@ class Worker:
         """Give the site's state free for another worker."""
         self._state.close()
 
-    def handle(self, request: Bytes) -> bytes:
+    def handle(self, request: Content) -> bytes:
         """The answer to one message; empty where the site stays silent."""
         try:
             envelope = Envelope.parse(request)
@@ -158,13 +159,13 @@ class Worker:
         if envelope.attempt > self.manifest.max_attempts:
             raise _RefusedError(RefusalCode.SCHEDULE, envelope)
         with self._refusing(RefusalCode.LEDGER, envelope):
-            verified = self._ledger.begun([*map(bytes, lines)], begin, attempt=envelope.attempt)
+            verified = self._ledger.begun([bytes(line[:]) for line in lines], begin, attempt=envelope.attempt)
         with self._refusing(RefusalCode.ADAPTER, envelope):
             held = self._adapters.after_rounds(verified, missing)
         with self._refusing(RefusalCode.LEDGER, envelope):
             trained = held.trained
             charges = self._ledger.begin(
-                verified, adapter=None if held.kept else (held.round, vector_view(trained.adapter), trained.optimizer)
+                verified, adapter=None if held.kept else (held.round, trained.numbers, trained.optimizer)
             )
         self._last_attempt, self._charged = envelope.attempt, False
         self._round = begin.round
@@ -222,7 +223,7 @@ class Worker:
             closed = self._ledger.close(verified)
         return self._seal(closed, attempt=envelope.attempt)
 
-    def _answer(self, envelope: Envelope, request: Bytes) -> bytes:
+    def _answer(self, envelope: Envelope, request: Content) -> bytes:
         attempt = self._attempt
         if attempt is None:
             raise ProtocolError("no attempt is open", why="an answer would belong to nothing", fix="begin a new one")

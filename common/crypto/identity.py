@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 from ..errors import EnvelopeError, StorageError
 from ..schema import Spelt
+from ..system.content import Content, blocks
 from ..system.files import write_missing
 
 if TYPE_CHECKING:  # a machine that computes gradients and signs nothing needs hashes alone
@@ -74,9 +75,12 @@ def _is_plain(value: object) -> bool:
     return type(value) is int and -(2**53) < value < 2**53
 
 
-def sha256(data: bytes | bytearray | memoryview) -> str:
+def sha256(data: Content) -> str:
     """SHA-256 in lower-case hex."""
-    return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    for block in blocks(data):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

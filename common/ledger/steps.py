@@ -2,14 +2,15 @@
 
 from ..crypto.identity import sha256
 from ..errors import GrandRoundsError
-from ..study.step import Trained, average_sha256, step, sum_from_bytes
+from ..study.step import Trained, average_sha256, step
+from ..system.content import Content
 from .chain import broken
 from .replay import VerifiedLedger
 
 _FIX = "take part no further; show the ledger to every site: the server, or this machine's arithmetic, is at fault"
 
 
-def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes | memoryview) -> Trained:
+def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: Content) -> Trained:
     """What the sum ``total`` of a round makes of the state ``before`` it, by the manifest that its attempt ran under.
 
     Raises LedgerError unless state, sum and what comes of them are those that the ledger names.
@@ -21,8 +22,7 @@ def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: bytes
     attempt = verified.attempts[record.attempt - 1]
     manifest = next(manifest for manifest in verified.manifests if manifest.sha256 == attempt.manifest)
     try:
-        aggregate = sum_from_bytes(manifest, total)
-        after = step(manifest, before, aggregate, attempt.survivors, round_=round_, shown=attempt.shown)
+        after = step(manifest, before, total, attempt.survivors, round_=round_, shown=attempt.shown)
     except GrandRoundsError as error:
         raise broken(f"round {round_} cannot be stepped: {error.what}", fix=_FIX) from error
     check_state(verified, round_, after)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,14 @@ from .adapter import AdapterLayout, Vector, vector_view
 _ALWAYS: Final = (".lora_B.weight", ".lora_embedding_B", ".lora_magnitude_vector")
 CORE_TENSOR: Final = ".lora_A.core.weight"
 _TRAINED: Final = {"ffa": _ALWAYS, "lora": (".lora_A.weight", ".lora_embedding_A", *_ALWAYS), "core": (CORE_TENSOR,)}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Vector]) -> None:
+    """A file of safetensors, for everybody: the library, which copies nothing, makes it its owner's alone."""
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def read_tensors(data: bytes) -> dict[str, Vector]:

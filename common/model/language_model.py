@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError, StudyError
 from .adapter import AdapterLayout, Vector, vector_sha256
 from .adapter_config import WRAPPED, adapter_config
-from .adapter_file import CORE_TENSOR, folded
+from .adapter_file import CORE_TENSOR, folded, write_tensors
 from .base_folder import model_folder_sha256
 from .base_model import Precision, load_base, load_widened, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
@@ -277,15 +277,12 @@ class LanguageModel:
         what anybody can render from the manifest, whichever peft ran. A core adapter is written twice: as it was
         trained, and folded into a LoRA.
         """
-        from safetensors.numpy import save
-
         tensors = self.tensors
         folder.mkdir(parents=True, exist_ok=True)
         if self._is_core:
-            (folder / "core.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+            write_tensors(folder / "core.safetensors", tensors)
             tensors = folded(tensors)
-        # Not by the library's own hand, which makes a file its owner's alone: an adapter is for others.
-        (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+        write_tensors(folder / "adapter_model.safetensors", tensors)
         (folder / "adapter_config.json").write_bytes(
             adapter_config(
                 lora,

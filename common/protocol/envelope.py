@@ -1,9 +1,7 @@
 """The signed envelope that every message travels in."""
 
-import hashlib
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -11,14 +9,12 @@ from pydantic import Field, ValidationError
 from ..crypto.identity import WHY_SIGNED, Hex32, Identity, Name, canonical_json, sha256, verify_signature
 from ..errors import EnvelopeError
 from ..schema import Section
+from ..system.content import BLOCK_BYTES, Content, Joined, cut
 
 # Domain separation: a signature under one label means nothing under another.
 ENVELOPE_LABEL = b"grandrounds/envelope/v1\n"
 
 MAX_HEADER_BYTES = 1 << 20
-
-# Of a message that is large: what was received, or a part of it. It is looked at where it lies, and not copied.
-Bytes = bytes | bytearray | memoryview
 
 _SIGNATURE_BYTES = 64
 
@@ -48,7 +44,7 @@ class Envelope:
     """A message with its context and signature: header, signature, raw payload.
 
     On the wire: header length (4 bytes, little-endian), header (RFC 8785 JSON), signature (64 bytes), payload. The
-    payload is a view of what is on the wire: updates are too large to copy.
+    payload is a part of what is on the wire, where that lies: updates are too large to copy.
     """
 
     manifest: str
@@ -56,10 +52,9 @@ class Envelope:
     exchange: str
     sender: str
     body: dict[str, Any]
-    payload: memoryview
+    payload: Content
     header: bytes
     signature: bytes
-    _wire: bytes | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def seal(
@@ -71,13 +66,9 @@ class Envelope:
         exchange: str,
         sender: str,
         body: dict[str, Any],
-        payload: Bytes | Sequence[Bytes] = b"",
+        payload: Content = b"",
     ) -> "Envelope":
-        """Sign a message in its context; parts of a payload, one after the other, are put together here and once."""
-        parts = [payload] if isinstance(payload, Bytes) else payload
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
+        """Sign a message in its context."""
         fields: dict[str, Any] = {
             "manifest": manifest,
             "attempt": attempt,
@@ -85,16 +76,12 @@ class Envelope:
             "sender": sender,
             "body": body,
         }
-        size = sum(map(len, parts))
-        header = canonical_json({**fields, "payload_bytes": size, "payload_sha256": digest.hexdigest()})
-        signature = identity.sign(ENVELOPE_LABEL, header)
-        wire = b"".join((struct.pack("<I", len(header)), header, signature, *parts))
-        payload = memoryview(wire)[len(wire) - size :]
-        return cls(**fields, payload=payload, header=header, signature=signature, _wire=wire)
+        header = canonical_json({**fields, "payload_bytes": len(payload), "payload_sha256": sha256(payload)})
+        return cls(**fields, payload=payload, header=header, signature=identity.sign(ENVELOPE_LABEL, header))
 
     @classmethod
-    def parse(cls, wire: Bytes) -> "Envelope":
-        """Read an envelope; the signature is not yet checked. Raises EnvelopeError and nothing else."""
+    def parse(cls, wire: Content) -> "Envelope":
+        """Read an envelope; the signature is not yet checked. Raises EnvelopeError, and StorageError for a file's."""
         if not wire:
             raise EnvelopeError(
                 "its worker did not answer",
@@ -103,11 +90,11 @@ class Envelope:
             )
         if len(wire) < 4 + _SIGNATURE_BYTES:
             raise _malformed("it is too short")
-        (size,) = struct.unpack_from("<I", wire)
+        (size,) = struct.unpack("<I", wire[:4])
         if size > MAX_HEADER_BYTES or len(wire) < 4 + size + _SIGNATURE_BYTES:
             raise _malformed("its header has an impossible length")
         header = bytes(wire[4 : 4 + size])
-        payload = memoryview(wire)[4 + size + _SIGNATURE_BYTES :]
+        payload = cut(wire, 4 + size + _SIGNATURE_BYTES, len(wire))
         fields = _read_header(header)
         if len(payload) != fields.payload_bytes or sha256(payload) != fields.payload_sha256:
             raise _malformed("its payload is not the one that was signed")
@@ -124,7 +111,7 @@ class Envelope:
         fields = _read_header(statement.header)
         return cls(
             **fields.model_dump(exclude={"payload_bytes", "payload_sha256"}),
-            payload=memoryview(b""),
+            payload=b"",
             header=statement.header,
             signature=statement.signature,
         )
@@ -138,11 +125,18 @@ class Envelope:
         """Raises EnvelopeError unless the owner of ``public_key`` signed exactly this."""
         verify_signature(public_key, self.signature, ENVELOPE_LABEL, self.header)
 
+    @property
+    def wire(self) -> Content:
+        """The envelope as it travels: where it is large, with its payload where that lies."""
+        return self.to_bytes() if len(self.payload) <= BLOCK_BYTES else self._joined
+
     def to_bytes(self) -> bytes:
-        """The envelope as it travels."""
-        if self._wire is not None:
-            return self._wire
-        return b"".join((struct.pack("<I", len(self.header)), self.header, self.signature, self.payload))
+        """The envelope as it travels, in memory."""
+        return self._joined[:]
+
+    @property
+    def _joined(self) -> Joined:
+        return Joined([struct.pack("<I", len(self.header)), self.header, self.signature, self.payload])
 
 
 def _read_header(header: bytes) -> _Header:

@@ -9,7 +9,6 @@ end of the ledger, which it signs with ``Closed``.
 import struct
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from itertools import chain
 from typing import ClassVar, Self
 
 from pydantic import Field, ValidationError
@@ -17,7 +16,8 @@ from pydantic import Field, ValidationError
 from ..crypto.identity import Hex32, Name, Signature, canonical_json, sha256
 from ..errors import EnvelopeError
 from ..schema import Section
-from .envelope import Bytes, Envelope
+from ..system.content import Content, Joined, cut
+from .envelope import Envelope
 
 SERVER = "server"
 # Where the bytes of an envelope lie in what carries them (the record and its field in a Flower message).
@@ -209,53 +209,50 @@ def begin_hash(begin: Begin, *, manifest: str, attempt: int) -> str:
     return sha256(BEGIN_LABEL + canonical_json(fields))
 
 
-def pack(parts: Sequence[Bytes]) -> bytes:
+def pack(parts: Sequence[Content]) -> bytes:
     """Byte strings as one payload: count, lengths, contents (32-bit little-endian).
 
     >>> unpack(pack([b"a", b"", b"bc"]))
     [b'a', b'', b'bc']
     """
-    return b"".join(packed(parts))
+    return packed(parts)[:]
 
 
-def packed(parts: Sequence[Bytes | Sequence[Bytes]]) -> list[Bytes]:
-    """What ``pack`` puts together, not yet put together: parts are large. One may be in parts of its own.
+def packed(parts: Sequence[Content]) -> Joined:
+    """What ``pack`` puts together, not put together: parts can be large.
 
-    >>> b"".join(packed([b"a", [b"b", b"c"]])) == pack([b"a", b"bc"])
+    >>> packed([b"a", packed([b"bc"])])[:] == pack([b"a", pack([b"bc"])])
     True
     """
-    whole = [[part] if isinstance(part, Bytes) else part for part in parts]
-    lengths = struct.pack(f"<I{len(whole)}I", len(whole), *(sum(map(len, each)) for each in whole))
-    return [lengths, *chain.from_iterable(whole)]
+    return Joined([struct.pack(f"<I{len(parts)}I", len(parts), *map(len, parts)), *parts])
 
 
-def unpack(payload: Bytes) -> list[bytes]:
+def unpack(payload: Content) -> list[bytes]:
     """The byte strings of ``pack``; raises EnvelopeError if they do not fill the payload exactly."""
-    return [bytes(part) for part in _parts(payload)]
+    return [bytes(part[:]) for part in views(payload)]
 
 
-def views(payload: Bytes) -> list[memoryview]:
+def views(payload: Content) -> list[Content]:
     """As ``unpack``, each where it lies."""
     return list(_parts(payload))
 
 
-def _parts(payload: Bytes) -> Iterator[memoryview]:
+def _parts(payload: Content) -> Iterator[Content]:
     if len(payload) < 4:
         raise _unexpected("a packed payload without a count")
-    (count,) = struct.unpack_from("<I", payload)
+    (count,) = struct.unpack("<I", payload[:4])
     start = 4 + 4 * count
     if count > MAX_PARTS or len(payload) < start:
         raise _unexpected("a packed payload with an impossible count")
-    lengths = struct.unpack_from(f"<{count}I", payload, 4)
+    lengths = struct.unpack(f"<{count}I", payload[4:start])
     if start + sum(lengths) != len(payload):
         raise _unexpected("a packed payload whose lengths do not add up")
-    view = memoryview(payload).toreadonly()
     for length in lengths:
-        yield view[start : start + length]
+        yield cut(payload, start, start + length)
         start += length
 
 
-def at_least(count: int, payload: Bytes) -> list[memoryview]:
+def at_least(count: int, payload: Content) -> list[Content]:
     """As ``views``; raises EnvelopeError where there are fewer."""
     parts = views(payload)
     if len(parts) < count:

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from ..crypto.identity import Identity
 from ..errors import EnvelopeError, ProtocolError
-from ..protocol.envelope import Bytes, Envelope
+from ..protocol.envelope import Envelope
 from ..protocol.messages import Message
+from ..system.content import Content
 from .parameters import SecaggParameters
 
 TRANSCRIPT_LABEL = b"grandrounds/secagg/v1/transcript\n"
@@ -16,7 +17,7 @@ M = TypeVar("M", bound=Message)
 
 
 def open_message(
-    parameters: SecaggParameters, wire: Bytes, message: type[M], *, attempt: int, senders: Iterable[str]
+    parameters: SecaggParameters, wire: Content, message: type[M], *, attempt: int, senders: Iterable[str]
 ) -> tuple[Envelope, M]:
     """A message of this study and attempt that one of ``senders`` signed.
 
@@ -34,7 +35,7 @@ def seal_message(
     *,
     attempt: int,
     sender: str,
-    payload: Bytes | Sequence[Bytes] = b"",
+    payload: Content = b"",
 ) -> Envelope:
     """``message`` signed in its context; what ``open_message`` opens."""
     return Envelope.seal(

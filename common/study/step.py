@@ -8,19 +8,21 @@ compared by hash.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from functools import cached_property
+from io import BytesIO
+from typing import IO, Any, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..crypto.identity import sha256
 from ..errors import EnvelopeError
-from ..model.adapter import Vector, vector_from_bytes, vector_sha256, vector_view
+from ..model.adapter import Vector, vector_from_bytes, vector_view
 from ..model.optimizers import KnownNoise, OptimizerName, make_optimizer
-from ..protocol.envelope import Bytes
 from ..protocol.messages import packed, views
 from ..schema import known
 from ..secagg.encoding import centred, residue_dtype, residues, sum_of_squares
+from ..system.content import Content, Joined, Stored, cut, in_memory
 from .manifest import Manifest
 from .rates import average_weight, rate_factor
 from .training import TrainingSection
@@ -34,22 +36,35 @@ _VECTORS: Final[dict[OptimizerName, tuple[str, ...]]] = {
 }
 _PAIRS: Final = ("powers", "noise")
 _MOST_BYTES_PER_NUMBER: Final = 20
-_BLOCK: Final = 1 << 20  # numbers
+_BLOCK: Final = 1 << 18  # numbers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """The adapter float32 [d] after a round, and what the optimiser remembers, as bytes: none before the first step."""
+    """The adapter float32 [d] after a round, and what the optimiser remembers, as bytes: none before the first step.
 
-    adapter: Vector
-    optimizer: Bytes = b""
+    Of an adapter in a file ``adapter`` is the bytes. Neither changes.
+    """
+
+    adapter: Vector | Stored
+    optimizer: Content = b""
 
     @property
+    def vector(self) -> Vector:
+        """The adapter, float32 [d], in memory."""
+        return _vector(self.adapter) if isinstance(self.adapter, Stored) else self.adapter
+
+    @property
+    def numbers(self) -> Content:
+        """The adapter's bytes, where they lie."""
+        return self.adapter if isinstance(self.adapter, Stored) else vector_view(self.adapter)
+
+    @cached_property
     def adapter_sha256(self) -> str:
         """The adapter's hash, as the ledger has it."""
-        return vector_sha256(self.adapter)
+        return sha256(self.numbers)
 
-    @property
+    @cached_property
     def optimizer_sha256(self) -> str:
         """The hash of what the optimiser remembers, as the ledger has it."""
         return sha256(self.optimizer)
@@ -60,15 +75,15 @@ class Missing:
     """What a site is sent of the adapter: what it lacks of the state before the last round, and of that round's sum."""
 
     before: Trained | None = None
-    total: bytes | memoryview = b""
+    total: Content = b""
 
-    def packed(self) -> list[Bytes]:
+    def packed(self) -> Joined:
         """As it travels, packed but not put together: adapter, optimiser, sum; each empty where the site has it."""
-        adapter = b"" if self.before is None else vector_view(self.before.adapter)
-        return packed([adapter, b"" if self.before is None else self.before.optimizer, self.total])
+        before = (b"", b"") if self.before is None else (self.before.numbers, self.before.optimizer)
+        return packed([*before, self.total])
 
     @classmethod
-    def parse(cls, payload: Bytes, *, dimension: int) -> Self:
+    def parse(cls, payload: Content, *, dimension: int) -> Self:
         """What ``packed`` gave, with the sum where it lies; raises EnvelopeError."""
         parts = views(payload)
         if len(parts) != 3:
@@ -77,7 +92,7 @@ class Missing:
         if not adapter:
             return cls(total=total)
         return cls(
-            before=Trained(adapter=vector_from_bytes(adapter, dimension=dimension), optimizer=optimizer),
+            before=Trained(adapter=vector_from_bytes(in_memory(adapter), dimension=dimension), optimizer=optimizer),
             total=total,
         )
 
@@ -88,7 +103,12 @@ class LastStep:
 
     after: Trained
     before: Trained | None = None
-    total: bytes = b""
+    total: Content = b""
+
+    @cached_property
+    def total_sha256(self) -> str:
+        """The hash of the sum, as the ledger has it."""
+        return sha256(self.total)
 
     def missing(self, *, behind: int | None) -> Missing:
         """What a site lacks that is so many rounds ``behind``; None where it holds no adapter."""
@@ -99,67 +119,116 @@ class LastStep:
         return Missing(before=None if behind == 1 else self.before, total=self.total)
 
 
+class TakeStep(Protocol):
+    """``step``, or one like it into files."""
+
+    def __call__(
+        self,
+        manifest: Manifest,
+        before: Trained,
+        total: Content,
+        survivors: Sequence[str],
+        *,
+        round_: int,
+        shown: Sequence[str],
+    ) -> Trained:
+        """What comes of a step."""
+
+
 def step(
     manifest: Manifest,
     before: Trained,
-    aggregate: NDArray[np.signedinteger],
+    total: Content,
     survivors: Sequence[str],
     *,
     round_: int,
     shown: Sequence[str],
 ) -> Trained:
-    """What comes of ``before`` by the ``aggregate`` [d] over the ``survivors``, in an attempt of ``manifest``.
+    """What comes of ``before`` by the sum ``total`` over the ``survivors``, in an attempt of ``manifest``, in memory.
 
     ``round_``, 1 the first, decides the learning rate and what becomes of the average; who of the survivors had
     ``shown`` the noise that was taken off decides how much was left to correct.
 
-    Block by block, since each number has a step of its own: of what is computed on the way no vector is as long as
-    the adapter. Raises EnvelopeError where ``before`` is no state of the study's optimiser.
+    Raises EnvelopeError where ``before`` is no state of the study's optimiser, or ``total`` no sum of the study's.
+    """
+    adapter, optimizer = BytesIO(), BytesIO()
+    write_step(manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer)
+    return Trained(adapter=np.frombuffer(adapter.getbuffer(), dtype="<f4"), optimizer=optimizer.getbuffer())
+
+
+def write_step(
+    manifest: Manifest,
+    before: Trained,
+    total: Content,
+    survivors: Sequence[str],
+    *,
+    round_: int,
+    shown: Sequence[str],
+    adapter: IO[bytes],
+    optimizer: IO[bytes],
+) -> None:
+    """``step`` into two empty files: adapter, and what the optimiser remembers. Raises OSError too.
+
+    Block by block, since each number has a step of its own: nothing that is as long as the adapter is in memory.
     """
     training = manifest.study.training
-    remembered = _remembered(manifest, before.optimizer)
-    adapter, kept = np.empty(manifest.dimension, dtype=np.float32), bytearray(_state_size(manifest))
-    after = _remembered(manifest, kept)
+    remembered, after = _remembered(manifest, before.optimizer), _places(manifest)
     schedule = {"rounds": training.rounds, "warmup_rounds": training.warmup_rounds}
     learning_rate = training.learning_rate * rate_factor(training.rate_decay, round_, **schedule)
-    known_noise = _known_noise(manifest, survivors, shown)
+    known_noise = _known_noise(manifest, total, survivors, shown)
     for tensor, (start, end) in enumerate(itertools.pairwise(manifest.tensor_starts)):
-        noise = None if known_noise is None else known_noise(aggregate[start:end])
+        noise = None if known_noise is None else known_noise(start, end)
         for at in range(start, end, _BLOCK):
             block = slice(at, min(at + _BLOCK, end))
             # Of what is not of one number each there is one of a tensor, or a pair of all.
-            places: dict[str, slice] = {name: slice(None) for name in _PAIRS}
+            places = {name: slice(0, 2) for name in _PAIRS}
             if training.noise_correction == "tensor":
                 places["square"] = slice(tensor, tensor + 1)
-            optimizer = make_optimizer(
+            rule = make_optimizer(
                 training.optimizer,
                 learning_rate=learning_rate,
                 beta1=training.beta1,
                 beta2=training.beta2,
                 noise=noise,
             )
-            optimizer.restore({name: vector[places.get(name, block)] for name, vector in remembered.items()})
+            found = {name: place.read(before.optimizer, places.get(name, block)) for name, place in remembered.items()}
+            rule.restore(found)
             # An adapter that is not finite is refused by those who get it.
             with np.errstate(over="ignore", invalid="ignore"):
-                gradient = mean_gradient(manifest, aggregate[block], survivors).astype(np.float32)
-                decayed = before.adapter[block] * (1 - learning_rate * training.weight_decay)
-                adapter[block] = optimizer.step(decayed, gradient)
-                average = remembered.get("average", before.adapter)[block]
-                state = optimizer.state | {"average": _averaged(training, round_, average, adapter[block])}
-            for name, vector in after.items():
-                vector[places.get(name, block)] = state[name]
-    return Trained(adapter=adapter, optimizer=kept)
+                aggregate = sum_from_bytes(manifest, total, block.start, block.stop)
+                gradient = mean_gradient(manifest, aggregate, survivors).astype(np.float32)
+                was = _NUMBERS.read(before.numbers, block)
+                stepped = rule.step(was * (1 - learning_rate * training.weight_decay), gradient)
+                state = rule.state | {"average": _averaged(training, round_, found.get("average", was), stepped)}
+            adapter.write(vector_view(stepped))
+            for name, place in after.items():
+                place.write(optimizer, places.get(name, block), state[name])
 
 
 def left(manifest: Manifest, trained: Trained) -> Vector:
     """The adapter float32 [d] that the study leaves, were it to end here: the average of its rounds, if it has one."""
-    return np.require(_remembered(manifest, trained.optimizer).get("average", trained.adapter), requirements="W")
+    average = _average(manifest, trained)
+    return trained.vector if average is None else np.require(_vector(average), requirements="W")
+
+
+def left_sha256(manifest: Manifest, trained: Trained) -> str:
+    """The hash of what is ``left``."""
+    return average_sha256(manifest, trained) or trained.adapter_sha256
 
 
 def average_sha256(manifest: Manifest, trained: Trained) -> str | None:
     """The hash of the average of the rounds' adapters, as the ledger has it; None where there is none."""
-    average = _remembered(manifest, trained.optimizer).get("average")
-    return None if average is None else vector_sha256(average)
+    average = _average(manifest, trained)
+    return None if average is None else sha256(average)
+
+
+def _average(manifest: Manifest, trained: Trained) -> Content | None:
+    place = _remembered(manifest, trained.optimizer).get("average")
+    return None if place is None else cut(trained.optimizer, place.offset, place.offset + 4 * manifest.dimension)
+
+
+def _vector(numbers: Content) -> Vector:
+    return np.frombuffer(in_memory(numbers), dtype="<f4")
 
 
 def mean_gradient(
@@ -176,16 +245,26 @@ def mean_gradient(
     return -manifest.fixed_point.decode(aggregate) / (units / manifest.study.total_nominal_units)
 
 
-def sum_bytes(manifest: Manifest, aggregate: NDArray[np.signedinteger]) -> bytes:
-    """A round's sum as it is kept, hashed and sent: little-endian residues of the study's modulus [d]."""
-    return residues(aggregate, known(manifest.study.secagg.modulus_bits)).tobytes()
+def sum_bytes(manifest: Manifest, aggregate: NDArray[np.signedinteger]) -> memoryview:
+    """A round's sum as it is kept, hashed and sent: little-endian residues of the study's modulus [d].
+
+    They lie where the ``aggregate`` does, if it is as wide.
+    """
+    modulus_bits = known(manifest.study.secagg.modulus_bits)
+    dtype = residue_dtype(modulus_bits)
+    numbers = aggregate.view(dtype) if aggregate.itemsize == dtype.itemsize else residues(aggregate, modulus_bits)
+    return numbers.data.cast("B")
 
 
-def sum_from_bytes(manifest: Manifest, total: bytes | memoryview) -> NDArray[np.signedinteger]:
-    """The centred sum [d] of such bytes, where they lie; raises EnvelopeError when their number is another."""
+def sum_from_bytes(
+    manifest: Manifest, total: Content, start: int = 0, stop: int | None = None
+) -> NDArray[np.signedinteger]:
+    """The centred sum of such bytes, from one number to another; raises EnvelopeError when their number is another."""
     if len(total) != sum_size(manifest):
         raise _unfit(f"a sum of {len(total)} bytes where {sum_size(manifest)} were due")
-    return centred(np.frombuffer(total, dtype=residue_dtype(known(manifest.study.secagg.modulus_bits))))
+    dtype = residue_dtype(known(manifest.study.secagg.modulus_bits))
+    end = manifest.dimension if stop is None else stop
+    return centred(np.frombuffer(total[dtype.itemsize * start : dtype.itemsize * end], dtype=dtype))
 
 
 def sum_size(manifest: Manifest) -> int:
@@ -214,35 +293,65 @@ def _state_size(manifest: Manifest) -> int:
     return sum((8 if name in _PAIRS else 4) * length for name, length in _lengths(manifest).items())
 
 
-def _remembered(manifest: Manifest, state: Bytes) -> dict[str, NDArray[Any]]:
-    """What is remembered, by its names, where it lies; nothing before the first step. Raises EnvelopeError."""
+@dataclass(frozen=True)
+class _Place:
+    """Where numbers of one ``dtype`` begin in bytes."""
+
+    offset: int = 0
+    dtype: str = "<f4"
+
+    def read(self, content: Content, numbers: slice) -> NDArray[Any]:
+        size = np.dtype(self.dtype).itemsize
+        return np.frombuffer(
+            content[self.offset + size * numbers.start : self.offset + size * numbers.stop], dtype=self.dtype
+        )
+
+    def write(self, file: IO[bytes], numbers: slice, values: NDArray[Any]) -> None:
+        file.seek(self.offset + np.dtype(self.dtype).itemsize * numbers.start)
+        file.write(values.astype(self.dtype, copy=False).data.cast("B"))
+
+
+_NUMBERS: Final = _Place()
+
+
+def _places(manifest: Manifest) -> dict[str, _Place]:
+    """Where what is remembered lies, by its names."""
+    places: dict[str, _Place] = {}
+    offset = 0
+    for name, length in _lengths(manifest).items():
+        places[name] = _Place(offset, "<f8" if name in _PAIRS else "<f4")
+        offset += length * np.dtype(places[name].dtype).itemsize
+    return places
+
+
+def _remembered(manifest: Manifest, state: Content) -> dict[str, _Place]:
+    """``_places``, of which there are none before the first step. Raises EnvelopeError for another state."""
     if not state:
         return {}
     if len(state) != _state_size(manifest):
         raise _unfit(f"{len(state)} bytes that {manifest.study.training.optimizer} does not remember")
-    found: dict[str, NDArray[Any]] = {}
-    offset = 0
-    for name, length in _lengths(manifest).items():
-        found[name] = np.frombuffer(state, dtype="<f8" if name in _PAIRS else "<f4", count=length, offset=offset)
-        offset += found[name].nbytes
-    return found
+    return _places(manifest)
 
 
 def _known_noise(
-    manifest: Manifest, survivors: Sequence[str], shown: Sequence[str]
-) -> Callable[[NDArray[np.signedinteger]], KnownNoise] | None:
-    """What the optimiser is told of the noise on a tensor's sum, as a function of that; None if it corrects nothing."""
+    manifest: Manifest, total: Content, survivors: Sequence[str], shown: Sequence[str]
+) -> Callable[[int, int], KnownNoise] | None:
+    """What the optimiser is told of the noise on a tensor's sum, from one number to another; None for nothing."""
     correction = manifest.study.training.noise_correction
     if correction == "none":
         return None
     unit = mean_gradient(manifest, np.ones(1, dtype=np.int64), survivors).item()  # of what is 1 in the sum
     variance = manifest.variance_in_sum(survivors, shown=shown) * unit * unit
 
-    def of(tensor: NDArray[np.signedinteger]) -> KnownNoise:
+    def of(start: int, end: int) -> KnownNoise:
         if correction == "coordinate":
             return KnownNoise(variance=variance)
-        square = np.array([sum_of_squares(tensor) * unit * unit / len(tensor)], dtype=np.float32)
-        return KnownNoise(variance=variance, square=square, alike=len(tensor))
+        squares = sum(
+            sum_of_squares(sum_from_bytes(manifest, total, at, min(at + _BLOCK, end)))
+            for at in range(start, end, _BLOCK)
+        )
+        square = np.array([squares * unit * unit / (end - start)], dtype=np.float32)
+        return KnownNoise(variance=variance, square=square, alike=end - start)
 
     return of
 

@@ -7,19 +7,18 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, Final
+from typing import Final
 
 from ..errors import StorageError
+from .content import Content, blocks
 
 LARGEST_LOG: Final = 1 << 23  # bytes
 _TAIL_BYTES: Final = 1 << 13
 _COLOURS: Final = re.compile(r"\x1b\[\d*m")
 
 
-def write_atomically(
-    path: Path, data: bytes | bytearray | memoryview | Callable[[IO[bytes]], object], *, mode: int = 0o644
-) -> None:
-    """Replace ``path`` by ``data``, or by what ``data`` writes: a reader sees the old content or all of the new.
+def write_atomically(path: Path, data: Content, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data``: a reader sees the old content or all of the new.
 
     So does one after a crash: the bytes are fsynced before the rename and the folder after it. Raises StorageError,
     leaving nothing behind.
@@ -28,10 +27,8 @@ def write_atomically(
         make_folder(path.parent)
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
             try:
-                if callable(data):
-                    data(file)
-                else:
-                    file.write(data)
+                for block in blocks(data):
+                    file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
                 # The temporary file is private (0600); most of what is written is for whoever may read the folder.

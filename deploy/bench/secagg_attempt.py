@@ -33,6 +33,7 @@ from ...common.protocol.messages import (
 from ...common.secagg.encoding import FixedPoint, ModulusBits
 from ...common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold, largest_corrupt
 from ...common.secagg.transcript import verify_sender
+from ...common.system.content import Content
 from ...server.rounds.attempt import ServerAttempt
 
 UPDATE_RANGE = 0.1
@@ -42,7 +43,7 @@ _PACKED: tuple[type[Message], ...] = (*_RELAYED, Shares, Ciphertexts, Unmask)
 _ALL: tuple[type[Message], ...] = (*_PACKED, Begin, Advert, MaskedInput, Survivors, Consistency)
 _MESSAGES = {message.exchange: message for message in _ALL}
 # (site, exchange, the server's message) -> the site's answer.
-Answer = Callable[[str, str, bytes], bytes]
+Answer = Callable[[str, str, Content], bytes]
 
 
 class Clock:
@@ -150,7 +151,7 @@ class BenchSite:
         self._name = name
         self._machine: ClientAttempt
 
-    def answer(self, exchange: str, message: bytes, clock: Clock) -> bytes:
+    def answer(self, exchange: str, message: Content, clock: Clock) -> bytes:
         """The answer due in ``exchange``; its time counts as ``client``, encoding the update as ``client_encoding``."""
         with clock("client"):
             match exchange:
@@ -230,9 +231,10 @@ def play_ours(cohort: BenchCohort, clock: Clock) -> tuple[NDArray[np.float64], f
     """
     nowhere = Clock()
     sites = {name: BenchSite(cohort, name) for name in cohort.parameters.names}
-    sent_bytes, last_message = 0, b""
+    sent_bytes = 0
+    last_message: Content = b""
 
-    def answer(site: str, exchange: str, message: bytes) -> bytes:
+    def answer(site: str, exchange: str, message: Content) -> bytes:
         nonlocal sent_bytes, last_message
         site_clock = clock if site in cohort.survivors else nowhere
         wire = sites[site].answer(exchange, message, site_clock)
@@ -252,7 +254,7 @@ def play_ours(cohort: BenchCohort, clock: Clock) -> tuple[NDArray[np.float64], f
     return total * (cohort.sites / len(cohort.survivors)), sent_bytes / cohort.dimension
 
 
-def _open_again(wire: bytes, cohort: BenchCohort) -> None:
+def _open_again(wire: Content, cohort: BenchCohort) -> None:
     envelope = Envelope.parse(wire)
     message = _MESSAGES[envelope.exchange]
     verify_sender(cohort.parameters, envelope, attempt=_ATTEMPT, senders=(envelope.sender,))
@@ -263,7 +265,7 @@ def _open_again(wire: bytes, cohort: BenchCohort) -> None:
             _open_again(part, cohort)
 
 
-def _seal_again(wire: bytes, identity: Identity, clock: Clock, work: str) -> None:
+def _seal_again(wire: Content, identity: Identity, clock: Clock, work: str) -> None:
     envelope = Envelope.parse(wire)
     with clock(work):
         Envelope.seal(

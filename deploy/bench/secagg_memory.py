@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+from ...common.system.content import Content
 from .peak_memory import peak_bytes
 from .secagg_attempt import BenchCohort, BenchSite, Clock, play
 
@@ -17,7 +18,7 @@ def client_peak_bytes(cohort: BenchCohort) -> int:
     clock = Clock()
     with _fresh_process(_answer_messages, cohort) as connection:
 
-        def answer(site: str, exchange: str, message: bytes) -> bytes:
+        def answer(site: str, exchange: str, message: Content) -> bytes:
             if site != measured:
                 return sites[site].answer(exchange, message, clock)
             connection.send((exchange, message))
@@ -64,7 +65,7 @@ def _answer_messages(cohort: BenchCohort, connection: Connection) -> None:
 
 
 def _play_attempt(cohort: BenchCohort, connection: Connection) -> None:
-    def answer(site: str, exchange: str, message: bytes) -> bytes:
+    def answer(site: str, exchange: str, message: Content) -> bytes:
         connection.send((site, exchange, message))
         return connection.recv_bytes()
 

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 from typing import Final, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
@@ -12,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ...common.errors import EnvelopeError
 from ...common.protocol.messages import RECORD
+from ...common.system.content import Content
 from .pieces import Carried, Record, may_repeat, whole
 
 POLL_INTERVAL_S = 0.2
@@ -31,10 +31,10 @@ class Conversation(Protocol):
     def deadline_s(self) -> float:
         """How long the current exchange may take."""
 
-    def messages(self) -> Mapping[str, bytes]:
+    def messages(self) -> Mapping[str, Content]:
         """What each site is to be sent now."""
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         """One site's answer."""
 
     def advance(self) -> None:
@@ -61,7 +61,7 @@ def carry(
     conversations: Iterable[Conversation],
     grid: Grid,
     nodes: Callable[[Grid], Mapping[str, int]],
-    carried: Callable[[bytes], Carried] = whole,
+    carried: Callable[[Content], Carried] = whole,
 ) -> None:
     """Carry conversations over the grid, one after the other; whatever they raise ends it.
 
@@ -78,10 +78,10 @@ def carry(
 def _exchange(
     grid: Grid,
     nodes: Mapping[str, int],
-    messages: Mapping[str, bytes],
+    messages: Mapping[str, Content],
     deadline_s: float,
-    carried: Callable[[bytes], Carried],
-) -> Iterator[tuple[str, bytes]]:
+    carried: Callable[[Content], Carried],
+) -> Iterator[tuple[str, Content]]:
     """Send one message to each site; yield the answers as they come, until all are in or the deadline passed."""
     deadline = time.monotonic() + deadline_s
     asked = {site: _Asked(nodes[site], carried(message)) for site, message in messages.items() if site in nodes}
@@ -134,7 +134,7 @@ class _Asked:
         content = RecordDict({RECORD: ConfigRecord(dict(self._record))})
         return Message(content, dst_node_id=self.node, message_type=MessageType.TRAIN, ttl=ttl)
 
-    def answer_by(self, reply: Record) -> bytes | None:
+    def answer_by(self, reply: Record) -> Content | None:
         """The site's answer, if the ``reply`` is the last of it; empty where the reply is of no use."""
         if not reply and may_repeat(self._record):
             self.identifier, self._due = "", time.monotonic() + _PAUSE_S
@@ -142,7 +142,8 @@ class _Asked:
         try:
             self._record = self._carried.send(reply)
         except StopIteration as end:
-            return bytes(end.value)
+            answer: Content = end.value
+            return answer
         except EnvelopeError as error:
             _log.warning("no answer: %s", error.what)
             return b""
@@ -151,10 +152,9 @@ class _Asked:
 
 
 def _tell(asked: Sequence[_Asked], grid: Grid, deadline_s: float) -> None:
-    # Of a message that could not be pushed there is no id, and of none where all together were too large.
-    pushed = grid.push_messages([each.message(deadline_s) for each in asked]) if asked else ()
-    for each, identifier in zip_longest(asked, pushed):
-        each.identifier = identifier or ""
+    # One by one: Flower makes several times a piece of it. Of a message that could not be pushed there is no id.
+    for each in asked:
+        each.identifier = next(iter(grid.push_messages([each.message(deadline_s)])), "") or ""
 
 
 def _reply_to(identifier: str, grid: Grid) -> Record | None:

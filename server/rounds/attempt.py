@@ -4,7 +4,7 @@ After Bonawitz et al. 2017, figure 4, with an active adversary. The sites trust 
 here keeps one bad answer from spoiling the attempt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, ProtocolError
 from ...common.privacy.rounded_gaussian import subtract_rounded_gaussian
-from ...common.protocol.envelope import Bytes, Envelope, Statement
+from ...common.protocol.envelope import Envelope, Statement
 from ...common.protocol.messages import (
     SERVER,
     Advert,
@@ -37,6 +37,7 @@ from ...common.secagg.masks import add_masks
 from ...common.secagg.noise_chain import shown_layer_keys
 from ...common.secagg.parameters import SecaggParameters
 from ...common.secagg.transcript import refused, seal_message, transcript_hash, verify_sender
+from ...common.system.content import Content, blocks
 
 # An exchange is named after its answer.
 _EXCHANGES = tuple(answer.exchange for answer in (Advert, Shares, MaskedInput, Consistency, Unmask))
@@ -60,7 +61,7 @@ class ServerAttempt:
         identity: Identity,
         begin: Begin,
         attempt: int,
-        payloads: Mapping[str, bytes | Sequence[Bytes]],
+        payloads: Mapping[str, Content],
         possible_charges: Mapping[str, range] | None = None,
     ) -> None:
         """``attempt`` is the serial, ``payloads`` are Begin's by site, ``possible_charges`` their charge counters'."""
@@ -119,7 +120,7 @@ class ServerAttempt:
         """Whose updates are in the sum, in roster order."""
         return self._groups[3] if len(self._groups) > 3 else ()
 
-    def messages(self) -> dict[str, bytes]:
+    def messages(self) -> dict[str, Content]:
         """What to send to whom in this exchange."""
         if self._over:
             return {}
@@ -128,7 +129,7 @@ class ServerAttempt:
             case Advert.exchange:
                 # Sites that lack the same are sent the same bytes, sealed once.
                 payloads = {id(payload): payload for payload in self._begin_payloads.values()}
-                sealed = {one: self._seal(self._begin, payload).to_bytes() for one, payload in payloads.items()}
+                sealed = {one: self._seal(self._begin, payload).wire for one, payload in payloads.items()}
                 return {site: sealed[id(self._begin_payloads[site])] for site in group}
             case Shares.exchange:
                 return dict.fromkeys(group, self._relay(Adverts()))
@@ -139,7 +140,7 @@ class ServerAttempt:
             case _:
                 return dict.fromkeys(group, self._relay(Consistencies()))
 
-    def receive(self, site: str, wire: bytes) -> None:
+    def receive(self, site: str, wire: Content) -> None:
         """Take a site's answer. A bad one or a refusal only removes the site; one that is not awaited does nothing."""
         if site not in self.awaited:
             return
@@ -224,7 +225,11 @@ class ServerAttempt:
             raise refused(
                 f"its masked input has {len(envelope.payload)} bytes", why="it is no vector of the manifest's"
             )
-        self._sum += np.frombuffer(envelope.payload, dtype=self._sum.dtype)
+        start = 0
+        for block in blocks(envelope.payload):
+            numbers = np.frombuffer(block, dtype=self._sum.dtype)
+            self._sum[start : start + len(numbers)] += numbers
+            start += len(numbers)
 
     def _take_consistency(self, site: str, envelope: Envelope) -> None:
         view = Consistency(transcript=self._transcript.hex(), u2=self._groups[2], u3=self._groups[3])
@@ -304,7 +309,7 @@ class ServerAttempt:
             message, payload=pack([self._envelopes[site].to_bytes() for site in self._groups[-1]])
         ).to_bytes()
 
-    def _seal(self, message: Message, payload: bytes | Sequence[Bytes] = b"") -> Envelope:
+    def _seal(self, message: Message, payload: Content = b"") -> Envelope:
         return seal_message(
             self._parameters, self._identity, message, attempt=self._attempt, sender=SERVER, payload=payload
         )

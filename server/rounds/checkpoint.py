@@ -1,24 +1,46 @@
 """Checkpoints: what a round left, and what it came of, written whole or not at all."""
 
-import hashlib
 import re
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from ...common.crypto.identity import Hex32, canonical_json, sha256
 from ...common.errors import StorageError
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD
+from ...common.model.adapter import Vector
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
+from ...common.schema import Section
 from ...common.study.step import LastStep, Trained
+from ...common.system.content import Content, Joined, Stored
 from ...common.system.files import write_atomically
 
 # The newest, and one before it in case the newest is found damaged.
 KEPT = 2
-_NAME = re.compile(r"^round-(\d{6})\.npz$")
+_NAME = re.compile(r"^round-(\d{6})\.checkpoint$")
+_LONGEST_HEADER: Final = 1 << 12
+_HASH_BYTES: Final = 64
+
+
+class _Part(Section):
+    size_bytes: int = Field(ge=0, le=2**40)
+    sha256: Hex32
+
+
+class _Header(Section):
+    """The first line of a checkpoint, after its own SHA-256; its parts follow, in the order of their names."""
+
+    study: str
+    round: int = Field(ge=0)
+    attempts: int = Field(ge=0)
+    ledger_length: int = Field(ge=0)
+    ledger_head: str
+    parts: dict[str, _Part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +62,7 @@ class Checkpoint:
     ledger_head: str
 
     @classmethod
-    def initial(cls, *, study: str, adapter: NDArray[np.float32], perplexity: Perplexity) -> "Checkpoint":
+    def initial(cls, *, study: str, adapter: Vector, perplexity: Perplexity) -> "Checkpoint":
         """The state before the first round and the first attempt."""
         return cls(
             study=study,
@@ -53,9 +75,9 @@ class Checkpoint:
         )
 
     @property
-    def adapter(self) -> NDArray[np.float32]:
-        """The adapter, float32 [d]."""
-        return self.last_step.after.adapter
+    def adapter(self) -> Vector:
+        """The adapter, float32 [d], in memory."""
+        return self.last_step.after.vector
 
     @property
     def last_evaluated(self) -> Perplexity:
@@ -63,24 +85,30 @@ class Checkpoint:
         evaluated = self.perplexities[~np.isnan(self.perplexities[:, 0])]
         return Perplexity.of_values(evaluated[-1])
 
-    def save(self, folder: Path) -> None:
-        """Write into ``folder`` and drop older ones; raises StorageError."""
-        counters = np.array([self.round, self.attempts, self.ledger_length])
-        arrays: dict[str, NDArray[Any]] = {"counters": counters, "study": np.array(self.study)}
-        arrays |= {"ledger_head": np.array(self.ledger_head), "perplexities": self.perplexities}
-        arrays |= _arrays(self.last_step)
-        arrays |= {"sha256": np.array(_digest(arrays))}
-        path = folder / f"round-{self.round:06d}.npz"
-        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    def save(self, folder: Path) -> "Checkpoint":
+        """Write into ``folder`` and drop older ones; returns what was written, where it lies. Raises StorageError."""
+        header = _Header(
+            study=self.study,
+            round=self.round,
+            attempts=self.attempts,
+            ledger_length=self.ledger_length,
+            ledger_head=self.ledger_head,
+            parts=self._described,
+        )
+        line = canonical_json(header.model_dump()) + b"\n"
+        parts = [part for _, (part, _) in sorted(self._parts.items())]
+        path = folder / f"round-{self.round:06d}.checkpoint"
+        write_atomically(path, Joined([sha256(line).encode(), line, *parts]))
         try:
-            for path in _saved(folder)[:-KEPT]:
-                path.unlink(missing_ok=True)
+            for older in _saved(folder)[:-KEPT]:
+                older.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
                 f"older checkpoints in {folder} cannot be removed: {error.strerror}",
                 why="only the newest are needed, and the others would fill the disk",
                 fix="make the folder writable; the newest checkpoint is whole",
             ) from error
+        return _read(path)[0]
 
     @classmethod
     def newest(cls, folder: Path, study: str) -> "Checkpoint | None":
@@ -90,65 +118,72 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, study: str) -> "Checkpoint":
-        """Read a checkpoint of ``study``; raises StorageError if it is damaged or another study's."""
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
-                    raise ValueError("compressed, as no checkpoint is: it could unpack to any size")
-                stored = {name: archive[name] for name in archive.files}
-            if str(stored.pop("sha256")) != _digest(stored):
-                raise ValueError("not what was saved")
-            round_, attempts, ledger_length = (int(counter) for counter in stored.pop("counters"))
-            owner, ledger_head = str(stored.pop("study")), str(stored.pop("ledger_head"))
-            perplexities, last_step = stored.pop("perplexities"), _last_step(stored)
-            if perplexities.shape != (round_ + 1, len(NOT_EVALUATED)):
-                raise ValueError("not the perplexities of so many rounds")
-        except Exception as error:  # a damaged archive raises errors of every layer that reads it
+        """A checkpoint of ``study``, of which what is large is read when it is used.
+
+        Raises StorageError if it is damaged or another study's.
+        """
+        checkpoint, parts = _read(path)
+        if checkpoint._described != parts:
+            raise _damaged(path)
+        if checkpoint.study != study:
             raise StorageError(
-                f"{path} is no whole checkpoint",
-                why="training would continue from numbers that nobody released",
-                fix="put back a whole copy; the checkpoint before it serves if the ledger has not closed this round",
-            ) from error
-        if owner != study:
-            raise StorageError(
-                f"{path} belongs to study {owner[:16]}…, not to {study[:16]}…",
+                f"{path} belongs to study {checkpoint.study[:16]}…, not to {study[:16]}…",
                 why="the schedule and its claim are another study's",
                 fix="choose the folder of this study",
             )
-        return cls(
-            study=owner,
-            round=round_,
-            attempts=attempts,
-            last_step=last_step,
-            perplexities=perplexities,
-            ledger_length=ledger_length,
-            ledger_head=ledger_head,
-        )
+        return checkpoint
+
+    @property
+    def _parts(self) -> dict[str, tuple[Content, str]]:
+        """What has no room in the header, by name, with its SHA-256."""
+        step, perplexities = self.last_step, self.perplexities.astype("<f8").tobytes()
+        states = {"after": step.after} | ({} if step.before is None else {"before": step.before})
+        adapters = {f"{name}.adapter": (state.numbers, state.adapter_sha256) for name, state in states.items()}
+        optimizers = {f"{name}.optimizer": (state.optimizer, state.optimizer_sha256) for name, state in states.items()}
+        others = {"perplexities": (perplexities, sha256(perplexities)), "total": (step.total, step.total_sha256)}
+        return adapters | optimizers | others
+
+    @property
+    def _described(self) -> dict[str, _Part]:
+        return {name: _Part(size_bytes=len(part), sha256=digest) for name, (part, digest) in self._parts.items()}
 
 
-def _arrays(last_step: LastStep) -> dict[str, NDArray[Any]]:
-    states = {"after": last_step.after} | ({} if last_step.before is None else {"before": last_step.before})
-    arrays: dict[str, NDArray[Any]] = {"total": np.frombuffer(last_step.total, np.uint8)}
-    for name, state in states.items():
-        arrays |= {f"{name}.adapter": state.adapter, f"{name}.optimizer": np.frombuffer(state.optimizer, np.uint8)}
-    return arrays
+def _read(path: Path) -> tuple[Checkpoint, dict[str, _Part]]:
+    """What is in a file, and its parts as its header has them; nobody has compared the two. Raises StorageError."""
+    try:
+        stored = Stored.open(path)
+        line, newline, _ = stored[_HASH_BYTES:_LONGEST_HEADER].partition(b"\n")
+        if stored[:_HASH_BYTES] != sha256(line + newline).encode():
+            raise ValueError("not the header that was saved")
+        header = _Header.model_validate_json(line)
+        parts, start = {}, _HASH_BYTES + len(line) + len(newline)
+        for name, part in sorted(header.parts.items()):
+            parts[name], start = stored.part(start, start + part.size_bytes), start + part.size_bytes
+        if start != len(stored):
+            raise ValueError("longer or shorter than what was saved")
+        perplexities = np.frombuffer(parts["perplexities"][:], dtype="<f8").reshape(header.round + 1, -1)
+        if perplexities.shape[1] != len(NOT_EVALUATED):
+            raise ValueError("not the perplexities of each round")
+        fields = header.model_dump(exclude={"parts"})
+        return Checkpoint(**fields, last_step=_last_step(parts), perplexities=perplexities), header.parts
+    except (OSError, ValueError, KeyError, StorageError) as error:
+        raise _damaged(path) from error
 
 
-def _last_step(stored: dict[str, NDArray[Any]]) -> LastStep:
+def _last_step(parts: Mapping[str, Stored]) -> LastStep:
     def state(name: str) -> Trained:
-        return Trained(adapter=stored[f"{name}.adapter"], optimizer=stored[f"{name}.optimizer"].tobytes())
+        return Trained(adapter=parts[f"{name}.adapter"], optimizer=parts[f"{name}.optimizer"])
 
-    before = state("before") if "before.adapter" in stored else None
-    return LastStep(after=state("after"), before=before, total=stored["total"].tobytes())
+    before = state("before") if "before.adapter" in parts else None
+    return LastStep(after=state("after"), before=before, total=parts["total"])
 
 
-def _digest(arrays: dict[str, NDArray[Any]]) -> str:
-    """SHA-256 over names, types, shapes and bytes: an archive's own sums do not cover which entries it has."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _damaged(path: Path) -> StorageError:
+    return StorageError(
+        f"{path} is no whole checkpoint",
+        why="training would continue from numbers that nobody released",
+        fix="put back a whole copy; the checkpoint before it serves if the ledger has not closed this round",
+    )
 
 
 def _saved(folder: Path) -> list[Path]:

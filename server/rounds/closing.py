@@ -8,9 +8,10 @@ from ...common.ledger import entries
 from ...common.ledger.chain import EntryType
 from ...common.ledger.entries import SignedStatement
 from ...common.protocol.envelope import Envelope
-from ...common.protocol.messages import SERVER, Close, packed
+from ...common.protocol.messages import SERVER, Close, pack, packed
 from ...common.secagg.transcript import seal_message
 from ...common.study.step import LastStep, Missing
+from ...common.system.content import Content
 from .ledger_writer import LedgerWriter
 
 
@@ -26,7 +27,7 @@ class Closing:
         self,
         *,
         ledger: LedgerWriter,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Content],
         last_step: LastStep,
     ) -> None:
         """``files`` are the contents of every file that the study leaves, report.json among them, by its path.
@@ -36,7 +37,7 @@ class Closing:
         self.reasons: dict[str, str] = {}
         self._ledger = ledger
         self._last_step = last_step
-        self._contents = [files[name] for name in sorted(files)]
+        self._contents: list[Content] = [files[name] for name in sorted(files)]
         if ledger.verified.closed is None:
             hashes = {name: sha256(content) for name, content in files.items()}
             ledger.append(entries.StudyClosed(charges=ledger.verified.charges, files=hashes))
@@ -53,7 +54,7 @@ class Closing:
         """How long the sites may take."""
         return self._ledger.verified.manifest.study.training.deadline_s
 
-    def messages(self) -> dict[str, bytes]:
+    def messages(self) -> dict[str, Content]:
         """Close, to every site that has not signed; or, once all were asked, without files to those that have.
 
         What a site is sent that has not signed is the same bytes whenever it is asked, in whichever process: what it
@@ -66,7 +67,8 @@ class Closing:
         assert closing is not None  # noqa: S101 (the constructor closed the study)
         if self._asked:
             starts = dict.fromkeys(sorted(verified.closing_signatures), closing.ledger_length)
-            contents, end = [], None
+            contents: list[Content] = []
+            end = None
         else:
             known = self._known
             starts = {site: known.get(site, 0) for site in self._unsigned}
@@ -78,13 +80,13 @@ class Closing:
                 Close(**closing.model_dump()),
                 attempt=len(verified.attempts),
                 sender=SERVER,
-                payload=packed([packed(self._ledger.lines(0)[start:end]), self._missing(start).packed(), *contents]),
-            ).to_bytes()
+                payload=packed([pack(self._ledger.lines(0)[start:end]), self._missing(start).packed(), *contents]),
+            ).wire
             for start in set(starts.values())
         }
         return {site: sealed[start] for site, start in starts.items()}
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         """A site's signature, which the ledger takes if it fits; ``reasons`` says why not, by site."""
         if self._asked:
             return  # the site repeats what it has signed
@@ -99,7 +101,6 @@ class Closing:
         """All answers are in, or the deadline passed."""
         self._untold = self._untold and not self._asked
         self._asked = True
-        self._contents = []  # which are large, and sent once
 
     def _missing(self, start: int) -> Missing:
         """What a site lacks of the adapter that is to sign, and holds so many entries."""

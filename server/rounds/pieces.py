@@ -8,19 +8,20 @@ from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 from ...common.crypto.identity import sha256
-from ...common.errors import EnvelopeError
+from ...common.errors import EnvelopeError, StorageError
 from ...common.protocol.messages import FIELD
 from ...common.protocol.pieces import PIECE_BYTES, Held, Piece, Said, Wanted, Whole, read_said
+from ...common.system.content import Content, Stored
 
 Record = Mapping[str, Any]
 # Yields the fields of a message, is sent those of the reply to it, and returns the site's answer.
-Carried = Generator[Record, Record, bytes]
+Carried = Generator[Record, Record, Content]
 SaidT = TypeVar("SaidT", bound=Said)
 
 
-def whole(message: bytes) -> Carried:
+def whole(message: Content) -> Carried:
     """A message that is carried at once, however large, and answered so."""
-    answer = (yield {FIELD: message}).get(FIELD)
+    answer = (yield {FIELD: bytes(message[:])}).get(FIELD)
     return answer if isinstance(answer, bytes) else b""
 
 
@@ -28,31 +29,30 @@ def whole(message: bytes) -> Carried:
 class InPieces:
     """Carries a message in pieces where it has more than one, and fetches an answer of at most ``largest_bytes``.
 
-    What has come of an answer is in a file of ``folder``: those of all sites may be on their way at once, and one
-    after the other is taken. What a site replies is only ever taken for its own answer; what does not fit raises
-    EnvelopeError.
+    An answer lies in a file of ``folder`` then. What a site replies is only ever taken for its own answer; what does
+    not fit raises EnvelopeError, and a full disk StorageError.
     """
 
     folder: Path
     largest_bytes: int
     piece_bytes: int = PIECE_BYTES
 
-    def __call__(self, message: bytes) -> Carried:
+    def __call__(self, message: Content) -> Carried:
         """Carry one message."""
         if len(message) <= self.piece_bytes:
-            reply = yield {FIELD: message}
+            reply = yield {FIELD: bytes(message[:])}
         else:
             reply = yield from self._sent(message)
         if isinstance(reply.get(FIELD), bytes):
             return bytes(reply[FIELD])
         return (yield from self._fetched(_expect(Piece, reply)))
 
-    def _sent(self, message: bytes) -> Generator[Record, Record, Record]:
+    def _sent(self, message: Content) -> Generator[Record, Record, Record]:
         """The reply to ``message``, once the site has all of it."""
         name, held = sha256(message), 0
         while True:
             while held < len(message):
-                piece = message[held : held + self.piece_bytes]
+                piece = bytes(message[held : held + self.piece_bytes])
                 reply = yield Piece(whole=name, size=len(message), start=held, piece=piece).model_dump()
                 held = min(_expect(Held, reply).held, len(message))
             reply = yield Whole(whole=name).model_dump()
@@ -60,27 +60,31 @@ class InPieces:
                 return reply
             held = min(_expect(Held, reply).held, len(message) - 1)
 
-    def _fetched(self, first: Piece) -> Generator[Record, Record, bytes]:
+    def _fetched(self, first: Piece) -> Generator[Record, Record, Stored]:
         if first.size > self.largest_bytes:
             raise _unfit(f"an answer of {first.size} bytes, where none has more than {self.largest_bytes}")
         digest, piece = hashlib.sha256(), first
-        with TemporaryFile(dir=self.folder) as answer:
+        try:
+            answer = TemporaryFile(dir=self.folder)  # noqa: SIM115 (what is returned lies in it)
             while True:
-                if (piece.whole, piece.size, piece.start) != (
-                    first.whole,
-                    first.size,
-                    answer.tell(),
-                ) or not piece.piece:
+                place = (piece.whole, piece.size, piece.start)
+                if place != (first.whole, first.size, answer.tell()) or not piece.piece:
                     raise _unfit("a piece of an answer that is not the one asked for")
                 answer.write(piece.piece)
                 digest.update(piece.piece)
                 if answer.tell() >= first.size:
                     break
                 piece = _expect(Piece, (yield Wanted(answer=first.whole, start=answer.tell()).model_dump()))
-            if answer.tell() != first.size or digest.hexdigest() != first.whole:
-                raise _unfit("an answer that is not the one announced")
-            answer.seek(0)
-            return answer.read()
+            answer.flush()
+        except OSError as error:
+            raise StorageError(
+                f"an answer cannot be kept in {self.folder}: {error.strerror}",
+                why="a large one is put together there from its pieces",
+                fix="free space, then run the same command again; no more than this attempt is lost",
+            ) from error
+        if answer.tell() != first.size or digest.hexdigest() != first.whole:
+            raise _unfit("an answer that is not the one announced")
+        return Stored(answer)
 
 
 def may_repeat(record: Record) -> bool:

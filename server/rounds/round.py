@@ -10,10 +10,10 @@ from ...common.ledger import entries
 from ...common.ledger.entries import SignedStatement, Statements
 from ...common.ledger.records import AttemptRecord
 from ...common.ledger.replay import begin_of
-from ...common.protocol.envelope import Bytes
 from ...common.protocol.messages import Advert, Consistency, MaskedInput, Unmask, packed
 from ...common.study.manifest import Manifest
 from ...common.study.step import LastStep
+from ...common.system.content import Content, Joined
 from .accountant import CentralAccountant
 from .attempt import ServerAttempt
 from .ledger_writer import LedgerWriter
@@ -94,15 +94,15 @@ class Round:
             possible_charges={site: self.ledger.verified.possible_charges(site) for site in begin.invited},
         )
 
-    def _lacking(self, start: int) -> list[Bytes]:
+    def _lacking(self, start: int) -> Joined:
         missing = self.last_step.missing(behind=self.ledger.rounds_since(start))
         return packed([missing.packed(), *self.ledger.lines(start)])
 
-    def messages(self) -> dict[str, bytes]:
+    def messages(self) -> dict[str, Content]:
         """What each site is to be sent in the current exchange."""
         return self._running.messages()
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         """A site's answer; one that is wrong only removes that site from the attempt."""
         self._running.receive(site, answer)
 

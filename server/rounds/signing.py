@@ -6,6 +6,7 @@ from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import SERVER, Agreed, Invitation, Refusal, pack
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
+from ...common.system.content import Content
 from .ledger_writer import LedgerWriter
 
 # The serial of what is said before the first attempt.
@@ -36,7 +37,7 @@ class Signing:
         """How long the sites may take."""
         return self._manifest.study.training.deadline_s
 
-    def messages(self) -> dict[str, bytes]:
+    def messages(self) -> dict[str, Content]:
         """Invitation, with the ledger that the manifest continues, to every site that has not signed."""
         length, head = self._place
         invitation = seal_message(
@@ -49,7 +50,7 @@ class Signing:
         ).to_bytes()
         return {site: invitation for site in self._parameters.names if site not in self._entered}
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         """A site's signature; ``reasons`` says why there is none, by site."""
         try:
             envelope = Envelope.parse(answer)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.crypto.identity import sha256
 from ...common.errors import LedgerError, ScheduleExhaustedError, StorageError
 from ...common.ledger import entries
 from ...common.ledger.records import AttemptRecord, RoundRecord
 from ...common.ledger.steps import check_state
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest
-from ...common.study.step import LastStep, average_sha256, left, step, sum_bytes
+from ...common.study.step import LastStep, TakeStep, average_sha256, left, step, sum_bytes
+from ...common.system.content import Content
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
 from .ledger_writer import LedgerWriter
@@ -61,7 +61,8 @@ class Training:
 
     It goes on from ``checkpoint``, the last that was saved, and from the ledger: attempts that were begun since count.
     ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set, after the rounds that the study
-    states and where the training ends; ``save`` stores a checkpoint.
+    states and where the training ends; ``take_step`` takes a step, and ``save`` stores a checkpoint: what they return
+    may lie in files, and only then does nothing of it stay in memory.
     The training ends after the manifest's rounds, or earlier where the schedule holds no further attempt: ``rounds``
     are those that were committed, and ``exhausted`` is then the one that was not. Raises StorageError where checkpoint
     and ledger do not belong together.
@@ -70,8 +71,9 @@ class Training:
     ledger: LedgerWriter
     checkpoint: Checkpoint
     evaluate: Callable[[NDArray[np.float32]], Perplexity]
-    save: Callable[[Checkpoint], None]
+    save: Callable[[Checkpoint], Checkpoint]
     observe: RoundObserver
+    take_step: TakeStep = step
     rounds: list[RoundOutcome] = field(default_factory=list)
     exhausted: RoundOutcome | None = None
     # How many of the ledger's entries each site is known to have.
@@ -103,11 +105,11 @@ class Training:
         """How long the current exchange may take."""
         return self.manifest.study.training.deadline_s
 
-    def messages(self) -> dict[str, bytes]:
+    def messages(self) -> dict[str, Content]:
         """What each site is to be sent now."""
         return self._round.messages()
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         """One site's answer."""
         self._round.receive(site, answer)
 
@@ -144,26 +146,23 @@ class Training:
             self.observe(self.exhausted)
 
     def _commit(self, closing: Round) -> None:
-        before = self.checkpoint.last_step.after
-        # What led to it no site is sent any more, and it is as large.
-        closing.last_step = LastStep(after=before)
-        self.checkpoint = replace(self.checkpoint, last_step=closing.last_step)
+        before, total = self.checkpoint.last_step.after, sum_bytes(self.manifest, closing.aggregate)
         shown = self.ledger.verified.attempts[-1].shown
-        after = step(self.manifest, before, closing.aggregate, closing.survivors, round_=closing.number, shown=shown)
-        last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, closing.aggregate))
+        after = self.take_step(self.manifest, before, total, closing.survivors, round_=closing.number, shown=shown)
         ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
         perplexity = self.evaluate(left(self.manifest, after)).values if evaluated else NOT_EVALUATED
-        self.checkpoint = Checkpoint(
-            study=self.manifest.study_id,
-            round=closing.number,
-            attempts=self.accountant.attempts_committed,
-            last_step=last_step,
-            perplexities=np.vstack([self.checkpoint.perplexities, perplexity]),
-            ledger_length=len(ledger),
-            ledger_head=ledger.head,
+        self.checkpoint = self.save(
+            Checkpoint(
+                study=self.manifest.study_id,
+                round=closing.number,
+                attempts=self.accountant.attempts_committed,
+                last_step=LastStep(after=after, before=before, total=total),
+                perplexities=np.vstack([self.checkpoint.perplexities, perplexity]),
+                ledger_length=len(ledger),
+                ledger_head=ledger.head,
+            )
         )
-        self.save(self.checkpoint)
         self._close_round()
         self.observe(self.rounds[-1])
 
@@ -172,8 +171,7 @@ class Training:
         if math.isnan(self.checkpoint.perplexities[-1, 0]):
             perplexities = self.checkpoint.perplexities.copy()
             perplexities[-1] = self.evaluate(self.adapter).values
-            self.checkpoint = replace(self.checkpoint, perplexities=perplexities)
-            self.save(self.checkpoint)
+            self.checkpoint = self.save(replace(self.checkpoint, perplexities=perplexities))
             self.rounds[-1] = replace(self.rounds[-1], perplexity=self._perplexity_after(self.checkpoint.round))
 
     def _perplexity_after(self, round_: int) -> float | None:
@@ -188,7 +186,7 @@ class Training:
             entries.RoundClosed(
                 attempt=self.checkpoint.attempts,
                 round=self.checkpoint.round,
-                sum_sha256=sha256(last_step.total),
+                sum_sha256=last_step.total_sha256,
                 adapter_sha256=last_step.after.adapter_sha256,
                 optimizer_sha256=last_step.after.optimizer_sha256,
                 average_sha256=average_sha256(self.manifest, last_step.after),

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
-from ...common.model.adapter import vector_view
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, PREPARED, REPORT, SUMS, sum_path
 from ...common.study.first_adapter import BY_HASH, FirstAdapter
 from ...common.study.manifest import Manifest
 from ...common.study.model_section import ModelSection
-from ...common.study.step import LastStep, sum_size
+from ...common.study.step import LastStep, Trained, sum_size, write_step
+from ...common.system.content import Content, Stored
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
 from ..report.report import render_json
@@ -28,10 +28,11 @@ from ..rounds.checkpoint import Checkpoint
 
 # A study's sums are kept where they are no larger together.
 LARGEST_SUMS_BYTES: Final = 1 << 30
+_CHECKPOINTS: Final = "checkpoints"
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
     *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER)),
-    "checkpoints/.round-*",
+    f"{_CHECKPOINTS}/.round-*",
     f"{SUMS}/.*",
     "server/.private.json-*",
 )
@@ -139,16 +140,40 @@ class StudyFolder:
             raise damaged(path) from error
         return whole.split(b"\n") if whole else []
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the state after a round."""
-        checkpoint.save(self.path / "checkpoints")
+    def take_step(
+        self,
+        manifest: Manifest,
+        before: Trained,
+        total: Content,
+        survivors: Sequence[str],
+        *,
+        round_: int,
+        shown: Sequence[str],
+    ) -> Trained:
+        """As ``step``, into files that have no name. Raises EnvelopeError and StorageError."""
+        folder = self.path / _CHECKPOINTS
+        try:
+            make_folder(folder)
+            adapter, optimizer = tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            write_step(
+                manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer
+            )
+            adapter.flush()
+            optimizer.flush()
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return Trained(adapter=Stored(adapter), optimizer=Stored(optimizer))
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write the state after a round; returns what was written."""
+        return checkpoint.save(self.path / _CHECKPOINTS)
 
     def save_sum(self, manifest: Manifest, round_: int, last_step: LastStep) -> None:
         """Write the sum of a round, or the adapter before the first, where all of a study's have room together."""
         if manifest.study.training.rounds * sum_size(manifest) > LARGEST_SUMS_BYTES:
             return
         if round_ == 0:
-            write_atomically(self.path / FIRST_ADAPTER, vector_view(last_step.after.adapter))
+            write_atomically(self.path / FIRST_ADAPTER, last_step.after.numbers)
         else:
             write_atomically(self.path / sum_path(round_), last_step.total)
 
@@ -166,7 +191,7 @@ class StudyFolder:
 
     def checkpoint(self, manifest: Manifest) -> Checkpoint | None:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""
-        return Checkpoint.newest(self.path / "checkpoints", manifest.study_id)
+        return Checkpoint.newest(self.path / _CHECKPOINTS, manifest.study_id)
 
     def save_results(self, report: dict[str, Any], model: LanguageModel, *, described: ModelSection) -> list[str]:
         """Write the report and the adapter that ``model`` holds, with a card that carries the claim.
@@ -181,10 +206,10 @@ class StudyFolder:
         files += (path for path in (self.path / ADAPTER).rglob("*") if path.is_file())
         return [path.relative_to(self.path).as_posix() for path in files]
 
-    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
-        """What is in these files. Raises StorageError."""
+    def contents(self, names: Iterable[str]) -> dict[str, Content]:
+        """What is in these files, where it lies. Raises StorageError."""
         try:
-            return {name: (self.path / name).read_bytes() for name in names}
+            return {name: Stored.open(self.path / name) for name in names}
         except OSError as error:
             raise damaged(self.path) from error
 
@@ -192,7 +217,7 @@ class StudyFolder:
         """Whether each of the files is there with this SHA-256. Raises StorageError."""
         try:
             return all(
-                (self.path / name).is_file() and sha256((self.path / name).read_bytes()) == expected
+                (self.path / name).is_file() and sha256(Stored.open(self.path / name)) == expected
                 for name, expected in files.items()
             )
         except OSError as error:

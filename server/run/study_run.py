@@ -1,7 +1,7 @@
 """A study from its first signature to its last, as its server carries it out, in a simulation and in a deployment."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
+from ...common.study.step import step
+from ...common.system.content import Content
 from ..report.claim import count
 from ..report.report import Declared, Report, build_report, render_json
 from ..report.utility import AtPosition, published
@@ -69,6 +71,7 @@ class StudyRun:
             evaluate=self._perplexity,
             save=self._save,
             observe=self.observe,
+            take_step=step if self.folder is None else self.folder.take_step,
         )
         with phase(self.observe, "training", count(self.manifest.study.training.rounds, "round")):
             yield self.training
@@ -92,24 +95,24 @@ class StudyRun:
         with phase(self.observe, "evaluation", "the base model on held-out records"):
             perplexity = self._perplexity(adapter)
         first = Checkpoint.initial(study=self.manifest.study_id, adapter=adapter, perplexity=perplexity)
-        self._save(first)
-        return first
+        return self._save(first)
 
     def _perplexity(self, adapter: NDArray[np.float32]) -> Perplexity:
         return self.model.perplexity(self.evaluation.examples, adapter)
 
-    def _save(self, checkpoint: Checkpoint) -> None:
-        if self.folder is not None:
-            self.folder.save_sum(self.manifest, checkpoint.round, checkpoint.last_step)
-            self.folder.save_checkpoint(checkpoint)
+    def _save(self, checkpoint: Checkpoint) -> Checkpoint:
+        if self.folder is None:
+            return checkpoint
+        self.folder.save_sum(self.manifest, checkpoint.round, checkpoint.last_step)
+        return self.folder.save_checkpoint(checkpoint)
 
-    def _results(self) -> dict[str, bytes]:
+    def _results(self) -> Mapping[str, Content]:
         """What the study leaves, the contents of each file by its path, with its ``report``."""
         closed = self.ledger.verified.closed
         # What was closed stays as it is; only what was lost of it since is written again.
         if self.folder is not None and closed is not None and self.folder.holds(closed.files):
             files = self.folder.contents(closed.files)
-            self.report = json.loads(files[REPORT])
+            self.report = json.loads(bytes(files[REPORT][:]))
             return files
         self.report = self._report()
         if self.folder is None:

@@ -39,7 +39,7 @@ def test_under_flower_s_own_executor_the_worker_at_the_node_s_socket_answers(tmp
     with ResidentProcess(tmp_path, federation) as worker:
         worker.start()
         grid = LocalGrid({SITE: at_a_node(socket=str(worker.socket))}, lambda site, message: False)
-        request = RecordDict({RECORD: ConfigRecord({FIELD: federation.attempt().messages()[SITE]})})
+        request = RecordDict({RECORD: ConfigRecord({FIELD: bytes(federation.attempt().messages()[SITE][:])})})
         (pushed,) = grid.push_messages([Message(request, grid.nodes[SITE], MessageType.TRAIN)])
         (reply,) = grid.pull_messages([pushed])
     answer = reply.content.config_records[RECORD][FIELD]

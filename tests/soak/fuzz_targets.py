@@ -114,7 +114,7 @@ def envelopes() -> list[bytes]:
     """Everything that is said to and by one site in an attempt."""
     said = []
     for attempt in honest_attempts().values():
-        message = attempt.server.messages()[SITE]
+        message = bytes(attempt.server.messages()[SITE][:])
         said += [message, attempt.fork().answer(SITE, message)]
     return said
 
@@ -135,7 +135,7 @@ def _payload_of(header: bytes) -> bytes:
     for wire in envelopes():
         envelope = Envelope.parse(wire)
         if sha256(envelope.payload).encode() in header:
-            return bytes(envelope.payload)
+            return bytes(envelope.payload[:])
     return b""
 
 
@@ -153,7 +153,7 @@ def _takes(kind: type[Message], envelope: Envelope) -> bool:
 def spoken(exchange: str, envelope: Envelope) -> bytes:
     """One message as the fuzzer changes it: exchange ‖ length of body ‖ body ‖ payload."""
     body = rfc8785.dumps({"exchange": envelope.exchange, **envelope.body})
-    return bytes([EXCHANGES.index(exchange)]) + struct.pack("<H", len(body)) + body + envelope.payload
+    return bytes([EXCHANGES.index(exchange)]) + struct.pack("<H", len(body)) + body + envelope.payload[:]
 
 
 def heard(data: bytes) -> tuple[str, str, dict[str, object], bytes] | None:
@@ -218,7 +218,7 @@ def federation() -> tuple[Federation, dict[str, tuple[Worker, bytes]]]:
     )
     attempt, kept = whole.attempt(), {}
     while not attempt.done:
-        kept[attempt.exchange] = (_worker(whole), attempt.messages()[SITE])
+        kept[attempt.exchange] = (_worker(whole), bytes(attempt.messages()[SITE][:]))
         whole.exchange(attempt)
     return whole, kept
 
@@ -390,7 +390,7 @@ TARGETS: dict[str, Target] = {
         lambda: [rb"{\rtf1\ansi\ansicpg1252{\fonttbl{\f0\fcharset0 A;}}\f0 a\'e9\u8364?\par}"],
     ),
     "checkpoint": Target(
-        as_file("round-000001.npz", lambda path: Checkpoint.load(path, STUDY_ID)), (StorageError,), checkpoints
+        as_file("round-000001.checkpoint", lambda path: Checkpoint.load(path, STUDY_ID)), (StorageError,), checkpoints
     ),
 }
 

@@ -54,7 +54,7 @@ def exchange(site, message, *, until=None, reply=None):
         try:
             record = under_way.send((reply or site.reply)(record))
         except StopIteration as end:
-            return end.value
+            return bytes(end.value[:])
     return None
 
 

@@ -17,7 +17,7 @@ from grandrounds.common.ledger import entries, steps
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.protocol.envelope import Envelope
-from grandrounds.common.protocol.messages import packed, unpack
+from grandrounds.common.protocol.messages import pack, unpack
 from grandrounds.common.study.step import LastStep, Missing, Trained, step, sum_bytes
 from grandrounds.server.rounds.closing import Closing
 
@@ -123,7 +123,7 @@ def test_a_site_that_was_away_answers_nothing_where_it_is_sent_the_sum_alone(his
     history.attempt(away=[SITE])
     history.begin()
     last = Entry.parse(history.lines[-1])
-    alone = b"".join(packed([Missing(total=history.last_step.total).packed(), *history.lines]))
+    alone = pack([Missing(total=history.last_step.total).packed(), *history.lines])
     message = history.server_says(begin_of(last), alone, attempt=last.body["attempt"])
     assert {site: said(history.workers[site].handle(message)) for site in (SITE, "site-1")} == {
         SITE: "adapter",
@@ -173,8 +173,9 @@ def lies(history, change, **entry):
     """
     round_ = history.attempt(close=False)
     before = history.last_step.after
-    after = step(history.manifest, before, round_.aggregate, round_.survivors, round_=round_.number, shown=())
-    honest = LastStep(after=after, before=before, total=sum_bytes(history.manifest, round_.aggregate))
+    total = bytes(sum_bytes(history.manifest, round_.aggregate))
+    after = step(history.manifest, before, total, round_.survivors, round_=round_.number, shown=())
+    honest = LastStep(after=after, before=before, total=total)
     history.last_step = change(honest)
     closed = round_closed(history.manifest, round_.outcomes[-1].attempt, round_.number, history.last_step)
     round_.ledger.append(closed.model_copy(update=entry))

@@ -73,7 +73,7 @@ def test_a_message_of_another_attempt_or_study_or_signer_is_refused(cohort: Coho
     for lie in ("attempt", "signer", "bytes", "exchange"):
         attempt = cohort.attempt().until(exchange)
         envelope = Envelope.parse(attempt.server.messages()[SITE])
-        message, payload = ASKS[exchange].of(envelope), bytes(envelope.payload)
+        message, payload = ASKS[exchange].of(envelope), bytes(envelope.payload[:])
         wire = {
             "attempt": cohort.server_says(message, payload, attempt=2),
             "signer": cohort.site_says("site-1", message, payload),
@@ -109,7 +109,7 @@ def test_whatever_the_server_signs_is_answered_or_refused(
 @given(position=st.integers(0, 10**6), change=st.integers(1, 255))
 def test_no_byte_of_the_server_s_message_can_be_changed(exchange: str, position: int, change: int) -> None:
     attempt = Cohort().attempt().until(exchange)
-    message = bytearray(attempt.server.messages()[SITE])
+    message = bytearray(attempt.server.messages()[SITE][:])
     message[position % len(message)] ^= change
     with pytest.raises((EnvelopeError, ProtocolError)):
         attempt.answer(SITE, bytes(message))

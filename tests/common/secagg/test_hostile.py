@@ -151,7 +151,7 @@ def masked_twice(machine: type[ClientAttempt]) -> Loot:
     client = opponent.clients[VICTIM]
     client.accept(opponent.ciphertexts_for(VICTIM))
     wire = client.mask(residues(opponent.updates[VICTIM] + step, 32), 2)
-    return (np.frombuffer(Envelope.parse(wire).payload, "<u4") - first).tolist(), step.tolist()
+    return (np.frombuffer(Envelope.parse(wire).payload[:], "<u4") - first).tolist(), step.tolist()
 
 
 def said_to_have_dropped(machine: type[ClientAttempt]) -> Loot:

@@ -270,7 +270,7 @@ def ended(attempt: Attempt, link: bytes) -> Attempt:
     for site, message in attempt.server.messages().items():
         answer = attempt.answer(site, message)
         if site == LIAR:
-            payload = bytes(Envelope.parse(answer).payload)
+            payload = bytes(Envelope.parse(answer).payload[:])
             said = Unmask.model_construct(noise_link=link.hex())
             answer = attempt.cohort.site_says(site, said, payload, attempt=2)
         attempt.server.receive(site, answer)
@@ -314,7 +314,7 @@ def as_if_its_own(cohort: Cohort) -> Attempt:
             own = cohort.site_says(site, Advert.of(envelope).model_copy(update={"noise_end": end}))
             attempt.clients[site]._own_advert = own
             return own
-        return cohort.site_says(site, Unmask.of(honest), bytes(envelope.payload))
+        return cohort.site_says(site, Unmask.of(honest), bytes(envelope.payload[:]))
 
     said: dict[str, bytes] = {}
     while not attempt.server.done:

@@ -19,6 +19,7 @@ from grandrounds.common.secagg.encoding import residue_dtype, residues
 from grandrounds.common.secagg.masks import add_masks
 from grandrounds.common.secagg.noise_chain import noise_chain
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
+from grandrounds.common.system.content import Content
 from grandrounds.server.rounds.attempt import ServerAttempt
 
 
@@ -132,7 +133,7 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
         assert answer.hex() == known["site_messages"][exchange][site]
         server.receive(site, answer)
 
-    def client(name: str, begin: bytes) -> ClientAttempt:
+    def client(name: str, begin: Content) -> ClientAttempt:
         site = sites[name]
         drawn = keys.AttemptSecrets(
             **{part: bytes.fromhex(site[part]) for part in ("channel", "mask", "seed", "noise")}
@@ -148,7 +149,7 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
         )
 
     messages = server.messages()
-    assert {wire.hex() for wire in messages.values()} == {known["server_messages"]["begin"]}
+    assert {wire[:].hex() for wire in messages.values()} == {known["server_messages"]["begin"]}
     opened = Envelope.parse(messages["alder"])
     assert begin_hash(Begin.of(opened), manifest=opened.manifest, attempt=opened.attempt) == known["begin_hash"]
     clients = {name: client(name, wire) for name, wire in messages.items()}
@@ -157,14 +158,14 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
     server.advance()
 
     for name, wire in server.messages().items():
-        assert wire.hex() == known["server_messages"]["adverts"]
+        assert wire[:].hex() == known["server_messages"]["adverts"]
         drawn = iter([[int(c, 16) for c in sites[name][f"{secret}_coefficients"]] for secret in ("seed", "mask")])
         monkeypatch.setattr(shamir, "_random_coefficients", lambda count, drawn=drawn: next(drawn))
         expect(clients[name].share(wire), "shares", name)
     server.advance()
 
     for name, wire in server.messages().items():
-        assert wire.hex() == known["server_messages"][f"ciphertexts {name}"]
+        assert wire[:].hex() == known["server_messages"][f"ciphertexts {name}"]
         clients[name].accept(wire)
         if name != known["dropped_at_masked_input"]:
             update = residues(np.array(sites[name]["update"]), modulus_bits)
@@ -172,12 +173,12 @@ def test_a_whole_attempt_is_the_reference_s_byte_for_byte(
     server.advance()
 
     for name, wire in server.messages().items():
-        assert wire.hex() == known["server_messages"]["survivors"]
+        assert wire[:].hex() == known["server_messages"]["survivors"]
         expect(clients[name].sign_survivors(wire), "consistency", name)
     server.advance()
 
     for name, wire in server.messages().items():
-        assert wire.hex() == known["server_messages"]["consistencies"]
+        assert wire[:].hex() == known["server_messages"]["consistencies"]
         expect(clients[name].unmask(wire), "unmask", name)
     server.advance()
     assert server.aggregate.tolist() == known["aggregate"]

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from grandrounds.client.node.app import make_app
+from grandrounds.common.system.content import Content
 from grandrounds.deploy.flower.concurrent_grid import ConcurrentGrid
 from grandrounds.deploy.simulation.local_grid import LocalGrid
 from grandrounds.server.rounds.app import carry
@@ -29,8 +30,8 @@ class Question:
     def messages(self) -> dict[str, bytes]:
         return dict.fromkeys(SITES, b"a question")
 
-    def receive(self, site: str, answer: bytes) -> None:
-        self.answers[site] = answer
+    def receive(self, site: str, answer: Content) -> None:
+        self.answers[site] = bytes(answer[:])
 
     def advance(self) -> None:
         self.finished = True

@@ -272,7 +272,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[GrandRoundsError], str]] =
     ),
     "an older checkpoint": (with_an_older_checkpoint, StorageError, "is of round 0, and the ledger has 1"),
     "another study's checkpoint": (
-        with_another_study_s("checkpoints/round-000001.npz"),
+        with_another_study_s("checkpoints/round-000001.checkpoint"),
         StorageError,
         "belongs to study",
     ),

@@ -19,6 +19,7 @@ from support.study.federation import Federation, small_study
 from grandrounds.client.node.app import make_app as make_client_app
 from grandrounds.client.node.parcels import Parcels
 from grandrounds.common.protocol.messages import FIELD, RECORD
+from grandrounds.common.system.content import Content
 from grandrounds.deploy.simulation.local_grid import SERVER_NODE, App, LocalGrid, local_context
 from grandrounds.server.rounds import app as server_app
 from grandrounds.server.rounds.app import POLL_INTERVAL_S, carry, make_app
@@ -173,9 +174,9 @@ class Question:
     def messages(self) -> dict[str, bytes]:
         return {"site-1": b"a question", "site-2": b"a question"}
 
-    def receive(self, site: str, answer: bytes) -> None:
+    def receive(self, site: str, answer: Content) -> None:
         assert site not in self.answers
-        self.answers[site] = answer
+        self.answers[site] = bytes(answer[:])
 
     def advance(self) -> None:
         self.finished = True

@@ -16,6 +16,7 @@ from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Close, Closed, unpack
 from grandrounds.common.secagg.transcript import open_message
 from grandrounds.common.study.artefacts import REPORT, RESULTS
+from grandrounds.common.system.content import Content
 from grandrounds.deploy.verify.claims import verify
 from grandrounds.deploy.verify.verdict import Status
 from grandrounds.server.report.report import render_json
@@ -53,7 +54,7 @@ def signed(study: SmallStudy) -> set[str]:
     return set(VerifiedLedger.of(study.lines).closing_signatures)
 
 
-def sent_lines(study: SmallStudy, message: bytes) -> list[bytes]:
+def sent_lines(study: SmallStudy, message: Content) -> list[bytes]:
     """The ledger's entries that go with a Close."""
     envelope, _ = open_message(
         study.manifest.secagg_parameters,

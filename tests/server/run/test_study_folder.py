@@ -161,12 +161,12 @@ def test_what_was_not_finished_is_removed_and_nothing_else(folder: SimulationFol
     folder.begin(manifest, PRIVATE)
     folder.append_entry(b"one")
     (folder.path / "checkpoints").mkdir()
-    (folder.path / "checkpoints" / "round-000001.npz").write_bytes(b"whole")
+    (folder.path / "checkpoints" / "round-000001.checkpoint").write_bytes(b"whole")
     (folder.site_state("site-1")).mkdir(parents=True)
     (folder.site_state("site-1") / "budget.sqlite-journal").write_bytes(b"SQLite's")
     (folder.path / ".notes-of-mine").write_bytes(b"not the study's")
     before = sorted(folder.path.rglob("*"))
-    for unfinished in (".report.json-x1", "checkpoints/.round-000002.npz-x2", "server/.private.json-x3"):
+    for unfinished in (".report.json-x1", "checkpoints/.round-000002.checkpoint-x2", "server/.private.json-x3"):
         (folder.path / unfinished).write_bytes(b"half")
     (folder.path / ".adapter-x4" / "adapter").mkdir(parents=True)
     (folder.path / ".adapter-x4" / "adapter" / "README.md").write_bytes(b"half")

@@ -33,6 +33,7 @@ from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study.manifest import Countersignature, Manifest
 from grandrounds.common.study.step import LastStep, Trained, average_sha256, left, step, sum_bytes
 from grandrounds.common.study.study import Study
+from grandrounds.common.system.content import Content
 from grandrounds.server.rounds.accountant import CentralAccountant
 from grandrounds.server.rounds.ledger_writer import LedgerWriter
 from grandrounds.server.rounds.round import Round
@@ -113,7 +114,7 @@ class History:
             held=self.told,
         )
 
-    def begin(self) -> tuple[Round, dict[str, bytes]]:
+    def begin(self) -> tuple[Round, dict[str, Content]]:
         """An attempt that has begun, and the Begin for each site."""
         round_ = self.round()
         round_.open_attempt()
@@ -145,8 +146,9 @@ class History:
     def close_round(self, round_: Round) -> None:
         """The adapter takes the step of the round's sum."""
         before = self.last_step.after
-        after = step(self.manifest, before, round_.aggregate, round_.survivors, round_=round_.number, shown=())
-        self.last_step = LastStep(after=after, before=before, total=sum_bytes(self.manifest, round_.aggregate))
+        total = bytes(sum_bytes(self.manifest, round_.aggregate))
+        after = step(self.manifest, before, total, round_.survivors, round_=round_.number, shown=())
+        self.last_step = LastStep(after=after, before=before, total=total)
         round_.ledger.append(round_closed(self.manifest, round_.outcomes[-1].attempt, round_.number, self.last_step))
 
     def begin_with(self, lines: Sequence[bytes], *, shown: Sequence[bytes] | None = None) -> bytes:
@@ -161,7 +163,7 @@ class History:
     @property
     def missing(self) -> bytes:
         """What a site is sent of the adapter that holds nothing of it."""
-        return b"".join(self.last_step.missing(behind=None).packed())
+        return self.last_step.missing(behind=None).packed()[:]
 
     def server_says(self, message: Message, payload: bytes = b"", *, attempt: int) -> bytes:
         """Any message, signed by the server."""

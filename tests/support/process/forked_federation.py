@@ -152,10 +152,11 @@ class ReachingFolder(StudyFolder):
         super().append_entry(line)
         self.reach(f"after {kind}")
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def save_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         self.reach("before checkpoint")
-        super().save_checkpoint(checkpoint)
+        saved = super().save_checkpoint(checkpoint)
         self.reach("after checkpoint")
+        return saved
 
     def save_results(self, *args: Any, **kwargs: Any) -> list[str]:
         self.reach("before results")

@@ -22,6 +22,7 @@ from grandrounds.common.protocol.messages import SERVER, Begin, Message
 from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters, default_threshold
 from grandrounds.common.secagg.transcript import seal_message
+from grandrounds.common.system.content import Content
 from grandrounds.server.rounds.attempt import ServerAttempt
 
 EXCHANGES = ("advert", "shares", "masked-input", "consistency", "unmask")
@@ -101,7 +102,7 @@ class Cohort:
         ).to_bytes()
 
     def client(
-        self, name: str, begin: bytes, *, charge_counter: int = 0, ledger: Mapping[str, int] | None = None
+        self, name: str, begin: Content, *, charge_counter: int = 0, ledger: Mapping[str, int] | None = None
     ) -> ClientAttempt:
         return self.machine(
             parameters=self.parameters,
@@ -175,7 +176,7 @@ class Attempt:
                 self.server.receive(site, tamper(site, exchange, answer) if tamper else answer)
         self.server.advance()
 
-    def answer(self, site: str, message: bytes) -> bytes:
+    def answer(self, site: str, message: Content) -> bytes:
         """What the site answers to ``message``, which it takes for the current exchange's."""
         match self.server.exchange:
             case "advert":

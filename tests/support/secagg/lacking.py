@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from grandrounds.client.worker.attempt import ClientAttempt, Turn
 from grandrounds.common.errors import ProtocolError
-from grandrounds.common.protocol.envelope import Bytes, Envelope
+from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import Advert, Consistency, Unmask, pack
 from grandrounds.common.secagg import keys
 from grandrounds.common.secagg.noise_chain import noise_chain
 from grandrounds.common.secagg.parameters import RosterEntry, SecaggParameters
 from grandrounds.common.secagg.transcript import check_group, open_message, refused, transcript_hash
+from grandrounds.common.system.content import Content
 
 
 class TakesAnyAdvert(ClientAttempt):
@@ -118,7 +119,7 @@ class KeepsItsSecrets(ClientAttempt):
 
 
 class GivesBothShares(ClientAttempt):
-    def unmask(self, message: Bytes) -> bytes:
+    def unmask(self, message: Content) -> bytes:
         link = self._links[self._parameters.levels_reached(self._u3)[-1]]
         both = [b"".join(self._held_shares[site]) for site in self._u2]
         return self._seal(Unmask(noise_link=link.hex()), payload=pack(both))
@@ -130,7 +131,7 @@ class ShowsAnotherLink(ClientAttempt):
     def _reached(self) -> int:
         raise NotImplementedError
 
-    def unmask(self, message: Bytes) -> bytes:
+    def unmask(self, message: Content) -> bytes:
         links = dict(self._links)
         envelope = Envelope.parse(super().unmask(message))
         level = max(level for level in links if level <= max(self._reached(), self._parameters.threshold))

@@ -96,7 +96,7 @@ class Opponent:
             client.accept(self.ciphertexts_for(name, u2_for(name) if u2_for else self.names))
             if name in self.honest:
                 wire = client.mask(residues(self.updates[name], 32), 1)
-                self.inputs[name] = np.frombuffer(Envelope.parse(wire).payload, "<u4")
+                self.inputs[name] = np.frombuffer(Envelope.parse(wire).payload[:], "<u4")
             else:
                 for owner, shares in client._held_shares.items():
                     self._keep(owner, name, *shares)
@@ -227,7 +227,7 @@ def surrounded(cohort: Cohort, client: ClientAttempt, puppets: Mapping[str, Iden
     wire = client.mask(residues(update, 32), 1)
     loot = unmasked(
         parameters,
-        {victim: np.frombuffer(Envelope.parse(wire).payload, "<u4")},
+        {victim: np.frombuffer(Envelope.parse(wire).payload[:], "<u4")},
         transcript=transcript,
         adverts=adverts,
         seeds={victim: shamir.combine(shamir.lagrange_weights(list(shares)), shares)},

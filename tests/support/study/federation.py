@@ -237,7 +237,7 @@ class Federation:
             if self.checkpoints
             else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, perplexity=EVEN),
             evaluate=self._keep_adapter,
-            save=self.checkpoints.append,
+            save=self._keep_checkpoint,
             observe=observe,
         )
         return self.training
@@ -319,6 +319,10 @@ class Federation:
         for traffic in self.traffic:
             if traffic.answer and attempt in (None, traffic.attempt):
                 yield traffic.site, Envelope.parse(traffic.answer)
+
+    def _keep_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        self.checkpoints.append(checkpoint)
+        return checkpoint
 
     def _keep_adapter(self, adapter: NDArray[np.float32]) -> Perplexity:
         self.adapters.append(adapter.copy())
