@@ -1,18 +1,19 @@
 """A site's own copy of the adapter: it begins as the manifest says, and takes each round's step from its sum."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...common.errors import EnvelopeError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.ledger.steps import check_state, stepped
-from ...common.model.adapter import Vector, check_finite, vector_from_bytes
+from ...common.model.adapter import Vector, adapter_from, check_numbers
 from ...common.model.adapter_file import is_folded, trained_sha256
 from ...common.study.artefacts import WEIGHTS, trained_path
 from ...common.study.manifest import Manifest
-from ...common.study.step import Missing, Trained, left_sha256
-from ...common.system.content import Content
+from ...common.study.step import Missing, Trained, left_sha256, step, write_step
+from ...common.system.content import BLOCK_BYTES, Content, Stored
+from .database import storage_errors
 from .site_state import SiteState
 
 
@@ -31,15 +32,17 @@ class AdapterCopy:
     *What it is for.* A site answers only for an adapter that the sums made. It steps its own from each sum and compares
     with the ledger. One that was away takes the state before the last round, whose hashes the ledger names: each of the
     t sites that took part in that round had come to it by itself and signed it, within H(Begin).
+
+    Of large ones nothing is in memory: they are read from files, and the step is taken into files, block by block.
     """
 
     def __init__(self, state: SiteState, manifest: Manifest) -> None:
         self._state = state
         self._manifest = manifest
 
-    def adapter(self) -> Vector:
+    def adapter(self) -> Vector | Stored:
         """The adapter [d] that is held. Raises StorageError, and EnvelopeError where it is not finite."""
-        return self._trained.vector
+        return self._trained.adapter
 
     def after_rounds(self, verified: VerifiedLedger, payload: Content) -> Held:
         """The adapter after the ledger's rounds, by what is held and what was sent of it; nothing is kept yet.
@@ -59,15 +62,37 @@ class AdapterCopy:
         if rounds == 0:
             check_state(verified, 0, before)
             return Held(round=0, trained=before)
-        after = stepped(verified, rounds, before, sent.total)
-        check_finite(after.vector)
+        after = stepped(verified, rounds, before, sent.total, take=self._take_step)
+        check_numbers(after.numbers, dimension=self._manifest.dimension)
         return Held(round=rounds, trained=after)
 
     @property
     def _trained(self) -> Trained:
         """What is held."""
         adapter, optimizer = self._state.adapter(self._manifest.study_id)
-        return Trained(adapter=vector_from_bytes(adapter, dimension=self._manifest.dimension), optimizer=optimizer)
+        return Trained(adapter=adapter_from(adapter, dimension=self._manifest.dimension), optimizer=optimizer)
+
+    def _take_step(
+        self,
+        manifest: Manifest,
+        before: Trained,
+        total: Content,
+        survivors: Sequence[str],
+        *,
+        round_: int,
+        shown: Sequence[str],
+    ) -> Trained:
+        """As ``step``. Raises StorageError, too."""
+        if 4 * manifest.dimension <= BLOCK_BYTES:
+            return step(manifest, before, total, survivors, round_=round_, shown=shown)
+        adapter, optimizer = self._state.database.nameless_file(), self._state.database.nameless_file()
+        with storage_errors():
+            write_step(
+                manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer
+            )
+            adapter.flush()
+            optimizer.flush()
+        return Trained(adapter=Stored(adapter), optimizer=Stored(optimizer))
 
     def check_closing(self, verified: VerifiedLedger, payload: Content, files: Mapping[str, Content]) -> None:
         """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``files`` have this site's adapter.

@@ -4,10 +4,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryFile
+from typing import IO, Any, Final
 
 from ...common.errors import StorageError
-from ...common.system.content import Content
+from ...common.system.content import BLOCK_BYTES, Content, Stored
 from ...common.system.crash_points import CrashPoint, Reach, carry_on
 from ...common.system.files import make_folder
 
@@ -51,11 +52,12 @@ class SiteDatabase:
     or done, never half. Of records there are fingerprints of their patients, which say nothing without a key.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, reach: Reach = carry_on) -> None:
-        """``connection`` in autocommit mode. Raises StorageError."""
+    def __init__(self, connection: sqlite3.Connection, *, folder: Path | None = None, reach: Reach = carry_on) -> None:
+        """``connection`` in autocommit mode, of a file in ``folder`` if it is of one. Raises StorageError."""
         self._connection = connection
+        self._folder = folder
         self._reach = reach
-        with _storage_errors():
+        with storage_errors():
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         if self._version == 0:
@@ -79,12 +81,12 @@ class SiteDatabase:
             folder.chmod(0o700)
         except OSError as error:
             raise unusable(folder, error.strerror) from error
-        with _storage_errors():
+        with storage_errors():
             connection = sqlite3.connect(
                 folder / DATABASE, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
             )
         try:
-            database = cls(connection, reach=reach)
+            database = cls(connection, folder=folder, reach=reach)
         except BaseException:
             connection.close()
             raise
@@ -109,7 +111,7 @@ class SiteDatabase:
         path = folder / DATABASE
         if not path.is_file():
             return False
-        with _storage_errors(), closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
+        with storage_errors(), closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
             ((version,),) = connection.execute("PRAGMA user_version").fetchall()
             return bool(version)  # none in a file that was cut to nothing
 
@@ -124,7 +126,7 @@ class SiteDatabase:
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query, so that none keeps the file locked. Raises StorageError."""
-        with _storage_errors():
+        with storage_errors():
             return self._connection.execute(query, values).fetchall()
 
     def integer(self, query: str, *values: Any) -> int:
@@ -134,27 +136,38 @@ class SiteDatabase:
 
     def change(self, statement: str, *values: Any) -> int:
         """Change rows, inside ``write`` only; how many. Raises StorageError."""
-        with _storage_errors():
+        with storage_errors():
             return self._connection.execute(statement, values).rowcount
 
     def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """The same statement for each of ``rows``, inside ``write`` only. Raises StorageError."""
-        with _storage_errors():
+        with storage_errors():
             self._connection.executemany(statement, rows)
 
     def write_blob(self, table: str, column: str, row: int, data: Content) -> None:
         """Fill a blob that was made as ``zeroblob`` of this size, inside ``write`` only: SQLite would copy it twice."""
-        with _storage_errors(), self._connection.blobopen(table, column, row) as blob:
+        with storage_errors(), self._connection.blobopen(table, column, row) as blob:
             for start in range(0, len(data), _PIECE_BYTES):
                 blob.write(data[start : start + _PIECE_BYTES])
 
-    def read_blob(self, table: str, column: str, row: int) -> bytearray:
-        """A blob, which is in memory once. Raises StorageError."""
-        with _storage_errors(), self._connection.blobopen(table, column, row, readonly=True) as blob:
-            data = bytearray(len(blob))
-            for start in range(0, len(data), _PIECE_BYTES):
-                data[start : start + _PIECE_BYTES] = blob.read(_PIECE_BYTES)
-        return data
+    def read_blob(self, table: str, column: str, row: int) -> Content:
+        """A blob, or of a large one a copy in a ``nameless_file``. Raises StorageError."""
+        with storage_errors(), self._connection.blobopen(table, column, row, readonly=True) as blob:
+            if len(blob) <= BLOCK_BYTES:
+                return blob.read()
+            file = self.nameless_file()
+            while piece := blob.read(_PIECE_BYTES):
+                file.write(piece)
+            file.flush()
+        return Stored(file)
+
+    def nameless_file(self) -> IO[bytes]:
+        """A new file for what is too large for memory, on the database's disk until it is closed. Raises StorageError.
+
+        Only this process has it; nothing of it is left, however the process ends.
+        """
+        with storage_errors():
+            return TemporaryFile(dir=self._folder)
 
     @contextmanager
     def write(self, before: CrashPoint, after: CrashPoint) -> Iterator[None]:
@@ -175,7 +188,7 @@ class SiteDatabase:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _storage_errors():
+        with storage_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -200,10 +213,11 @@ def unusable(folder: Path, reason: str | None) -> StorageError:
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
+    """Errors of the database or of the disk below it become StorageError."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StorageError(
             f"the site's state cannot be read or written ({error})",
             why="an attempt may begin, and records may be read, only once that is on disk",

@@ -101,7 +101,7 @@ class SiteState:
             (round_ for (round_,) in self.database.rows("SELECT round FROM adapters WHERE study = ?", study)), None
         )
 
-    def adapter(self, study: str) -> tuple[bytearray, bytearray]:
+    def adapter(self, study: str) -> tuple[Content, Content]:
         """The adapter that this site holds, and what its optimiser remembers. Raises StorageError."""
         row = self.database.integer("SELECT rowid FROM adapters WHERE study = ?", study)
         read = self.database.read_blob

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.model.adapter import Vector
+from ...common.model.adapter import Vector, loaded
 from ...common.model.example import Example
 from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Mechanism
 from ...common.secagg.encoding import residue_dtype
 from ...common.study.manifest import Manifest
+from ...common.system.content import Stored
 from .cohort import Cohort
 from .dp_sgd import DpSgd
 from .grad_samples import GradSampler
@@ -33,14 +34,15 @@ class SiteUpdate:
     sampler: GradSampler
     observer: Observer | None = None
 
-    def __call__(self, adapter: Vector, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
-        """The update as unsigned integers of the modulus [d], for an adapter [d]. Nothing about records raises.
+    def __call__(self, adapter: Vector | Stored, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
+        """The update as unsigned integers of the modulus [d], for an adapter [d].
 
         ``layer_keys`` are those of the attempt, by level: secret, and drawn for it alone (``privacy/site_noise``).
+        Nothing about records raises; StorageError where an adapter in a file cannot be read.
         """
         if self.manifest.study.privacy.trust == "local":
-            return self._local(adapter)
-        self.sampler.model.set_adapter(adapter)
+            return self._local(loaded(adapter))
+        self.sampler.model.set_adapter(loaded(adapter))
         return self._dp_sgd(self.manifest.mechanism(layer_keys)).release(self._draw)
 
     def _local(self, adapter: Vector) -> NDArray[np.unsignedinteger]:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
+from ...common.system.content import BLOCK_BYTES, Content, Stored
 from ...common.system.files import make_folder
+from ..state.database import storage_errors
 from ..worker_socket import HEAD, Kind
 from .service import WorkerService
 
-# How many requests may lie in memory at once, each as large as the study allows: one in hand, the others waiting.
+# How many requests may lie here at once, each as large as the study allows: one in hand, the others waiting.
 _REQUESTS: Final = 4
 _PIECE_BYTES: Final = 1 << 20
 _FOLDER_MODE: Final = 0o750
@@ -77,6 +79,8 @@ class _Server:
             await self._converse(reader, writer)
         except (OSError, asyncio.IncompleteReadError) as error:  # a peer that left, or was waited for in vain
             _log.warning("a peer was lost: %s", error)
+        except StorageError as error:
+            _log.error("a request is left unanswered: %s", error.diagnostics())
         finally:
             writer.transport.abort()
 
@@ -88,7 +92,7 @@ class _Server:
         elif kind == Kind.ENVELOPE and size <= self._largest_bytes:
             async with self._room:
                 async with asyncio.timeout(self._patience_s):
-                    request = await _received(reader, size)
+                    request = await self._received(reader, size)
                 async with self._turn:
                     await asyncio.sleep(0)  # a peer that sent and left at once is seen to have left one turn later
                     if not self._stopping.is_set() and not reader.at_eof():  # nobody would get the answer
@@ -98,6 +102,21 @@ class _Server:
         else:
             _log.warning("a request of kind %d with %d bytes is none", kind, size)
 
+    async def _received(self, reader: asyncio.StreamReader, size: int) -> Content:
+        """Exactly ``size`` bytes, of which a file takes many. Raises IncompleteReadError and StorageError."""
+        if size <= BLOCK_BYTES:
+            return await reader.readexactly(size)
+        file = self._resident.nameless_file()
+        while left := size - file.tell():
+            piece = await reader.read(min(left, _PIECE_BYTES))
+            if not piece:
+                raise asyncio.IncompleteReadError(b"", size)
+            with storage_errors():
+                file.write(piece)
+        with storage_errors():
+            file.flush()
+        return Stored(file)
+
     async def _send(self, writer: asyncio.StreamWriter, kind: Kind, body: bytes) -> None:
         async with asyncio.timeout(self._patience_s):
             writer.write(HEAD.pack(kind, len(body)))
@@ -106,18 +125,6 @@ class _Server:
                 await writer.drain()
             writer.close()
             await writer.wait_closed()
-
-
-async def _received(reader: asyncio.StreamReader, size: int) -> bytearray:
-    """Exactly ``size`` bytes, each in memory once. Raises IncompleteReadError."""
-    request, received = bytearray(size), 0
-    while received < size:
-        piece = await reader.read(min(size - received, _PIECE_BYTES))
-        if not piece:
-            raise asyncio.IncompleteReadError(b"", size)
-        request[received : received + len(piece)] = piece
-        received += len(piece)
-    return request
 
 
 def _user(peer: socket.socket) -> int:

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
-from ...common.errors import EnvelopeError
+from ...common.errors import GrandRoundsError
 from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
@@ -50,6 +50,10 @@ class WorkerService:
         self._exchange = None
         return answer
 
+    def nameless_file(self) -> IO[bytes]:
+        """As the worker's. Raises StorageError."""
+        return self._worker.nameless_file()
+
     def health(self) -> dict[str, Any]:
         """How the worker is: nothing measured, and nothing about records. May be asked while an answer is computed."""
         return {
@@ -78,8 +82,8 @@ class WorkerService:
 
 
 def _parsed(message: Content) -> Envelope | None:
-    """The envelope, whoever signed it; None for what is none."""
+    """The envelope, whoever signed it; None for what is none, or cannot be read."""
     try:
         return Envelope.parse(message)
-    except EnvelopeError:
+    except GrandRoundsError:
         return None

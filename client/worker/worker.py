@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,16 +30,16 @@ from ...common.protocol.messages import (
 )
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
-from ...common.system.content import Content
+from ...common.system.content import Content, Stored
 from ..state.adapter_copy import AdapterCopy
 from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
 from .attempt import ClientAttempt, check_begin
 from .instant import Pace, at_once
 
-# adapter [d], keys of the noise's layers by level -> this attempt's update as unsigned integers [d]; never raises.
-# At a site: ``training/update``.
-ComputeUpdate = Callable[[Vector, Mapping[int, bytes]], NDArray[np.unsignedinteger]]
+# adapter [d], keys of the noise's layers by level -> this attempt's update as unsigned integers [d]. Nothing about
+# records raises. At a site: ``training/update``.
+ComputeUpdate = Callable[[Vector | Stored, Mapping[int, bytes]], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
 Keep = Callable[[Mapping[str, Content]], None]
 _log = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ class Worker:
     def charges(self) -> int:
         """How many attempts this site has paid for in this study."""
         return self._state.charges(self._study)
+
+    def nameless_file(self) -> IO[bytes]:
+        """A new file for a request that is too large for memory, beside the site's state. Raises StorageError."""
+        return self._state.database.nameless_file()
 
     def close(self) -> None:
         """Give the site's state free for another worker."""
@@ -246,7 +251,7 @@ class Worker:
             "a message that no server sends", why="it has no answer", fix="compare the versions of both ends"
         )
 
-    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> tuple[Vector, int]:
+    def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> tuple[Vector | Stored, int]:
         """Pay for the attempt; its adapter and the new charge counter. Nothing was computed from records yet."""
         try:
             with self._refusing(RefusalCode.STORAGE, envelope):

@@ -1,8 +1,8 @@
 """What a ledger says of the adapter: its hash after each round, and whether a step came to that."""
 
 from ..crypto.identity import sha256
-from ..errors import GrandRoundsError
-from ..study.step import Trained, average_sha256, step
+from ..errors import GrandRoundsError, StorageError
+from ..study.step import TakeStep, Trained, average_sha256, step
 from ..system.content import Content
 from .chain import broken
 from .replay import VerifiedLedger
@@ -10,10 +10,13 @@ from .replay import VerifiedLedger
 _FIX = "take part no further; show the ledger to every site: the server, or this machine's arithmetic, is at fault"
 
 
-def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: Content) -> Trained:
+def stepped(
+    verified: VerifiedLedger, round_: int, before: Trained, total: Content, *, take: TakeStep = step
+) -> Trained:
     """What the sum ``total`` of a round makes of the state ``before`` it, by the manifest that its attempt ran under.
 
-    Raises LedgerError unless state, sum and what comes of them are those that the ledger names.
+    Raises LedgerError unless state, sum and what comes of them are those that the ledger names, and what else ``take``
+    does.
     """
     check_state(verified, round_ - 1, before)
     record = verified.rounds[round_ - 1]
@@ -22,7 +25,9 @@ def stepped(verified: VerifiedLedger, round_: int, before: Trained, total: Conte
     attempt = verified.attempts[record.attempt - 1]
     manifest = next(manifest for manifest in verified.manifests if manifest.sha256 == attempt.manifest)
     try:
-        after = step(manifest, before, total, attempt.survivors, round_=round_, shown=attempt.shown)
+        after = take(manifest, before, total, attempt.survivors, round_=round_, shown=attempt.shown)
+    except StorageError:  # of this machine, and nothing of the ledger
+        raise
     except GrandRoundsError as error:
         raise broken(f"round {round_} cannot be stepped: {error.what}", fix=_FIX) from error
     check_state(verified, round_, after)

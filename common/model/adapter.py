@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EnvelopeError, ModelError
+from ..system.content import Content, Stored, blocks, in_memory
 
 Vector = NDArray[np.float32]
 
@@ -97,25 +98,37 @@ def vector_view(vector: Vector) -> memoryview:
     return np.ascontiguousarray(vector, dtype="<f4").data.cast("B")
 
 
-def vector_from_bytes(payload: bytes | bytearray | memoryview, *, dimension: int) -> Vector:
+def vector_from_bytes(payload: Content, *, dimension: int) -> Vector:
     """The vector [dimension] of such bytes, where they lie if they may be changed there.
 
     Raises EnvelopeError when the length is another or a number not finite.
     """
-    if len(payload) != 4 * dimension:
+    check_numbers(payload, dimension=dimension)
+    return np.require(np.frombuffer(in_memory(payload), dtype="<f4"), dtype=np.float32, requirements="W")
+
+
+def adapter_from(numbers: Content, *, dimension: int) -> Vector | Stored:
+    """``vector_from_bytes`` of what is in memory; what is in a file stays there, after the same checks."""
+    if not isinstance(numbers, Stored):
+        return vector_from_bytes(numbers, dimension=dimension)
+    check_numbers(numbers, dimension=dimension)
+    return numbers
+
+
+def loaded(adapter: Vector | Stored) -> Vector:
+    """The vector that ``adapter_from`` gave, in memory. Raises StorageError."""
+    return np.frombuffer(in_memory(adapter), dtype="<f4") if isinstance(adapter, Stored) else adapter
+
+
+def check_numbers(numbers: Content, *, dimension: int) -> None:
+    """Raises EnvelopeError unless these are the bytes of a vector [dimension] of finite numbers."""
+    if len(numbers) != 4 * dimension:
         raise EnvelopeError(
-            f"an adapter of {len(payload)} bytes where {4 * dimension} were due",
+            f"an adapter of {len(numbers)} bytes where {4 * dimension} were due",
             why="its numbers could not be told apart",
             fix="the two ends run different studies or versions; compare their manifest hashes",
         )
-    vector = np.require(np.frombuffer(payload, dtype="<f4"), dtype=np.float32, requirements="W")
-    check_finite(vector)
-    return vector
-
-
-def check_finite(vector: Vector) -> None:
-    """Raises EnvelopeError where a number of an adapter is not finite."""
-    if not np.isfinite(vector).all():
+    if not all(np.isfinite(np.frombuffer(block, dtype="<f4")).all() for block in blocks(numbers)):
         raise EnvelopeError(
             "an adapter with numbers that are not finite",
             why="no record has a gradient there, so the attempt would spend privacy on nothing",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..crypto.identity import sha256
 from ..errors import EnvelopeError
-from ..model.adapter import Vector, vector_from_bytes, vector_view
+from ..model.adapter import Vector, adapter_from, loaded, vector_view
 from ..model.optimizers import KnownNoise, OptimizerName, make_optimizer
 from ..protocol.messages import packed, views
 from ..schema import known
@@ -52,7 +52,7 @@ class Trained:
     @property
     def vector(self) -> Vector:
         """The adapter, float32 [d], in memory."""
-        return _vector(self.adapter) if isinstance(self.adapter, Stored) else self.adapter
+        return loaded(self.adapter)
 
     @property
     def numbers(self) -> Content:
@@ -84,7 +84,7 @@ class Missing:
 
     @classmethod
     def parse(cls, payload: Content, *, dimension: int) -> Self:
-        """What ``packed`` gave, with the sum where it lies; raises EnvelopeError."""
+        """What ``packed`` gave, where it lies; raises EnvelopeError."""
         parts = views(payload)
         if len(parts) != 3:
             raise _unfit(f"{len(parts)} parts of the adapter where 3 were due")
@@ -92,7 +92,7 @@ class Missing:
         if not adapter:
             return cls(total=total)
         return cls(
-            before=Trained(adapter=vector_from_bytes(in_memory(adapter), dimension=dimension), optimizer=optimizer),
+            before=Trained(adapter=adapter_from(adapter, dimension=dimension), optimizer=optimizer),
             total=total,
         )
 

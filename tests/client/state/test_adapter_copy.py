@@ -1,5 +1,6 @@
 """A site's own adapter: it follows from the sums; a ledger that names another, or a file with another, is refused."""
 
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,17 +9,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from support.ledger.ledger_history import DIMENSION, History, history_study, round_closed
-from support.study.federation import reserved
+from support.study.federation import reserved, small_manifest
 
-from grandrounds.client.state import adapter_copy
+from grandrounds.client.state import adapter_copy, database
+from grandrounds.client.state.adapter_copy import AdapterCopy
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.common.crypto.identity import sha256
+from grandrounds.common.crypto.identity import Identity, sha256
 from grandrounds.common.ledger import entries, steps
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.ledger.replay import begin_of
+from grandrounds.common.model.adapter import check_numbers
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import pack, unpack
 from grandrounds.common.study.step import LastStep, Missing, Trained, step, sum_bytes
+from grandrounds.common.system.content import Joined, Stored
+from grandrounds.deploy.bench.peak_memory import forget_peak, peak_bytes
 from grandrounds.server.rounds.closing import Closing
 
 SITE, NEW = "site-2", "site-6"
@@ -72,7 +77,7 @@ def answers(history, messages):
 def own(history, site=SITE):
     """The adapter that the site has on disk, and after which round."""
     state, study = history.budgets[site], history.manifest.study_id
-    return state.adapter_round(study), bytes(state.adapter(study)[0])
+    return state.adapter_round(study), bytes(state.adapter(study)[0][:])
 
 
 def the(history):
@@ -161,6 +166,39 @@ def test_a_site_whose_state_has_no_adapter_begins_with_what_it_is_sent(first):
         assert (sent(messages[site]).before is None) is (not first)
     assert state.adapter_round(history.manifest.study_id) is None
     assert set(answers(history, messages).values()) == {"advert"}
+
+
+def test_what_is_too_large_for_memory_is_stepped_in_files_to_the_same_bits(adam, monkeypatch):
+    for module in (adapter_copy, database):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 0)
+    for _ in range(2):
+        round_ = adam.attempt(close=False)
+        held = adam.workers[SITE]._adapters.adapter()
+        assert isinstance(held, Stored)
+        assert held[:] == the(adam)
+        adam.close_round(round_)
+    assert set(answers(adam, adam.begin()[1]).values()) == {"advert"}
+    assert own(adam) == (4, the(adam))
+
+
+def test_a_step_and_what_is_kept_of_it_take_no_memory_that_grows_with_the_adapter(tmp_path):
+    """A step of Adam: three vectors before it, three after it, and the sum."""
+    d = 4_300_000
+    study = history_study(optimizer="adam")
+    identities = {site.name: Identity.generate() for site in study.sites}
+    manifest = small_manifest(study, identities, Identity.generate(), dimension=d)
+    with (tmp_path / "numbers").open("wb+") as file, closing(SiteState.open(tmp_path / "state")) as state:
+        reserved(state, manifest)
+        file.truncate(4 * d)
+        numbers, remembered = Stored(file), Joined([Stored(file), Stored(file), np.ones(2).tobytes()])
+        copy = AdapterCopy(state, manifest)
+        state.begin(manifest.study_id, 1, adapter=(1, numbers, remembered))
+        before = forget_peak()
+        after = copy._take_step(manifest, copy._trained, numbers, list(identities), round_=2, shown=())
+        check_numbers(after.numbers, dimension=d)
+        assert after.adapter_sha256 != after.optimizer_sha256
+        state.begin(manifest.study_id, 2, adapter=(2, after.numbers, after.optimizer))
+        assert peak_bytes() - before < 4 * d
 
 
 # --- a server that lies -----------------------------------------------------------------------------------------------

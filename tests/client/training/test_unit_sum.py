@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.study.numpy_lattice import TREE, integers_of, norm_of
@@ -44,6 +44,7 @@ def test_whatever_the_units_are_their_integers_are_those_of_numpy_and_each_is_bo
     np.testing.assert_array_equal(summed(lattice, gradients), np.sum(each, axis=0))
 
 
+@settings(max_examples=25)
 @given(rows, st.integers(-(2**31), 2**31 - 1))
 def test_a_sum_in_32_bits_is_the_sum_modulo_2_to_the_32(units: list[list[float]], before: int) -> None:
     gradients = np.array(units, dtype=np.float32)

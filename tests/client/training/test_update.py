@@ -12,8 +12,13 @@ from grandrounds.client.training.update import SiteUpdate
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import ModelError
 from grandrounds.common.model.example import NO_LOSS
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.model.lora import Lora
 from grandrounds.common.model.optimizers import make_optimizer
 from grandrounds.common.privacy.mechanism import NoNoise
+from grandrounds.common.system.content import Stored
+from grandrounds.deploy.bench.peak_memory import forget_peak, peak_bytes
+from grandrounds.deploy.bench.wide_model import RANK, TARGETS, wide_model
 
 TOKENS = 16
 SITE = "site-2"
@@ -138,3 +143,18 @@ def test_every_call_draws_units_and_noise_afresh(sampler, adapter, trust):
 def test_an_update_for_another_dimension_is_refused_whatever_the_records(sampler, adapter):
     with pytest.raises(ModelError, match="the adapter has"):
         site_update(sampler, dimension=adapter.size + 1)(adapter, KEYS)
+
+
+def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sampler, adapter, tmp_path):
+    """The gradient is put together of those of its layers: three and a half times the adapter in all."""
+    d = wide_model(tmp_path / "model", dimension=8_500_000)
+    model = LanguageModel.load(tmp_path / "model", Lora(target_modules=TARGETS, rank=RANK), seed=0)
+    units = [[tiny_example(RNG, length=4, max_tokens=4)] for _ in range(2)]
+    large = GradSampler(model, [Shape(4, 1)])
+    update = site_update(large, Cohort(units), dimension=d, max_units=8, noise_multiplier=8.0)
+    site_update(sampler, noise_multiplier=8.0)(adapter, KEYS)  # so that libraries are loaded
+    with (tmp_path / "adapter").open("wb+") as file:
+        file.truncate(4 * d)
+        before = forget_peak()
+        assert update(Stored(file), KEYS).any()
+        assert peak_bytes() - before < 3.5 * 4 * d + (64 << 20)  # so much malloc may keep of what was freed

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -24,7 +25,9 @@ from grandrounds.client.worker_socket import HEAD, Kind, connect, health
 from grandrounds.common.errors import StorageError
 from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.protocol.envelope import Envelope
-from grandrounds.common.protocol.messages import MaskedInput, RefusalCode
+from grandrounds.common.protocol.messages import Advert, MaskedInput, RefusalCode
+from grandrounds.common.system.content import BLOCK_BYTES
+from grandrounds.deploy.bench.peak_memory import most_resident_bytes
 
 NOBODY = 65534
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -111,6 +114,37 @@ def test_a_request_larger_than_the_study_s_largest_is_refused_before_it_is_read(
         peer.settimeout(0)
         with pytest.raises(BlockingIOError):
             peer.recv(1)
+
+
+def test_a_large_request_is_answered_and_is_never_in_the_worker_s_memory(tmp_path):
+    federation = federation_of(4_300_000)
+    begin = bytes(federation.attempt().messages()[SITE][:])
+    with ResidentProcess(tmp_path, federation) as site:
+        site.start()
+        before = resident_bytes(site)
+        assert Envelope.parse(site.exchange(begin)).exchange == Advert.exchange
+        assert resident_bytes(site) - before < len(begin)
+        assert not list((tmp_path / "state").glob("tmp*")), "no name is left behind"
+
+
+def resident_bytes(site):
+    """The most memory that the site's process ever had."""
+    return most_resident_bytes(Path(f"/proc/{site.process.pid}/status").read_text())
+
+
+def test_a_request_for_which_the_disk_has_no_room_costs_that_request_alone(tmp_path):
+    federation = federation_of(BLOCK_BYTES // 4)
+    begin = bytes(federation.attempt().messages()[SITE][:])
+    with ResidentProcess(tmp_path, federation) as site:
+        site.start()
+        resource.prlimit(site.process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        with pytest.raises(ConnectionError):
+            site.exchange(begin)
+        (said,) = [line["event"] for line in site.log() if "unanswered" in line["event"]]
+        assert "File too large" in said
+        assert "free space" in said
+        resource.prlimit(site.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert Envelope.parse(site.exchange(begin)).exchange == Advert.exchange
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD.pack(Kind.ENVELOPE, 9)[:-1], HEAD.pack(Kind.ENVELOPE, 9) + bytes(8)])

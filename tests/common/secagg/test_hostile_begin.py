@@ -16,7 +16,7 @@ from grandrounds.client.worker.attempt import ClientAttempt
 from grandrounds.client.worker.worker import ComputeUpdate
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import EnvelopeError, ProtocolError
-from grandrounds.common.model.adapter import vector_bytes
+from grandrounds.common.model.adapter import loaded, vector_bytes
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import SERVER, Begin, pack, unpack
 from grandrounds.common.secagg import transcript
@@ -64,7 +64,7 @@ def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) ->
     """The manifest names the first adapter by hash; at the adapter of zeros these sites have nothing to add."""
 
     def release(manifest: object, site: str) -> ComputeUpdate:
-        return lambda adapter, layer_keys: (adapter * int(site[-1])).astype("<u4")
+        return lambda adapter, layer_keys: (loaded(adapter) * int(site[-1])).astype("<u4")
 
     federation = Federation(study=small_study(), dimension=7, release=release)
 

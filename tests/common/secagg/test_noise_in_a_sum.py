@@ -16,6 +16,7 @@ from grandrounds.client.worker.worker import ComputeUpdate
 from grandrounds.common.model.adapter import Vector
 from grandrounds.common.secagg.encoding import residues
 from grandrounds.common.study.manifest import Manifest
+from grandrounds.common.system.content import Stored
 
 KeysOf = Callable[[Mapping[int, bytes]], Mapping[int, bytes]]
 
@@ -24,7 +25,7 @@ def federation(sites: int, threshold: int, corrupt_sites: int, *, dimension: int
     """Sites whose updates are nothing but their noise."""
 
     def noise_alone(manifest: Manifest, site: str) -> ComputeUpdate:
-        def release(adapter: Vector, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
+        def release(adapter: Vector | Stored, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
             noise = np.zeros(manifest.dimension, np.int64)
             manifest.mechanism(keys_of(layer_keys)).add_noise(noise)
             return residues(noise, 32)
