@@ -11,7 +11,6 @@ from scipy import stats
 from support.study.federation import Federation, is_noise_of, lost_after_shares, small_study, trained_on
 from support.study.tiny_models import example_of, save_tiny_model, tiny_example
 
-from grandrounds.client.training import update as client_update
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.client.training.update import SiteUpdate
@@ -22,7 +21,7 @@ from grandrounds.common.model.lora import Lora
 from grandrounds.common.privacy import site_noise
 from grandrounds.common.privacy.mechanism import Mechanism, NoNoise, RoundedGaussian
 from grandrounds.common.protocol.messages import Begin
-from grandrounds.common.secagg.encoding import residues
+from grandrounds.common.secagg.encoding import centred, residues
 from grandrounds.common.secagg.masks import add_masks
 from grandrounds.common.study import manifest as common_manifest
 from grandrounds.common.study.manifest import Manifest
@@ -206,9 +205,10 @@ def one_mask_left(vector, *, plus=(), minus=()):
     add_masks(vector, plus=plus, minus=minus[1:])
 
 
-def clipped_first(noisy_sum, modulus_bits):
+def clipped_first(dp_sgd, draw, *, release=DpSgd.release):
+    noisy_sum = centred(release(dp_sgd, draw)).astype(np.int64)
     limit = int(np.quantile(np.abs(noisy_sum), 0.9))
-    return residues(np.clip(noisy_sum, -limit, limit), modulus_bits)
+    return residues(np.clip(noisy_sum, -limit, limit), 8 * dp_sgd.integers.itemsize)
 
 
 def without_layers(manifest, layer_keys):
@@ -219,7 +219,7 @@ BROKEN_NOISE = {
     "h taken as n": (site_noise, "noise_shares", lambda **_: (Fraction(5), Fraction(10_000))),
     "a layer that nobody drew": (common_manifest.Manifest, "mechanism", without_layers),
     "a mask left in": (server_secagg, "add_masks", one_mask_left),
-    "a noised vector clipped before the sum": (client_update, "residues", clipped_first),
+    "a noised vector clipped before the sum": (DpSgd, "release", clipped_first),
 }
 
 
