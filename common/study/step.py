@@ -36,7 +36,7 @@ _VECTORS: Final[dict[OptimizerName, tuple[str, ...]]] = {
 }
 _PAIRS: Final = ("powers", "noise")
 _MOST_BYTES_PER_NUMBER: Final = 20
-_BLOCK: Final = 1 << 18  # numbers
+_BLOCK: Final = 1 << 16  # numbers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

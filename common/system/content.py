@@ -79,7 +79,7 @@ class Joined:
             if start < len(each) and stop > 0:
                 found.append(each[max(start, 0) : stop])
             start, stop = start - len(each), stop - len(each)
-        return b"".join(found)
+        return bytes(found[0]) if len(found) == 1 else b"".join(found)
 
 
 def blocks(content: Content) -> Iterator[Bytes]:

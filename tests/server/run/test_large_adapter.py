@@ -88,7 +88,7 @@ def test_a_step_that_does_not_fit_on_the_disk_says_so_and_loses_nothing(tmp_path
 
 
 def test_no_vector_as_long_as_the_adapter_is_in_memory_from_the_sum_to_the_last_message(tmp_path: Path) -> None:
-    dimension = 6_000_000
+    dimension = 4_000_000
     manifest, folder = manifest_of("adam", dimension), StudyFolder(tmp_path)
     after = Trained(adapter=np.zeros(dimension, np.float32), optimizer=bytes(8 * dimension + 16))
     begun = first(manifest, np.zeros(1, np.float32))
@@ -96,7 +96,7 @@ def test_no_vector_as_long_as_the_adapter_is_in_memory_from_the_sum_to_the_last_
     del after
     place = tmp_path / "sum"
     place.write_bytes(bytes(4 * dimension))
-    carrying = InPieces(folder=tmp_path, largest_bytes=4 * dimension)
+    carrying = InPieces(folder=tmp_path, largest_bytes=4 * dimension, piece_bytes=1 << 20)
     tracemalloc.start()
     last_step = stepped(folder, manifest, checkpoint, Stored.open(place)).last_step
     context: dict[str, Any] = {
