@@ -229,7 +229,7 @@ def packed(parts: Sequence[Content]) -> Joined:
 
 def unpack(payload: Content) -> list[bytes]:
     """The byte strings of ``pack``; raises EnvelopeError if they do not fill the payload exactly."""
-    return [bytes(part[:]) for part in views(payload)]
+    return [bytes(part[:]) for part in _parts(payload)]
 
 
 def views(payload: Content) -> list[Content]:
