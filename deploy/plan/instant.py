@@ -68,7 +68,8 @@ def batch_s(dp_sgd: DpSgd) -> float:
 
 def dp_sgd_of(study: Study, sampler: GradSampler) -> DpSgd:
     """A site's DP-SGD; how wide the noise is that it adds changes no time and no norm."""
-    lattice = Lattice(dimension=sampler.model.layout.dimension, clipping_norm=study.privacy.clipping_norm)
+    privacy, dimension = study.privacy, sampler.model.layout.dimension
+    lattice = Lattice(dimension=dimension, clipping_norm=privacy.clipping_norm, clipping=privacy.clipping)
     sites = len(study.sites)
     levels = noise_levels(sites=sites, threshold=study.secagg.threshold or default_threshold(sites))
     draws = 1 + (len(levels) if study.privacy.trust == "distributed" else 0)

@@ -21,10 +21,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("llama"))
 
 
-def study(base: Path, **data: int) -> Study:
+def study(base: Path, *, clipping: str = "norm", **data: int) -> Study:
     fields = {
         "model": {"name": str(base), "target_modules": TARGETS["llama"], "rank": 2},
         "data": {"max_tokens": 16, **data},
+        "privacy": {"clipping": clipping},
         "training": {"physical_batch": 2},
         "sites": [{"name": site, "nominal_units": 20} for site in ("north", "south", "west")],
     }
@@ -45,6 +46,12 @@ def test_a_unit_s_norm_is_that_of_the_mean_over_its_records(base: Path) -> None:
     norms = dp_sgd_of(study(base), sampler).norms(units).tolist()
     alone = [torch.cat([sampler.gradients([example]) for example in unit]).mean(dim=0) for unit in units]
     assert norms == pytest.approx([float(gradient.norm()) for gradient in alone], rel=1e-4)
+
+
+def test_what_is_trained_on_public_text_is_clipped_as_the_study_clips(base: Path) -> None:
+    sampler = GradSampler(load_tiny(base), [Shape(16, 2)])
+    found = [dp_sgd_of(study(base, clipping=clipping), sampler).lattice.clipping for clipping in ("norm", "auto")]
+    assert found == ["norm", "auto"]
 
 
 def test_a_trial_reads_as_many_records_a_unit_as_a_step(base: Path, tmp_path: Path) -> None:
