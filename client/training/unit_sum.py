@@ -85,7 +85,7 @@ class UnitSum:
             padding = -block.shape[1] % _TREE
             whole = torch.nn.functional.pad(block, (0, padding)) if padding else block
             trees = whole.reshape(len(block), -1, _TREE).double().square_()
-            sums.append(_halved(trees, until=_LEFT))
+            sums.append(_halved(trees, until=_LEFT).clone())  # and not what it is a part of, in float64
         trees = _halved(torch.cat(sums, dim=1), until=1)[..., 0]
         return _halved(trees, until=1)[..., 0].sqrt_()
 
