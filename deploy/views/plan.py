@@ -28,7 +28,7 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
     _section(console, "Noise", _rows(_noise(plan)))
     _section(
         console,
-        "Noise in a sum, over what is claimed, by the threshold and the sites that are absent",
+        "Noise in a sum over what is claimed, by threshold and absent sites",
         _by_threshold(plan),
     )
     _section(console, f"Other ε ({count(training.rounds, 'round')}, the same sampling)", _by_epsilon(plan))
