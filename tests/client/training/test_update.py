@@ -157,4 +157,4 @@ def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sa
         file.truncate(4 * d)
         before = forget_peak()
         assert update(Stored(file), KEYS).any()
-        assert peak_bytes() - before < 4.25 * 4 * d
+        assert peak_bytes() - before < 3.5 * 4 * d + (64 << 20)  # so much malloc may keep of what was freed
