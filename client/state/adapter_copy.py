@@ -1,6 +1,6 @@
 """A site's own copy of the adapter: it begins as the manifest says, and takes each round's step from its sum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...common.errors import EnvelopeError
@@ -11,7 +11,7 @@ from ...common.model.adapter import Vector, adapter_from, check_numbers
 from ...common.model.adapter_file import is_folded, trained_sha256
 from ...common.study.artefacts import WEIGHTS, trained_path
 from ...common.study.manifest import Manifest
-from ...common.study.step import Missing, Trained, left_sha256, step, write_step
+from ...common.study.step import DueStep, Missing, Trained, left_sha256, step, step_into
 from ...common.system.content import BLOCK_BYTES, Content, Stored
 from .database import storage_errors
 from .site_state import SiteState
@@ -72,27 +72,12 @@ class AdapterCopy:
         adapter, optimizer = self._state.adapter(self._manifest.study_id)
         return Trained(adapter=adapter_from(adapter, dimension=self._manifest.dimension), optimizer=optimizer)
 
-    def _take_step(
-        self,
-        manifest: Manifest,
-        before: Trained,
-        total: Content,
-        survivors: Sequence[str],
-        *,
-        round_: int,
-        shown: Sequence[str],
-    ) -> Trained:
-        """As ``step``. Raises StorageError, too."""
-        if 4 * manifest.dimension <= BLOCK_BYTES:
-            return step(manifest, before, total, survivors, round_=round_, shown=shown)
-        adapter, optimizer = self._state.database.nameless_file(), self._state.database.nameless_file()
+    def _take_step(self, due: DueStep) -> Trained:
+        """As ``step``, into files where the adapter is large. Raises StorageError, too."""
+        if 4 * due.manifest.dimension <= BLOCK_BYTES:
+            return step(due)
         with storage_errors():
-            write_step(
-                manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer
-            )
-            adapter.flush()
-            optimizer.flush()
-        return Trained(adapter=Stored(adapter), optimizer=Stored(optimizer))
+            return step_into(due, self._state.database.nameless_file)
 
     def check_closing(self, verified: VerifiedLedger, payload: Content, files: Mapping[str, Content]) -> None:
         """Raises what ``after_rounds`` does, and LedgerError or ModelError unless ``files`` have this site's adapter.

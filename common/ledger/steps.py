@@ -2,7 +2,7 @@
 
 from ..crypto.identity import sha256
 from ..errors import GrandRoundsError, StorageError
-from ..study.step import TakeStep, Trained, average_sha256, step
+from ..study.step import DueStep, TakeStep, Trained, average_sha256, step
 from ..system.content import Content
 from .chain import broken
 from .replay import VerifiedLedger
@@ -24,8 +24,16 @@ def stepped(
         raise broken(f"the sum of round {round_} is another than the ledger names", fix=_FIX)
     attempt = verified.attempts[record.attempt - 1]
     manifest = next(manifest for manifest in verified.manifests if manifest.sha256 == attempt.manifest)
+    due = DueStep(
+        manifest=manifest,
+        before=before,
+        total=total,
+        survivors=attempt.survivors,
+        round=round_,
+        shown=attempt.shown,
+    )
     try:
-        after = take(manifest, before, total, attempt.survivors, round_=round_, shown=attempt.shown)
+        after = take(due)
     except StorageError:  # of this machine, and nothing of the ledger
         raise
     except GrandRoundsError as error:

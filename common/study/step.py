@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import IO, Any, Final, Protocol, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,63 +119,56 @@ class LastStep:
         return Missing(before=None if behind == 1 else self.before, total=self.total)
 
 
-class TakeStep(Protocol):
-    """``step``, or one like it into files."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DueStep:
+    """What a step is made of: the state ``before`` it, and the sum ``total`` of ``survivors``, by a ``manifest``.
 
-    def __call__(
-        self,
-        manifest: Manifest,
-        before: Trained,
-        total: Content,
-        survivors: Sequence[str],
-        *,
-        round_: int,
-        shown: Sequence[str],
-    ) -> Trained:
-        """What comes of a step."""
-
-
-def step(
-    manifest: Manifest,
-    before: Trained,
-    total: Content,
-    survivors: Sequence[str],
-    *,
-    round_: int,
-    shown: Sequence[str],
-) -> Trained:
-    """What comes of ``before`` by the sum ``total`` over the ``survivors``, in an attempt of ``manifest``, in memory.
-
-    ``round_``, 1 the first, decides the learning rate and what becomes of the average; who of the survivors had
+    ``round``, 1 the first, decides the learning rate and what becomes of the average; who of the survivors had
     ``shown`` the noise that was taken off decides how much was left to correct.
+    """
+
+    manifest: Manifest
+    before: Trained
+    total: Content
+    survivors: Sequence[str]
+    round: int
+    shown: Sequence[str]
+
+
+# ``step``, or one like it into files.
+TakeStep = Callable[[DueStep], Trained]
+
+
+def step(due: DueStep) -> Trained:
+    """What comes of a step, in memory.
 
     Raises EnvelopeError where ``before`` is no state of the study's optimiser, or ``total`` no sum of the study's.
     """
     adapter, optimizer = BytesIO(), BytesIO()
-    write_step(manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer)
+    _write(due, adapter=adapter, optimizer=optimizer)
     return Trained(adapter=np.frombuffer(adapter.getbuffer(), dtype="<f4"), optimizer=optimizer.getbuffer())
 
 
-def write_step(
-    manifest: Manifest,
-    before: Trained,
-    total: Content,
-    survivors: Sequence[str],
-    *,
-    round_: int,
-    shown: Sequence[str],
-    adapter: IO[bytes],
-    optimizer: IO[bytes],
-) -> None:
-    """``step`` into two empty files: adapter, and what the optimiser remembers. Raises OSError too.
+def step_into(due: DueStep, new_file: Callable[[], IO[bytes]]) -> Trained:
+    """As ``step``, into two files that are new, so that nothing as long as the adapter is in memory.
 
-    Block by block, since each number has a step of its own: nothing that is as long as the adapter is in memory.
+    Raises OSError, too.
     """
+    adapter, optimizer = new_file(), new_file()
+    _write(due, adapter=adapter, optimizer=optimizer)
+    for file in (adapter, optimizer):
+        file.flush()
+    return Trained(adapter=Stored(adapter), optimizer=Stored(optimizer))
+
+
+def _write(due: DueStep, *, adapter: IO[bytes], optimizer: IO[bytes]) -> None:
+    """Into empty files adapter, and what the optimiser remembers: block by block, as each number has its own step."""
+    manifest, before, total = due.manifest, due.before, due.total
     training = manifest.study.training
     remembered, after = _remembered(manifest, before.optimizer), _places(manifest)
     schedule = {"rounds": training.rounds, "warmup_rounds": training.warmup_rounds}
-    learning_rate = training.learning_rate * rate_factor(training.rate_decay, round_, **schedule)
-    known_noise = _known_noise(manifest, total, survivors, shown)
+    learning_rate = training.learning_rate * rate_factor(training.rate_decay, due.round, **schedule)
+    known_noise = _known_noise(due)
     for tensor, (start, end) in enumerate(itertools.pairwise(manifest.tensor_starts)):
         noise = None if known_noise is None else known_noise(start, end)
         for at in range(start, end, _BLOCK):
@@ -196,10 +189,10 @@ def write_step(
             # An adapter that is not finite is refused by those who get it.
             with np.errstate(over="ignore", invalid="ignore"):
                 aggregate = sum_from_bytes(manifest, total, block.start, block.stop)
-                gradient = mean_gradient(manifest, aggregate, survivors).astype(np.float32)
+                gradient = mean_gradient(manifest, aggregate, due.survivors).astype(np.float32)
                 was = _NUMBERS.read(before.numbers, block)
                 stepped = rule.step(was * (1 - learning_rate * training.weight_decay), gradient)
-                state = rule.state | {"average": _averaged(training, round_, found.get("average", was), stepped)}
+                state = rule.state | {"average": _averaged(training, due.round, found.get("average", was), stepped)}
             adapter.write(vector_view(stepped))
             for name, place in after.items():
                 place.write(optimizer, places.get(name, block), state[name])
@@ -333,15 +326,15 @@ def _remembered(manifest: Manifest, state: Content) -> dict[str, _Place]:
     return _places(manifest)
 
 
-def _known_noise(
-    manifest: Manifest, total: Content, survivors: Sequence[str], shown: Sequence[str]
-) -> Callable[[int, int], KnownNoise] | None:
+def _known_noise(due: DueStep) -> Callable[[int, int], KnownNoise] | None:
     """What the optimiser is told of the noise on a tensor's sum, from one number to another; None for nothing."""
+    manifest, total = due.manifest, due.total
     correction = manifest.study.training.noise_correction
     if correction == "none":
         return None
-    unit = mean_gradient(manifest, np.ones(1, dtype=np.int64), survivors).item()  # of what is 1 in the sum
-    variance = manifest.variance_in_sum(survivors, shown=shown) * unit * unit
+    # Of what is 1 in the sum.
+    unit = mean_gradient(manifest, np.ones(1, dtype=np.int64), due.survivors).item()
+    variance = manifest.variance_in_sum(due.survivors, shown=due.shown) * unit * unit
 
     def of(start: int, end: int) -> KnownNoise:
         if correction == "coordinate":

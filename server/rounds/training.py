@@ -13,7 +13,7 @@ from ...common.ledger.records import AttemptRecord, RoundRecord
 from ...common.ledger.steps import check_state
 from ...common.model.perplexity import NOT_EVALUATED, Perplexity
 from ...common.study.manifest import Manifest
-from ...common.study.step import LastStep, TakeStep, average_sha256, left, step, sum_bytes
+from ...common.study.step import DueStep, LastStep, TakeStep, average_sha256, left, step, sum_bytes
 from ...common.system.content import Content
 from .accountant import CentralAccountant
 from .checkpoint import Checkpoint
@@ -147,8 +147,16 @@ class Training:
 
     def _commit(self, closing: Round) -> None:
         before, total = self.checkpoint.last_step.after, sum_bytes(self.manifest, closing.aggregate)
-        shown = self.ledger.verified.attempts[-1].shown
-        after = self.take_step(self.manifest, before, total, closing.survivors, round_=closing.number, shown=shown)
+        after = self.take_step(
+            DueStep(
+                manifest=self.manifest,
+                before=before,
+                total=total,
+                survivors=closing.survivors,
+                round=closing.number,
+                shown=self.ledger.verified.attempts[-1].shown,
+            )
+        )
         ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
         perplexity = self.evaluate(left(self.manifest, after)).values if evaluated else NOT_EVALUATED

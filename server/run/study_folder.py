@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -19,7 +19,7 @@ from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, 
 from ...common.study.first_adapter import BY_HASH, FirstAdapter
 from ...common.study.manifest import Manifest
 from ...common.study.model_section import ModelSection
-from ...common.study.step import LastStep, Trained, sum_size, write_step
+from ...common.study.step import DueStep, LastStep, Trained, step_into, sum_size
 from ...common.system.content import Content, Stored
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
@@ -140,29 +140,14 @@ class StudyFolder:
             raise damaged(path) from error
         return whole.split(b"\n") if whole else []
 
-    def take_step(
-        self,
-        manifest: Manifest,
-        before: Trained,
-        total: Content,
-        survivors: Sequence[str],
-        *,
-        round_: int,
-        shown: Sequence[str],
-    ) -> Trained:
+    def take_step(self, due: DueStep) -> Trained:
         """As ``step``, into files that have no name. Raises EnvelopeError and StorageError."""
         folder = self.path / _CHECKPOINTS
         try:
             make_folder(folder)
-            adapter, optimizer = tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-            write_step(
-                manifest, before, total, survivors, round_=round_, shown=shown, adapter=adapter, optimizer=optimizer
-            )
-            adapter.flush()
-            optimizer.flush()
+            return step_into(due, lambda: tempfile.TemporaryFile(dir=folder))
         except OSError as error:
             raise unwritable(folder, error) from error
-        return Trained(adapter=Stored(adapter), optimizer=Stored(optimizer))
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Write the state after a round; returns what was written."""

@@ -21,7 +21,7 @@ from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.model.adapter import check_numbers
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import pack, unpack
-from grandrounds.common.study.step import LastStep, Missing, Trained, step, sum_bytes
+from grandrounds.common.study.step import DueStep, LastStep, Missing, Trained, step, sum_bytes
 from grandrounds.common.system.content import Joined, Stored
 from grandrounds.deploy.bench.peak_memory import forget_peak, peak_bytes
 from grandrounds.server.rounds.closing import Closing
@@ -194,7 +194,11 @@ def test_a_step_and_what_is_kept_of_it_take_no_memory_that_grows_with_the_adapte
         copy = AdapterCopy(state, manifest)
         state.begin(manifest.study_id, 1, adapter=(1, numbers, remembered))
         before = forget_peak()
-        after = copy._take_step(manifest, copy._trained, numbers, list(identities), round_=2, shown=())
+        after = copy._take_step(
+            DueStep(
+                manifest=manifest, before=copy._trained, total=numbers, survivors=list(identities), round=2, shown=()
+            )
+        )
         check_numbers(after.numbers, dimension=d)
         assert after.adapter_sha256 != after.optimizer_sha256
         state.begin(manifest.study_id, 2, adapter=(2, after.numbers, after.optimizer))
@@ -212,7 +216,16 @@ def lies(history, change, **entry):
     round_ = history.attempt(close=False)
     before = history.last_step.after
     total = bytes(sum_bytes(history.manifest, round_.aggregate))
-    after = step(history.manifest, before, total, round_.survivors, round_=round_.number, shown=())
+    after = step(
+        DueStep(
+            manifest=history.manifest,
+            before=before,
+            total=total,
+            survivors=round_.survivors,
+            round=round_.number,
+            shown=(),
+        )
+    )
     honest = LastStep(after=after, before=before, total=total)
     history.last_step = change(honest)
     closed = round_closed(history.manifest, round_.outcomes[-1].attempt, round_.number, history.last_step)

@@ -20,6 +20,7 @@ from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.optimizers import ADAM_EPSILON
 from grandrounds.common.protocol.messages import pack
 from grandrounds.common.study.step import (
+    DueStep,
     LastStep,
     Missing,
     Trained,
@@ -153,7 +154,7 @@ def reference(
 def taken(manifest: Any, sums: list[list[int]], start: Trained, *, done: int = 0) -> Trained:
     for round_, total in enumerate(sums, start=1 + done):
         of = sum_bytes(manifest, np.array(total, dtype=np.int64))
-        start = step(manifest, start, of, SURVIVORS, round_=round_, shown=())
+        start = step(DueStep(manifest=manifest, before=start, total=of, survivors=SURVIVORS, round=round_, shown=()))
     return start
 
 
@@ -264,7 +265,10 @@ def test_what_noise_was_taken_off_a_sum_is_no_longer_corrected() -> None:
     everyone, two = tuple(IDENTITIES), ("site-1", "site-4")
     assert manifest.variance_in_sum(everyone, shown=two) == 5 * base**2 + 3 * layer**2
     assert manifest.variance_in_sum(SURVIVORS, shown=two) == 4 * (base**2 + layer**2), "of so few nothing is taken off"
-    taken_off = [step(manifest, first(), total, everyone, round_=1, shown=shown) for shown in ((), two, everyone)]
+    taken_off = [
+        step(DueStep(manifest=manifest, before=first(), total=total, survivors=everyone, round=1, shown=shown))
+        for shown in ((), two, everyone)
+    ]
     assert len({after.optimizer_sha256 for after in taken_off}) == 3
 
 

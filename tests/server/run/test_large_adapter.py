@@ -17,7 +17,7 @@ from grandrounds.common.model.adapter import Vector
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import FIELD
 from grandrounds.common.study.manifest import Manifest
-from grandrounds.common.study.step import LastStep, Trained, step
+from grandrounds.common.study.step import DueStep, LastStep, Trained, step
 from grandrounds.common.system.content import Content, Stored, blocks
 from grandrounds.server.rounds.checkpoint import Checkpoint
 from grandrounds.server.rounds.pieces import InPieces
@@ -39,7 +39,11 @@ def first(manifest: Manifest, adapter: Vector) -> Checkpoint:
 def stepped(folder: StudyFolder, manifest: Manifest, checkpoint: Checkpoint, total: Content) -> Checkpoint:
     """The checkpoint after another round, as a server that starts again finds it."""
     before = checkpoint.last_step.after
-    after = folder.take_step(manifest, before, total, SURVIVORS, round_=checkpoint.round + 1, shown=())
+    after = folder.take_step(
+        DueStep(
+            manifest=manifest, before=before, total=total, survivors=SURVIVORS, round=checkpoint.round + 1, shown=()
+        )
+    )
     folder.save_checkpoint(
         replace(
             checkpoint,
@@ -60,7 +64,9 @@ def test_a_step_in_files_has_the_bits_of_one_in_memory(optimizer: str, tmp_path:
     checkpoint, expected = folder.save_checkpoint(first(manifest, adapter)), Trained(adapter=adapter)
     for round_ in range(3):
         total = np.array([5, -7, 1000, round_, 0], dtype="<i4").tobytes()
-        expected = step(manifest, expected, total, SURVIVORS, round_=round_ + 1, shown=())
+        expected = step(
+            DueStep(manifest=manifest, before=expected, total=total, survivors=SURVIVORS, round=round_ + 1, shown=())
+        )
         checkpoint = stepped(folder, manifest, checkpoint, total)
         after = checkpoint.last_step.after
         assert isinstance(after.adapter, Stored)

@@ -31,7 +31,7 @@ from grandrounds.common.protocol.messages import (
 from grandrounds.common.schema import validated
 from grandrounds.common.secagg.transcript import seal_message
 from grandrounds.common.study.manifest import Countersignature, Manifest
-from grandrounds.common.study.step import LastStep, Trained, average_sha256, left, step, sum_bytes
+from grandrounds.common.study.step import DueStep, LastStep, Trained, average_sha256, left, step, sum_bytes
 from grandrounds.common.study.study import Study
 from grandrounds.common.system.content import Content
 from grandrounds.server.rounds.accountant import CentralAccountant
@@ -147,7 +147,16 @@ class History:
         """The adapter takes the step of the round's sum."""
         before = self.last_step.after
         total = bytes(sum_bytes(self.manifest, round_.aggregate))
-        after = step(self.manifest, before, total, round_.survivors, round_=round_.number, shown=())
+        after = step(
+            DueStep(
+                manifest=self.manifest,
+                before=before,
+                total=total,
+                survivors=round_.survivors,
+                round=round_.number,
+                shown=(),
+            )
+        )
         self.last_step = LastStep(after=after, before=before, total=total)
         round_.ledger.append(round_closed(self.manifest, round_.outcomes[-1].attempt, round_.number, self.last_step))
 
