@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
+from ...common.crypto.identity import sha256
 from ...common.errors import ModelError, StorageError, StudyError
 from ...common.model.adapter import AdapterLayout, Vector
 from ...common.model.adapter_config import adapter_config
@@ -42,6 +43,8 @@ class FinishedAdapter:
         published: what the base model is called elsewhere.
         license: the base model's, as its publisher states it, or words for none known.
         origin: whose adapter it is, in words; that it has no privacy, if it has none.
+        weights_sha256: of the file of its numbers.
+        case: the study that it was held against; None where there is none beside it.
     """
 
     tensors: Mapping[str, Vector]
@@ -52,6 +55,8 @@ class FinishedAdapter:
     published: str
     license: str
     origin: str
+    weights_sha256: str
+    case: Case | None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -85,9 +90,9 @@ class FinishedAdapter:
                     why="another adapter may do anything, and no claim of privacy covers it",
                     fix=f"get the study's folder anew, and see what `grandrounds verify {folder}` says of it",
                 )
-        manifest = case.verified.manifest
+        manifest, weights = case.verified.manifest, case.result(WEIGHTS)
         return cls(
-            tensors=read_tensors(case.result(WEIGHTS)),
+            tensors=read_tensors(weights),
             lora=replace(manifest.study.model.lora, kind="lora"),
             base=manifest.study.model.name,
             precision=manifest.study.model.precision,
@@ -96,13 +101,16 @@ class FinishedAdapter:
             license=manifest.study.model.license or _NO_LICENSE,
             origin=f"what study {manifest.study_id[:12]} left, by its manifest {manifest.sha256}"
             + ("" if manifest.study.privacy.noise else f". {NO_PRIVACY}"),
+            weights_sha256=sha256(weights),
+            case=case,
         )
 
     @classmethod
     def _alone(cls, folder: Path) -> Self:
         try:
             text = (folder / Path(CONFIG).name).read_bytes()
-            tensors = read_tensors((folder / Path(WEIGHTS).name).read_bytes())
+            weights = (folder / Path(WEIGHTS).name).read_bytes()
+            tensors = read_tensors(weights)
         except OSError as error:
             raise StorageError(
                 f"{error.filename} cannot be read: {error.strerror}",
@@ -143,6 +151,8 @@ class FinishedAdapter:
             published=base,
             license=_NO_LICENSE,
             origin=f"{origin}, nor that it was trained on it in float32, as is taken for granted",
+            weights_sha256=sha256(weights),
+            case=None,
         )
 
     def base_folder(self, given: str | None = None) -> Path:

@@ -16,6 +16,7 @@ from .adapter import adapter
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
+from .generate import generate
 from .options import StudyCommand
 from .plan import PlanCommand, plan
 from .server import server
@@ -41,6 +42,7 @@ app.command(cls=PlanCommand)(plan)
 app.command()(epsilon)
 app.command()(verify)
 app.command()(wheelhouse)
+app.command()(generate)
 app.add_typer(client)
 app.add_typer(server)
 app.add_typer(adapter)

@@ -35,16 +35,7 @@ def records_done() -> Iterator[Callable[[int, float], None]]:
     """
     console = plain_console(stderr=True, highlight=False)
     tenths = 0
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = _bar(console)
     task = bar.add_task("preparing records", total=1.0, said="")
 
     def show(records: int, share: float) -> None:
@@ -60,3 +51,38 @@ def records_done() -> Iterator[Callable[[int, float], None]]:
 
     with bar:
         yield show
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows on standard error how many of ``total`` things are done, and what is left; told of each number in turn.
+
+    Where there is no terminal, a line for each tenth.
+    """
+    console = plain_console(stderr=True, highlight=False)
+    bar, tenths = _bar(console), 0
+    task = bar.add_task(what, total=total, said="")
+
+    def show(done: int) -> None:
+        nonlocal tenths
+        bar.update(task, completed=done, said=f"{done:,} of {total:,}")
+        if not console.is_terminal and 10 * done // total > tenths:
+            tenths = 10 * done // total
+            console.print(f"{done:,} of {total:,} {what}", soft_wrap=True)
+
+    with bar:
+        yield show
+
+
+def _bar(console: Console) -> Progress:
+    """A line that moves on a terminal, and nothing elsewhere."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,154 @@
+"""Notes drawn from a model, batch by batch: each follows from the seed and its number, and from nothing before it."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ...common.errors import ModelError
+from ...common.model.base_model import quiet
+from ...common.model.language_model import LanguageModel
+from ...common.model.library_errors import library_errors_over_records
+from .prompts import Prompt, Prompts
+
+if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
+    import torch
+
+
+_CANDIDATES: Final = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How notes are drawn; the seed is public, and chooses nothing that privacy rests on.
+
+    ``top_p`` is nucleus sampling (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"): each token is
+    one of the likeliest that have this probability together.
+    """
+
+    count: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A note: its prompt, and what the model wrote behind it; ``ended`` where it came to an end of its own."""
+
+    prompt: Prompt
+    written: str
+    ended: bool
+
+
+def batches(
+    model: LanguageModel, tokenizer: Any, prompts: Prompts, sampling: Sampling, *, first: int = 0
+) -> Iterator[list[Note]]:
+    """The notes from number ``first`` on, which begins a batch, with whatever adapter is active; a batch at a time.
+
+    The same seed gives the same notes on the same machine with the same libraries, wherever one goes on. Raises
+    ModelError where a prompt has no token, or leaves the model no room.
+    """
+    for start in range(first, sampling.count, sampling.batch):
+        numbers = range(start, min(start + sampling.batch, sampling.count))
+        yield _batch(
+            model, tokenizer, [prompts.prompt(number, seed=sampling.seed) for number in numbers], sampling, start
+        )
+
+
+def _batch(
+    model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling, start: int
+) -> list[Note]:
+    import torch
+
+    end = tokenizer.eos_token_id
+    encoded = [_tokens(tokenizer, prompt.text, end) for prompt in prompts]
+    longest = max(map(len, encoded))
+    _check(encoded, model.positions, sampling.max_new_tokens)
+    tokens, mask = torch.full((len(encoded), longest), end or 0), torch.zeros(len(encoded), longest, dtype=torch.long)
+    for row, each in enumerate(encoded):  # padded on the left: what is written stands behind the last token
+        tokens[row, longest - len(each) :], mask[row, longest - len(each) :] = torch.tensor(each), 1
+    generator = torch.Generator(model.device).manual_seed(_seed(sampling.seed, start))
+    with torch.inference_mode(), _continuing(sampling.batch):
+        made = model.module.generate(
+            input_ids=tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,  # the likeliest of what ``_Draw`` has left, which is one
+            logits_processor=[_Draw(sampling=sampling, generator=generator)],
+            repetition_penalty=1.0,  # else what the model's folder says
+            pad_token_id=end or 0,
+        )[:, longest:].cpu()
+    rows = zip(prompts, encoded, made.tolist(), strict=True)
+    return [_note(tokenizer, prompt, read, written, end) for prompt, read, written in rows]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Draw:
+    """Draws each row's next token, of the ``_CANDIDATES`` likeliest at most: to sort all takes as long as the model."""
+
+    sampling: Sampling
+    generator: "torch.Generator"
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        """Logits float [batch, vocabulary] that leave the token which was drawn, and no other."""
+        import torch
+
+        logits = scores.float() / self.sampling.temperature
+        likeliest, places = logits.topk(min(_CANDIDATES, logits.shape[-1]))
+        chances = (likeliest - logits.logsumexp(-1, keepdim=True)).exp()
+        chances = chances * (chances.cumsum(-1) - chances < self.sampling.top_p)  # what reaches top_p stays
+        drawn = places.gather(-1, torch.multinomial(chances, 1, generator=self.generator))
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+@contextmanager
+def _continuing(batch: int) -> Iterator[None]:
+    import torch
+
+    said = library_errors_over_records(
+        "the model does not continue the prompts", why="this is what was asked for", fix="try other prompts"
+    )
+    try:
+        with quiet(), said:
+            yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{batch} notes at a time do not fit into the GPU's memory",
+            why="the model keeps what it has read of each",
+            fix="lower --batch, which changes what is drawn, or --max-new-tokens",
+        ) from error
+
+
+def _note(tokenizer: Any, prompt: Prompt, read: list[int], written: list[int], end: int | None) -> Note:
+    ended = end in written
+    kept = written[: written.index(end)] if ended and end is not None else written
+    # Decoded with the prompt: by itself, what begins with a space would lose it with some tokenizers.
+    before, whole = (str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in (read, [*read, *kept]))
+    return Note(prompt=prompt, written=whole[len(before) :], ended=ended)
+
+
+def _tokens(tokenizer: Any, text: str, end: int | None) -> list[int]:
+    """A prompt's tokens, without the end that some tokenizers put behind each text."""
+    tokens = list(tokenizer(text, return_token_type_ids=False)["input_ids"])
+    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens
+
+
+def _check(encoded: Sequence[Sequence[int]], positions: int | None, max_new_tokens: int) -> None:
+    longest = max(map(len, encoded))
+    if not all(encoded):
+        raise ModelError("a prompt has no token", why="a model continues a text", fix="give each prompt a word")
+    if positions is not None and longest + max_new_tokens > positions:
+        raise ModelError(
+            f"a prompt has {longest} tokens, and the model reads {positions} with those that it adds",
+            why=f"{max_new_tokens} more would not fit",
+            fix="shorten the prompts, or lower --max-new-tokens",
+        )
+
+
+def _seed(seed: int, start: int) -> int:
+    """The seed of the batch that begins with note ``start``."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{start}".encode()).digest()[:8], "big", signed=True)

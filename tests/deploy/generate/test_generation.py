@@ -1,0 +1,216 @@
+"""Synthetic notes: the same wherever one goes on, with the claim of the study whose adapter wrote them."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import Result
+from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model
+from support.study.verified_study import SmallStudy, ran
+from typer.testing import CliRunner
+
+from grandrounds.common.data.tokenisation import load_tokenizer
+from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError, StudyError
+from grandrounds.common.model.lora import Lora
+from grandrounds.deploy.adapter.finished import FinishedAdapter
+from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.generate.generation import Generation
+from grandrounds.deploy.generate.notes_file import about_path
+from grandrounds.deploy.generate.prompts import Prompts
+from grandrounds.deploy.generate.provenance import claimed, in_short
+from grandrounds.deploy.generate.sampling import Sampling, _Draw, batches
+
+SAMPLING = Sampling(count=5, max_new_tokens=6, temperature=1.0, top_p=0.9, seed=3, batch=2)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with no study beside it."""
+    folder = tmp_path_factory.mktemp("adapters") / "alone"
+    lora = Lora(target_modules=TARGETS["llama"], kind="lora", rank=2, alpha=4.0)
+    load_tiny(base, kind="lora").export(folder, lora=lora, base_model=str(base))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text('{"prompt": "Age 4:", "age": 4}\n{"prompt": "A patient of age 40:", "age": 40}\n')
+    return path
+
+
+@pytest.fixture
+def generation(base: Path, folder: Path, prompts: Path) -> Generation:
+    return Generation(adapter=FinishedAdapter.read(folder), base=base, prompts=Prompts.read(prompts), sampling=SAMPLING)
+
+
+def command(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["generate", *map(str, words)])
+
+
+def refused(*words: str | Path) -> str:
+    error = command(*words).exception
+    assert isinstance(error, GrandRoundsError), error
+    return error.diagnostics()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_whoever_was_stopped_goes_on_to_the_same_notes(generation: Generation, tmp_path: Path, stop: int) -> None:
+    generation.run(tmp_path / "whole.jsonl")
+
+    def stopping(done: int) -> None:
+        if done == stop:
+            raise StoppedError
+
+    output = tmp_path / "new" / "notes.jsonl"
+    with pytest.raises(StoppedError):
+        generation.run(output, stopping)
+    assert not output.exists()
+    with (output.parent / ".notes.jsonl.partial").open("ab") as file:  # a row that was cut short, and one of no batch
+        file.write(b'{"id": 0}\n{"text": "')
+    done: list[int] = []
+    generation.run(output, done.append)
+    assert done[0] == stop and done[-1] == 5
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert {path.name for path in output.parent.iterdir()} == {"notes.jsonl", "notes.jsonl.about.json"}
+
+
+def test_each_note_is_its_prompt_and_what_was_written_behind_it(generation: Generation, tmp_path: Path) -> None:
+    output = tmp_path / "notes.jsonl"
+    generation.run(output)
+    found = rows(output)
+    assert [row["control_age"] for row in found] == ["4", "40", "4", "40", "4"]
+    assert [row["text"][: row["prompt_characters"]] for row in found[:2]] == ["Age 4:", "A patient of age 40:"]
+    assert len({row["id"] for row in found}) == 5 and len({row["text"] for row in found}) == 5
+    assert {row["privacy"] for row in found} == {"no claim"}
+    about = json.loads(about_path(output).read_bytes())
+    assert about["notes_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert about["adapter_sha256"] == generation.adapter.weights_sha256 and about["study"] is None
+    assert about["sampling"]["seed"] == 3 and "no claim of privacy" in about["privacy"]
+
+
+def test_another_seed_and_no_adapter_write_other_notes(generation: Generation, tmp_path: Path) -> None:
+    others = {
+        "own": generation,
+        "seed": replace(generation, sampling=replace(SAMPLING, seed=4)),
+        "base": replace(generation, with_adapter=False),
+    }
+    for name, other in others.items():
+        other.run(tmp_path / f"{name}.jsonl")
+    assert len({(tmp_path / f"{name}.jsonl").read_bytes() for name in others}) == 3
+    assert json.loads(about_path(tmp_path / "base.jsonl").read_bytes())["adapter_sha256"] is None
+
+
+def test_parquet_has_the_same_rows_and_says_what_they_are(generation: Generation, tmp_path: Path) -> None:
+    for name in ("notes.jsonl", "notes.parquet"):
+        generation.run(tmp_path / name)
+    table = pq.read_table(tmp_path / "notes.parquet")
+    assert table.to_pylist() == rows(tmp_path / "notes.jsonl")
+    said, beside = json.loads(table.schema.metadata[b"grandrounds"]), about_path(tmp_path / "notes.parquet")
+    assert said == {name: each for name, each in json.loads(beside.read_bytes()).items() if name != "notes_sha256"}
+
+
+def test_nothing_is_written_over_and_no_two_origins_meet_in_a_file(generation: Generation, tmp_path: Path) -> None:
+    output = tmp_path / "notes.jsonl"
+    generation.run(output)
+    before = output.read_bytes()
+    with pytest.raises(StorageError, match="exists"):
+        generation.run(output)
+    output.rename(tmp_path / "kept")
+    with pytest.raises(StorageError, match="is of other notes"):
+        replace(generation, sampling=replace(SAMPLING, temperature=2.0)).run(output)
+    (tmp_path / ".notes.jsonl.partial").write_bytes(before)
+    about_path(output).write_text("[]")
+    with pytest.raises(StorageError, match="is of other notes"):
+        generation.run(output)
+
+    def another(done: int) -> None:
+        generation.run(tmp_path / "new.jsonl")
+
+    with pytest.raises(StorageError, match="is being written by another process"):
+        generation.run(tmp_path / "new.jsonl", another)
+    with pytest.raises(StorageError, match="neither"):
+        generation.run(tmp_path / "notes.csv")
+
+
+def test_a_prompt_is_continued_as_it_is_alone_whatever_longer_one_lies_beside_it(
+    base: Path, generation: Generation, tmp_path: Path
+) -> None:
+    model, tokenizer = generation.adapter.on(base), load_tokenizer(str(base))
+    likeliest = replace(SAMPLING, top_p=0.01, count=2)
+    (both,) = batches(model, tokenizer, generation.prompts, likeliest)
+    alone = [made[0] for made in batches(model, tokenizer, generation.prompts, replace(likeliest, batch=1))]
+    assert both == alone
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely_among_the_likeliest() -> None:
+    chances = torch.tensor([0.5, 0.2, 0.25, 0.05])
+    draw = _Draw(sampling=replace(SAMPLING, top_p=0.9), generator=torch.Generator().manual_seed(1))
+    scores = chances.log().repeat(40_000, 1)
+    left = draw(torch.empty(0), scores)
+    assert (left.isfinite().sum(-1) == 1).all(), "one token is left"
+    often = torch.bincount(left.argmax(-1), minlength=4) / len(scores)
+    torch.testing.assert_close(often, torch.tensor([0.5, 0.2, 0.25, 0.0]) / 0.95, atol=0.02, rtol=0)
+    cold = _Draw(sampling=replace(SAMPLING, top_p=1.0, temperature=0.5), generator=torch.Generator().manual_seed(1))
+    often = torch.bincount(cold(torch.empty(0), scores).argmax(-1), minlength=4) / len(scores)
+    torch.testing.assert_close(often, chances**2 / (chances**2).sum(), atol=0.02, rtol=0)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_without_a_word_of_it(generation: Generation, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "' + "secret " * 10 + '"}')
+    with pytest.raises(ModelError, match="69 tokens, and the model reads 64") as error:
+        replace(generation, prompts=Prompts.read(path)).run(tmp_path / "notes.jsonl")
+    assert "secret" not in error.value.diagnostics()
+
+
+def test_notes_carry_the_claim_of_the_study_as_it_was_recomputed(study: SmallStudy, closed: Any) -> None:
+    claim = claimed(FinishedAdapter.read(closed[1]))
+    assert claim is not None
+    report = json.loads((closed[1] / "report.json").read_bytes())
+    assert (claim["epsilon"], claim["delta"]) == (report["epsilon"], report["delta"])
+    assert claim["manifest_sha256"] == study.manifest.sha256 and claim["claim"] == report["claim"]
+    assert in_short(claim).endswith("post-processing, ε + 0") and "-DP for each patient by study" in in_short(claim)
+
+
+def test_no_claim_goes_with_notes_whose_study_promised_nothing_or_less_than_its_report_says(
+    closed: Any, tmp_path: Path
+) -> None:
+    ran(noise_multiplier=None).close(tmp_path / "open")
+    assert in_short(claimed(FinishedAdapter.read(tmp_path / "open"))).startswith("NO PRIVACY; study ")
+    adapter = FinishedAdapter.read(closed[1])
+    assert adapter.case is not None
+    evidence = adapter.case.evidence
+    report = json.loads(evidence.files["report.json"])
+    forged = {**evidence.files, "report.json": json.dumps({**report, "epsilon": report["epsilon"] / 2}).encode()}
+    case = replace(adapter.case, evidence=replace(evidence, files=forged))
+    with pytest.raises(StudyError, match="the claim of the adapter's study is not shown"):
+        claimed(replace(adapter, case=case))
+
+
+def test_the_command_says_what_the_notes_are(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "notes.parquet"
+    words = ("--prompts", prompts, "--count", "3", "--max-new-tokens", "4", "--batch", "2")
+    said = command(folder, "--output", output, *words).output
+    assert "no claim of privacy goes with the notes" in said and f"{output} has 3 notes" in said
+    assert "3 of 3 notes" in said and "\x1b" not in said
+    assert f"{output} exists" in refused(folder, "--output", output, *words)
+    assert "is no folder" in refused(tmp_path / "none", "--output", tmp_path / "new.jsonl")
