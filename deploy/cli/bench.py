@@ -233,6 +233,35 @@ def utility(
     _print({"rows": [row.model_dump(mode="json") for row in rows]}, markdown(rows), as_json)
 
 
+@bench.command()
+def synthetic(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR…", help="Studies of the built-in patients that have ended, or adapters."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the notes; what is there is not made again.")] = Path(
+        "grandrounds-synthetic"
+    ),
+    base: Annotated[str | None, typer.Option(metavar="MODEL", help="The base model, if it is elsewhere.")] = None,
+    count: Annotated[int, typer.Option(min=2, max=10**6, help="Notes of each adapter, and of the base model.")] = 1000,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="The most tokens of each.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the notes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Train classifiers on synthetic notes and test them on real ones, beside training on real ones.
+
+    All are of the built-in patients. It goes on where it was stopped.
+    """
+    from ..bench.synthetic.bench import SyntheticBench, synthetic_table
+    from ..generate.sampling import Sampling
+    from ..views.console import counted
+
+    sampling = Sampling(count=count, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95, seed=seed, batch=32)
+    _begin("what classifiers learn from synthetic notes")
+    figures = SyntheticBench(folders=folders, output=output, base=base, sampling=sampling).run(counted)
+    _print(figures, synthetic_table(figures), as_json)
+
+
 def _begin(what: str) -> None:
     """One line before anything is loaded, and none while it is measured."""
     typer.echo(f"measuring {what} …", err=True)

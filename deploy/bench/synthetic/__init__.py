@@ -1,0 +1,1 @@
+"""Benchmarks: what a classifier learns from synthetic notes, beside what it learns from real ones."""
