@@ -24,6 +24,9 @@ ALLOWED = {
         "common/secagg/keys.py",
         "deploy/enrolment/",
     ),
+    # One place draws what is random, and can be judged. What commands draw besides is nobody's noise, mask or sample.
+    "secrets": ("common/crypto/csprng.py", "deploy/"),
+    "random": ("common/data/text_lengths.py", "deploy/"),
     "peft": ("common/model/peft_library.py",),
     "cyclonedx": ("deploy/wheelhouse/bill_of_materials.py",),
     "bitsandbytes": ("common/model/nf4.py", "deploy/bench/"),
@@ -73,6 +76,16 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
     places = [path.relative_to(ROOT).as_posix() for path in shipped() if library in imported(path)]
     assert [place for place in places if not place.startswith(ALLOWED[library])] == []
     assert places, f"{library} is not used at all: take it out of the table"
+
+
+def test_no_other_generator_is_asked_for_what_is_random_at_a_server_or_a_site() -> None:
+    """Those of numpy and torch are given a seed, so that nobody takes what they draw for a secret."""
+    unseeded = re.compile(
+        r"urandom|uuid[14]\(|SystemRandom|default_rng|np\.random\.(?!Generator|Philox)|Philox\((?!key=)|torch\.seed"
+        r"|torch\.(rand|randn|randint|randperm|normal|bernoulli|multinomial)\((?!.*generator=)"
+    )
+    found = {path.relative_to(ROOT).as_posix(): unseeded.findall(path.read_text("utf-8")) for path in shipped()}
+    assert {place: said for place, said in found.items() if said and not place.startswith("deploy/")} == {}
 
 
 def test_shipped_code_imports_its_siblings_relatively() -> None:

@@ -1,12 +1,12 @@
 """Which patients a budget is for: an asset knows them by keyed fingerprints, so that no other has them too."""
 
 import hmac
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from ...common.crypto.csprng import KEY_BYTES, fresh_key
 from ...common.errors import PrivacyError, StorageError, reason
 from ...common.sources.identifiers import canonical
 from ...common.system.crash_points import CrashPoint
@@ -14,7 +14,6 @@ from ...common.system.files import write_missing
 from ..state.database import SiteDatabase
 
 FINGERPRINT_BYTES: Final = 16
-_SECRET_BYTES: Final = 32
 _LABEL: Final = b"grandrounds/patient/v1\n"
 _OF_NOBODY: Final = b"grandrounds/fingerprint-key/v1\n"  # what tells two keys apart, and is no patient's
 _MANY: Final = 500  # values of one query: SQLite takes 999 and more
@@ -29,14 +28,14 @@ class FingerprintKey:
     @classmethod
     def make(cls, path: Path) -> None:
         """Make one, unless there is one. Raises StorageError."""
-        write_missing(path, lambda: secrets.token_hex(_SECRET_BYTES).encode(), mode=0o600)
+        write_missing(path, lambda: fresh_key().hex().encode(), mode=0o600)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The key in a file. Raises StorageError."""
         try:
             secret = bytes.fromhex(path.read_text("ascii").strip())
-            if len(secret) != _SECRET_BYTES:
+            if len(secret) != KEY_BYTES:
                 raise ValueError("no key of this length")
         except (OSError, ValueError) as error:
             raise _lost(f"{path} is missing, damaged or cannot be read ({reason(error)})") from error

@@ -1,10 +1,10 @@
 """What each study has set aside of a data asset's budget: in full, before it reads a record."""
 
-import secrets
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
+from ...common.crypto.csprng import below
 from ...common.errors import PrivacyError
 from ...common.system.crash_points import CrashPoint
 from ..state.database import SiteDatabase
@@ -70,7 +70,7 @@ class Reservations:
             self._database.change(
                 "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?)",
                 # A number that peers have not seen, nor any of the next.
-                *(secrets.randbits(_NUMBER_BITS), RECOVERED, asset, cost.epsilon, cost.delta, cost.rdp, ""),
+                *(below(1 << _NUMBER_BITS), RECOVERED, asset, cost.epsilon, cost.delta, cost.rdp, ""),
             )
 
     def register(self, asset: Asset) -> None:

@@ -1,4 +1,8 @@
-"""AES-256-CTR streams for masks, sampling and noise: the only randomness that privacy rests on."""
+"""Keys from the operating system, and AES-256-CTR streams of them: the only randomness that privacy rests on.
+
+What is secret or random at a server or a site is drawn here and nowhere else (``tests/test_architecture.py``), so that
+one place can be judged, and a tape laid beneath it (``tests/support/tape``).
+"""
 
 import hmac
 import secrets
@@ -12,6 +16,16 @@ BLOCK_BYTES = 1 << 17
 _ZEROS = bytes(BLOCK_BYTES)
 
 
+def fresh_key() -> bytes:
+    """32 bytes from the operating system that nothing else knows; no configuration value ever becomes one."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def below(bound: int) -> int:
+    """A uniform integer of 0 .. ``bound`` - 1 from the operating system."""
+    return secrets.randbelow(bound)
+
+
 def derived_key(key: bytes, purpose: bytes) -> bytes:
     """A key of its own for each ``purpose``, 32 bytes: one block of HKDF-Expand with SHA-256 (RFC 5869, section 2.3).
 
@@ -23,8 +37,7 @@ def derived_key(key: bytes, purpose: bytes) -> bytes:
 class Stream:
     """The AES-256-CTR keystream of one key, from counter zero (NIST SP 800-38A, section 6.5).
 
-    A key must serve one purpose only: two streams of one key are the same stream. ``Stream.fresh`` draws a key from
-    the operating system; no configuration value ever becomes one.
+    A key must serve one purpose only: two streams of one key are the same stream.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -38,8 +51,8 @@ class Stream:
 
     @classmethod
     def fresh(cls) -> "Stream":
-        """A stream under a key from the operating system that nothing else knows."""
-        return cls(secrets.token_bytes(KEY_BYTES))
+        """A stream under a key of its own."""
+        return cls(fresh_key())
 
     def fill(self, out: memoryview) -> None:
         """Write the next ``len(out)`` bytes of the keystream into a writable, contiguous buffer of bytes."""

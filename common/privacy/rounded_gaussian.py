@@ -22,7 +22,6 @@ result is the same function of the same bits, so no draw is distorted, whatever 
 """
 
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ import numpy as np
 import scipy  # each part of it is loaded when it is first asked for
 from numpy.typing import NDArray
 
-from ..crypto.csprng import KEY_BYTES, Stream, derived_key
+from ..crypto.csprng import Stream, derived_key, fresh_key
 
 MIN_STDDEV: Final = 64
 MAX_STDDEV: Final = 1 << 30
@@ -61,7 +60,7 @@ def add_rounded_gaussian(vector: NDArray[np.integer], stddev: int, key: bytes | 
     the same on every machine, whatever its arithmetic and its number of threads. Integers without a sign are residues
     of 2^bits. Raises ValueError unless ``vector`` holds such or int64, and ``stddev`` is in 64 .. 2^30.
     """
-    _combine(np.add, vector, stddev, secrets.token_bytes(KEY_BYTES) if key is None else key)
+    _combine(np.add, vector, stddev, fresh_key() if key is None else key)
 
 
 def subtract_rounded_gaussian(vector: NDArray[np.integer], stddev: int, key: bytes) -> None:

@@ -6,7 +6,6 @@ or a replayed ciphertext yields another key and opens nothing.
 """
 
 import hashlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from ..crypto.csprng import fresh_key
 from ..errors import ProtocolError
 
 SEED_COMMITMENT_LABEL = b"grandrounds/secagg/v1/seed-commitment\n"
@@ -49,7 +49,7 @@ class AttemptSecrets:
     @classmethod
     def fresh(cls) -> "AttemptSecrets":
         """New secrets, 32 bytes each, from the operating system."""
-        return cls(**{secret.name: secrets.token_bytes(32) for secret in fields(cls)})
+        return cls(**{secret.name: fresh_key() for secret in fields(cls)})
 
     @cached_property
     def channel_key(self) -> X25519PrivateKey:

@@ -1,8 +1,8 @@
 """Shamir's secret sharing of 32-byte secrets (Shamir 1979), in exact integers over a prime just above 2^256."""
 
-import secrets
 from collections.abc import Mapping, Sequence
 
+from ..crypto.csprng import below
 from ..errors import ProtocolError
 
 PRIME = 2**256 + 297
@@ -67,7 +67,7 @@ def combine(weights: Mapping[int, int], shares: Mapping[int, bytes]) -> bytes:
 
 
 def _random_coefficients(count: int) -> list[int]:
-    return [secrets.randbelow(PRIME) for _ in range(count)]
+    return [below(PRIME) for _ in range(count)]
 
 
 def _value(coefficients: Sequence[int], point: int) -> int:

@@ -3,12 +3,12 @@
 import itertools
 import math
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Self, TypedDict
 
 from pydantic import Field, model_validator
 
+from ..crypto.csprng import fresh_key
 from ..crypto.identity import Hex32, Identity, Name, Signature, canonical_json, sha256, verify_signature
 from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
@@ -267,7 +267,7 @@ def new_manifest(
     return validated(
         Manifest,
         {
-            "study_id": secrets.token_hex(32),
+            "study_id": fresh_key().hex(),
             "study": study,
             "site_keys": dict(site_keys),
             "server_key": server_key,
