@@ -50,8 +50,8 @@ class Cohort(Generic[T]):
         """A fresh Poisson sample of the units, ``cap`` at most, with up to ``records_per_unit`` random records of each.
 
         An empty sample is a valid one. The records of a unit are a uniform subset, without replacement, and so are the
-        units of a sample above the cap. Raises PrivacyError unless 0 < ``sampling_probability`` <= 1,
-        ``records_per_unit`` >= 1 and ``cap`` >= 1.
+        units of a sample above the cap; a unit of which one cannot be read has none. Raises PrivacyError unless
+        0 < ``sampling_probability`` <= 1, ``records_per_unit`` >= 1 and ``cap`` >= 1.
         """
         if not (0 < sampling_probability <= 1 and records_per_unit >= 1 and cap >= 1):
             raise PrivacyError(
@@ -65,7 +65,7 @@ class Cohort(Generic[T]):
         words = stream.words(len(self._units))
         drawn = np.flatnonzero(words < bound) if bound < 1 << 64 else np.arange(len(words))
         units = (self._units[number] for number in _random_subset(drawn.tolist(), cap, stream))
-        return [_random_subset(unit, records_per_unit, stream) for unit in units]
+        return [_records(unit, _random_subset(range(len(unit)), records_per_unit, stream)) for unit in units]
 
 
 def _random_subset(items: Sequence[U], limit: int, stream: Stream) -> tuple[U, ...]:
@@ -73,3 +73,11 @@ def _random_subset(items: Sequence[U], limit: int, stream: Stream) -> tuple[U, .
     if len(items) <= limit:
         return tuple(items)
     return tuple(items[index] for index in np.argsort(stream.words(len(items)))[:limit])
+
+
+def _records(unit: Sequence[T], places: Sequence[int]) -> tuple[T, ...]:
+    """A unit's records at these places; none where one cannot be read, which is then no failure of the whole draw."""
+    try:
+        return tuple(unit[place] for place in places)
+    except Exception:
+        return ()

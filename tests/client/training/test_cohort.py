@@ -157,6 +157,16 @@ def test_a_unit_with_fewer_records_gives_all_of_them() -> None:
     assert Cohort([["a", "b"]]).draw(sampling_probability=1, records_per_unit=3, cap=UNCAPPED) == [("a", "b")]
 
 
+class OnABadSector(list):
+    def __getitem__(self, place):
+        raise OSError("no page for Mrs Abernathy")
+
+
+def test_a_unit_that_cannot_be_read_has_no_records_and_the_others_have_theirs() -> None:
+    cohort = Cohort([["a"], OnABadSector("bcd"), ["e"]])
+    assert cohort.draw(sampling_probability=1, records_per_unit=2, cap=UNCAPPED) == [("a",), (), ("e",)]
+
+
 def test_a_draw_above_its_cap_keeps_a_uniform_subset_of_that_size() -> None:
     units, cap = 6, 2
     cohort = Cohort([[unit] for unit in range(units)])
