@@ -11,7 +11,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 # Compiled once: else each of the many processes of a federation compiles torch and transformers anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint quick coverage docs templates bench gpu soak upgrade audit gguf install clean
+.PHONY: demo test check lint quick coverage docs templates bench gpu neighbours soak upgrade audit gguf install clean
 
 install: $(INSTALLED)
 
@@ -89,6 +89,10 @@ gpu:
 soak: install
 	$(call install_extra,soak)
 	PYTHONPATH=tests $(BIN)/python -m soak.run
+
+# Two neighbours on one tape, over all paths, and which planted bugs that finds. SEED=… takes a tape again.
+neighbours: install
+	PYTHONPATH=tests $(BIN)/python -m support.tape.run
 
 # Resolves all dependencies anew, for every platform, and writes constraints.txt.
 upgrade: install

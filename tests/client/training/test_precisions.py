@@ -8,6 +8,8 @@ import torch
 from support.study.architectures import save_architecture
 from support.study.autograd import autograd_alone, worst_error
 from support.study.tiny_models import tiny_example
+from support.tape.neighbours import run
+from support.tape.paths import PATHS
 
 from grandrounds.client.training.batch_invariance import independent_shapes
 from grandrounds.client.training.grad_samples import GradSampler, Shape
@@ -45,3 +47,9 @@ def test_each_gradient_is_that_of_its_record_alone_within_the_precision(
     assert worst_error(gradients, alone) < 2**-4
     assert worst_error(gradients, exact) < 2 * worst_error(alone, exact)
     assert independent_shapes(model, [SHAPE]) == (SHAPE,)
+
+
+def test_in_four_bits_a_unit_moves_a_release_by_its_own_integers_and_nothing_else() -> None:
+    pair = run(PATHS["a base in four bits"])
+    assert pair.findings() == []
+    assert pair.moved > 0
