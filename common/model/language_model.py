@@ -19,7 +19,7 @@ from .example import NO_LOSS, Example
 from .library_errors import library_errors_over_records
 from .lora import Lora, attach, copy_tensors
 from .nf4 import is_nf4
-from .perplexity import BANDS, Perplexity, band_sums
+from .perplexity import BANDS, Perplexity, RecordLosses, band_sums
 from .reading import vocabulary_size
 from .target_layers import block_of, named
 
@@ -239,29 +239,37 @@ class LanguageModel:
     def perplexity(self, examples: Sequence[Example], adapter: Vector) -> Perplexity:
         """Token-weighted perplexity of the examples under ``adapter``, which stays attached, whole and by position.
 
+        Raises ModelError when no token is to be predicted.
+        """
+        return self.record_losses(examples, adapter).perplexity
+
+    def record_losses(self, examples: Sequence[Example], adapter: Vector) -> RecordLosses:
+        """What is lost on each example under ``adapter``, which stays attached.
+
         In one pass over examples of any lengths, with the logits of at most ``EVALUATION_TOKENS`` tokens in memory.
         Raises ModelError when no token is to be predicted.
         """
         import torch
 
         self.set_adapter(adapter)
-        losses, tokens = np.zeros(len(BANDS)), np.zeros(len(BANDS))
+        losses, tokens = np.zeros((len(examples), len(BANDS))), np.zeros((len(examples), len(BANDS)))
         with torch.inference_mode():
             for batch in _evaluation_batches(examples):
-                token_ids, labels = self._placed(*_side_by_side(batch))
+                rows = [row for row, _ in batch]
+                token_ids, labels = self._placed(*_side_by_side([(examples[row], length) for row, length in batch]))
                 for start, stop in _evaluation_slices(*token_ids.shape):
                     there = labels[:, start:stop]
                     logits = self._last_logits(token_ids[:, :stop], stop - start)
                     lost = token_losses(logits, there).double().cpu().numpy()
-                    losses += band_sums(lost, first=start + 1)
-                    tokens += band_sums((there[:, 1:] != NO_LOSS).double().cpu().numpy(), first=start + 1)
+                    losses[rows] += band_sums(lost, first=start + 1)
+                    tokens[rows] += band_sums((there[:, 1:] != NO_LOSS).double().cpu().numpy(), first=start + 1)
         if not tokens.any():
             raise ModelError(
                 "the evaluation set has no token to predict",
                 why="a perplexity is an average over them",
                 fix="give evaluation records with text",
             )
-        return Perplexity.of(losses, tokens.astype(np.int64))
+        return RecordLosses(losses=losses, tokens=tokens.astype(np.int64))
 
     def _last_logits(self, token_ids: "torch.Tensor", count: int) -> "torch.Tensor":
         """The logits at the last ``count`` positions [batch, count, vocabulary]."""
@@ -317,17 +325,20 @@ def token_losses(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tenso
     return flat.view(targets.shape)[:, :-1]
 
 
-def _evaluation_batches(examples: Sequence[Example]) -> Iterator[list[tuple[Example, int]]]:
-    """Examples of about one length together, each with its length up to its last label; without those of no label."""
+def _evaluation_batches(examples: Sequence[Example]) -> Iterator[list[tuple[int, int]]]:
+    """Examples of about one length together, each by its place, with its length up to its last label.
+
+    Without those of no label.
+    """
     lengths = [int(np.flatnonzero(example.labels != NO_LOSS)[-1:].sum()) + 1 for example in examples]
-    batch: list[tuple[Example, int]] = []
-    for example, length in sorted(zip(examples, lengths, strict=True), key=lambda pair: pair[1]):
+    batch: list[tuple[int, int]] = []
+    for place, length in sorted(enumerate(lengths), key=lambda pair: pair[1]):
         if length == 1:  # the first token is predicted from nothing
             continue
         if batch and (len(batch) + 1) * length > EVALUATION_TOKENS:
             yield batch
             batch = []
-        batch.append((example, length))
+        batch.append((place, length))
     if batch:
         yield batch
 
