@@ -1,10 +1,10 @@
-"""The ledger: what was released in a study and who signed it, as a chain of entries that only grows."""
+"""A ledger: what was released and who signed it, as a chain of entries that only grows; a study's, if no other's."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, ValidationError
 
@@ -36,6 +36,17 @@ class EntryType(StrEnum):
     CLOSING_SIGNATURE = "closing-signature"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """What kind of ledger it is: the ``label`` under which its entries are signed, and the types that they have."""
+
+    label: bytes
+    types: type[StrEnum]
+
+
+STUDY_BOOK: Final = Book(label=LEDGER_LABEL, types=EntryType)
+
+
 class _Fields(Section):
     """An entry as a line of JSON."""
 
@@ -55,7 +66,7 @@ class Entry:
     for whoever replays the ledger to decide (``common/ledger/replay.py``).
     """
 
-    type: EntryType
+    type: StrEnum
     body: dict[str, Any]
     author: str
     sequence: int
@@ -64,14 +75,14 @@ class Entry:
     hash: str
 
     @classmethod
-    def parse(cls, line: bytes) -> Self:
+    def parse(cls, line: bytes, book: Book = STUDY_BOOK) -> Self:
         """Read a line. Raises LedgerError unless it is an entry in its one encoding, signed by whom it names."""
         if len(line) > MAX_ENTRY_BYTES:
             raise broken("an entry is too long")
-        _check_before_parsing(line)
+        _check_before_parsing(line, book.label)
         try:
             fields = _Fields.model_validate_json(line)
-            type_ = EntryType(fields.type)
+            type_ = book.types(fields.type)
             canonical = canonical_json(fields.model_dump())
         except (ValidationError, ValueError, RecursionError) as error:
             raise broken("an entry is not what this version writes") from error
@@ -84,12 +95,19 @@ class Entry:
             sequence=fields.sequence,
             previous=fields.previous,
             line=line,
-            hash=sha256(LEDGER_LABEL + line),
+            hash=sha256(book.label + line),
         )
 
     @classmethod
     def seal(
-        cls, identity: Identity, *, entry_type: EntryType, body: dict[str, Any], sequence: int, previous: str
+        cls,
+        identity: Identity,
+        *,
+        entry_type: StrEnum,
+        body: dict[str, Any],
+        sequence: int,
+        previous: str,
+        book: Book = STUDY_BOOK,
     ) -> Self:
         """The entry at ``sequence``, signed."""
         fields = {
@@ -99,11 +117,11 @@ class Entry:
             "sequence": sequence,
             "type": entry_type.value,
         }
-        signature = identity.sign(LEDGER_LABEL, canonical_json(fields)).hex()
-        return cls.parse(canonical_json({**fields, "signature": signature}))
+        signature = identity.sign(book.label, canonical_json(fields)).hex()
+        return cls.parse(canonical_json({**fields, "signature": signature}), book)
 
 
-def _check_before_parsing(line: bytes) -> None:
+def _check_before_parsing(line: bytes, label: bytes) -> None:
     """Raises LedgerError unless a line is signed by whom it names, and of few levels.
 
     JSON takes fifty times its size in memory, and whoever has no key could have it taken of anybody who reads a ledger.
@@ -113,7 +131,7 @@ def _check_before_parsing(line: bytes) -> None:
         raise broken("an entry is not what this version writes")
     try:
         signed = line[: end.start(2)] + line[end.end(2) :]
-        verify_signature(beginning[1].decode(), bytes.fromhex(end[3].decode()), LEDGER_LABEL, signed)
+        verify_signature(beginning[1].decode(), bytes.fromhex(end[3].decode()), label, signed)
     except EnvelopeError as error:
         raise broken(f"the signature of entry {end[1].decode()} does not verify") from error
     depth = deepest = 0
@@ -129,6 +147,7 @@ class Ledger:
     """A chain from its first entry on."""
 
     _entries: list[Entry] = field(default_factory=list)
+    book: Book = STUDY_BOOK
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -164,7 +183,7 @@ class Ledger:
         new: list[Entry] = []
         head, length = self.head, len(self)
         for line in lines:
-            entry = Entry.parse(line)
+            entry = Entry.parse(line, self.book)
             if entry.sequence < len(self):
                 if self._entries[entry.sequence].line != line:
                     raise broken(f"entry {entry.sequence} was another before: this is a different history")

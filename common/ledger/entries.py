@@ -1,5 +1,6 @@
 """What stands in the ledger's entries: one model per type of entry."""
 
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
@@ -38,7 +39,7 @@ _Path = Annotated[str, Spelt(_FILE, "needs a file that a study leaves")]
 class Body(Section):
     """The body of one type of entry. Unknown fields are refused."""
 
-    type: ClassVar[EntryType]
+    type: ClassVar[StrEnum]
 
     @classmethod
     def of(cls, entry: Entry) -> Self:

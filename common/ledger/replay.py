@@ -7,6 +7,7 @@ needs nothing but the entries: manifests, countersignatures and the sites' own s
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from typing import Self, TypeVar
 
 from ..errors import GrandRoundsError
@@ -351,7 +352,7 @@ class VerifiedLedger:
             raise broken(otherwise)
 
 
-_TAKES: dict[EntryType, Callable[[VerifiedLedger, Entry], None]] = {
+_TAKES: dict[StrEnum, Callable[[VerifiedLedger, Entry], None]] = {
     EntryType.STUDY: VerifiedLedger._take_study,
     EntryType.COUNTERSIGNATURE: VerifiedLedger._take_countersignature,
     EntryType.ATTEMPT_BEGUN: VerifiedLedger._take_attempt_begun,
