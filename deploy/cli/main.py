@@ -19,6 +19,7 @@ from .epsilon import epsilon
 from .generate import generate
 from .options import StudyCommand
 from .plan import PlanCommand, plan
+from .registry import registry
 from .server import server
 from .simulate import simulate
 from .verify import verify
@@ -46,6 +47,7 @@ app.command()(generate)
 app.add_typer(client)
 app.add_typer(server)
 app.add_typer(adapter)
+app.add_typer(registry)
 app.add_typer(bench)
 
 

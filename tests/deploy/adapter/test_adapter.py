@@ -21,6 +21,8 @@ from support.study.tiny_models import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from grandrounds.common.data.records import read_records
+from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError
 from grandrounds.common.model.base_folder import stated_license
 from grandrounds.common.model.base_model import Precision, load_widened
@@ -31,6 +33,7 @@ from grandrounds.deploy.adapter.comparison import distance, require_close
 from grandrounds.deploy.adapter.finished import FinishedAdapter
 from grandrounds.deploy.adapter.merge import merge
 from grandrounds.deploy.cli.adapter import adapter as commands
+from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.simulation.simulate import simulate
 
 TOKENS = torch.arange(20)[None]
@@ -314,6 +317,46 @@ def test_a_license_is_what_the_front_matter_of_a_model_s_card_states(tmp_path: P
     }.items():
         (tmp_path / "README.md").write_bytes(card.encode())
         assert stated_license(str(tmp_path)) == stated
+
+
+def test_a_release_is_measured_on_later_records_and_its_drift_is_told_to_nobody_else(
+    base: Path, finished: Path, tmp_path: Path
+) -> None:
+    registry, told = tmp_path / "registry", json.loads((finished / "report.json").read_bytes())
+
+    def records(name: str, texts: list[str]) -> Path:
+        rows = [{"patient_id": str(patient), "text": text} for patient, text in enumerate(texts)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    def drift(*words: str | Path) -> Result:
+        return CliRunner().invoke(app, ["registry", "drift", str(registry), "study", *map(str, words)])
+
+    known = ["--manifest-hash", told["manifest_sha256"], "--without-privacy"]
+    for command in (["init", registry], ["add", registry, finished, "--name", "study", *known]):
+        assert CliRunner().invoke(app, ["registry", *map(str, command)]).exit_code == 0
+    before = {path: path.read_bytes() for path in registry.rglob("*") if path.is_file()}
+    model, tokenisation = FinishedAdapter.read(finished).on(base), Tokenisation.load(str(base))
+
+    def perplexity(path: Path) -> float:
+        examples = tokenisation.evaluation_set(read_records(path), positions=64).examples
+        return model.perplexity(examples, model.get_adapter()).whole
+
+    texts = [records(f"{letter}.jsonl", [letter * (20 + more) for more in range(8)]) for letter in "abcdef"]
+    then, later = (choose(texts, key=perplexity) for choose in (min, max))
+    same = drift(then, "--against", then, "--json")
+    figures = json.loads(same.stdout)
+    assert (same.exit_code, figures["patients"], figures["warnings"]) == (0, 8, [])
+    assert [figures["change"][name]["value"] for name in ("base", "adapter", "gain")] == [0, 0, 0]
+    assert math.exp(figures["now"]["adapter"]["value"]) == pytest.approx(perplexity(then))
+    drifted = drift(later, "--against", then)
+    said = " ".join(drifted.output.split())
+    assert drifted.exit_code == 3 and "DRIFT: " in said and "predicted worse than those at its release" in said
+    assert "by its report" not in said and "8 patients held out then" in said
+    by_report = drift(then)
+    assert "at its release by its report, to three digits" in " ".join(by_report.output.split())
+    assert "then.jsonl has 4 patients, and 5 are the fewest" in str(drift(records("then.jsonl", ["x"] * 4)).exception)
+    assert {path: path.read_bytes() for path in registry.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.soak

@@ -1,0 +1,61 @@
+"""A finished study as a release: every claim of it recomputed first, from its folder alone."""
+
+from typing import Any, Final
+
+from ...common.crypto.identity import sha256
+from ...common.errors import StudyError
+from ...common.study.artefacts import LEDGER, results
+from ..verify.case import Case
+from ..verify.claims import verdict_on
+from ..verify.verdict import Status
+from .entries import Facts
+
+# Of a study that another version of this program ran, whose report that still writes the same.
+_MAY_BE_OPEN: Final = frozenset({"program"})
+
+
+def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
+    """The names of the claims that stay open, of those that may. Raises StudyError where any other does not hold."""
+    findings = verdict_on(case).findings
+    for finding in findings:
+        if finding.name == "authorship" and case.manifest_hash is None:
+            raise StudyError(
+                f"whose study this is, nobody vouched for: its manifest's SHA-256 is {case.verified.manifest.sha256}",
+                why="anybody can make a study that is whole, with keys of their own",
+                fix="ask a site for the hash of its manifest, and give it with --manifest-hash",
+            )
+        if finding.status is Status.DISAGREES or (finding.status is Status.OPEN and finding.name not in _MAY_BE_OPEN):
+            raise StudyError(
+                f"the study does not hold. {finding.claim}: {finding.detail}",
+                why="a release is what others rely on, and what is claimed of it has to be borne out",
+                fix="get the study's folder anew from the server's operator; `grandrounds verify` has all claims",
+            )
+        if finding.status is Status.NOTHING and not without_privacy:
+            raise StudyError(
+                "the study ran without noise, and claims no privacy",
+                why="its adapter may say what stands in a patient's records, and nothing bounds how much",
+                fix="release none of it; or, if its records are nobody's, say so with --without-privacy",
+            )
+    return tuple(finding.name for finding in findings if finding.status is Status.OPEN)
+
+
+def facts_of(case: Case) -> Facts:
+    """What the release's entry says of it, of a study that was verified."""
+    manifest, report = case.verified.manifest, case.report
+    paths = (LEDGER, *results(manifest.study.model.adapter))
+    private: dict[str, Any] = {name: report[name] for name in ("epsilon", "delta")}
+    return Facts(
+        study_id=manifest.study_id,
+        manifest_sha256=manifest.sha256,
+        title=manifest.study.about.title,
+        setting=report["setting"],
+        base_model=report["base_model"],
+        base_sha256=manifest.model_sha256,
+        privacy_unit=manifest.study.privacy.unit,
+        sites_per_patient=manifest.study.privacy.sites_per_patient,
+        **private,
+        evaluation=report["utility"]["evaluation"],
+        perplexity_before=report["perplexity_before"],
+        perplexity_after=report["perplexity_after"],
+        files={path: sha256(case.read(path)) for path in paths},
+    )
