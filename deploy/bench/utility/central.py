@@ -21,8 +21,8 @@ from ....common.privacy.mechanism import Mechanism, NoNoise, RoundedGaussian, si
 from ....common.schema import known
 from ....common.study.completion import complete_study, draw_cap_of
 from ....common.study.manifest import Manifest, new_manifest
-from ....common.study.step import DueStep, Trained, left, step, sum_bytes
 from ....common.study.study import Study
+from ...plan.pooled import trained_in_one_place
 from ...simulation.config import RecordFiles
 from ...simulation.site_data import read_all
 
@@ -115,12 +115,13 @@ class Central:
                 cap=cap,
             )
 
-        trained = Trained(adapter=self.first)
-        for round_ in range(1, study.training.rounds + 1):
-            self.model.set_adapter(trained.vector)
-            total = sum_bytes(manifest, dp_sgd.release(draw))
-            trained = step(
-                DueStep(manifest=manifest, before=trained, total=total, survivors=sites, round=round_, shown=())
-            )
-            tell(f"{sites[0]} and {len(sites) - 1} more: round {round_} of {study.training.rounds}")
-        return left(manifest, trained)
+        return trained_in_one_place(
+            manifest,
+            dp_sgd,
+            draw,
+            first=self.first,
+            sites=sites,
+            tell=lambda round_: tell(
+                f"{sites[0]} and {len(sites) - 1} more: round {round_} of {study.training.rounds}"
+            ),
+        )
