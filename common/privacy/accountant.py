@@ -40,7 +40,7 @@ _LEAST_EPSILON: Final = 0.1  # below it the tolerance is one of this
 _COARSEST_INTERVAL: Final = 10.0
 _OVERFLOW: Final = (600.0, 800.0)  # about the logarithm of the least and of the largest double
 # Without the orders below 2: there the library's series for fractional orders does not converge for large q.
-_RDP_ORDERS: Final = (*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024)
+RDP_ORDERS: Final = (*(order / 10 for order in range(20, 110)), *range(11, 64), 128, 256, 512, 1024)
 _FEW_RDP_ORDERS: Final = (2, 3, 4, 6, 8, 12, 16, 32, 64, 256)  # where a rough bound will do
 
 
@@ -79,7 +79,7 @@ def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_re
             fix="add noise, sample less or plan fewer steps",
         )
     by_rdp = None
-    if relation == "add_or_remove_one" and not _is_mixture(schedule.event):
+    if relation == "add_or_remove_one" and not is_mixture(schedule.event):
         by_rdp = _rdp_epsilon(schedule, delta)
     return Epsilon(
         epsilon=by_pld,
@@ -184,7 +184,8 @@ def _left_of(delta: float, schedule: Schedule) -> float:
     return delta - schedule.cut_delta
 
 
-def _is_mixture(event: SampledGaussianRelease) -> bool:
+def is_mixture(event: SampledGaussianRelease) -> bool:
+    """Whether the contributions of one person's sites meet in one release."""
     return event.trust == "distributed" and event.sites_per_patient > 1
 
 
@@ -195,7 +196,7 @@ def _interval(schedule: Schedule, delta: float) -> float:
     tilt t, which for a Gaussian is 2 log(1 / delta) / epsilon. A wrong guess of epsilon makes the result less tight.
     """
     event = schedule.event
-    if _is_mixture(event):
+    if is_mixture(event):
         # That all m contributions arrive whenever one does is worse than what happens, and has a Renyi analysis.
         m = event.sites_per_patient
         q, z, count = 1 - (1 - event.sampling_probability) ** m, event.noise_multiplier / m, schedule.count
@@ -225,12 +226,12 @@ def _rdp(
     noise_multiplier: float,
     count: int,
     delta: float,
-    orders: tuple[float, ...] = _RDP_ORDERS,
+    orders: tuple[float, ...] = RDP_ORDERS,
 ) -> float:
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     accountant = RdpAccountant(orders)
-    accountant.compose(_sampled_gaussian(sampling_probability, noise_multiplier), count)
+    accountant.compose(sampled_gaussian(sampling_probability, noise_multiplier), count)
     return float(accountant.get_epsilon(delta))
 
 
@@ -256,7 +257,7 @@ def _composed(schedule: Schedule, relation: Relation, interval: float) -> "Priva
     """The privacy loss of the whole schedule."""
     event, count = schedule.event, schedule.count
     q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
-    if not _is_mixture(event):
+    if not is_mixture(event):
         count *= m
     elif q < 1:
         if relation == "replace_one":
@@ -303,7 +304,8 @@ def _mixture_pld(
     )
 
 
-def _sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> "dp_event.DpEvent":
+def sampled_gaussian(sampling_probability: float, noise_multiplier: float) -> "dp_event.DpEvent":
+    """The release of one site, as dp_accounting knows it."""
     from dp_accounting import dp_event
 
     gaussian = dp_event.GaussianDpEvent(noise_multiplier)

@@ -1,7 +1,9 @@
 """``grandrounds epsilon``: what a schedule costs, without a study."""
 
 import json
-from typing import Annotated
+import math
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,11 +17,33 @@ def epsilon(
     delta: Annotated[float, typer.Option(help="At most 1/(10 * patients) by default in a study.")],
     sites_per_patient: Annotated[int, typer.Option(help="Most sites at which one patient has records.")] = 1,
     trust: Annotated[Trust, typer.Option(help="Sites share the noise, or each adds all.")] = "distributed",
+    selected_from: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RUNS",
+            help="Runs of this schedule, on average, the best of which is released and the others kept secret: "
+            "what does the choice cost?",
+        ),
+    ] = None,
+    stopping: Annotated[
+        Literal["logarithmic", "geometric"], typer.Option(help="By which law the number of runs is drawn.")
+    ] = "logarithmic",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute epsilon of a schedule by privacy loss distributions, and by Renyi divergence beside it."""
+    from ...common.privacy.events import SampledGaussianRelease
+    from ...common.privacy.selection import selection_cost
     from ..plan.epsilon import epsilon
 
+    chosen = None
+    if selected_from is not None:
+        event = SampledGaussianRelease(
+            sampling_probability=sampling_probability,
+            noise_multiplier=noise_multiplier,
+            trust=trust,
+            sites_per_patient=sites_per_patient,
+        )
+        chosen = selection_cost(event, steps=steps, expected_runs=selected_from, stopping=stopping, delta=delta)
     result = epsilon(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
@@ -29,7 +53,13 @@ def epsilon(
         sites_per_patient=sites_per_patient,
     )
     if as_json:
-        figures = {"epsilon": result.epsilon, "epsilon_rdp": result.epsilon_rdp, "accountant": result.accountant}
+        figures: dict[str, Any] = {
+            "epsilon": result.epsilon,
+            "epsilon_rdp": result.epsilon_rdp,
+            "accountant": result.accountant,
+        }
+        if chosen is not None:
+            figures["selection"] = asdict(chosen)
         typer.echo(json.dumps(figures))
         return
 
@@ -43,7 +73,18 @@ def epsilon(
     table.add_column("epsilon", justify="right")
     table.add_row("privacy loss distributions", up(result.epsilon, 4))
     table.add_row("Renyi", "none known" if result.epsilon_rdp is None else up(result.epsilon_rdp, 4))
+    if chosen is not None and selected_from is not None:
+        table.add_row(f"the best of about {selected_from:g} such runs, Renyi", up(chosen.of_best, 4))
+        table.add_row(f"all of {math.ceil(selected_from)} such runs", up(chosen.of_all, 4))
     console = plain_console(highlight=False)
     console.print(f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
     console.print(table)
     console.print(result.accountant)
+    if chosen is not None:
+        law = f"geometric({chosen.gamma:.6g})" if stopping == "geometric" else f"logseries({1 - chosen.gamma:.6g})"
+        console.print(
+            f"The best costs so little only for whoever sees it alone: the number of runs is drawn before the first "
+            f"(numpy: {law}) and kept secret, each run has a setting drawn at random, with replacement, and is scored "
+            "on public records. In a federation server and sites see the sums of every run: for them, and for a "
+            "site's budget, all runs count."
+        )

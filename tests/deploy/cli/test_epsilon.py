@@ -32,6 +32,15 @@ def test_overlap_under_distributed_trust_has_no_renyi_figure(app: typer.Typer) -
     assert json.loads(CliRunner().invoke(app, [*SCHEDULE, *overlap]).stdout)["epsilon_rdp"] > 4.8
 
 
+def test_a_choice_among_runs_is_priced_for_who_sees_the_best_and_for_who_sees_all(app: typer.Typer) -> None:
+    arguments = [*SCHEDULE, "--selected-from", "20"]
+    figures = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert set(figures["selection"]) == {"of_best", "of_all", "gamma"}
+    assert figures["epsilon_rdp"] < figures["selection"]["of_best"] < figures["selection"]["of_all"]
+    shown = " ".join(CliRunner().invoke(app, arguments).stdout.split())
+    assert "25.4" in shown and "for a site's budget, all runs count" in shown
+
+
 def test_without_json_it_is_a_table(app: typer.Typer) -> None:
     output = CliRunner().invoke(app, SCHEDULE, catch_exceptions=False).stdout
     assert "4.76" in output
