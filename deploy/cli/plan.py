@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -47,6 +47,18 @@ def plan(
             rich_help_panel=_PANEL,
         ),
     ] = None,
+    public_text_kind: Annotated[
+        Literal["public", "synthetic", "deidentified", "identifiable"] | None,
+        typer.Option(help="What --public-text is: public or synthetic, for --sweep.", rich_help_panel=_PANEL),
+    ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="GRID.toml",
+            help="Train with every setting of a grid on --public-text, with the study's noise, and plan the best.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     no_benchmark: Annotated[
         bool,
         typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=_PANEL),
@@ -65,10 +77,12 @@ def plan(
     """
     from ...common.study.study import DEFAULT_TARGET_EPSILON
     from ...common.system.files import write_atomically
+    from ..plan.grid import Grid, require_public
     from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation.config import read_simulation, read_tables
     from ..views.console import plain_console, steps
     from ..views.plan import print_plan, study_file
+    from ..views.sweep import print_sweep
 
     tables = read_tables(config, context.obj)
     if sites is not None or nominal_units:
@@ -77,6 +91,8 @@ def plan(
         _require_free(output)
     study, simulation = read_simulation(tables)
     needed = _needed(study, results, quality)
+    text = None if sweep is None else require_public(public_text, public_text_kind)
+    grid = None if sweep is None else Grid.read(sweep)
     given = set(tables.get("privacy", {}))
     with steps() as step:
         trial = None
@@ -87,18 +103,30 @@ def plan(
             trial = run_trial(study, public_text, step)
             if "clipping_norm" not in given:
                 study = with_clipping_norm(study, trial)
-        step("calibrating the noise")
         if simulation.units_per_step is None and not given & {"sampling_probability", "noise_multiplier"}:
             study = with_enough_units(study, trial)
+        swept = None
+        if grid is not None and text is not None:
+            from ..plan.sweep import sweep as sweep_over
+
+            swept = sweep_over(study, grid, text, tell=step)
+            study, before = swept.best.study, study
+            if trial is not None and (study.model, study.data) != (before.model, before.data):
+                trial = run_trial(study, public_text, step)
+        step("calibrating the noise")
         target = study.privacy.target_epsilon or DEFAULT_TARGET_EPSILON
         planned = Plan.of(study, trial, epsilons={*EPSILONS, target})
     if output is not None:
-        write_atomically(output, study_file(planned, study, simulation).encode())
+        chosen = "" if swept is None else swept.chosen
+        write_atomically(output, study_file(planned, study, simulation, chosen).encode())
     if as_json:
         found = {"needed": None if needed is None else asdict(needed)}
+        found["sweep"] = None if swept is None else swept.figures
         typer.echo(json.dumps({**asdict(planned), "study": planned.study.model_dump(mode="json"), **found}))
         return
     console = plain_console(highlight=False)
+    if swept is not None:
+        print_sweep(console, swept)
     print_plan(console, planned, output)
     for line in () if needed is None else needed.lines():
         console.print(f"\n{line}")

@@ -51,8 +51,11 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
         )
 
 
-def study_file(plan: Plan, proposed: Study, simulation: Simulation) -> str:
-    """The proposed study as TOML; its noise multiplier is left to follow from ε, unless it was given."""
+def study_file(plan: Plan, proposed: Study, simulation: Simulation, swept: str = "") -> str:
+    """The proposed study as TOML; its noise multiplier is left to follow from ε, unless it was given.
+
+    ``swept`` says what was chosen by a sweep, and on what.
+    """
     study = plan.study
     if proposed.privacy.noise_multiplier is None:
         study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": None})})
@@ -62,6 +65,7 @@ def study_file(plan: Plan, proposed: Study, simulation: Simulation) -> str:
         "A study proposed by grandrounds plan.\n"
         f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}, for epsilon {up(plan.epsilon)}.\n"
         f"Expected noise-to-signal: {plan.shares.noise_to_signal:.2f}. {_clipping(plan)}"
+        + (f"\n{swept}" if swept else "")
     )
     return study_toml(study, simulation, heading=heading)
 

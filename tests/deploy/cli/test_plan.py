@@ -59,7 +59,9 @@ def test_the_proposed_study_runs_as_planned(run: Run, tmp_path: Path) -> None:
         f"--public-text={text}",
         f"--output={proposed}",
         *("--rank=2", "--max-tokens=16", "--rounds=10", "--batch=30", "--target-epsilon=8", "--json"),
+        *(f"--sweep={tmp_path / 'grid.toml'}", "--public-text-kind=public"),
     ]
+    (tmp_path / "grid.toml").write_text("[training]\nlearning_rate = [1e-9, 0.01]\n")
     code, out, err = run(arguments)
     assert code == 0, err
     plan = json.loads(out)
@@ -69,6 +71,11 @@ def test_the_proposed_study_runs_as_planned(run: Run, tmp_path: Path) -> None:
     assert sorted(plan["trial"]["norms"])[6] <= 1.1 * study["privacy"]["clipping_norm"]
     assert plan["hours"]["all_sites"][0] > 0
     assert [row["epsilon"] for row in plan["by_epsilon"]] == [1, 2, 4, 8, 10]
+    tried = [(one["setting"]["training.learning_rate"], one["after"][0]) for one in plan["sweep"]["tried"]]
+    assert tried == sorted(tried, key=lambda one: one[1])
+    assert {rate for rate, _ in tried} == {1e-9, 0.01}
+    assert study["training"]["learning_rate"] == tried[0][0]
+    assert f"training.learning_rate = {tried[0][0]}." in proposed.read_text(encoding="utf-8").split("[about]")[0]
     assert PUBLIC_TEXT not in out + err + proposed.read_text(encoding="utf-8")
     code, out, err = run(
         [

@@ -1,0 +1,148 @@
+"""A sweep on public records: the study's own noise, ranked by what was held out, and refused on records of care."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.study.tiny_models import save_tiny_model
+
+from grandrounds.common.errors import DataError, GrandRoundsError, StudyError
+from grandrounds.common.model.language_model import LanguageModel
+from grandrounds.common.schema import known, validated
+from grandrounds.common.study.completion import complete_study
+from grandrounds.common.study.step import mean_gradient
+from grandrounds.common.study.study import Study
+from grandrounds.deploy.plan.grid import Grid, require_public
+from grandrounds.deploy.plan.sweep import _Public, sweep
+
+SITES = ("north", "south", "west")
+NAMED = "Mr Public of Exampleton"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return public(tmp_path_factory.mktemp("text") / "terms.jsonl", patients=25)
+
+
+def public(path: Path, *, patients: int) -> Path:
+    rows = ({"patient_id": f"term {number}", "text": f"{NAMED}, {number}"} for number in range(patients))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def a_study(base: Path, *, units: int = 4, **tables: Any) -> Study:
+    fields = {
+        "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2},
+        "data": {"max_tokens": 24},
+        "privacy": {"target_epsilon": 8.0, "sampling_probability": 1, "clipping_norm": 1.0},
+        "training": {"rounds": 2, "optimizer": "sgd"},
+        "sites": [{"name": name, "nominal_units": units} for name in SITES],
+    }
+    return validated(
+        Study,
+        {
+            name: {**fields.get(name, {}), **tables.get(name, {})} if isinstance(table, dict) else table
+            for name, table in fields.items()
+        },
+    )
+
+
+def test_settings_are_ranked_by_what_they_do_to_records_that_were_held_out(base: Path, text: Path) -> None:
+    grid = Grid(training={"learning_rate": [100.0, 1e-6]}, repeats=2)
+    told: list[str] = []
+    found = sweep(a_study(base), grid, text, tell=told.append)
+    assert (found.trained, found.held_out, found.source) == (20, 5, "terms.jsonl")
+    perplexities = [one.perplexity for one in found.tried]
+    assert perplexities == sorted(perplexities)
+    by_rate = {one.setting["training.learning_rate"]: one for one in found.tried}
+    assert by_rate[1e-6].after == pytest.approx(by_rate[1e-6].before, rel=1e-3)
+    assert by_rate[100.0].perplexity > 1.05 * by_rate[1e-6].perplexity
+    assert by_rate[100.0].before == by_rate[1e-6].before, "the settings begin alike"
+    assert len(set(by_rate[100.0].after)) == 2, "and each run has noise of its own"
+    assert found.best.study.training.learning_rate == found.best.setting["training.learning_rate"]
+    assert NAMED not in " ".join(told) + json.dumps(found.figures) + found.chosen
+
+
+def test_every_setting_is_calibrated_for_the_study_s_epsilon(base: Path, text: Path) -> None:
+    found = sweep(a_study(base), Grid(training={"rounds": [1, 4], "learning_rate": [1.0]}), text)
+    noise = {one.study.training.rounds: one.noise_multiplier for one in found.tried}
+    for rounds, noise_multiplier in noise.items():
+        planned = complete_study(a_study(base, training={"rounds": rounds, "learning_rate": 1.0}))
+        assert noise_multiplier == planned.privacy.noise_multiplier
+    assert noise[4] > noise[1]
+
+
+@pytest.mark.parametrize("units", [4, 40])  # 12 in a step, and 120, where there are 20
+def test_a_step_s_mean_gradient_has_the_noise_that_it_has_in_the_study(base: Path, text: Path, units: int) -> None:
+    study = complete_study(a_study(base, units=units))
+    model = LanguageModel.load(base, study.model.lora, seed=0)
+    here = _Public.read(text, study)._manifest(study, model)
+    planned = study.privacy.sampling_probability * study.total_nominal_units
+    assert here.study.privacy.sampling_probability * here.study.total_nominal_units == pytest.approx(min(planned, 20))
+
+    def deviation(manifest: Any) -> float:
+        of_one = mean_gradient(manifest, np.ones(1, dtype=np.int64), SITES).item()
+        return float(np.sqrt(manifest.variance_in_sum(SITES, shown=SITES)) * of_one)
+
+    # All present, one of them corrupt: the noise of 3, where that of 2 is claimed. Integers make Δ 1 % larger.
+    claimed = known(study.privacy.noise_multiplier) * study.privacy.clipping_norm / planned
+    assert deviation(here) == pytest.approx(claimed * np.sqrt(3 / 2), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [None, "deidentified", "identifiable"])
+def test_records_that_nobody_says_are_public_are_not_swept(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(StudyError) as refusal:
+        require_public(tmp_path / "notes.jsonl", kind)
+    assert "ε" in refusal.value.diagnostics()
+    with pytest.raises(StudyError):
+        require_public(None, "public")
+    assert require_public(tmp_path / "notes.jsonl", "synthetic") == tmp_path / "notes.jsonl"
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "[privacy]\ntarget_epsilon = [1.0, 8.0]",
+        "[privacy]\ntrust = ['local']",
+        "[model]\nname = ['other']",
+        "[training]\nlearning_rat = [1.0]",
+        "[training]\nlearning_rate = []",
+        "[training]\nlearning_rate = 0.1",
+        "[about]\ntitle = ['x']",
+        "repeats = 3",
+        "repeats = 100\n[model]\nrank = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\nalpha = [1,2,3,4,5,6,7,8,9,10,11]",
+    ],
+)
+def test_a_grid_that_would_compare_promises_or_nothing_is_refused(toml: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(toml)
+    with pytest.raises(StudyError) as refusal:
+        Grid.read(tmp_path / "grid.toml")
+    assert "grid.toml" in refusal.value.what
+
+
+def test_all_settings_are_judged_before_one_is_trained(base: Path, text: Path) -> None:
+    told: list[str] = []
+    for changed in ({"warmup_rounds": [0, 7]}, {"learning_rate": [0.1, "fast"]}):
+        with pytest.raises(StudyError, match=next(iter(changed))):
+            sweep(a_study(base), Grid(training=changed), text, tell=told.append)
+    for privacy in ({"trust": "local"}, {"target_epsilon": None, "noise_multiplier": 1.0}):
+        with pytest.raises(StudyError, match="--sweep"):
+            sweep(a_study(base, privacy=privacy), Grid(training={"rounds": [1]}), text)
+    assert not told
+
+
+def test_too_few_public_records_are_refused(base: Path, text: Path, tmp_path: Path) -> None:
+    grid = Grid(training={"rounds": [1]})
+    few = public(tmp_path / "few.jsonl", patients=9)
+    with pytest.raises(DataError, match="9 patients") as refusal:
+        sweep(a_study(base), grid, few)
+    assert NAMED not in refusal.value.diagnostics()
+    with pytest.raises(GrandRoundsError, match="20 public patients"):
+        sweep(a_study(base, units=40_000), grid, text)
