@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...common.crypto.identity import Identity
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import vector_from_bytes
 from ...common.model.base_folder import vocabulary_size_of
@@ -13,6 +14,7 @@ from ...common.model.devices import PROCESSORS, Checkpointing, Sharding, peak_me
 from ...common.model.language_model import LanguageModel
 from ...common.schema import known
 from ...common.study.manifest import Manifest
+from ...common.study.public_records import PublicRecords
 from ...common.study.study import Study
 from ...common.system.code_pin import check_code
 from ..budget.agreement import join
@@ -52,7 +54,8 @@ def open_site(folder: SiteFolder, study: JoinedStudy) -> WorkerService:
         site_records = SiteRecords.open(folder, manifest.study)
         patients = Patients(state.database, folder.fingerprint_key())
         patients.claim(policy.data.asset, site_records.identifiers)
-        update = open_update(settings, manifest, site_records, model=model)
+        public = study.public_records(manifest)
+        update = open_update(settings, manifest, site_records, model=model, public=public)
         if settings.training_view:
             view = TrainingView(
                 study.training,
@@ -106,9 +109,17 @@ def open_model(
 
 
 def open_update(
-    settings: SiteSettings, manifest: Manifest, site_records: SiteRecords, *, model: LanguageModel
+    settings: SiteSettings,
+    manifest: Manifest,
+    site_records: SiteRecords,
+    *,
+    model: LanguageModel,
+    public: PublicRecords | None,
 ) -> SiteUpdate:
-    """What the site computes from its records. Raises DataError and ModelError."""
+    """What the site computes from its records, and the ``public`` ones of the study.
+
+    Raises DataError, ModelError and, where these are too few, StudyError.
+    """
     study = manifest.study
     site_records.check_tokens(stated=vocabulary_size_of(settings.model), size=model.vocabulary_size)
     cohort = Cohort.stated(
@@ -126,7 +137,15 @@ def open_update(
     )
     for line in sampler.told:
         _log.info(line)
-    return SiteUpdate(manifest=manifest, name=settings.name, cohort=cohort, sampler=sampler)
+    return SiteUpdate(
+        manifest=manifest,
+        name=settings.name,
+        cohort=cohort,
+        sampler=sampler,
+        public=None
+        if public is None
+        else Cohort(public.units(study, Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size))),
+    )
 
 
 def sampler_of(

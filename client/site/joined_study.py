@@ -8,12 +8,14 @@ from typing import Final
 from ...common.errors import StorageError, StudyError
 from ...common.study.artefacts import MANIFEST
 from ...common.study.manifest import Manifest
+from ...common.study.public_records import PublicRecords
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, make_folder
 from ...common.system.locks import alone, is_held
 from ..node.folder import NodeFolder
 
 FROZEN_ADAPTER: Final = "frozen-adapter.bin"
+PUBLIC_RECORDS: Final = "public.jsonl"
 LEFT: Final = "left"
 _IN_SOCKET: Final = "{study}"
 
@@ -122,6 +124,10 @@ class JoinedStudy:
             return path.read_bytes()
         except OSError as error:
             raise damaged(path) from error
+
+    def public_records(self, manifest: Manifest) -> PublicRecords | None:
+        """The public records of which each step has some, from the study's bundle. Raises StudyError."""
+        return PublicRecords.of(manifest.study, self.path / PUBLIC_RECORDS)
 
     def forget(self) -> Path:
         """Take part in the study no more; the folder in which all that there was of it lies. Raises StorageError."""

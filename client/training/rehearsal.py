@@ -47,7 +47,8 @@ def with_most_work(update: SiteUpdate) -> SiteUpdate:
     are judged before a batch is computed, so that none makes it fail; that one does is in here all the same, for a
     machine that is short of something. It reads no record.
     """
-    manifest, cap = update.manifest, update.manifest.draw_cap(update.name)
+    manifest = update.manifest
+    cap = manifest.draw_cap(update.name) + manifest.study.data.public_units  # public units are as long as others
     records, ranks = manifest.study.data.records_per_unit, update.sampler.ranks.count
     # Of each of the shorter shapes, every rank is dealt as many units.
     flights = ranks * most_flights(math.ceil(cap / ranks), records=records, dimension=manifest.dimension)
@@ -57,7 +58,7 @@ def with_most_work(update: SiteUpdate) -> SiteUpdate:
         units += [random_unit(update.sampler, shape.tokens, 1)] * (flights * shape.batch)
         if shape.batch < longest.batch:
             units += [random_unit(update.sampler, shape.tokens, records)] * cap
-    return replace(update, cohort=_AllDrawn(units), sampler=OneFailure(update.sampler))
+    return replace(update, cohort=_AllDrawn(units), public=None, sampler=OneFailure(update.sampler))
 
 
 def random_unit(sampler: GradSampler, tokens: int, records: int) -> tuple[Example, ...]:

@@ -25,7 +25,9 @@ class SiteUpdate:
 
     *Formal guarantee.* Under local trust the update alone is the manifest's sampled Gaussian release, ``local_steps``
     times. Under distributed trust it is one share of that release: private only in a sum with the other sites'
-    (common/privacy/MECHANISM.md). Every call draws units and noise afresh, so a retry is a release of its own.
+    (common/privacy/MECHANISM.md). Every call draws units and noise afresh, so a retry is a release of its own. Units
+    of ``public`` records are added that nothing of the site's own decides: which they are is drawn by itself, and how
+    many is the manifest's. So whatever they are, one private unit changes the sum by as much as without them.
     """
 
     manifest: Manifest
@@ -33,6 +35,7 @@ class SiteUpdate:
     cohort: Cohort[Example]
     sampler: GradSampler
     observer: Observer | None = None
+    public: Cohort[Example] | None = None
 
     def __call__(self, adapter: Vector | Stored, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
         """The update as unsigned integers of the modulus [d], for an adapter [d].
@@ -59,7 +62,7 @@ class SiteUpdate:
                 beta2=training.beta2,
             ),
             steps=training.local_steps,
-            denominator=study.privacy.sampling_probability * nominal_units,
+            denominator=self.manifest.step_units([self.name]),
         )
         return self.manifest.fixed_point.encode(change, nominal_units / study.total_nominal_units)
 
@@ -74,8 +77,16 @@ class SiteUpdate:
         )
 
     def _draw(self) -> list[tuple[Example, ...]]:
-        return self.cohort.draw(
+        data = self.manifest.study.data
+        drawn = self.cohort.draw(
             sampling_probability=self.manifest.study.privacy.sampling_probability,
-            records_per_unit=self.manifest.study.data.records_per_unit,
+            records_per_unit=data.records_per_unit,
             cap=self.manifest.draw_cap(self.name),
         )
+        if self.public is None:
+            return drawn
+        # As many as the manifest says, whatever was drawn, by coins of their own: a uniform subset of all.
+        added = self.public.draw(
+            sampling_probability=1.0, records_per_unit=data.records_per_unit, cap=data.public_units
+        )
+        return [*drawn, *added]

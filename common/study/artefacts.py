@@ -18,6 +18,9 @@ FIRST_ADAPTER: Final = f"{SUMS}/first-adapter"
 # All of the first adapter, where it was made of public text.
 PREPARED: Final = f"{SUMS}/first-adapter.safetensors"
 
+# Public records of which each step has some.
+PUBLIC: Final = f"{SUMS}/public.jsonl"
+
 
 def trained_path(kind: str) -> str:
     """Where the numbers are that a study of this ``kind`` of adapter trained."""

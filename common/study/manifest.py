@@ -90,6 +90,9 @@ class Manifest(Section):
         first = self.study.model.first_adapter
         if first is not None and re.fullmatch("sha256:[0-9a-f]{64}", first) is None:
             raise ValueError("study.model.first_adapter: a manifest names it by its hash, as sha256:…")
+        public = self.study.data.public
+        if public is not None and re.fullmatch("sha256:[0-9a-f]{64}", public) is None:
+            raise ValueError("study.data.public: a manifest names it by its hash, as sha256:…")
         missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")
@@ -198,7 +201,7 @@ class Manifest(Section):
     @property
     def largest_sum(self) -> float:
         """A bound on one coordinate of the aggregate that noise exceeds only with negligible probability."""
-        drawn = sum(self.draw_cap(site.name) for site in self.study.sites)
+        drawn = sum(self.draw_cap(site.name) + self.study.data.public_units for site in self.study.sites)
         return drawn * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
 
     def mechanism(self, layer_keys: Mapping[int, bytes]) -> Mechanism:
@@ -237,6 +240,13 @@ class Manifest(Section):
     def nominal_units(self, name: str) -> int:
         """The nominal units of one site."""
         return self._site(name).nominal_units
+
+    def step_units(self, names: Sequence[str]) -> float:
+        """How many units a step of some sites has by public figures: those that q draws of all nominal ones, and the
+        public ones that each site adds. In whatever order they are named, it is the same number to the last bit.
+        """
+        nominal = sum(map(self.nominal_units, names))
+        return self.study.privacy.sampling_probability * nominal + self.study.data.public_units * len(names)
 
     def max_units(self, name: str) -> int:
         """The most units that the cohort of one site may have."""

@@ -229,12 +229,13 @@ def mean_gradient(
 ) -> NDArray[np.float64]:
     """The gradient [d] that the optimiser is given, from the aggregate [d] over the survivors.
 
-    Divided by a public denominator, never by a true count. Distributed trust: q × the survivors' nominal units. Local
-    trust: the survivors' share of all nominal units; the sites' mean change, negated, stands for a gradient.
+    Divided by a public denominator, never by a true count. Distributed trust: q × the survivors' nominal units, and
+    the public units that each of them adds. Local trust: the survivors' share of all nominal units; the sites' mean
+    change, negated, stands for a gradient.
     """
-    units = sum(manifest.nominal_units(site) for site in survivors)
     if manifest.study.privacy.trust == "distributed":
-        return manifest.lattice.decode(aggregate) / (manifest.study.privacy.sampling_probability * units)
+        return manifest.lattice.decode(aggregate) / manifest.step_units(survivors)
+    units = sum(manifest.nominal_units(site) for site in survivors)
     return -manifest.fixed_point.decode(aggregate) / (units / manifest.study.total_nominal_units)
 
 

@@ -8,13 +8,14 @@ from pydantic import Field, model_validator
 from ..crypto.identity import Hex32, Name
 from ..privacy.clipping import Clipping
 from ..privacy.trust import Trust
-from ..schema import Help, Option, Section, Words, read_toml, validated
+from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
 from .about import AboutSection
 from .builtin import with_tuned
 from .model_section import ModelSection
 from .training import TrainingSection
 
+PublicFile = Annotated[str, Spelt(LINE, "needs a file of public records (.jsonl), in one line", 512)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
@@ -46,6 +47,22 @@ class DataSection(Section):
         Literal["synthetic", "public"] | None,
         Option("What your evaluation records are; nobody's records of care", name="evaluation-kind"),
     ] = None
+    public: Annotated[
+        PublicFile | None,
+        Help(
+            "Records of nobody who has to be protected, of which every site adds some to each step",
+            example='"public.jsonl"',
+        ),
+    ] = None
+    public_units: Annotated[
+        int, Help("How many of their units a site adds to a step, at random"), Field(ge=0, le=100_000)
+    ] = 0
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Self:
+        if (self.public is None) != (self.public_units == 0):
+            raise ValueError("public_units: public records and how many of them enter a step are given together")
+        return self
 
 
 class PrivacySection(Section):

@@ -12,6 +12,7 @@ from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
 from ...common.errors import StudyError, reason
 from ...common.schema import Address, Section, Words
 from ...common.study.artefacts import MANIFEST
+from ...common.study.first_adapter import BY_HASH
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
@@ -20,9 +21,10 @@ from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
 _STUDY, _ADAPTER, _CA, _FLOWER = MANIFEST, "frozen-adapter.bin", "ca.crt", "flower.json"
-_NAMES: Final = (_STUDY, _ADAPTER, _CA, _FLOWER)
+_NAMES: Final = frozenset((_STUDY, _ADAPTER, _CA, _FLOWER))
+_PUBLIC: Final = "public.jsonl"  # where the study has public records
 CONNECTION_LABEL: Final = b"grandrounds/connection/v1\n"
-_LARGEST: Final = {_ADAPTER: 1 << 32}
+_LARGEST: Final = {_ADAPTER: 1 << 32, _PUBLIC: 1 << 30}
 _LARGEST_OTHER: Final = 1 << 24
 _NOT_STATED: Final = "not stated"
 _UNREADABLE: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -72,12 +74,16 @@ def connection_sha256(address: str, certificates: bytes) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A study as a site joins it: ``frozen_adapter`` is float32, ``certificates`` the server's authority in PEM."""
+    """A study as a site joins it: ``frozen_adapter`` is float32, ``certificates`` the server's authority in PEM.
+
+    ``public`` are the bytes of its public records, where it has some.
+    """
 
     manifest: Manifest
     frozen_adapter: bytes
     certificates: bytes
     flower: Flower
+    public: bytes | None = None
 
     def write(self, path: Path) -> None:
         """Write the bundle, the same bytes each time. Raises StorageError."""
@@ -87,6 +93,8 @@ class Bundle:
             _CA: self.certificates,
             _FLOWER: canonical_json(self.flower.model_dump(mode="json")),
         }
+        if self.public is not None:
+            parts[_PUBLIC] = self.public
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, data in parts.items():
@@ -107,7 +115,16 @@ class Bundle:
             flower = Flower.model_validate_json(parts[_FLOWER])
             if manifest.connection_sha256 != connection_sha256(flower.address, parts[_CA]):
                 raise ValueError("another address or authority than the one that is hashed")
-            return cls(manifest=manifest, frozen_adapter=parts[_ADAPTER], certificates=parts[_CA], flower=flower)
+            public = parts.get(_PUBLIC)
+            if manifest.study.data.public != (None if public is None else f"{BY_HASH}{sha256(public)}"):
+                raise ValueError("other public records than those that are hashed")
+            return cls(
+                manifest=manifest,
+                frozen_adapter=parts[_ADAPTER],
+                certificates=parts[_CA],
+                flower=flower,
+                public=public,
+            )
         except StudyError:
             raise
         except _UNREADABLE as error:
@@ -131,7 +148,8 @@ def _unreadable(path: Path, error: OSError) -> StudyError:
 def _parts(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if sorted(member.filename for member in members) != sorted(_NAMES):
+        names = [member.filename for member in members]
+        if len(set(names)) != len(names) or set(names) - {_PUBLIC} != _NAMES:
             raise ValueError("other files than a bundle's")
         for member in members:
             # Stored, so that a small file cannot unpack to any size.
@@ -158,7 +176,8 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "training": f"{count(training.rounds, 'round')}; a {privacy.unit} takes part in one with probability "
         f"{privacy.sampling_probability:.4g}",
         "reads": f"at most {count(study.data.records_per_unit, 'window')} of a {privacy.unit} in a step, "
-        f"{study.data.max_tokens} tokens each",
+        f"{study.data.max_tokens} tokens each"
+        + (f"; {study.data.public_units} of public records beside" if study.data.public else ""),
         "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,
     }

@@ -19,7 +19,7 @@ _WHY: Final = "a sweep compares ways of training under one promise, on one model
 _OF_PRIVACY: Final = frozenset(("sampling_probability", "clipping_norm", "clipping"))
 _UNSEEN: Final = {
     "model": frozenset(("name", "first_text", "license")),
-    "data": frozenset(("evaluation",)),
+    "data": frozenset(("evaluation", "public", "public_units")),
     "training": frozenset(
         (
             "max_attempts",

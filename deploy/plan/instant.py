@@ -46,6 +46,7 @@ def instant_of(study: Study, *, batch_s: float, shapes: Sequence[Shape], dimensi
     units = max(
         draw_cap_of(study, max_units=known(site.max_units), delta=known(study.privacy.delta)) for site in study.sites
     )
+    units += study.data.public_units
     longest = shapes[-1]
     others = sum(shape.tokens * shape.batch for shape in shapes[:-1]) / (longest.tokens * longest.batch)
     records = study.data.records_per_unit

@@ -110,11 +110,13 @@ def sweep(study: Study, grid: Grid, public_text: Path, *, tell: Tell = lambda do
 
     Raises DataError, ModelError, PrivacyError and StudyError.
     """
-    if study.privacy.trust != "distributed" or study.privacy.noise_multiplier is not None:
+    privacy = study.privacy
+    is_fixed = not privacy.noise or privacy.noise_multiplier is not None
+    if is_fixed or privacy.trust != "distributed" or study.data.public is not None:
         raise StudyError(
-            "--sweep for a study of local trust, or with a noise_multiplier",
+            "--sweep for a study of local trust, without noise or with a stated noise_multiplier, or with data.public",
             why="settings are compared at one ε, from which each one's noise follows, and in one place there are no "
-            "sites that step by themselves",
+            "sites that step by themselves, or add public records",
             fix="state target_epsilon and distributed trust, or train each setting with `grandrounds simulate`",
         )
     settings = [(setting, _with(study, setting)) for setting in grid.settings]  # all are judged before one is trained

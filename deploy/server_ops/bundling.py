@@ -6,6 +6,7 @@ and amended; an edit that would reach no site is refused.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from ...common.model.language_model import LanguageModel
 from ...common.study.completion import complete_study
 from ...common.study.first_adapter import FirstAdapter, first_adapter_of
 from ...common.study.manifest import Manifest, new_manifest
+from ...common.study.public_records import PublicRecords
 from ...common.study.study import Study, read_study
 from ...common.study.training import TrainingSection
 from ...common.system.files import make_folder, write_atomically
@@ -49,8 +51,9 @@ def bundle(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: No
         manifest = folder.study.manifest()
         _refuse_edits(folder, manifest)
     else:
-        manifest, frozen, first = _fixed(folder, say)
-        _save(folder, manifest, frozen, first)
+        fixed = _fixed(folder, say)
+        _save(folder, fixed)
+        manifest = fixed.manifest
     return _bundled(folder, manifest)
 
 
@@ -66,7 +69,7 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
                 why="what they agreed to is what the claim is computed from",
                 fix=_way_on(folder),
             )
-        manifest, frozen, first = _fixed(folder, say)
+        fixed = _fixed(folder, say)
         if before is not None:
             aside = folder.path / "replaced" / before.sha256[:16]
             make_folder(aside)
@@ -74,8 +77,8 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
             for path in (folder.bundle, folder.progress.path, folder.study.path):  # by the last, what is fixed is known
                 if path.exists():
                     path.rename(aside / path.name)
-        _save(folder, manifest, frozen, first)
-    return [*said, *_bundled(folder, manifest)]
+        _save(folder, fixed)
+    return [*said, *_bundled(folder, fixed.manifest)]
 
 
 def amend(folder: ServerFolder) -> list[str]:
@@ -98,8 +101,17 @@ def _check_ready(folder: ServerFolder) -> None:
     check_beginning(settings.evaluation)
 
 
-def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, bytes, FirstAdapter | None]:
-    """The study with its keys and hashes, the frozen tensors (float32), and what they are of if not drawn here once."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fixed:
+    """A study with its keys and hashes, the ``frozen`` tensors (float32), and what else it is of, where it names it."""
+
+    manifest: Manifest
+    frozen: bytes
+    first: FirstAdapter | None
+    public: PublicRecords | None
+
+
+def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
     study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
     named = {site.name for site in study.sites}
     if named != set(enrolled):
@@ -108,7 +120,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
             why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
-    first = first_adapter_of(study)
+    first, public = first_adapter_of(study), PublicRecords.of(study)
     say("calibrating the noise")
     complete = complete_study(with_lasting_name(study))
     base = settings.model or base_model_folder(complete.model.name)
@@ -118,7 +130,9 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
     if first is not None:
         first.put_on(model)
     # Tried here as every site will, before anybody is asked to sign.
-    Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
+    tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
+    if public is not None:
+        public.units(complete, tokenisation)
     if complete.training.answer_after_s is None:
         say("trying steps of private training, for the instant at which updates leave")
         # Imported here: they load torch, before which something was said.
@@ -137,7 +151,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> tuple[Manifest, 
         app_sha256=app_sha256(),
         connection_sha256=connection_of(folder),
     )
-    return manifest, vector_bytes(model.get_frozen_adapter()), first
+    return _Fixed(manifest=manifest, frozen=vector_bytes(model.get_frozen_adapter()), first=first, public=public)
 
 
 def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) -> TrainingSection:
@@ -154,19 +168,22 @@ def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) ->
     return training.model_copy(update={"answer_after_s": instant_s, "deadline_s": deadline_s})
 
 
-def _save(folder: ServerFolder, manifest: Manifest, frozen: bytes, first: FirstAdapter | None) -> None:
-    write_atomically(folder.path / FROZEN_ADAPTER, frozen)
-    folder.study.save_first_adapter(first)
-    folder.study.save_manifest(manifest)
+def _save(folder: ServerFolder, fixed: _Fixed) -> None:
+    write_atomically(folder.path / FROZEN_ADAPTER, fixed.frozen)
+    folder.study.save_first_adapter(fixed.first)
+    folder.study.save_public_records(fixed.public)
+    folder.study.save_manifest(fixed.manifest)
 
 
 def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
     """The study as the sites get it is written; what it is, and what to do with it."""
+    public = folder.study.public_records(manifest.study)
     Bundle(
         manifest=manifest,
         frozen_adapter=folder.frozen_adapter(),
         certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
         flower=Flower(address=folder.settings().address),
+        public=None if public is None else public.data,
     ).write(folder.bundle)
     for name in manifest.site_keys:
         write_atomically(folder.policies / f"{name}.toml", needed_policy(manifest, name).encode())

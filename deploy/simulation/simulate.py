@@ -1,7 +1,6 @@
 """A whole federation in one process: real messages, real keys, real secure aggregation; only the network is missing."""
 
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from ...common.sources.identifiers import Similar
 from ...common.study.completion import complete_study
 from ...common.study.first_adapter import FirstAdapter, first_adapter_of
 from ...common.study.manifest import Manifest, new_manifest
+from ...common.study.public_records import PublicRecords
 from ...common.study.study import Site, Study
 from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
@@ -45,7 +45,7 @@ from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
-from .site_data import RecordSource, SiteData, Source, read_all
+from .site_data import RecordSource, SiteData, read_all, tell_of_budget
 from .sites import check_newest, check_records_said, simulated_policy
 
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
@@ -126,7 +126,7 @@ def simulate(
     """
     check_records_said(study, evaluation_source)
     _check_sites(study, cohorts, dropouts, opted_out)
-    first = first_adapter_of(study)
+    first, public = first_adapter_of(study), PublicRecords.of(study)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with nullcontext() if folder is None else folder.beginning():
         data = _read(
@@ -134,6 +134,7 @@ def simulate(
             cohorts,
             evaluation,
             folder=folder,
+            public=public,
             opted_out=opted_out,
             similar=similar_identifiers,
             observe=observe,
@@ -152,6 +153,7 @@ def simulate(
         )
         if folder is not None:
             folder.save_first_adapter(first)
+            folder.save_public_records(public)
             folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
     return _run(
         manifest,
@@ -190,6 +192,7 @@ def resume(
         cohorts,
         evaluation,
         folder=folder,
+        public=folder.public_records(manifest.study),
         opted_out=opted_out,
         similar=similar_identifiers,
         observe=observe,
@@ -224,6 +227,7 @@ class _Prepared:
     model: LanguageModel
     model_sha256: str
     cohorts: Mapping[str, Cohort[Example]]
+    public: Cohort[Example] | None
     opted_out: Mapping[str, Path]
     evaluation: EvaluationSet
     sampler: GradSampler
@@ -235,18 +239,20 @@ def _read(
     evaluation: RecordSource,
     *,
     folder: SimulationFolder | None,
+    public: PublicRecords | None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
     observe: Observer,
 ) -> SiteData:
     """The records, before anything is computed, so that a fault in a file costs no more."""
-    _tell_of_budget(study, cohorts)
+    tell_of_budget(study, cohorts)
     with phase(observe, "records", f"of {len(cohorts)} sites, and their tokens"):
         data = read_all(
             study,
             cohorts,
             evaluation,
             folder=None if folder is None else folder.prepared,
+            public=public,
             opted_out=opted_out,
             similar=similar,
             progress=lambda done: observe(PhaseProgress(name="records", done=done, total=len(cohorts))),
@@ -297,6 +303,7 @@ def _prepare(
         model=model,
         model_sha256=model.folder_sha256,
         cohorts=cohorts,
+        public=None if data.public is None else Cohort(data.public),
         opted_out=opted_out,
         evaluation=evaluation_set,
         sampler=sampler,
@@ -357,21 +364,14 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
     admit(manifest, name=site.name, identity=identity, model=prepared.model, model_sha256=prepared.model_sha256)
     policy = simulated_policy(manifest, site, opted_out=prepared.opted_out.get(site.name))
     join(manifest, policy, name=site.name, reservations=Reservations(state.database))
-    update = SiteUpdate(manifest=manifest, name=site.name, cohort=prepared.cohorts[site.name], sampler=prepared.sampler)
+    update = SiteUpdate(
+        manifest=manifest,
+        name=site.name,
+        cohort=prepared.cohorts[site.name],
+        sampler=prepared.sampler,
+        public=prepared.public,
+    )
     return Worker(name=site.name, identity=identity, manifest=manifest, release=update, state=state)
-
-
-def _tell_of_budget(study: Study, cohorts: Mapping[str, RecordSource]) -> None:
-    """Each time, on standard error: two runs on the same patients cost the sum of both, and nothing here adds it up."""
-    declared = {site.name for site in study.sites if site.sensitivity == "synthetic"}
-    real = [name for name, source in cohorts.items() if isinstance(source, Source) and name not in declared]
-    if real:
-        print(
-            f"grandrounds: this simulation keeps no budget. The records of {', '.join(real)} are not declared "
-            "synthetic, and no site's budget hears of what this run releases of their patients: each run on the same "
-            'patients adds its whole ε. Declare them (sensitivity = "synthetic") if they are of nobody.',
-            file=sys.stderr,
-        )
 
 
 def _check_sites(

@@ -1,5 +1,6 @@
 """The records of a simulation's sites, and those to evaluate on: read and tokenised before anything is computed."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from ...common.data.records import named_rows, parse_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.base_folder import vocabulary_size_of
+from ...common.model.example import Example
 from ...common.sources.identifiers import Similar, canonical
 from ...common.sources.source import DataSource
+from ...common.study.public_records import PublicRecords
 from ...common.study.study import Study
 from ..builtin.models import base_model_folder
 
@@ -25,12 +28,16 @@ RecordSource = Source | Sequence[Mapping[str, object]]
 
 @dataclass(frozen=True, kw_only=True)
 class SiteData:
-    """Each site's records, without who opted out, and the evaluation's, by the tokenizer of the model in ``base``."""
+    """Each site's records, without who opted out, and the evaluation's, by the tokenizer of the model in ``base``.
+
+    ``public`` are the units of public records of which each step has some, where the study has such.
+    """
 
     base: Path
     sites: Mapping[str, SiteRecords]
     evaluation: Sequence[Record]
     tokenisation: Tokenisation
+    public: Sequence[Sequence[Example]] | None
 
 
 def read_all(
@@ -39,6 +46,7 @@ def read_all(
     evaluation: RecordSource,
     *,
     folder: Path | None,
+    public: PublicRecords | None = None,
     opted_out: Mapping[str, Path],
     similar: Similar | None,
     progress: Callable[[int], None],
@@ -72,7 +80,13 @@ def read_all(
         progress(len(sites))
     if study.privacy.noise:
         check_held_out(held_out, preparation, sites)
-    return SiteData(base=base, sites=sites, evaluation=held_out, tokenisation=tokenisation)
+    return SiteData(
+        base=base,
+        sites=sites,
+        evaluation=held_out,
+        tokenisation=tokenisation,
+        public=None if public is None else public.units(study, tokenisation),
+    )
 
 
 def check_held_out(evaluation: Sequence[Record], preparation: Preparation, sites: Mapping[str, SiteRecords]) -> None:
@@ -103,3 +117,16 @@ def _check_learnable(study: Study, site: str, records: SiteRecords) -> None:
         records.check_learnable(records.units(study))
     except DataError as error:
         raise DataError(f"{site}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def tell_of_budget(study: Study, cohorts: Mapping[str, RecordSource]) -> None:
+    """Each time, on standard error: two runs on the same patients cost the sum of both, and nothing here adds it up."""
+    declared = {site.name for site in study.sites if site.sensitivity == "synthetic"}
+    real = [name for name, source in cohorts.items() if isinstance(source, Source) and name not in declared]
+    if real:
+        print(
+            f"grandrounds: this simulation keeps no budget. The records of {', '.join(real)} are not declared "
+            "synthetic, and no site's budget hears of what this run releases of their patients: each run on the same "
+            'patients adds its whole ε. Declare them (sensitivity = "synthetic") if they are of nobody.',
+            file=sys.stderr,
+        )

@@ -50,7 +50,9 @@ def check(
     if not opt_outs_match_nobody:
         site_records.check_opt_outs()
     _check_patients(folder, policy, site_records)
-    update, read = open_update(settings, manifest, site_records, model=model), site_records.units(manifest.study)
+    public = study.public_records(manifest)
+    update = open_update(settings, manifest, site_records, model=model, public=public)
+    read = site_records.units(manifest.study)
     site_records.check_learnable(read)
     if settings.training_view:  # which takes a moment of each step
         update = replace(update, observer=lambda figures: None)
@@ -88,7 +90,8 @@ def check(
         "key, policy, model and records fit the study; nothing was reserved, and nothing was sent",
         f"{site_records.records} records of {len(read)} {unit}s were read; the study counts on "
         f"{manifest.nominal_units(name)}, and at most {manifest.max_units(name)}, of which a step reads "
-        f"{manifest.draw_cap(name)} at most",
+        f"{manifest.draw_cap(name)} at most"
+        + (f", and {manifest.study.data.public_units} of public records beside" if public else ""),
         reading.told(read.sizes),
         *machine,
         *site_records.told(),

@@ -15,7 +15,7 @@ from ...client.budget.reservations import Reservations
 from ...client.minimisation.minimiser import check_columns
 from ...client.node.folder import NodeSettings
 from ...client.site.folder import FINGERPRINT_KEY, KEY, SETTINGS, SiteFolder, SiteSettings
-from ...client.site.joined_study import FROZEN_ADAPTER, JoinedStudy
+from ...client.site.joined_study import FROZEN_ADAPTER, PUBLIC_RECORDS, JoinedStudy
 from ...client.site.prepared import places
 from ...client.site.site_log import SiteLog
 from ...client.site.survey import Survey
@@ -272,6 +272,8 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
 def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings, bundle: Bundle) -> None:
     path, manifest, socket = study.path, bundle.manifest, study.socket(settings.socket)
     write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
+    if bundle.public is not None:
+        write_atomically(path / PUBLIC_RECORDS, bundle.public)
     taken = {other.node.runtime_port for other in folder.joined() if other != study}
     node = NodeSettings(
         address=bundle.flower.address,

@@ -7,6 +7,7 @@ from typing import Final
 from ...common.schema import known
 from ...common.study.manifest import Manifest
 from ...common.study.model_section import ModelSection
+from ...common.study.study import Study
 from .rounding import number, probability, up
 
 RECOMPUTE: Final = (
@@ -190,6 +191,16 @@ def _first_adapter(model: ModelSection) -> Iterator[Limit]:
         )
 
 
+def _public_records(study: Study) -> Iterator[Limit]:
+    if study.data.public is not None:
+        yield Limit(
+            title="Whose the public records are",
+            text=f"To each step every site adds {count(study.data.public_units, 'unit')} of records that the study "
+            f"calls public ({study.data.public}), clipped as the sites’ own and chosen without regard to them. They "
+            "are nobody’s unit in this claim; were they of patients, it would not protect these.",
+        )
+
+
 def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
     """All that the claim does not cover; without noise there is none, and so that is everything."""
     if not manifest.study.privacy.noise:
@@ -226,6 +237,7 @@ def not_claimed(manifest: Manifest) -> tuple[Limit, ...]:
             text="The base model was trained by others on other texts. What it memorised then, it may still say.",
         ),
         *_first_adapter(manifest.study.model),
+        *_public_records(manifest.study),
         Limit(
             title="Facts about a site or a population",
             text="Learning them is the purpose of the study. They may also concern someone whose records were never "

@@ -15,11 +15,24 @@ from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
-from ...common.study.artefacts import ADAPTER, FIRST_ADAPTER, LEDGER, MANIFEST, PAGE, PREPARED, REPORT, SUMS, sum_path
+from ...common.study.artefacts import (
+    ADAPTER,
+    FIRST_ADAPTER,
+    LEDGER,
+    MANIFEST,
+    PAGE,
+    PREPARED,
+    PUBLIC,
+    REPORT,
+    SUMS,
+    sum_path,
+)
 from ...common.study.first_adapter import BY_HASH, FirstAdapter
 from ...common.study.manifest import Manifest
 from ...common.study.model_section import ModelSection
+from ...common.study.public_records import PublicRecords
 from ...common.study.step import DueStep, LastStep, Trained, step_into, sum_size
+from ...common.study.study import Study
 from ...common.system.content import Content, Stored
 from ...common.system.files import fsync, make_folder, rename_folder, write_atomically
 from ..report.page import render_html, render_model_card
@@ -173,6 +186,15 @@ class StudyFolder:
         if named is None:
             return None
         return FirstAdapter.read(self.path / PREPARED, expected=named.removeprefix(BY_HASH))
+
+    def save_public_records(self, public: PublicRecords | None) -> None:
+        """Write the public records that enter each step, if any do. Raises StorageError."""
+        if public is not None:
+            write_atomically(self.path / PUBLIC, public.data)
+
+    def public_records(self, study: Study) -> PublicRecords | None:
+        """The public records that enter each step of a study that is fixed, if any do. Raises StudyError."""
+        return PublicRecords.of(study, self.path / PUBLIC)
 
     def checkpoint(self, manifest: Manifest) -> Checkpoint | None:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""

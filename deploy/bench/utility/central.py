@@ -48,8 +48,14 @@ class Central:
     def open(cls, study: Study, records: RecordFiles, *, seed: int, devices: Sequence[str] = (PROCESSORS,)) -> Self:
         """Reads the records, and draws the frozen part of the adapter from ``seed``; computes on ``devices``.
 
-        Raises StudyError where the step would correct for the noise of a federation, which is another.
+        Raises StudyError where the step would correct for the noise of a federation, or count its public records.
         """
+        if study.data.public is not None:
+            raise StudyError(
+                "data.public, in one place",
+                why="of public records each site adds some, and in one place there are no sites",
+                fix="leave pooled and alone out of --ways, or data.public out of the settings",
+            )
         if study.training.noise_correction != "none":
             raise StudyError(
                 f"training.noise_correction = {study.training.noise_correction}, in one place",

@@ -1,5 +1,6 @@
 """A site's folder: what its worker needs, read and judged before the first message."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site import assembly
 from grandrounds.client.site.assembly import open_update
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
-from grandrounds.client.site.joined_study import FROZEN_ADAPTER
+from grandrounds.client.site.joined_study import FROZEN_ADAPTER, PUBLIC_RECORDS
 from grandrounds.client.site.site_records import SiteRecords
 from grandrounds.client.site.training_view import STEPS, read_steps
 from grandrounds.client.state.database import DATABASE, SiteDatabase
@@ -82,6 +83,26 @@ def test_a_site_that_has_joined_takes_part_with_its_own_records(opened: WorkerSe
     assert not folder.study().training.exists(), "what is exact is written where it is asked for"
 
 
+def test_a_site_adds_the_public_records_of_its_bundle_and_no_others(study, tmp_path):
+    public = "\n".join(json.dumps({"patient_id": number, "text": f"term {number}"}) for number in range(3)).encode()
+    federation = study.federation(public)
+    folder = study.initialised(tmp_path / "site", federation)
+    bundle = study.bundle(federation, tmp_path / "tls", public)
+    site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+    (folder.path / SETTINGS).write_text("training_view = true\n" + (folder.path / SETTINGS).read_text())
+    resident = open_site(folder)
+    try:
+        assert SITE in finish(federation, federation.attempt(), resident.answer).survivors
+    finally:
+        resident.close()
+    (step,), _ = read_steps(folder.study().training / STEPS)
+    assert step.units == 2 + 2, "of two patients who did not opt out, and public"
+    assert "2 of public records beside" in " ".join(check(folder))
+    (folder.study().path / PUBLIC_RECORDS).write_bytes(public.replace(b"term 1", b"note 1"))
+    with pytest.raises(StudyError, match="and not sha256:"):
+        open_site(folder)
+
+
 def test_a_site_sees_of_its_own_training_what_it_asked_for_and_its_log_has_nothing_of_it(folder, federation, caplog):
     (folder.path / SETTINGS).write_text("training_view = true\n" + (folder.path / SETTINGS).read_text())
     with caplog.at_level(logging.DEBUG, logger="grandrounds"):
@@ -119,7 +140,9 @@ def updated(folder, model):
     """What the site computes, and the units that it computes it from."""
     manifest = folder.study().manifest()
     records = SiteRecords.open(folder, manifest.study)
-    return open_update(folder.settings(), manifest, records, model=model), list(records.units(manifest.study))
+    return open_update(folder.settings(), manifest, records, model=model, public=None), list(
+        records.units(manifest.study)
+    )
 
 
 def test_records_that_cannot_be_read_neither_stop_a_site_nor_change_who_is_drawn(folder, study, federation, caplog):

@@ -26,9 +26,10 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> GradSampler:
     return GradSampler(model, [Shape(4, 2 * BATCH), Shape(8, BATCH), Shape(TOKENS, BATCH)])
 
 
-def update_of(sampler: GradSampler, cohort: Cohort[Example], **privacy: Any) -> SiteUpdate:
+def update_of(sampler: GradSampler, cohort: Cohort[Example], public_units: int = 0, **privacy: Any) -> SiteUpdate:
     identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
-    study = small_study((UNITS,) * 5, privacy=privacy)
+    data = {"public": f"sha256:{'ab' * 32}", "public_units": public_units} if public_units else {}
+    study = small_study((UNITS,) * 5, privacy=privacy, data=data)
     sites = tuple(site.model_copy(update={"max_units": UNITS}) for site in study.sites)
     manifest = small_manifest(
         study.model_copy(update={"sites": sites}),
@@ -65,6 +66,8 @@ def test_the_most_work_is_the_largest_draw_beside_a_batch_of_each_shape_and_one_
     assert (units == UNITS) == (probability == 1)
     records = units * RECORDS
     assert work(with_most_work(update), monkeypatch) == -(-records // BATCH) + 2 + BATCH
+    mixed = update_of(sampler, nobody, public_units=5, sampling_probability=probability)
+    assert work(with_most_work(mixed), monkeypatch) == -(-(records + 5 * RECORDS) // BATCH) + 2 + BATCH
 
 
 def test_no_draw_costs_more_however_many_records_the_drawn_units_have(

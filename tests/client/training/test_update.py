@@ -90,6 +90,86 @@ def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sa
     assert np.abs(expected).max() > 100 / update.manifest.fixed_point.scale
 
 
+PUBLIC = [[tiny_example(RNG, length=length, max_tokens=TOKENS)] for length in (16, 5, 11)]
+
+
+def mixed_update(sampler, private, public=PUBLIC, *, public_units=3, kind=SiteUpdate, **sections):
+    data = {"public": f"sha256:{'ab' * 32}", "public_units": public_units}
+    update = site_update(sampler, Cohort(private), data=data, **sections)
+    return kind(**{**vars(update), "public": Cohort(public)})
+
+
+def sum_of(update, adapter):
+    return centred(update(adapter, KEYS), update.manifest)
+
+
+def test_public_units_are_added_to_the_sum_clipped_as_private_ones_are(sampler, adapter):
+    update = mixed_update(sampler, UNITS)
+    released = sum_of(update, adapter)
+    sampler.model.set_adapter(adapter)
+    np.testing.assert_array_equal(released, plain(update).sum_units([*UNITS, *PUBLIC]))
+    lattice = update.manifest.lattice
+    alone = np.linalg.norm(plain(update).sum_units(PUBLIC[:1]).astype(float))
+    assert 0 < alone <= lattice.sensitivity
+
+
+class FillsUp(SiteUpdate):
+    """Wrong: public units where private ones are missing."""
+
+    def _draw(self):
+        drawn = self.cohort.draw(sampling_probability=1.0, records_per_unit=3, cap=10)
+        return [*drawn, *[[unit] for [unit] in PUBLIC * 2][: 6 - len(drawn)]]
+
+
+class PrivateFirst(SiteUpdate):
+    """Wrong: private units where public ones are few."""
+
+    def _draw(self):
+        public = (self.public or self.cohort).draw(sampling_probability=1.0, records_per_unit=3, cap=3)
+        return [*public, *self.cohort.draw(sampling_probability=1.0, records_per_unit=3, cap=3) * (3 - len(public))]
+
+
+def most_moved(sampler, adapter, kind, public):
+    """Over Δ: how far one unit more moves the sum, at the worst of some units."""
+    sampler.model.set_adapter(adapter)
+    moved = []
+    for more in UNITS[1:]:
+        with_it = mixed_update(sampler, [UNITS[0], more], public, kind=kind)
+        without = mixed_update(sampler, [UNITS[0]], public, kind=kind)
+        change = sum_of(with_it, adapter) - sum_of(without, adapter)
+        moved.append(np.linalg.norm(change.astype(float)) / with_it.manifest.lattice.sensitivity)
+    return max(moved)
+
+
+def test_one_private_unit_moves_the_sum_by_no_more_than_without_public_ones_and_wrong_mixtures_show(sampler, adapter):
+    assert most_moved(sampler, adapter, SiteUpdate, PUBLIC) <= 1
+    assert most_moved(sampler, adapter, FillsUp, PUBLIC) > 1
+    assert most_moved(sampler, adapter, PrivateFirst, PUBLIC[:1]) > 1
+
+
+def test_how_many_public_units_enter_a_step_follows_from_the_manifest_and_which_from_nothing_private(sampler):
+    update = mixed_update(sampler, UNITS, public_units=2, privacy={"sampling_probability": 0.5})
+    tokens = [unit[0].token_ids.tobytes() for unit in PUBLIC]
+    seen = []
+    for _ in range(400):
+        drawn = update._draw()
+        added = [tokens.index(unit[0].token_ids.tobytes()) for unit in drawn if unit[0].token_ids.tobytes() in tokens]
+        assert len(added) == 2
+        seen.append((len(drawn) - 2, *added))
+    counts = np.array([sum(number in added for _, *added in seen) for number in range(3)])
+    # Each has two thirds of 400, and is 8 deviations off once in 10^15 runs; what was drawn is printed.
+    assert np.abs(counts - 800 / 3).max() < 8 * np.sqrt(400 * 2 / 9), seen
+    assert {private for private, *_ in seen} >= {1, 2, 3}
+
+
+def test_a_public_unit_that_fails_counts_as_zero_and_touches_no_other(sampler, adapter):
+    broken = [example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))]
+    update = mixed_update(sampler, UNITS, [*PUBLIC[:2], broken])
+    released = sum_of(update, adapter)
+    sampler.model.set_adapter(adapter)
+    np.testing.assert_array_equal(released, plain(update).sum_units([*UNITS, *PUBLIC[:2]]))
+
+
 class Unreadable(Cohort):
     def draw(self, **options):
         raise OSError("no page for Mrs Abernathy")

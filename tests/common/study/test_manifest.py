@@ -14,6 +14,7 @@ from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Lattice
 from grandrounds.common.schema import validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
+from grandrounds.common.study.study import Study
 
 VECTOR = json.loads((VECTORS / "manifest.json").read_text(encoding="utf-8"))
 DESCRIPTION = {
@@ -58,7 +59,7 @@ def complete(**privacy: Any) -> dict[str, Any]:
             "sampling_probability": 0.5,
             **privacy,
         },
-        "data": {"evaluation": "synthetic"},
+        "data": {"evaluation": "synthetic", "public": f"sha256:{'bd' * 32}", "public_units": 3},
         "training": {
             "max_attempts": 24,
             "answer_after_s": 60.0,
@@ -208,9 +209,34 @@ def test_a_bound_on_a_cohort_is_stated_and_not_below_the_nominal_units() -> None
         validated(Manifest, manifest_fields(replaced(complete(), ("sites", 1, "max_units"), 19)))
 
 
-def test_a_manifest_names_a_first_adapter_by_its_hash() -> None:
-    with pytest.raises(StudyError, match=r"study\.model\.first_adapter: a manifest names it by its hash"):
-        validated(Manifest, manifest_fields(replaced(complete(), ("model", "first_adapter"), "first.safetensors")))
+@pytest.mark.parametrize(("table", "field"), [("model", "first_adapter"), ("data", "public")])
+def test_a_manifest_names_files_that_it_is_of_by_their_hash(table: str, field: str) -> None:
+    with pytest.raises(StudyError, match=rf"study\.{table}\.{field}: a manifest names it by its hash"):
+        validated(Manifest, manifest_fields(replaced(complete(), (table, field), "a-file")))
+
+
+def test_public_units_are_counted_in_the_room_that_a_sum_has_and_in_nothing_that_is_claimed() -> None:
+    privacy = {"trust": "distributed", "corrupt_sites": 1}
+    mixed = validated(Manifest, manifest_fields(complete(**privacy)))
+    without = validated(Manifest, manifest_fields(complete(**privacy) | {"data": {"evaluation": "synthetic"}}))
+    sites = len(mixed.study.sites)
+    assert mixed.largest_sum - without.largest_sum == pytest.approx(3 * sites * mixed.lattice.sensitivity)
+    for claimed in ("schedule", "lattice", "site_noise", "honest_shares", "delta"):
+        assert getattr(mixed, claimed) == getattr(without, claimed), claimed
+    for site in mixed.study.sites:
+        assert mixed.draw_cap(site.name) == without.draw_cap(site.name)
+        assert mixed.step_units([site.name]) == without.step_units([site.name]) + 3
+    with pytest.raises(StudyError, match="could reach"):
+        data = {"public": f"sha256:{'bd' * 32}", "public_units": 100_000, "evaluation": "synthetic"}
+        validated(
+            Manifest, manifest_fields(complete(**privacy) | {"data": data}, dimension=2**24, tensor_sizes=[2**24])
+        )
+
+
+def test_public_records_and_how_many_enter_a_step_are_given_together() -> None:
+    for data in ({"public": "notes.jsonl"}, {"public_units": 3}):
+        with pytest.raises(StudyError, match=r"data\.public_units: public records and how many"):
+            validated(Study, {"data": data, "sites": SITES})
 
 
 def test_an_instant_after_the_deadline_is_refused() -> None:

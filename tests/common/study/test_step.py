@@ -1,5 +1,6 @@
 """The step that server and sites take: the same bits as in exact arithmetic that is rounded once an operation."""
 
+import itertools
 import json
 import math
 import struct
@@ -256,6 +257,19 @@ def test_a_sum_is_divided_by_nominal_units_of_its_survivors_alone():
     np.testing.assert_allclose(
         mean_gradient(local, aggregate, SURVIVORS), -1000 / local.fixed_point.scale * 25 / units, rtol=1e-12
     )
+
+
+def test_public_units_of_the_survivors_are_in_what_a_sum_is_divided_by():
+    distributed = MANIFESTS["sgd", "distributed"]
+    data = distributed.study.data.model_copy(update={"public": f"sha256:{'ab' * 32}", "public_units": 5})
+    mixed = distributed.model_copy(update={"study": distributed.study.model_copy(update={"data": data})})
+    privacy = mixed.study.privacy.model_copy(update={"sampling_probability": 0.1})
+    tenth = mixed.model_copy(update={"study": mixed.study.model_copy(update={"privacy": privacy})})
+    in_each_order = {tenth.step_units(sites) for sites in itertools.permutations(SURVIVORS)}
+    assert len(in_each_order) == 1, "every machine divides by the same number, to the last bit"
+    aggregate = np.full(D, 1000, dtype=np.int64)
+    expected = 1000 / mixed.lattice.scale / (3 + 4 + 6 + 7 + 4 * 5)
+    np.testing.assert_allclose(mean_gradient(mixed, aggregate, SURVIVORS), expected, rtol=1e-12)
 
 
 def test_what_noise_was_taken_off_a_sum_is_no_longer_corrected() -> None:

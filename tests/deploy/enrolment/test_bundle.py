@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.study.federation import small_manifest, small_study
 
-from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.errors import StudyError
 from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.deploy.enrolment.bundle import Bundle, Flower, SiteCard, connection_sha256, described
@@ -17,11 +17,13 @@ OTHER = "12" * 32
 ADDRESS = "server.example:9092"
 
 
-def a_bundle(**changes):
+def a_bundle(public=None, **changes):
     identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
     changes = {"connection_sha256": connection_sha256(ADDRESS, b"PEM"), **changes}
-    manifest = small_manifest(small_study(), identities, Identity.generate(), dimension=7, **changes)
-    return Bundle(manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=Flower(address=ADDRESS))
+    data = {} if public is None else {"public": f"sha256:{sha256(public)}", "public_units": 1}
+    manifest = small_manifest(small_study(data=data), identities, Identity.generate(), dimension=7, **changes)
+    flower = Flower(address=ADDRESS)
+    return Bundle(manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=flower, public=public)
 
 
 def written(bundle, tmp_path, **fields):
@@ -39,8 +41,15 @@ def written(bundle, tmp_path, **fields):
 
 
 def test_a_bundle_is_read_as_it_was_written(tmp_path):
-    bundle = a_bundle()
-    assert Bundle.read(written(bundle, tmp_path)) == bundle
+    for public in (None, b'{"patient_id": 1, "text": "a term"}'):
+        bundle = a_bundle(public)
+        assert Bundle.read(written(bundle, tmp_path)) == bundle
+
+
+@pytest.mark.parametrize("public, instead", [(b"a", b"b"), (b"a", None), (None, b"a")])
+def test_other_public_records_than_the_manifest_s_are_refused(tmp_path, public, instead):
+    with pytest.raises(StudyError, match="no study's bundle"):
+        Bundle.read(written(replace(a_bundle(public), public=instead), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from grandrounds.client.site.assembly import sampler_of
+from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import GrandRoundsError, ModelError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
-from grandrounds.common.schema import validated
-from grandrounds.common.study.artefacts import CARD, CORE, PAGE, PREPARED, REPORT, WEIGHTS
+from grandrounds.common.schema import known, validated
+from grandrounds.common.study.artefacts import CARD, CORE, MANIFEST, PAGE, PREPARED, PUBLIC, REPORT, WEIGHTS
 from grandrounds.common.study.first_adapter import FirstAdapter, Made, first_adapter_of
+from grandrounds.common.study.manifest import Manifest
+from grandrounds.common.study.public_records import PublicRecords
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.cli.adapter import adapter as commands
 from grandrounds.deploy.plan.first_adapter import prepare
@@ -182,11 +185,13 @@ def made(base: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def finished(base: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(base: Path, made: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of a core adapter; not to be changed."""
     folder = tmp_path_factory.mktemp("results") / "study"
     cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in SITES}
     study = a_study(base, made, adapter="core")
+    data = study.data.model_copy(update={"public": str(text), "public_units": 2})
+    study = study.model_copy(update={"data": data})
     simulate(study, cohorts, evaluation=[{"patient_id": "e", "text": "well"}], output=folder)
     return folder
 
@@ -200,6 +205,32 @@ def test_what_a_study_leaves_names_its_first_adapter_and_verifies(base: Path, ma
     frozen = next(finding for finding in verdict.findings if finding.name == "frozen")
     assert verdict.outcome is Outcome.NO_PRIVACY and f"{PREPARED} has them" in frozen.detail
     assert named in frozen.detail and "terms of an ontology" in frozen.detail
+
+
+def test_what_a_study_leaves_names_its_public_records_and_has_their_file(finished: Path, text: Path) -> None:
+    manifest = Manifest.model_validate_json((finished / MANIFEST).read_bytes())
+    named = f"sha256:{sha256(text.read_bytes())}"
+    assert (manifest.study.data.public, manifest.study.data.public_units) == (named, 2)
+    assert (finished / PUBLIC).read_bytes() == text.read_bytes()
+    assert known(PublicRecords.of(manifest.study, finished / PUBLIC)).name == named
+    changed = finished.parent / "other.jsonl"
+    changed.write_bytes(text.read_bytes() + b"\n")
+    with pytest.raises(StudyError, match="and not sha256:"):
+        PublicRecords.of(manifest.study, changed)
+    with pytest.raises(StudyError, match="by the hash"):
+        PublicRecords.of(manifest.study)
+
+
+def test_a_study_whose_public_records_are_too_few_or_missing_is_refused(base: Path, text: Path, tmp_path: Path) -> None:
+    study = a_study(base, None)
+    cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in SITES}
+    for public, units, reason in (
+        (text, 6, "has 5 patients, and a step needs 6"),
+        (tmp_path / "no", 1, "cannot be read"),
+    ):
+        data = study.data.model_copy(update={"public": str(public), "public_units": units})
+        with pytest.raises(StudyError, match=reason):
+            simulate(study.model_copy(update={"data": data}), cohorts, evaluation=[{"patient_id": "e", "text": "well"}])
 
 
 def test_a_finished_core_adapter_is_everybody_s_lora(base: Path, finished: Path) -> None:

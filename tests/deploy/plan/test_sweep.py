@@ -17,6 +17,7 @@ from grandrounds.common.study.study import Study
 from grandrounds.deploy.plan.grid import Grid, require_public
 from grandrounds.deploy.plan.sweep import _Public, sweep
 
+NO_NOISE = {"noise": False, "target_epsilon": None}
 SITES = ("north", "south", "west")
 NAMED = "Mr Public of Exampleton"
 
@@ -38,24 +39,18 @@ def public(path: Path, *, patients: int) -> Path:
 
 
 def a_study(base: Path, *, units: int = 4, **tables: Any) -> Study:
-    fields = {
+    fields: dict[str, Any] = {
         "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2},
         "data": {"max_tokens": 24},
         "privacy": {"target_epsilon": 8.0, "sampling_probability": 1, "clipping_norm": 1.0},
         "training": {"rounds": 2, "optimizer": "sgd"},
-        "sites": [{"name": name, "nominal_units": units} for name in SITES],
     }
-    return validated(
-        Study,
-        {
-            name: {**fields.get(name, {}), **tables.get(name, {})} if isinstance(table, dict) else table
-            for name, table in fields.items()
-        },
-    )
+    sites = [{"name": name, "nominal_units": units} for name in SITES]
+    return validated(Study, {name: table | tables.get(name, {}) for name, table in fields.items()} | {"sites": sites})
 
 
 def test_settings_are_ranked_by_what_they_do_to_records_that_were_held_out(base: Path, text: Path) -> None:
-    grid = Grid(training={"learning_rate": [100.0, 1e-6]}, repeats=2)
+    grid = Grid(training={"learning_rate": (100.0, 1e-6)}, repeats=2)
     told: list[str] = []
     found = sweep(a_study(base), grid, text, tell=told.append)
     assert (found.trained, found.held_out, found.source) == (20, 5, "terms.jsonl")
@@ -71,7 +66,7 @@ def test_settings_are_ranked_by_what_they_do_to_records_that_were_held_out(base:
 
 
 def test_every_setting_is_calibrated_for_the_study_s_epsilon(base: Path, text: Path) -> None:
-    found = sweep(a_study(base), Grid(training={"rounds": [1, 4], "learning_rate": [1.0]}), text)
+    found = sweep(a_study(base), Grid(training={"rounds": (1, 4), "learning_rate": (1.0,)}), text)
     noise = {one.study.training.rounds: one.noise_multiplier for one in found.tried}
     for rounds, noise_multiplier in noise.items():
         planned = complete_study(a_study(base, training={"rounds": rounds, "learning_rate": 1.0}))
@@ -129,17 +124,17 @@ def test_a_grid_that_would_compare_promises_or_nothing_is_refused(toml: str, tmp
 
 def test_all_settings_are_judged_before_one_is_trained(base: Path, text: Path) -> None:
     told: list[str] = []
-    for changed in ({"warmup_rounds": [0, 7]}, {"learning_rate": [0.1, "fast"]}):
-        with pytest.raises(StudyError, match=next(iter(changed))):
-            sweep(a_study(base), Grid(training=changed), text, tell=told.append)
-    for privacy in ({"trust": "local"}, {"target_epsilon": None, "noise_multiplier": 1.0}):
+    for field, values in (("warmup_rounds", (0, 7)), ("learning_rate", (0.1, "fast"))):
+        with pytest.raises(StudyError, match=field):
+            sweep(a_study(base), Grid(training={field: values}), text, tell=told.append)
+    for privacy in ({"trust": "local"}, {"target_epsilon": None, "noise_multiplier": 1.0}, NO_NOISE):
         with pytest.raises(StudyError, match="--sweep"):
-            sweep(a_study(base, privacy=privacy), Grid(training={"rounds": [1]}), text)
+            sweep(a_study(base, privacy=privacy), Grid(training={"rounds": (1,)}), text)
     assert not told
 
 
 def test_too_few_public_records_are_refused(base: Path, text: Path, tmp_path: Path) -> None:
-    grid = Grid(training={"rounds": [1]})
+    grid = Grid(training={"rounds": (1,)})
     few = public(tmp_path / "few.jsonl", patients=9)
     with pytest.raises(DataError, match="9 patients") as refusal:
         sweep(a_study(base), grid, few)

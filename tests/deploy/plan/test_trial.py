@@ -78,6 +78,9 @@ def test_the_instant_covers_the_slowest_path_of_the_largest_draw_of_the_largest_
     assert instant_of(complete, batch_s=2.0, shapes=shapes, dimension=100) < instant_of(
         largest, batch_s=2.0, shapes=shapes, dimension=100
     )
+    data = largest.data.model_copy(update={"public": "public.jsonl", "public_units": 50})
+    mixed = largest.model_copy(update={"data": data})
+    assert instant_of(mixed, batch_s=2.0, shapes=shapes, dimension=100) >= 1.25 * (batches + 3 * 50 // 2) * 2.0
     alone = (Shape(8, 1), Shape(16, 2))  # as many batches as records, where all have 8 tokens
     assert instant_of(largest, batch_s=2.0, shapes=alone, dimension=100) >= 1.25 * 3 * units * 2.0
     sampler = GradSampler(load_tiny(base), [Shape(16, 2)])

@@ -1,10 +1,14 @@
 """A study is fixed once: what is edited afterwards reaches no site in silence."""
 
+import re
+
 import pytest
 from support.study.enrolled_server import SITES, card, initialised, write_study
 
 from grandrounds.client.budget.policy import read_policy, violations
+from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, StudyError
+from grandrounds.common.study.artefacts import PUBLIC
 from grandrounds.common.study.training import TrainingSection
 from grandrounds.deploy.enrolment.bundle import Bundle, described
 from grandrounds.deploy.flower.archive import app_sha256
@@ -55,6 +59,10 @@ def test_the_bundle_has_what_sites_need(bundled):
     assert bundle.manifest.site_keys == {name: site.public_key for name, site in bundled.sites().items()}
     assert bundle.flower.address == bundled.settings().address
     assert bundle.manifest.app_sha256 == app_sha256()
+    terms = (bundled.path / "terms.jsonl").read_bytes()
+    assert bundle.public == terms == (bundled.study.path / PUBLIC).read_bytes()
+    assert bundle.manifest.study.data.public == f"sha256:{sha256(terms)}"
+    assert "2 of public records beside" in described(bundle.manifest)["reads"]
     assert bundle.certificates == (bundled.certificates / "ca.crt").read_bytes()
 
 
@@ -102,6 +110,18 @@ def test_every_edit_of_a_study_that_is_fixed_is_named_and_refused(folder):
     assert "west.nominal_units" not in refused.value.what, "a site that is named here or there alone is told as one"
     assert f"grandrounds server bundle {folder.path} --redo" in refused.value.fix
     assert folder.bundle.read_bytes() == before
+
+
+def test_other_public_records_are_an_edit_and_fewer_than_a_step_needs_fix_no_study(folder):
+    terms = folder.path / "terms.jsonl"
+    text = folder.study_toml.read_text()
+    folder.study_toml.write_text(re.sub(r'public = "[^"]*"', f'public = "{terms}"', text))
+    bundling.bundle(folder)
+    terms.write_text(terms.read_text().splitlines()[0])
+    with pytest.raises(StudyError, match=r"data\.public is .sha256:.*, and in the study .sha256:"):
+        bundling.bundle(folder)
+    with pytest.raises(StudyError, match="has 1 patients, and a step needs 2"):
+        bundling.bundle_anew(folder)
 
 
 def test_what_is_left_open_is_no_edit_and_neither_is_what_is_for_a_simulation(folder):

@@ -36,7 +36,11 @@ def card(path, name, key=None):
 
 
 def write_study(folder):
+    """With public records beside, of which two enter each step."""
+    terms = folder.path / "terms.jsonl"
+    terms.write_text("\n".join(json.dumps({"patient_id": number, "text": "a term"}) for number in range(3)))
     sites = "".join(f'[[sites]]\nname = "{site}"\nnominal_units = 20\n' for site in SITES)
-    folder.study_toml.write_text(STUDY + sites)
+    beside = f'evaluation = "synthetic", public = "{terms}", public_units = 2'
+    folder.study_toml.write_text(STUDY.replace('evaluation = "synthetic"', beside) + sites)
     rows = [{"patient_id": number, "text": "no complaints"} for number in range(4)]
     (folder.path / "evaluation.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -65,6 +65,7 @@ def small_study(
     privacy: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     secagg: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Study:
     """A complete study of ``site-1`` …: everyone sampled, plain SGD, no noise unless a multiplier is given."""
     sites = [
@@ -75,7 +76,7 @@ def small_study(
         {"noise": False} if noise_multiplier is None else {"noise_multiplier": noise_multiplier, "target_epsilon": 99}
     )
     fields: dict[str, dict[str, Any]] = {
-        "data": {"max_tokens": 16, "records_per_unit": 3, "evaluation": "synthetic"},
+        "data": {"max_tokens": 16, "records_per_unit": 3, "evaluation": "synthetic", **(data or {})},
         "privacy": {"trust": trust, "delta": 1e-3, "sampling_probability": 1, **noise, **(privacy or {})},
         "training": {"rounds": 1, "max_attempts": 3, "optimizer": "sgd", "learning_rate": 1, "evaluations": 100}
         | {"answer_after_s": 2.0}

@@ -6,6 +6,7 @@ import shutil
 
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
+from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.schema import validated
@@ -45,11 +46,13 @@ class SiteStudy:
         if not self._tls.exists():
             make_certificates(self._tls, "localhost")
 
-    def federation(self, **training):
-        """The study anew, with an id and keys of its own."""
+    def federation(self, public=None, **training):
+        """The study anew, with an id and keys of its own; two units of ``public`` records, bytes, enter each step."""
         study = small_study(max_units=5, noise_multiplier=8.0, training={"max_attempts": 9, **training})
         fields = study.model_dump() | {"model": MODEL, "data": {"max_tokens": 16, "evaluation": "synthetic"}}
         fields["privacy"]["target_epsilon"] = 50.0
+        if public is not None:
+            fields["data"] |= {"public": f"sha256:{sha256(public)}", "public_units": 2}
         federation = Federation(study=validated(Study, fields), dimension=self.model.layout.dimension, release=ones)
         federation.pin(
             study_id=secrets.token_hex(32),
@@ -61,7 +64,7 @@ class SiteStudy:
         )
         return federation
 
-    def bundle(self, federation, certificates):
+    def bundle(self, federation, certificates, public=None):
         """The study as its operator sends it; ``certificates`` is a folder to put the server's in."""
         shutil.copytree(self._tls, certificates, dirs_exist_ok=True)
         return Bundle(
@@ -69,6 +72,7 @@ class SiteStudy:
             frozen_adapter=vector_bytes(self.model.get_frozen_adapter()),
             certificates=(certificates / CA_CERTIFICATE).read_bytes(),
             flower=Flower(address=ADDRESS),
+            public=public,
         )
 
     def initialised(self, path, federation, **options):
