@@ -16,7 +16,7 @@ from ...common.errors import DataError, StorageError
 from ...common.sources.identifiers import canonical
 from ...common.sources.source import DataSource, read_rows
 from .notes_file import PARQUET, about_path
-from .overlap import WORDS, Nearness, Overlap, text_of
+from .overlap import WORDS, Nearness, Overlap, cut_to, text_of
 
 QUANTILES: Final = (0.5, 0.9, 0.99, 1.0)
 # The chance at which notes are called nearer than unseen ones; a third of it for each of the three measures.
@@ -126,6 +126,9 @@ def check(
 ) -> Checked:
     """Hold synthetic notes, and as many held-out ones, against every record, of which one is in memory at a time.
 
+    A held-out note is cut to the words of a synthetic one: of a longer note more can be found, and beside whole notes
+    no copy in a short one would stand out.
+
     Raises StorageError where the notes are not as they were written, and DataError where records cannot be read or a
     patient's are in both.
     """
@@ -138,7 +141,8 @@ def check(
             why="how near synthetic notes are is told by how near notes are that nobody trained on",
             fix="give notes of `grandrounds generate`, and held-out records of the site's kind (--held-out)",
         )
-    overlap = Overlap([*texts, *(text_of(record.content) for record in unseen)])
+    cut = (cut_to(text_of(record.content), text) for record, text in zip(unseen, texts, strict=False))
+    overlap = Overlap([*texts, *cut])
     patients, count = set[str](), 0
     for record in _records(records):
         patient = canonical(record.patient_id)

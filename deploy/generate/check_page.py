@@ -65,7 +65,7 @@ def _compared(checked: Checked) -> list[tuple[str, str]]:
     said = checked.origin["privacy"] if checked.origin else "nothing lies beside them that says what they are"
     return [
         ("Synthetic notes", f"{len(checked.synthetic):,}"),
-        ("Held-out notes", f"{len(checked.held_out):,}"),
+        ("Held-out notes", f"{len(checked.held_out):,}, each cut to the words of a synthetic one"),
         ("Records of the site", f"{checked.records:,}, of {checked.patients:,} patients"),
         ("What the notes say of themselves", str(said)),
     ]

@@ -107,6 +107,16 @@ def text_of(content: Content) -> str:
     return ""
 
 
+def cut_to(text: str, other: str) -> str:
+    """The beginning of a text that has no more words than another.
+
+    >>> cut_to("No pain. No fever.", "Two words")
+    'No pain'
+    """
+    most, ends = sum(1 for _ in _WORD.finditer(other)), [found.end() for found in _WORD.finditer(text)]
+    return text if len(ends) <= most else text[: ends[most - 1] if most else 0]
+
+
 def _shingles(text: str) -> NDArray[np.uint64]:
     """Every ``WORDS`` words in a row, in order, [words - WORDS + 1]; of a shorter text all its words as one."""
     return np.fromiter(map(_hashed, _windows(_WORD.findall(text.lower()))), dtype=np.uint64)

@@ -134,6 +134,18 @@ def test_copies_are_found_and_notes_like_unseen_ones_are_not_accused(site: Path)
     assert all(beyond.is_nearer for beyond in copied.beyond().values())
 
 
+def test_a_copy_in_a_short_note_stands_out_beside_unseen_notes_that_share_long_forms(site: Path) -> None:
+    form = " ".join(f"form{number}" for number in range(40))
+    for name in ("records", "unseen"):
+        lines = [json.loads(line) for line in (site / f"{name}.jsonl").read_text().splitlines()]
+        longer = ({**line, "text": f"{line['text']} {form}"} for line in lines)
+        (site / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in longer))
+    notes = notes_of(site, copies=8)
+    copies = [" ".join(json.loads(line)["text"].split()[:20]) for line in notes.read_text().splitlines()]
+    notes.write_text("".join(json.dumps({"text": text}) + "\n" for text in copies))
+    assert [beyond.count for beyond in checked(site, notes).beyond().values()] == [8, 8, 8]
+
+
 def command(*words: str | Path) -> Result:
     return CliRunner().invoke(app, ["generate", *map(str, words)])
 
