@@ -318,9 +318,10 @@ def _hours(study: Study, trial: "Trial") -> Hours:
     training, attempts = study.training, known(study.training.max_attempts)
 
     def hours(sites: Sequence[Site]) -> tuple[float, float]:
-        records = study.privacy.sampling_probability * study.data.records_per_unit
+        q, data = study.privacy.sampling_probability, study.data
+        records = (data.records_per_unit * (q * site.nominal_units + data.public_units) for site in sites)
         # A batch that is not full takes as long as a full one: half a batch more, on average.
-        batches = sum(records * site.nominal_units / trial.shapes[-1].batch + 0.5 for site in sites)
+        batches = sum(of_site / trial.shapes[-1].batch + 0.5 for of_site in records)
         attempt_h = batches * training.local_steps * trial.batch_s / 3600
         return training.rounds * attempt_h, attempts * attempt_h
 

@@ -85,6 +85,9 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
         f"each unit in {plan.epochs:.3g} of {training.rounds * training.local_steps} on average. There are no epochs: "
         "each step draws anew, as the claim is computed",
     )
+    if study.data.public is not None:
+        beside = study.data.public_units
+        yield "public units", f"{beside} of each site in each step; they cost no ε, and noise-to-signal is without them"
     cut = ", near which every gradient is brought" if privacy.clipping == "auto" else ""
     yield "clipping norm", f"C = {privacy.clipping_norm:g}{cut}. {_clipping(plan)}"
     yield "noise multiplier", f"z = {privacy.noise_multiplier:g}"

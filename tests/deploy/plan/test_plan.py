@@ -15,7 +15,7 @@ from grandrounds.common.privacy.mechanism import Lattice, site_noise_stddev
 from grandrounds.common.schema import validated
 from grandrounds.common.study.completion import complete_study
 from grandrounds.common.study.study import PrivacySection, Study
-from grandrounds.deploy.plan.plan import Plan, noise_to_signal, with_clipping_norm, with_enough_units
+from grandrounds.deploy.plan.plan import Plan, _hours, noise_to_signal, with_clipping_norm, with_enough_units
 from grandrounds.deploy.plan.trial import Trial
 
 TRIAL = Trial(source="a test", norms=(0.2, 0.4, 0.6, 0.8, 1.0), dimension=1000, shapes=(Shape(64, 4),), batch_s=2.0)
@@ -163,6 +163,9 @@ def test_hours_are_batches_of_all_sites_with_half_a_batch_more_each(built_in: Pl
     assert planned == pytest.approx(20 * 5 * batches * 2.0 / 3600)
     assert most == pytest.approx(24 * 5 * batches * 2.0 / 3600)
     assert built_in.hours.largest_site == pytest.approx((planned / 5, most / 5))
+    data = built_in.study.data.model_copy(update={"public": "public.jsonl", "public_units": 6})
+    mixed = _hours(built_in.study.model_copy(update={"data": data}), TRIAL)
+    assert mixed.all_sites[0] == pytest.approx(20 * 5 * (batches + 6 / 4) * 2.0 / 3600)
 
 
 @pytest.mark.parametrize(
