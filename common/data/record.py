@@ -1,5 +1,6 @@
 """A record: whose it is, where it stands, and what it says: a text, a prompt with its completion, or a chat."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -50,10 +51,12 @@ Content = Text | PromptCompletion | Chat | SetAsideContent
 class Record:
     """One record of one patient; ``position`` is its file's name with the line or row. Printing shows nothing else.
 
-    ``other_ids`` are further identifiers that the source knows to be the patient's.
+    ``other_ids`` are further identifiers that the source knows to be the patient's. ``traits`` say whom it is about, of
+    held-out records alone.
     """
 
     patient_id: str = field(repr=False)
     position: str
     content: Content = field(repr=False)
     other_ids: tuple[str, ...] = field(default=(), repr=False)
+    traits: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -15,6 +15,7 @@ from ..sources.rows import (
     OTHER_IDS,
     PATIENT_ID,
     SAY_ENCODING,
+    TRAITS,
     UNDECODABLE,
     Malformed,
     Rows,
@@ -39,6 +40,7 @@ class Parsed:
     patient_id: str | None = field(repr=False)
     content: Content | Malformed = field(repr=False)
     other_ids: tuple[str, ...] = field(default=(), repr=False)
+    traits: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def read_records(
@@ -106,12 +108,13 @@ def parsed(rows: Rows, patient_column: str | None = None) -> Iterator[Parsed]:
         if isinstance(row, Malformed):
             yield Parsed(position=position, patient_id=None, content=row)
         else:
-            others = row.get(OTHER_IDS)
+            others, traits = row.get(OTHER_IDS), row.get(TRAITS)
             yield Parsed(
                 position=position,
                 patient_id=_patient_id(position, row, patient_column or PATIENT_ID),
                 content=_content(row),
                 other_ids=others if isinstance(others, tuple) else (),
+                traits=traits if isinstance(traits, dict) else {},
             )
 
 
@@ -149,7 +152,13 @@ class RecordChecks:
         self._places.setdefault(one.patient_id, one.position)
         if one.other_ids:
             self._others.setdefault(one.patient_id, set()).update(one.other_ids)
-        return Record(patient_id=one.patient_id, position=one.position, content=content, other_ids=one.other_ids)
+        return Record(
+            patient_id=one.patient_id,
+            position=one.position,
+            content=content,
+            other_ids=one.other_ids,
+            traits=one.traits,
+        )
 
     def finish(self) -> "Findings":
         """What follows once all were told. Raises DataError."""
@@ -252,7 +261,7 @@ def _parse_patient_id(value: Any) -> str | None:
 
 
 def _content(row: Mapping[str, object]) -> Content | Malformed:
-    fields = set(row) - {PATIENT_ID, OTHER_IDS}
+    fields = set(row) - {PATIENT_ID, OTHER_IDS, TRAITS}
     if fields not in KINDS:
         return Malformed(what="lacks a field, or has one that is not known", fix=COLUMNS)
     if fields == {"messages"}:

@@ -1,7 +1,7 @@
 """Tokenisation: a record becomes tokens, of which some are learnt: the same whatever lies beside it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import DataError, ModelError
 from ..model.example import Example
 from ..model.library_errors import library_errors
+from .groups import groups_of
 from .record import Chat, PromptCompletion, Record, SetAsideContent, Text
 from .windows import Layout, Span, Window, windows_of
 
@@ -27,11 +28,15 @@ class EvaluationSet:
         examples: one for each record.
         max_tokens: at which a record is cut, because the model can read no further or at ``MAX_EVALUATED_TOKENS``.
         cut: how many records were longer.
+        patients: whose each is.
+        groups: by trait, in which group of people each is (``groups_of``).
     """
 
     examples: Sequence[Example]
     max_tokens: int
     cut: int
+    patients: Sequence[str]
+    groups: Mapping[str, Sequence[str | None]]
 
 
 class Tokenisation:
@@ -89,6 +94,8 @@ class Tokenisation:
             examples=[_beginning(window, most).example(min(len(window.tokens), most)) for window in whole],
             max_tokens=most,
             cut=sum(len(window.tokens) > most for window in whole),
+            patients=[record.patient_id for record in records],
+            groups=groups_of(records),
         )
 
     def _texts(self, record: Record) -> list[str]:

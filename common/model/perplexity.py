@@ -59,6 +59,11 @@ class RecordLosses:
         """Of all of them."""
         return Perplexity.of(self.losses.sum(axis=0), self.tokens.sum(axis=0))
 
+    @property
+    def whole(self) -> NDArray[np.float64]:
+        """Tokens and losses over all bands [2, records]."""
+        return np.stack([self.tokens.sum(axis=1).astype(np.float64), self.losses.sum(axis=1)])
+
 
 # The row of an adapter that was not evaluated.
 NOT_EVALUATED: Final = (math.nan,) * (1 + len(BANDS))
@@ -84,7 +89,7 @@ def _perplexity(mean_loss: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate, and the ends of its confidence interval at level ``CONFIDENCE``; both infinite where none exists."""
+    """An estimate, and the ends of its confidence interval; both infinite where none exists."""
 
     value: float
     low: float
@@ -96,7 +101,9 @@ class Interval:
         return cls(value=value, low=value, high=value)
 
     @classmethod
-    def per_token(cls, sums: NDArray[np.float64], tokens: NDArray[np.float64]) -> Self:
+    def per_token(
+        cls, sums: NDArray[np.float64], tokens: NDArray[np.float64], *, confidence: float = CONFIDENCE
+    ) -> Self:
         """The mean per token of ``sums`` [patients], each over ``tokens`` [patients], of patients drawn alike.
 
         A ratio estimator with its linearised variance (Cochran 1977, Sampling Techniques, 6.4) and Student's t: a
@@ -108,7 +115,7 @@ class Interval:
         if patients < 2:
             return cls(value=ratio, low=-math.inf, high=math.inf)
         spread = math.sqrt(patients / (patients - 1) * float(((sums - ratio * tokens) ** 2).sum())) / tokens.sum()
-        half = float(stdtrit(patients - 1, (1 + CONFIDENCE) / 2)) * float(spread)
+        half = float(stdtrit(patients - 1, (1 + confidence) / 2)) * float(spread)
         return cls(value=ratio, low=ratio - half, high=ratio + half)
 
     def minus(self, other: Self) -> Self:

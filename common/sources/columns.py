@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID
+from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, TRAITS
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -84,13 +84,14 @@ def as_text(value: object) -> str:
 class Columns:
     """What a source calls the columns of records; ``content`` is empty where they have their own names.
 
-    Where it names none at all, a table has the columns of records and no other.
+    Where it names none at all, a table has the columns of records and no other but ``traits``, which may be missing.
     """
 
     patient: str
     content: Mapping[str, Template]
     where: Mapping[str, Collection[str]]
     is_named: bool
+    traits: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, source: "DataSource") -> Self:
@@ -105,6 +106,7 @@ class Columns:
             content=content,
             where={name: set(map(comparable, values)) for name, values in source.where.items()},
             is_named=bool(source.patient or named or source.where),
+            traits=source.traits,
         )
 
     @property
@@ -115,7 +117,7 @@ class Columns:
     def needed(self, header: Sequence[str], refuse: Refuse) -> Collection[str]:
         """The names of a table's header that are read. Calls ``refuse`` unless records can be made of them."""
         if not self.is_named:
-            _check_own(header, refuse)
+            _check_own(header, self.traits, refuse)
             return header
         needed = self.names
         for name in sorted(needed - set(header)):
@@ -126,6 +128,7 @@ class Columns:
                 what = "there are those of two kinds of records" if kinds else "a column is missing"
                 refuse(what, f"{COLUMNS}; or {_NAME_THEM}")
             needed |= kinds[0]
+        needed |= self.traits & set(header)
         for name in sorted(needed):
             if header.count(name) > 1:
                 refuse(f"two columns have one name: {name}", "give each column one name")
@@ -134,16 +137,24 @@ class Columns:
     def row(self, cells: Mapping[str, object]) -> Mapping[str, object] | None:
         """The row by the names of records; None where it is not among those that are read."""
         if not self.is_named:
-            return cells
+            return self._apart(cells)
         if any(comparable(as_text(cells.get(name))) not in values for name, values in self.where.items()):
             return None
         row = {PATIENT_ID: cells[self.patient]} if self.patient in cells else {}
+        row |= {name: cells[name] for name in self.traits if name in cells}
         if not self.content:
-            return row | {name: cells[name] for name in _CONTENT if name in cells}
+            return self._apart(row | {name: cells[name] for name in _CONTENT if name in cells})
         for name, template in self.content.items():
             if not template.is_column or template.written in cells:
                 row[name] = template.of(cells)
-        return row
+        return self._apart(row)
+
+    def _apart(self, row: Mapping[str, object]) -> Mapping[str, object]:
+        """The row, whose traits are no fields of a record."""
+        if not self.traits:
+            return row
+        kept = {name: value for name, value in row.items() if name not in self.traits}
+        return kept | {TRAITS: {name: as_text(row[name]).strip() for name in sorted(self.traits) if name in row}}
 
 
 def comparable(value: str) -> str:
@@ -151,7 +162,7 @@ def comparable(value: str) -> str:
     return value.removesuffix(".0")
 
 
-def _check_own(header: Sequence[str], refuse: Refuse) -> None:
+def _check_own(header: Sequence[str], traits: Collection[str], refuse: Refuse) -> None:
     """Columns of a table that are not named are told by number: in a CSV without a header, a name would be a record."""
     if len(set(header)) != len(header):
         refuse("two columns have one name", "give each column one name")
@@ -160,7 +171,7 @@ def _check_own(header: Sequence[str], refuse: Refuse) -> None:
             "no column is called patient_id",
             f"give every record a patient_id (for CSV, in a header line), or {_NAME_THEM}",
         )
-    extra = [number for number, name in enumerate(header, start=1) if name not in KNOWN]
+    extra = [number for number, name in enumerate(header, start=1) if name not in {*KNOWN, *traits}]
     if extra:
         some = ", ".join(map(str, extra[:10])) + (", …" if len(extra) > 10 else "")
         numbered = f"of {len(header)}, {len(extra)} too many (number {some})"
@@ -172,5 +183,5 @@ def _check_own(header: Sequence[str], refuse: Refuse) -> None:
                 )
         what = f"not all columns are known: {numbered}"
         refuse(what, f"{_NAME_THEM}, which leaves out the others; or leave them out yourself: {COLUMNS}")
-    if set(header) - {PATIENT_ID} not in KINDS:
+    if set(header) - {PATIENT_ID, *traits} not in KINDS:
         refuse("a column is missing, or there are those of two kinds of records", f"{COLUMNS}; or {_NAME_THEM}")

@@ -9,6 +9,8 @@ from ..errors import DataError
 PATIENT_ID: Final = "patient_id"
 # In a row, other identifiers of its patient, as a tuple: nobody writes it, and no file can.
 OTHER_IDS: Final = "\0other_ids"
+# In a row, what is known of whom it is about, by the names of columns: of held-out records alone.
+TRAITS: Final = "\0traits"
 KINDS: Final = ({"text"}, {"prompt", "completion"}, {"messages"})
 COLUMNS: Final = "have patient_id and exactly one of: text; prompt and completion; messages"
 Column = Literal["patient_id", "text", "prompt", "completion", "messages"]

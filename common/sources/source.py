@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -75,6 +76,7 @@ class DataSource(Section):
     delimiter: Delimiter | None = None
     fhir: FhirSettings | None = None
     omop: Omop | None = None
+    _traits: frozenset[str] = PrivateAttr(default=frozenset())
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +134,17 @@ class DataSource(Section):
         """The source with these names of columns where it gives none of its own."""
         content = {} if self.named_columns else {"text": text}
         return self.model_copy(update={"patient": self.patient or patient, **content})
+
+    def with_traits(self, names: Collection[str]) -> Self:
+        """The source, of whose tables these columns say whom a record is about, where they have them."""
+        copy = self.model_copy()
+        copy._traits = frozenset(names)
+        return copy
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """The columns that say whom a record is about."""
+        return self._traits
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -62,7 +62,7 @@ class DemoOptions:
         parts = [
             f"hospitals-{self.hospitals}x{self.patients_per_hospital}x{self.notes_per_patient}",
             "by-age" * (self.split == "age"),
-            f"evaluation-{self.evaluation_patients}x{self.evaluation_notes_per_patient}",
+            f"evaluation-{self.evaluation_patients}x{self.evaluation_notes_per_patient}-described",
             f"seed-{self.seed}",
         ]
         return "-".join(filter(None, parts))
@@ -126,18 +126,40 @@ class Patient:
 
 
 def patient(index: int, options: DemoOptions) -> Patient:
-    """Synthetic patient ``index``, with up to the options' number of notes, sampled, oldest first."""
+    """Synthetic patient ``index``, with up to the options' number of notes, sampled, oldest first.
+
+    Of one who trains nothing each says whom it is about.
+    """
     from synthea.world.notes import NOTE_ATTRIBUTE
 
-    limit = options.notes_per_patient if index < options.trained else options.evaluation_notes_per_patient
+    is_held_out = index >= options.trained
+    limit = options.evaluation_notes_per_patient if is_held_out else options.notes_per_patient
     person = _synthea(options.seed).generate_person(index)
-    notes = [note for encounter in person.record.encounters if (note := getattr(encounter, NOTE_ATTRIBUTE, None))]
-    chosen = random.Random(f"{options.seed}/{index}").sample(range(len(notes)), min(limit, len(notes)))  # noqa: S311
+    encounters = [encounter for encounter in person.record.encounters if getattr(encounter, NOTE_ATTRIBUTE, None)]
+    chosen = random.Random(f"{options.seed}/{index}").sample(range(len(encounters)), min(limit, len(encounters)))  # noqa: S311
     name = f"patient-{index:05d}"
     return Patient(
         born=str(person.attributes["birth_date"])[:10],
-        records=[{"patient_id": name, "text": notes[position]} for position in sorted(chosen)],
+        records=[
+            {
+                "patient_id": name,
+                "text": getattr(encounter, NOTE_ATTRIBUTE),
+                **(_traits(person, encounter) if is_held_out else {}),
+            }
+            for encounter in (encounters[position] for position in sorted(chosen))
+        ],
     )
+
+
+def _traits(person: Any, encounter: Any) -> dict[str, str]:
+    """Whom a note is about, in the columns of held-out records (``common/data/groups``): as old as at its visit."""
+    diagnoses = [condition.codes[0].display for condition in encounter.conditions if condition.codes]
+    return {
+        "age": str(int(person.age_at(encounter.time))),
+        "sex": str(person.attributes["gender"]),
+        "race": str(person.attributes["race"]),
+        **({"diagnosis": str(diagnoses[0])} if diagnoses else {}),
+    }
 
 
 def _generate(options: DemoOptions, *, processes: int) -> Generator[Patient, None, None]:

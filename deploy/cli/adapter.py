@@ -1,5 +1,6 @@
 """``grandrounds adapter``: a first one made of public text; a finished one tried, merged, exported for llama.cpp."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -92,6 +93,39 @@ def try_(
     model = found.on(place)
     say([f"the prompt is continued twice, by up to {max_new_tokens} tokens, on the base model in {found.precision}"])
     print_continuations(continuations(model, load_tokenizer(str(place)), text, max_new_tokens=max_new_tokens))
+
+
+@adapter.command()
+def groups(
+    folder: Folder,
+    records: Annotated[
+        Path,
+        typer.Argument(metavar="RECORDS", help="With one or more columns of age, sex, race, language, diagnosis."),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Another adapter, as one trained without noise: what does the noise cost?"),
+    ] = None,
+    base: Base = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell whom the adapter serves worse, by groups of people in records that nothing trained on; nothing is kept."""
+    from ..views.console import steps as shown
+
+    with shown() as step:
+        step(f"measuring on {records.name}")
+        from ..adapter.by_group import by_group
+        from ..adapter.finished import FinishedAdapter
+
+        found = FinishedAdapter.read(folder)
+        other = None if against is None else FinishedAdapter.read(against)
+        measured = by_group(found, found.base_folder(base), records, other=other)
+    from ..views.groups import group_figures, print_groups
+
+    if as_json:
+        typer.echo(json.dumps(group_figures(measured), ensure_ascii=False))
+    else:
+        print_groups(measured)
 
 
 @adapter.command()

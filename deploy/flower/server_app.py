@@ -17,7 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid import InMemoryGrid
 
-from ...common.data.records import read_records
+from ...common.data.groups import read_held_out
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import GrandRoundsError, StudyError
 from ...common.ledger.message_sizes import largest_answer_bytes
@@ -184,7 +184,7 @@ def _study_run(folder: ServerFolder, grid: Grid) -> StudyRun:
         model.set_frozen_adapter(vector_from_bytes(folder.frozen_adapter(), dimension=model.frozen_layout.dimension))
     with phase(observe, "records", "the evaluation set"):
         tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
-        records = read_records(settings.evaluation, similar="different")  # of no patient who is protected
+        records = read_held_out(settings.evaluation)
         evaluation = tokenisation.evaluation_set(records, positions=model.positions)
     return StudyRun(
         manifest=manifest,

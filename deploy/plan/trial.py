@@ -10,13 +10,13 @@ import numpy as np
 
 from ...client.site.assembly import sampler_of
 from ...client.training.grad_samples import Shape
+from ...common.data.groups import held_out
 from ...common.data.preparation import Preparation
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.clipping import clipping_factors
-from ...common.sources.source import DataSource
 from ...common.study.first_adapter import first_adapter_of
 from ...common.study.study import PrivacySection, Study
 from ..builtin.models import base_model_folder
@@ -112,6 +112,6 @@ def public_units(path: Path, study: Study, tokenisation: Tokenisation) -> list[U
         overlap=data.overlap,
         similar="different",  # public: nobody has to be protected
     )
-    store = preparation.of_source(DataSource.of(path)).store
+    store = preparation.of_source(held_out(path)).store
     every = store.select(study.privacy.unit, np.arange(len(store.patients)), max_tokens=data.max_tokens)
     return [unit[: data.records_per_unit] for unit in every[:: max(1, -(-len(every) // MAX_UNITS))]]

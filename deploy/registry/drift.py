@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...common.data.groups import held_out
 from ...common.data.records import read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StudyError
@@ -32,8 +33,8 @@ class Measured:
 
     @classmethod
     def by_report(cls, facts: Facts) -> "Measured":
-        """What the report of the release says, whose figures have no interval but their rounding."""
-        before, after = facts.perplexity_before, facts.perplexity_after
+        """What the report of the release says: of perplexities no interval but their rounding."""
+        before, after, gain = facts.perplexity_before, facts.perplexity_after, facts.gain
         if before is None or after is None:
             raise StudyError(
                 "the release's report has no finite perplexity",
@@ -44,7 +45,9 @@ class Measured:
         return cls(
             base=_within(base, _ROUNDED),
             adapter=_within(adapter, _ROUNDED),
-            gain=_within(base - adapter, 2 * _ROUNDED),
+            gain=_within(base - adapter, 2 * _ROUNDED)
+            if gain is None
+            else Interval(value=gain.value, low=gain.low, high=gain.high),
             patients=None,
         )
 
@@ -124,7 +127,7 @@ def measure(model: LanguageModel, tokenisation: Tokenisation, source: DataSource
 
 def source_of(path: Path, *, patient: str | None, text: str | None) -> DataSource:
     """The records of a file, in whose columns of these names patients and texts stand, where they have other names."""
-    return DataSource(files=(path,), patient=patient, text=text)
+    return held_out(DataSource(files=(path,), patient=patient, text=text))
 
 
 def _within(value: float, half: float) -> Interval:

@@ -10,6 +10,7 @@ from ...common.ledger.chain import Book, Entry
 from ...common.ledger.entries import Body
 from ...common.schema import Section, Spelt, Words
 from ...common.study.study import PrivacyUnit
+from ...server.report.groups import Estimate
 from ...server.report.utility import Perplexity
 
 Moment = Annotated[str, Spelt(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", "needs a time, as 2026-11-30T12:00:00Z")]
@@ -54,7 +55,8 @@ class Asset(Section):
 class Facts(Section):
     """What is known of a release from its study's folder alone, as it was verified.
 
-    ``epsilon`` and ``delta`` are for a patient at ``sites_per_patient`` sites or fewer; None without privacy.
+    ``epsilon`` and ``delta`` are for a patient at ``sites_per_patient`` sites or fewer; None without privacy. ``gain``
+    is that of the whole evaluation set, in nats per token; None where it has too few patients.
     """
 
     study_id: Hex32
@@ -70,6 +72,7 @@ class Facts(Section):
     evaluation: Words
     perplexity_before: Perplexity | None
     perplexity_after: Perplexity | None
+    gain: Estimate | None
     files: dict[str, Hex32]
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 from ...common.crypto.identity import sha256
 from ...common.errors import StudyError
 from ...common.study.artefacts import LEDGER, results
+from ...server.report.report import Declared
 from ..verify.case import Case
 from ..verify.claims import verdict_on
 from ..verify.verdict import Status
@@ -42,6 +43,7 @@ def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
 def facts_of(case: Case) -> Facts:
     """What the release's entry says of it, of a study that was verified."""
     manifest, report = case.verified.manifest, case.report
+    groups = Declared.of(report).groups
     paths = (LEDGER, *results(manifest.study.model.adapter))
     private: dict[str, Any] = {name: report[name] for name in ("epsilon", "delta")}
     return Facts(
@@ -57,5 +59,6 @@ def facts_of(case: Case) -> Facts:
         evaluation=report["utility"]["evaluation"],
         perplexity_before=report["perplexity_before"],
         perplexity_after=report["perplexity_after"],
+        gain=groups[0].gain if groups else None,
         files={path: sha256(case.read(path)) for path in paths},
     )

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ...common.crypto.identity import shown_key
+from ...common.data.groups import held_out
 from ...common.data.records import check_beginning
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
@@ -98,7 +99,7 @@ def _check_ready(folder: ServerFolder) -> None:
             why="every round's perplexity is measured on them, and the report says where they come from",
             fix=f"put public or synthetic records there, or name their file in {folder.path / SETTINGS}",
         )
-    check_beginning(settings.evaluation)
+    check_beginning(held_out(settings.evaluation))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...client.site.opt_outs import OptOuts
+from ...common.data.groups import held_out
 from ...common.data.records import check_beginning, count_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
@@ -57,7 +58,7 @@ def check_files(simulation: Simulation) -> None:
     for file in simulation.files.values():
         check_beginning(file)
     if simulation.evaluation not in (None, BUILTIN_EVALUATION):
-        check_beginning(simulation.evaluation)
+        check_beginning(held_out(simulation.evaluation))
     for path in simulation.opted_out.values():
         OptOuts.read(path)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from ...client.site.folder import SiteSettings
 from ...client.site.prepared import PreparedRecords
 from ...client.site.site_records import SiteRecords
+from ...common.data.groups import parse_held_out, read_held_out
 from ...common.data.preparation import Preparation, Prepared
 from ...common.data.record import Record
-from ...common.data.records import named_rows, parse_records, read_records
+from ...common.data.records import named_rows
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
 from ...common.model.base_folder import vocabulary_size_of
@@ -107,9 +108,7 @@ def check_held_out(evaluation: Sequence[Record], preparation: Preparation, sites
 
 
 def _held_out(evaluation: RecordSource) -> list[Record]:
-    if isinstance(evaluation, Source):
-        return read_records(DataSource.of(evaluation), similar="different")
-    return parse_records("evaluation", evaluation, similar="different")
+    return read_held_out(evaluation) if isinstance(evaluation, Source) else parse_held_out("evaluation", evaluation)
 
 
 def _check_learnable(study: Study, site: str, records: SiteRecords) -> None:

@@ -87,6 +87,7 @@ def _results(report: Report) -> Table:
             for row in report["utility"]["by_position"]
         ),
         ("", report["utility"]["verdict"]),
+        *([("groups", report["utility"]["groups_verdict"])] if report["utility"]["groups_verdict"] else []),
         ("rounds", f"{rounds}; a site dropped out {count(dropouts, 'time')}" if dropouts else rounds),
     ]
     if report["exhausted"]:

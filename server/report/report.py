@@ -17,8 +17,9 @@ from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import Section, Words, known
 from ...common.study.manifest import Manifest
-from . import claim, utility
+from . import claim, groups, utility
 from .figures import privacy_figures
+from .groups import InGroup
 from .utility import AtPosition, Perplexity
 
 FORMAT: Final = "grandrounds/report/v1"
@@ -35,6 +36,7 @@ class Declared(Section):
         evaluation: what the evaluation set is, in words.
         evaluation_max_tokens: at which its records are cut; else they are whole, however little is trained on.
         evaluation_cut: how many of them were longer.
+        groups: how well text about each group of people is predicted, everyone first.
     """
 
     perplexity_before: Perplexity | None
@@ -43,6 +45,7 @@ class Declared(Section):
     evaluation: Words
     evaluation_max_tokens: Annotated[int, Field(ge=1)]
     evaluation_cut: Annotated[int, Field(ge=0)]
+    groups: tuple[InGroup, ...] = ()
 
     @classmethod
     def of(cls, report: Any) -> Self:
@@ -56,6 +59,7 @@ class Declared(Section):
                 evaluation=utility["evaluation"],
                 evaluation_max_tokens=utility["max_tokens"],
                 evaluation_cut=utility["cut"],
+                groups=tuple(InGroup.of(row) for row in utility["groups"]),
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise broken("the report is not one that this version writes") from error
@@ -151,6 +155,8 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "by_position": [
                 {**band.model_dump(), "tokens": band.name, "worse": band.is_worse} for band in declared.by_position
             ],
+            "groups": [group.row for group in declared.groups],
+            "groups_verdict": groups.verdict(declared.groups),
             "rounds": rounds,
         },
         "audit": "not performed in this version",

@@ -1,6 +1,7 @@
 """How numbers are written: one rounding for each kind, wherever people read it."""
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 _LARGEST_IN_DIGITS: Final = 6  # powers of ten
@@ -34,6 +35,18 @@ def number(value: float | None) -> str:
     if value is None:
         return "no finite figure"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def estimate(figures: Mapping[str, float] | None) -> str:
+    """A figure of three decimals with the ends of its interval.
+
+    >>> estimate({"value": 0.21, "low": -0.1, "high": 0.52}), estimate(None)
+    ('+0.210 [−0.100, +0.520]', '–')
+    """
+    if figures is None:
+        return "–"
+    value, low, high = (f"{figures[name]:+.3f}".replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def precise(value: float) -> str:

@@ -14,7 +14,7 @@ from ...common.crypto.identity import Hex32, canonical_json, sha256
 from ...common.errors import StorageError
 from ...common.ledger.chain import EMPTY_LEDGER_HEAD
 from ...common.model.adapter import Vector
-from ...common.model.perplexity import NOT_EVALUATED, Perplexity
+from ...common.model.perplexity import NOT_EVALUATED, Perplexity, RecordLosses
 from ...common.schema import Section
 from ...common.study.step import LastStep, Trained
 from ...common.system.content import Content, Joined, Stored
@@ -49,8 +49,9 @@ class Checkpoint:
 
     ``study`` is its id; ``last_step`` has the adapter and its optimiser, and what a site is sent that lacks them;
     ``perplexities`` [round + 1, 1 + bands] are those before the first
-    round and after each, whole and by position, NaN where none was measured; ``ledger_head`` is the head of the ledger
-    of ``ledger_length`` entries with which it was saved.
+    round and after each, whole and by position, NaN where none was measured; ``evaluated`` [3, records] are the tokens
+    that are predicted of each evaluation record, and the nats lost on it before the first round and by the last adapter
+    that was evaluated; ``ledger_head`` is the head of the ledger of ``ledger_length`` entries with which it was saved.
     """
 
     study: str
@@ -58,18 +59,20 @@ class Checkpoint:
     attempts: int
     last_step: LastStep
     perplexities: NDArray[np.float64]
+    evaluated: NDArray[np.float64]
     ledger_length: int
     ledger_head: str
 
     @classmethod
-    def initial(cls, *, study: str, adapter: Vector, perplexity: Perplexity) -> "Checkpoint":
+    def initial(cls, *, study: str, adapter: Vector, losses: RecordLosses) -> "Checkpoint":
         """The state before the first round and the first attempt."""
         return cls(
             study=study,
             round=0,
             attempts=0,
             last_step=LastStep(after=Trained(adapter=adapter)),
-            perplexities=perplexity.values[None],
+            perplexities=losses.perplexity.values[None],
+            evaluated=losses.whole[[0, 1, 1]],
             ledger_length=0,
             ledger_head=EMPTY_LEDGER_HEAD,
         )
@@ -78,6 +81,10 @@ class Checkpoint:
     def adapter(self) -> Vector:
         """The adapter, float32 [d], in memory."""
         return self.last_step.after.vector
+
+    def evaluated_by(self, losses: RecordLosses) -> NDArray[np.float64]:
+        """``evaluated``, once another adapter was."""
+        return np.vstack([self.evaluated[:2], losses.whole[1]])
 
     @property
     def last_evaluated(self) -> Perplexity:
@@ -136,12 +143,13 @@ class Checkpoint:
     @property
     def _parts(self) -> dict[str, tuple[Content, str]]:
         """What has no room in the header, by name, with its SHA-256."""
-        step, perplexities = self.last_step, self.perplexities.astype("<f8").tobytes()
+        step = self.last_step
+        figures = {name: getattr(self, name).astype("<f8").tobytes() for name in ("evaluated", "perplexities")}
         states = {"after": step.after} | ({} if step.before is None else {"before": step.before})
         adapters = {f"{name}.adapter": (state.numbers, state.adapter_sha256) for name, state in states.items()}
         optimizers = {f"{name}.optimizer": (state.optimizer, state.optimizer_sha256) for name, state in states.items()}
-        others = {"perplexities": (perplexities, sha256(perplexities)), "total": (step.total, step.total_sha256)}
-        return adapters | optimizers | others
+        others = {name: (data, sha256(data)) for name, data in figures.items()}
+        return adapters | optimizers | others | {"total": (step.total, step.total_sha256)}
 
     @property
     def _described(self) -> dict[str, _Part]:
@@ -164,8 +172,10 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, _Part]]:
         perplexities = np.frombuffer(parts["perplexities"][:], dtype="<f8").reshape(header.round + 1, -1)
         if perplexities.shape[1] != len(NOT_EVALUATED):
             raise ValueError("not the perplexities of each round")
+        evaluated = np.frombuffer(parts["evaluated"][:], dtype="<f8").reshape(3, -1)
         fields = header.model_dump(exclude={"parts"})
-        return Checkpoint(**fields, last_step=_last_step(parts), perplexities=perplexities), header.parts
+        step = _last_step(parts)
+        return Checkpoint(**fields, last_step=step, perplexities=perplexities, evaluated=evaluated), header.parts
     except (OSError, ValueError, KeyError, StorageError) as error:
         raise _damaged(path) from error
 

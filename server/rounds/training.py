@@ -11,7 +11,7 @@ from ...common.errors import LedgerError, ScheduleExhaustedError, StorageError
 from ...common.ledger import entries
 from ...common.ledger.records import AttemptRecord, RoundRecord
 from ...common.ledger.steps import check_state
-from ...common.model.perplexity import NOT_EVALUATED, Perplexity
+from ...common.model.perplexity import NOT_EVALUATED, RecordLosses
 from ...common.study.manifest import Manifest
 from ...common.study.step import DueStep, LastStep, TakeStep, average_sha256, left, step, sum_bytes
 from ...common.system.content import Content
@@ -60,7 +60,7 @@ class Training:
     """The rounds of a study as one state machine: the transport asks for messages, delivers answers, and advances.
 
     It goes on from ``checkpoint``, the last that was saved, and from the ledger: attempts that were begun since count.
-    ``evaluate`` gives the perplexity of an adapter [d] on the study's evaluation set, after the rounds that the study
+    ``evaluate`` gives what an adapter [d] loses on the study's evaluation set, after the rounds that the study
     states and where the training ends; ``take_step`` takes a step, and ``save`` stores a checkpoint: what they return
     may lie in files, and only then does nothing of it stay in memory.
     The training ends after the manifest's rounds, or earlier where the schedule holds no further attempt: ``rounds``
@@ -70,7 +70,7 @@ class Training:
 
     ledger: LedgerWriter
     checkpoint: Checkpoint
-    evaluate: Callable[[NDArray[np.float32]], Perplexity]
+    evaluate: Callable[[NDArray[np.float32]], RecordLosses]
     save: Callable[[Checkpoint], Checkpoint]
     observe: RoundObserver
     take_step: TakeStep = step
@@ -159,7 +159,8 @@ class Training:
         )
         ledger = self.ledger.verified.ledger
         evaluated = closing.number in self.manifest.study.training.evaluated_rounds
-        perplexity = self.evaluate(left(self.manifest, after)).values if evaluated else NOT_EVALUATED
+        losses = self.evaluate(left(self.manifest, after)) if evaluated else None
+        perplexity = NOT_EVALUATED if losses is None else losses.perplexity.values
         self.checkpoint = self.save(
             Checkpoint(
                 study=self.manifest.study_id,
@@ -167,6 +168,7 @@ class Training:
                 attempts=self.accountant.attempts_committed,
                 last_step=LastStep(after=after, before=before, total=total),
                 perplexities=np.vstack([self.checkpoint.perplexities, perplexity]),
+                evaluated=self.checkpoint.evaluated if losses is None else self.checkpoint.evaluated_by(losses),
                 ledger_length=len(ledger),
                 ledger_head=ledger.head,
             )
@@ -178,8 +180,10 @@ class Training:
         """Evaluate what is left of a training that ends before its last round, and was not to be evaluated there."""
         if math.isnan(self.checkpoint.perplexities[-1, 0]):
             perplexities = self.checkpoint.perplexities.copy()
-            perplexities[-1] = self.evaluate(self.adapter).values
-            self.checkpoint = self.save(replace(self.checkpoint, perplexities=perplexities))
+            losses = self.evaluate(self.adapter)
+            perplexities[-1] = losses.perplexity.values
+            evaluated = self.checkpoint.evaluated_by(losses)
+            self.checkpoint = self.save(replace(self.checkpoint, perplexities=perplexities, evaluated=evaluated))
             self.rounds[-1] = replace(self.rounds[-1], perplexity=self._perplexity_after(self.checkpoint.round))
 
     def _perplexity_after(self, round_: int) -> float | None:

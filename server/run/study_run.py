@@ -14,12 +14,13 @@ from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.adapter import vector_sha256
 from ...common.model.language_model import LanguageModel
-from ...common.model.perplexity import Perplexity
+from ...common.model.perplexity import Perplexity, RecordLosses
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ...common.study.step import step
 from ...common.system.content import Content
 from ..report.claim import count
+from ..report.groups import in_groups
 from ..report.report import Declared, Report, build_report, render_json
 from ..report.utility import AtPosition, published
 from ..rounds.app import Conversation
@@ -68,7 +69,7 @@ class StudyRun:
         self.training = Training(
             ledger=self.ledger,
             checkpoint=checkpoint,
-            evaluate=self._perplexity,
+            evaluate=self._losses,
             save=self._save,
             observe=self.observe,
             take_step=step if self.folder is None else self.folder.take_step,
@@ -93,12 +94,12 @@ class StudyRun:
                 fix="run the version of the program that made the study, or fix the study anew",
             )
         with phase(self.observe, "evaluation", "the base model on held-out records"):
-            perplexity = self._perplexity(adapter)
-        first = Checkpoint.initial(study=self.manifest.study_id, adapter=adapter, perplexity=perplexity)
+            losses = self._losses(adapter)
+        first = Checkpoint.initial(study=self.manifest.study_id, adapter=adapter, losses=losses)
         return self._save(first)
 
-    def _perplexity(self, adapter: NDArray[np.float32]) -> Perplexity:
-        return self.model.perplexity(self.evaluation.examples, adapter)
+    def _losses(self, adapter: NDArray[np.float32]) -> RecordLosses:
+        return self.model.record_losses(self.evaluation.examples, adapter)
 
     def _save(self, checkpoint: Checkpoint) -> Checkpoint:
         if self.folder is None:
@@ -137,6 +138,7 @@ class StudyRun:
             evaluation=self.evaluation_source,
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
+            groups=in_groups(checkpoint.evaluated, patients=self.evaluation.patients, groups=self.evaluation.groups),
         )
         return build_report(self.ledger.verified, declared)
 

@@ -353,7 +353,7 @@ def parquet_files() -> list[bytes]:
 
 def checkpoints() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), perplexity=EVEN)
+        first = Checkpoint.initial(study=STUDY_ID, adapter=np.ones(3, np.float32), losses=EVEN)
         after = Trained(adapter=np.zeros(3, np.float32), optimizer=bytes(12))
         last_step = LastStep(after=after, before=first.last_step.after, total=bytes(12))
         rows = np.vstack([first.perplexities, first.perplexities])

@@ -6,11 +6,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, Self
 
+from ....common.data.groups import read_held_out
 from ....common.data.record import Text
-from ....common.data.records import read_records
 from ....common.data.tokenisation import load_tokenizer
 from ....common.model.language_model import LanguageModel
-from ....common.sources.source import DataSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,7 @@ class Extraction:
     @classmethod
     def of(cls, notes: Path, base: Path) -> Self:
         """On a file of records, for the model of a folder. Raises DataError and ModelError."""
-        texts = [
-            record.content.text for record in read_records(DataSource.of(notes)) if isinstance(record.content, Text)
-        ]
+        texts = [record.content.text for record in read_held_out(notes) if isinstance(record.content, Text)]
         return cls(notes=texts, tokenizer=load_tokenizer(str(base)))
 
     def f1(self, model: LanguageModel) -> float:

@@ -64,7 +64,10 @@ def finished_study(base: Path, folder: Path, **model: Any) -> Path:
         "sites": [{"name": name, "nominal_units": 1} for name in ("north", "south", "west")],
     }
     cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in ("north", "south", "west")}
-    simulate(validated(Study, fields), cohorts, evaluation=[{"patient_id": "e", "text": "well"}], output=folder)
+    held_out = [
+        {"patient_id": f"e{number}", "text": "well" * number, "sex": "FM"[number % 2]} for number in range(1, 7)
+    ]
+    simulate(validated(Study, fields), cohorts, evaluation=held_out, output=folder)
     return folder
 
 
@@ -319,6 +322,32 @@ def test_a_license_is_what_the_front_matter_of_a_model_s_card_states(tmp_path: P
         assert stated_license(str(tmp_path)) == stated
 
 
+def test_whom_an_adapter_serves_worse_is_told_beside_base_model_and_another_adapter(
+    finished: Path, tmp_path: Path
+) -> None:
+    told = json.loads((finished / "report.json").read_bytes())["utility"]
+    assert [(row["group"], row["patients"], row["too_small"]) for row in told["groups"]] == [
+        ("everyone", 6, False),
+        ("F", 3, True),
+        ("M", 3, True),
+    ]
+    records = tmp_path / "records.jsonl"
+    rows = [
+        {"patient_id": number, "text": "north slept " * (1 + number % 3), "sex": "FM"[number % 2]}
+        for number in range(10)
+    ]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = json.loads(ran("groups", finished, records, "--against", finished, "--json").stdout)
+    assert [row["patients"] for row in figures["beside_base"]] == [10, 5, 5]
+    assert {row["gain"]["value"] for row in figures["beside_other"]} == {0}, "beside itself"
+    for beside, after in zip(figures["beside_base"], figures["beside_other"], strict=True):
+        assert beside["after"] == after["after"] == after["before"] != beside["before"]
+    said = ran("groups", finished, records).output
+    assert "sex: F" in said and "95 % interval" in said and "other adapter" not in said
+    records.write_text(json.dumps({"patient_id": "1", "text": "secret"}))
+    assert "no record of records.jsonl says whom it is about" in refused("groups", finished, records)
+
+
 def test_a_release_is_measured_on_later_records_and_its_drift_is_told_to_nobody_else(
     base: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -354,8 +383,11 @@ def test_a_release_is_measured_on_later_records_and_its_drift_is_told_to_nobody_
     said = " ".join(drifted.output.split())
     assert drifted.exit_code == 3 and "DRIFT: " in said and "predicted worse than those at its release" in said
     assert "by its report" not in said and "8 patients held out then" in said
-    by_report = drift(then)
-    assert "at its release by its report, to three digits" in " ".join(by_report.output.split())
+    by_report = json.loads(drift(then, "--json").stdout)
+    assert by_report["patients_at_release"] is None
+    everyone = told["utility"]["groups"][0]
+    assert by_report["at_release"]["gain"] == everyone["gain"] and everyone["patients"] == 6
+    assert everyone["after"] == told["perplexity_after"]
     assert "then.jsonl has 4 patients, and 5 are the fewest" in str(drift(records("then.jsonl", ["x"] * 4)).exception)
     assert {path: path.read_bytes() for path in registry.rglob("*") if path.is_file()} == before
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grandrounds.common.data.groups import groups_of, read_held_out
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError, ModelError, StorageError
 from grandrounds.deploy.builtin import models, patients
@@ -36,10 +37,12 @@ def test_hospitals_are_generated_once_with_each_patient_in_one_of_them(cache: Pa
     seen: list[tuple[int, int]] = []
     data = demo_data(SMALL, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    found = [read_records(file) for file in (*data.hospitals.values(), data.evaluation)]
+    found = [*map(read_records, data.hospitals.values()), held_out := read_held_out(data.evaluation)]
     assert [len(records) for records in found] == [3, 3, 2]
     holders = [{record.patient_id for record in records} for records in found]
     assert len(set.union(*holders)) == sum(map(len, holders)) == 3
+    assert all({"age", "sex", "race"} <= record.traits.keys() for record in held_out)
+    assert set(groups_of(held_out)["sex"]) <= {"F", "M"}
     by_age = sorted(range(2), key=lambda index: patient(index, SMALL).born, reverse=True)
     assert by_age == [1, 0], "else the order in which they come would do"
     assert holders[:2] == [{f"patient-{index:05d}"} for index in by_age], "the youngest in the first hospital"

@@ -49,6 +49,7 @@ def released(version: int, *, assets: tuple[str, ...] = ("north",), name: str = 
         "evaluation": "synthetic notes",
         "perplexity_before": 20.0,
         "perplexity_after": 16.0,
+        "gain": None,
         "files": {},
     }
     return Released(

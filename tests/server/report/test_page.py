@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -15,7 +16,9 @@ from support.study.verified_study import SmallStudy, eventful
 
 from grandrounds.server.report.charts import chart, charts_of, ticks
 from grandrounds.server.report.claim import in_context
+from grandrounds.server.report.groups import in_groups
 from grandrounds.server.report.page import markdown, render_html, render_model_card
+from grandrounds.server.report.report import Declared
 from grandrounds.server.report.rounding import odds_factor, up
 
 
@@ -44,6 +47,24 @@ def test_page_and_card_say_how_to_verify_them_and_who_signed(report: dict[str, A
     for text in (render_html(report), render_model_card(report)):
         assert command in text and "Signed by 5 of 5 sites" in text and "A simulation." not in text
     assert "A simulation." in render_html(report | {"setting": "simulation"})
+
+
+def test_who_is_worse_off_is_said_by_report_page_and_card_and_comes_back(federation: SmallStudy) -> None:
+    gains = np.concatenate([np.linspace(-0.3, -0.1, 10), np.linspace(0.3, 0.5, 10)])
+    groups = in_groups(
+        np.array([np.full(20, 50.0), np.full(20, 150.0), (3 - gains) * 50]),
+        patients=[str(number) for number in range(20)],
+        groups={"sex": ["F"] * 10 + ["M"] * 10, "race": ["A"] * 3 + ["B"] * 17},
+    )
+    report = federation.report(groups=groups)
+    assert Declared.of(report).groups == groups
+    assert [row["group"] for row in report["utility"]["groups"] if row["worse"]] == ["F"]
+    page, card = render_html(report), render_model_card(report)
+    said = "WORSE than before training for sex: F; LESS gained than by others for sex: F; one is too small to say."
+    assert said in page and "WORSE than before training for sex" in card
+    assert re.search(r'race: A</th><td class="number">3</td><td colspan="4">too small', page)
+    assert "−0.200 [" in page
+    assert "Who pays for the noise" not in render_html(federation.report(groups=groups[:1]))
 
 
 def test_what_is_not_claimed_is_in_all_three(report: dict[str, Any]) -> None:

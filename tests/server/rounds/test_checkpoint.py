@@ -8,7 +8,7 @@ import pytest
 
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import StorageError
-from grandrounds.common.model.perplexity import Perplexity
+from grandrounds.common.model.perplexity import RecordLosses
 from grandrounds.common.study.step import LastStep, Trained
 from grandrounds.common.system.content import Stored
 from grandrounds.server.rounds.checkpoint import KEPT, Checkpoint
@@ -30,6 +30,7 @@ def checkpoint(number=3, optimizer=b"", *, study=STUDY):
         attempts=number + 2,
         last_step=LastStep(after=state(number, optimizer), before=state(number - 1), total=bytes(range(20))),
         perplexities=np.resize(PERPLEXITIES, (number + 1, 5)),
+        evaluated=np.array([[3.0, 0.0], [7.5, np.inf], [np.nan, 1e-300]]),
         ledger_length=17,
         ledger_head="0f" * 32,
     )
@@ -45,6 +46,7 @@ def equal(one, other):
         (one.study, one.round, one.attempts) == (other.study, other.round, other.attempts)
         and (one.ledger_length, one.ledger_head) == (other.ledger_length, other.ledger_head)
         and one.perplexities.tobytes() == other.perplexities.tobytes()
+        and one.evaluated.tobytes() == other.evaluated.tobytes()
         and one.last_step.total[:] == other.last_step.total[:]
         and same(one.last_step.after, other.last_step.after)
         and same(one.last_step.before, other.last_step.before)
@@ -63,7 +65,8 @@ def test_what_is_saved_comes_back_to_the_last_bit(tmp_path):
 
 
 def test_a_checkpoint_before_the_first_round_has_nothing_that_it_came_of(tmp_path):
-    first = Checkpoint.initial(study=STUDY, adapter=state().adapter, perplexity=Perplexity.of_values(PERPLEXITIES[0]))
+    losses = RecordLosses(losses=np.ones((2, 4)), tokens=np.array([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    first = Checkpoint.initial(study=STUDY, adapter=state().adapter, losses=losses)
     first.save(tmp_path)
     assert equal(Checkpoint.newest(tmp_path, STUDY), first)
     assert first.last_step.before is None

@@ -33,7 +33,7 @@ def manifest_of(optimizer: str, dimension: int) -> Manifest:
 
 
 def first(manifest: Manifest, adapter: Vector) -> Checkpoint:
-    return Checkpoint.initial(study=manifest.study_id, adapter=adapter, perplexity=EVEN)
+    return Checkpoint.initial(study=manifest.study_id, adapter=adapter, losses=EVEN)
 
 
 def stepped(folder: StudyFolder, manifest: Manifest, checkpoint: Checkpoint, total: Content) -> Checkpoint:
@@ -49,7 +49,7 @@ def stepped(folder: StudyFolder, manifest: Manifest, checkpoint: Checkpoint, tot
             checkpoint,
             round=checkpoint.round + 1,
             last_step=LastStep(after=after, before=before, total=total),
-            perplexities=np.vstack([checkpoint.perplexities, EVEN.values]),
+            perplexities=np.vstack([checkpoint.perplexities, EVEN.perplexity.values]),
         )
     )
     again = folder.checkpoint(manifest)

@@ -28,7 +28,7 @@ from grandrounds.common.ledger.chain import EMPTY_LEDGER_HEAD, Entry
 from grandrounds.common.ledger.replay import begin_of
 from grandrounds.common.model.adapter import vector_bytes, vector_sha256
 from grandrounds.common.model.example import Example
-from grandrounds.common.model.perplexity import BANDS, Perplexity
+from grandrounds.common.model.perplexity import BANDS, RecordLosses
 from grandrounds.common.protocol.envelope import Envelope
 from grandrounds.common.protocol.messages import FIELD, RECORD, SERVER, Ciphertexts, Consistencies, Survivors, pack
 from grandrounds.common.protocol.messages import Message as Body
@@ -51,7 +51,7 @@ Unit = Sequence[Example]
 # Of a small study's site; its cohort has far fewer.
 MAX_UNITS = 1000
 # What a federation without an evaluation set evaluates to.
-EVEN = Perplexity(whole=1.0, by_position=(1.0,) * len(BANDS))
+EVEN = RecordLosses(losses=np.zeros((1, len(BANDS))), tokens=np.ones((1, len(BANDS)), dtype=np.int64))
 # (site, what it is sent, the exchange's envelope) -> whether it is lost on the way.
 IsLost = Callable[[str, Envelope], bool]
 
@@ -236,7 +236,7 @@ class Federation:
             ledger=self.ledger,
             checkpoint=self.checkpoints[-1]
             if self.checkpoints
-            else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, perplexity=EVEN),
+            else Checkpoint.initial(study=manifest.study_id, adapter=self.adapter, losses=EVEN),
             evaluate=self._keep_adapter,
             save=self._keep_checkpoint,
             observe=observe,
@@ -325,7 +325,7 @@ class Federation:
         self.checkpoints.append(checkpoint)
         return checkpoint
 
-    def _keep_adapter(self, adapter: NDArray[np.float32]) -> Perplexity:
+    def _keep_adapter(self, adapter: NDArray[np.float32]) -> RecordLosses:
         self.adapters.append(adapter.copy())
         return EVEN
 
