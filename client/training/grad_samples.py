@@ -104,7 +104,9 @@ class GradSampler:
         (shape,) = {self.shape_of(example) for example in examples}
         padding = [Example.padding(shape.tokens)] * (shape.batch - len(examples))
         token_ids, labels = self.model.stack([*examples, *padding])
+        gradients = torch.empty(shape.batch, self.model.layout.dimension, device=self.model.device)
         self._clear()  # an earlier batch may have failed half-way
+        self._give_room(gradients)
         with self.model.together(), torch.enable_grad():
             logits = self.model.logits(token_ids)
             on_logits = loss_gradients(logits, labels)
@@ -112,30 +114,32 @@ class GradSampler:
                 "the model gives no gradient of what it predicts", why=WHY_ALONE, fix="choose another model"
             ):
                 logits.backward(on_logits)  # type: ignore[no-untyped-call]
-        return self._collect(shape.batch)[: len(examples)]
+        self._collect(shape.batch)
+        return gradients[: len(examples)]
 
-    def _collect(self, batch: int) -> torch.Tensor:
-        gradients = torch.empty(batch, self.model.layout.dimension, device=self.model.device)
-        start = 0
+    def _give_room(self, gradients: torch.Tensor) -> None:
+        """Have the layers' gradients lie in ``gradients`` [batch, d] at once: memory holds all of them once."""
+        columns = torch.split(gradients, list(self.model.layout.sizes), dim=1)
+        for parameter, own in zip(self.model.trained.values(), columns, strict=True):
+            parameter.grad_room = own.view(len(gradients), *parameter.shape)
+
+    def _collect(self, batch: int) -> None:
         for name, parameter in self.model.trained.items():
             grad_sample = getattr(parameter, "grad_sample", None)
-            if grad_sample is None or grad_sample.shape != (batch, *parameter.shape):
+            if grad_sample is None or grad_sample.shape != parameter.grad_room.shape:
                 found = "no gradient" if grad_sample is None else f"gradients of shape {list(grad_sample.shape)}"
                 raise ModelError(
                     f"{name} has {found} after a batch of {batch} records",
                     why=f"{WHY_ALONE}; the model flattens the batch or does not use this layer",
                     fix="choose other target_modules (layers of the attention keep records apart in most models)",
                 )
-            end = start + parameter.numel()
-            gradients[:, start:end] = grad_sample.flatten(1)
-            parameter.grad_sample = None  # so that memory holds one layer twice, not all of them
-            start = end
-        return gradients
+            if grad_sample is not parameter.grad_room:  # Opacus's hooks made it
+                parameter.grad_room.copy_(grad_sample)
+            parameter.grad_sample = parameter.grad_room = None
 
     def _clear(self) -> None:
         for parameter in self.model.trained.values():
-            parameter.grad = None
-            parameter.grad_sample = None
+            parameter.grad = parameter.grad_sample = parameter.grad_room = None
         for layer in self._hooked:  # what Opacus keeps between a forward and its backward pass
             vars(layer).pop("activations", None)
             vars(layer).pop("max_batch_len", None)

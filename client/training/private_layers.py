@@ -23,7 +23,8 @@ class _PerExampleLinear(torch.autograd.Function):
         (grad_output,) = grad_outputs
         weight = ctx.weight
         # Over all positions of one record; in float32, since a bfloat16 sum would lose the small terms.
-        _leave(weight, torch.bmm(_by_record(grad_output).mT, _by_record(inputs)))
+        grads, inputs = _by_record(grad_output), _by_record(inputs)
+        _leave(weight, torch.bmm(grads.mT, inputs, out=_room(weight, len(grads))))
         return (grad_output @ weight if ctx.needs_input_grad[0] else None), None
 
 
@@ -143,12 +144,19 @@ def is_trained(layer: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
+def _room(parameter: Any, records: int) -> torch.Tensor | None:
+    """The parameter's ``grad_room``, if somebody gave it one of so many records, and no gradients lie there yet."""
+    room: torch.Tensor | None = getattr(parameter, "grad_room", None)
+    is_free = room is not None and len(room) == records and getattr(parameter, "grad_sample", None) is None
+    return room if is_free else None
+
+
 def _leave(parameter: Any, grad_sample: torch.Tensor) -> None:
-    found = getattr(parameter, "grad_sample", None)
-    if found is None:
-        parameter.grad_sample = grad_sample
-    else:  # the layer was applied more than once in the forward pass
-        found += grad_sample
+    if getattr(parameter, "grad_sample", None) is not None:  # the layer was applied more than once
+        parameter.grad_sample += grad_sample
+        return
+    room = _room(parameter, len(grad_sample))
+    parameter.grad_sample = grad_sample if room is None or room is grad_sample else room.copy_(grad_sample)
 
 
 def _by_record(tensor: torch.Tensor) -> torch.Tensor:

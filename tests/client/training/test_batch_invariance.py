@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from support.study.made_tensors import MadeTensors
 from support.study.tiny_models import ARCHITECTURES, load_tiny, save_tiny_model, tiny_example
 
-from grandrounds.client.training.batch_invariance import independent_shapes
+from grandrounds.client.training.batch_invariance import _bits_of_some, independent_shapes
 from grandrounds.client.training.dp_sgd import DpSgd
 from grandrounds.client.training.grad_samples import GradSampler, Shape
 from grandrounds.common.errors import ModelError
@@ -170,6 +171,15 @@ class RangeOfALength:
         low, high = self.ranges.get(hidden.shape[1], (read, read))
         low, high = self.ranges[hidden.shape[1]] = min(low, read), max(high, read)
         return hidden * (1 + high - low)
+
+
+@pytest.mark.parametrize(("entry", "found"), [(0.0, 0), (-2.0, 3), (torch.nan, 0), (-torch.inf, 0)])
+def test_gradients_are_looked_at_without_a_copy_of_them(entry, found):
+    gradients = torch.zeros(3, 7)
+    gradients[1, 4] = entry
+    with MadeTensors() as made:
+        assert len(_bits_of_some(gradients)) == found
+    assert all(tensor.numel() < gradients.numel() for tensor in made.tensors)
 
 
 @pytest.mark.parametrize("survivor", [FollowsLonger, RangeOfALength])

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleModule
+from support.study.made_tensors import MadeTensors
 from support.study.numpy_lattice import integers_of
 from support.study.tiny_models import ARCHITECTURES, VOCABULARY, load_tiny, save_tiny_model, tiny_example
 from transformers import AutoModelForCausalLM
@@ -133,12 +134,28 @@ def test_gradients_do_not_add_up_over_batches(folders):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_layer_applied_twice_adds_up_both_uses(checkpointing):
+def test_each_layer_s_gradients_are_made_where_those_of_the_batch_lie_and_nowhere_before(folders, checkpointing):
+    model = load_tiny(folders["llama"], kind="lora")
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    sampler = GradSampler(model, [Shape(TOKENS, 4)])
+    with MadeTensors() as made:
+        gradients = sampler.gradients(RECORDS[:3])
+    shapes = {(4, *parameter.shape) for parameter in model.trained.values()}
+    places = {tensor.untyped_storage().data_ptr() for tensor in made.tensors if tensor.shape in shapes}
+    assert places == {gradients.untyped_storage().data_ptr()}
+    assert all(parameter.grad_room is None for parameter in model.trained.values()), "what is read is given free"
+
+
+@pytest.mark.parametrize("room", [None, "given"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_layer_applied_twice_adds_up_both_uses(checkpointing, room):
     torch.manual_seed(0)
+    place = torch.full((3, 7, 5, 5), torch.nan)[:, 1] if room else None
     plain = torch.nn.Linear(5, 5, bias=False)
     private: Any = copy.deepcopy(plain)
     private.__class__ = PrivateLinear
-    private.weight.grad_sample = None
+    private.weight.grad_sample, private.weight.grad_room = None, place
     inputs = torch.randn(3, 4, 5)
 
     def twice(layer, x):
@@ -150,6 +167,7 @@ def test_a_layer_applied_twice_adds_up_both_uses(checkpointing):
         twice(private, inputs).sum().backward()
     expected = [torch.autograd.grad(twice(plain, row).sum(), plain.weight)[0] for row in inputs]
     torch.testing.assert_close(private.weight.grad_sample, torch.stack(expected))
+    assert room is None or private.weight.grad_sample is place
     assert private.weight.grad is None
 
 

@@ -226,7 +226,6 @@ def test_an_update_for_another_dimension_is_refused_whatever_the_records(sampler
 
 
 def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sampler, adapter, tmp_path):
-    """The gradient is put together of those of its layers: three and a half times the adapter in all."""
     d = wide_model(tmp_path / "model", dimension=8_500_000)
     model = LanguageModel.load(tmp_path / "model", Lora(target_modules=TARGETS, rank=RANK), seed=0)
     units = [[tiny_example(RNG, length=4, max_tokens=4)] for _ in range(2)]
@@ -237,4 +236,4 @@ def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sa
         file.truncate(4 * d)
         before = forget_peak()
         assert update(Stored(file), KEYS).any()
-        assert peak_bytes() - before < 3.5 * 4 * d + (64 << 20)  # so much malloc may keep of what was freed
+        assert peak_bytes() - before < 3 * 4 * d + (64 << 20)  # so much malloc may keep of what was freed
