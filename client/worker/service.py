@@ -10,6 +10,7 @@ from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import Close, Invitation, RefusalCode
 from ...common.system.content import Content
+from ...common.system.freed_memory import return_freed
 from .worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class WorkerService:
         self._is_paused = is_paused
         self._up_since = datetime.now(UTC).isoformat(timespec="seconds")
         self._exchange: str | None = None
+        return_freed()  # of the start
 
     @property
     def largest_request_bytes(self) -> int:
@@ -48,6 +50,7 @@ class WorkerService:
         code = said.body.get("code") if said else None
         _log.info("answered by %s", said.exchange if said else "silence", extra={**about, "code": code})
         self._exchange = None
+        return_freed()
         return answer
 
     def nameless_file(self) -> IO[bytes]:

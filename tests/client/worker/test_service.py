@@ -1,6 +1,8 @@
 """The resident worker between its socket and its state: it never raises, can be paused, and bounds what it reads."""
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 from support.process.resident_process import SITE, finish, ones, refusal
@@ -156,3 +158,18 @@ def test_the_largest_request_allows_for_every_entry_of_a_ledger_whose_names_are_
     )
     an_attempt = largest_request_bytes(manifest) - largest_request_bytes(federation.manifest)
     assert written / 2 < an_attempt < 10 * written
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_an_answer_has_freed_is_not_kept(federation):
+    resident = resident_of(federation)
+    pairs = [(bytearray(100 << 10), bytearray(2 << 10)) for _ in range(600)]  # one of each is freed between others
+    kept = [small for _, small in pairs]
+    full = resident_bytes()
+    del pairs
+    resident.answer(b"none")
+    assert full - resident_bytes() > 30 << 20
+    assert len(kept) == 600
