@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Final
@@ -14,9 +15,9 @@ from ...common.system.files import make_folder
 
 DATABASE: Final = "budget.sqlite"
 _CACHE_KIB: Final = 512  # of a database, of which a simulation has one for each of its sites
-_PIECE_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 16
 _BUSY_S: Final = 30.0  # how long a write waits for another process's: theirs take milliseconds
-_VERSION: Final = 2
+_VERSION: Final = 3
 # Amounts of budget are whole trillionths, rounded against the spender.
 _SCHEMA: Final = (
     """CREATE TABLE assets (
@@ -35,8 +36,11 @@ _SCHEMA: Final = (
         study TEXT NOT NULL, site TEXT NOT NULL, charges INTEGER NOT NULL, PRIMARY KEY (study, site)) STRICT""",
     """CREATE TABLE ledger (
         study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
-    """CREATE TABLE adapters (
-        study TEXT PRIMARY KEY, round INTEGER NOT NULL, adapter BLOB NOT NULL, optimizer BLOB NOT NULL) STRICT""",
+    "CREATE TABLE adapters (study TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT",
+    # SQLite takes no row of 1 GB, which an adapter and what its optimiser remembers can exceed.
+    """CREATE TABLE adapter_pieces (
+        study TEXT NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, piece BLOB NOT NULL,
+        PRIMARY KEY (study, part, number)) STRICT""",
     """CREATE TABLE peer_reservations (
         key TEXT NOT NULL, number INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (key, number)) STRICT""",
     """CREATE TABLE patients (fingerprint BLOB PRIMARY KEY, asset TEXT NOT NULL) STRICT, WITHOUT ROWID""",
@@ -144,20 +148,25 @@ class SiteDatabase:
         with storage_errors():
             self._connection.executemany(statement, rows)
 
-    def write_blob(self, table: str, column: str, row: int, data: Content) -> None:
-        """Fill a blob that was made as ``zeroblob`` of this size, inside ``write`` only: SQLite would copy it twice."""
-        with storage_errors(), self._connection.blobopen(table, column, row) as blob:
-            for start in range(0, len(data), _PIECE_BYTES):
-                blob.write(data[start : start + _PIECE_BYTES])
+    def write_pieces(self, insert: str, *key: Any, data: Content) -> None:
+        """A row for each piece of ``data``, with its number and itself after ``key``; inside ``write`` only."""
+        for number, start in enumerate(range(0, len(data), _PIECE_BYTES)):
+            self.change(insert, *key, number, data[start : start + _PIECE_BYTES])
 
-    def read_blob(self, table: str, column: str, row: int) -> Content:
-        """A blob, or of a large one a copy in a ``nameless_file``. Raises StorageError."""
-        with storage_errors(), self._connection.blobopen(table, column, row, readonly=True) as blob:
-            if len(blob) <= BLOCK_BYTES:
-                return blob.read()
-            file = self.nameless_file()
-            while piece := blob.read(_PIECE_BYTES):
+    def read_pieces(self, query: str, *key: Any, size: int) -> Content:
+        """What ``query`` gives by ``key`` and number, of ``size`` bytes; much of it in a ``nameless_file``.
+
+        Row by row, so that nobody's write waits for the disk meanwhile. Raises StorageError.
+        """
+        file, number = BytesIO() if size <= BLOCK_BYTES else self.nameless_file(), 0
+        while found := self.rows(query, *key, number):
+            ((piece,),) = found
+            with storage_errors():
                 file.write(piece)
+            number += 1
+        if isinstance(file, BytesIO):
+            return file.getvalue()
+        with storage_errors():
             file.flush()
         return Stored(file)
 

@@ -103,9 +103,7 @@ class SiteState:
 
     def adapter(self, study: str) -> tuple[Content, Content]:
         """The adapter that this site holds, and what its optimiser remembers. Raises StorageError."""
-        row = self.database.integer("SELECT rowid FROM adapters WHERE study = ?", study)
-        read = self.database.read_blob
-        return read("adapters", "adapter", row), read("adapters", "optimizer", row)
+        return self._held_part(study, "adapter"), self._held_part(study, "optimizer")
 
     def begin(
         self,
@@ -169,13 +167,15 @@ class SiteState:
         return self.charges(study)
 
     def _hold(self, study: str, round_: int, adapter: Content, optimizer: Content) -> None:
-        sizes = len(adapter), len(optimizer)
-        self.database.change(
-            "INSERT OR REPLACE INTO adapters VALUES (?, ?, zeroblob(?), zeroblob(?))", study, round_, *sizes
-        )
-        row = self.database.integer("SELECT rowid FROM adapters WHERE study = ?", study)
-        self.database.write_blob("adapters", "adapter", row, adapter)
-        self.database.write_blob("adapters", "optimizer", row, optimizer)
+        self.database.change("INSERT OR REPLACE INTO adapters VALUES (?, ?)", study, round_)
+        self.database.change("DELETE FROM adapter_pieces WHERE study = ?", study)
+        for part, content in (("adapter", adapter), ("optimizer", optimizer)):
+            self.database.write_pieces("INSERT INTO adapter_pieces VALUES (?, ?, ?, ?)", study, part, data=content)
+
+    def _held_part(self, study: str, part: str) -> Content:
+        sizes = "SELECT coalesce(sum(length(piece)), 0) FROM adapter_pieces WHERE study = ? AND part = ?"
+        one = "SELECT piece FROM adapter_pieces WHERE study = ? AND part = ? AND number = ?"
+        return self.database.read_pieces(one, study, part, size=self.database.integer(sizes, study, part))
 
     def _append(self, study: str, entries: Sequence[bytes]) -> None:
         held = self.database.integer("SELECT count(*) FROM ledger WHERE study = ?", study)

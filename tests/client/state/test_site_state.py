@@ -241,3 +241,14 @@ def test_a_site_that_cannot_write_says_so_and_stays_out(tmp_path):
     message = federation.attempt().messages()["site-2"]
     answer = Envelope.parse(federation.workers["site-2"].handle(message))
     assert Refusal.of(answer).code == RefusalCode.STORAGE
+
+
+def test_an_adapter_that_is_longer_than_sqlite_lets_a_row_be_is_held_and_replaced():
+    budget = joined(SiteState.in_memory(), STUDY, OTHER)
+    budget.database._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 3 << 19)
+    long, short = bytes(range(256)) * 7000, b"short"
+    budget.begin(OTHER, 1, adapter=(0, short, b""))
+    for serial, (adapter, optimizer) in enumerate([(long, long[1:]), (short, long), (long, b"")], start=1):
+        budget.begin(STUDY, serial, adapter=(serial, adapter, optimizer))
+        assert (budget.adapter_round(STUDY), budget.adapter(STUDY)) == (serial, (adapter, optimizer))
+    assert (budget.adapter_round(OTHER), budget.adapter(OTHER)) == (0, (short, b""))
