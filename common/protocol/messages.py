@@ -210,7 +210,7 @@ def begin_hash(begin: Begin, *, manifest: str, attempt: int) -> str:
 
 
 def pack(parts: Sequence[Content]) -> bytes:
-    """Byte strings as one payload: count, lengths, contents (32-bit little-endian).
+    """Byte strings as one payload: count (32-bit), lengths (64-bit, little-endian), contents.
 
     >>> unpack(pack([b"a", b"", b"bc"]))
     [b'a', b'', b'bc']
@@ -224,7 +224,7 @@ def packed(parts: Sequence[Content]) -> Joined:
     >>> packed([b"a", packed([b"bc"])])[:] == pack([b"a", pack([b"bc"])])
     True
     """
-    return Joined([struct.pack(f"<I{len(parts)}I", len(parts), *map(len, parts)), *parts])
+    return Joined([struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts])
 
 
 def unpack(payload: Content) -> list[bytes]:
@@ -241,10 +241,10 @@ def _parts(payload: Content) -> Iterator[Content]:
     if len(payload) < 4:
         raise _unexpected("a packed payload without a count")
     (count,) = struct.unpack("<I", payload[:4])
-    start = 4 + 4 * count
+    start = 4 + 8 * count
     if count > MAX_PARTS or len(payload) < start:
         raise _unexpected("a packed payload with an impossible count")
-    lengths = struct.unpack(f"<{count}I", payload[4:start])
+    lengths = struct.unpack(f"<{count}Q", payload[4:start])
     if start + sum(lengths) != len(payload):
         raise _unexpected("a packed payload whose lengths do not add up")
     for length in lengths:

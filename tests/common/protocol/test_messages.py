@@ -1,6 +1,7 @@
 """Messages: one body each, nothing unknown in it, and packed payloads that fill their bytes."""
 
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,11 @@ from grandrounds.common.protocol.messages import (
     RefusalCode,
     begin_hash,
     pack,
+    packed,
     unpack,
+    views,
 )
+from grandrounds.common.system.content import Stored
 
 IDENTITY = Identity.from_bytes(bytes(32))
 HEX = "0a" * 32
@@ -112,6 +116,20 @@ def test_what_is_packed_is_unpacked(parts: list[bytes]) -> None:
     assert unpack(pack(parts)) == parts
 
 
+def test_parts_of_more_than_four_gigabytes_are_packed_and_found_where_they_lie(tmp_path: Path) -> None:
+    with (tmp_path / "payload").open("wb+") as file:
+        file.truncate(5 << 30)  # of which the disk holds nothing
+        payload = packed([Stored(file), b"end"])
+        head = payload[: len(payload) - (5 << 30) - 3]
+        file.write(head)
+        file.truncate(len(payload) - 3)
+        file.seek(0, 2)
+        file.write(b"end")
+        file.flush()
+        large, end = views(Stored(file))
+        assert (len(large), end[:]) == (5 << 30, b"end")
+
+
 @given(st.lists(st.binary(max_size=5), max_size=5), st.integers(0, 100), st.integers(1, 255))
 def test_a_changed_count_or_length_is_refused_or_read_as_other_parts(parts: list[bytes], at: int, change: int) -> None:
     payload = bytearray(pack(parts))
@@ -125,9 +143,9 @@ def test_a_changed_count_or_length_is_refused_or_read_as_other_parts(parts: list
 
 @given(st.binary(max_size=60))
 @example(struct.pack("<I", 2**32 - 1))
-@example(struct.pack("<II", 1, 2**32 - 1))
-@example(struct.pack("<I", MAX_PARTS + 1) + bytes(4 * (MAX_PARTS + 1)))
-@example(struct.pack("<IIII", 3, 2**31, 2**31, 0))
+@example(struct.pack("<IQ", 1, 2**64 - 1))
+@example(struct.pack("<I", MAX_PARTS + 1) + bytes(8 * (MAX_PARTS + 1)))
+@example(struct.pack("<IQQQ", 3, 2**63, 2**63, 0))
 def test_any_payload_is_unpacked_or_refused(payload: bytes) -> None:
     try:
         parts = unpack(payload)

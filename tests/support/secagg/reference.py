@@ -24,7 +24,7 @@ def named(name: str) -> bytes:
 
 
 def pack(parts: list[bytes]) -> bytes:
-    return b"".join(struct.pack("<I", number) for number in (len(parts), *map(len, parts))) + b"".join(parts)
+    return struct.pack("<I", len(parts)) + b"".join(struct.pack("<Q", len(part)) for part in parts) + b"".join(parts)
 
 
 def envelope(
