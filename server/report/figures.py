@@ -42,7 +42,7 @@ def privacy_figures(manifest: Manifest) -> dict[str, Any]:
     if schedule is None:
         return dict.fromkeys(_NAMES)
     spent = epsilon(schedule, delta=delta)
-    curve = [(at, value) for at in CURVE_DELTAS if (value := _bound(schedule, at)) is not None]
+    curve = epsilon_curve(schedule)
     return {
         "claim": claim.claim(manifest, spent.epsilon),
         "protected": claim.protected(manifest),
@@ -62,14 +62,23 @@ def privacy_figures(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _attack(curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+def epsilon_curve(schedule: Schedule) -> list[tuple[float, float]]:
+    """Pairs of δ and ε, all of which a schedule has: together they bound what an attack finds."""
+    return [(at, value) for at in CURVE_DELTAS if (value := _bound(schedule, at)) is not None]
+
+
+def detection_at_most(false_alarm_rate: float, curve: Sequence[tuple[float, float]]) -> float:
     """The largest share of patients that any attack finds, by the share of false alarms it accepts.
 
     An (epsilon, delta) allows at most min(e^epsilon a + delta, 1 - e^-epsilon (1 - delta - a)) at false alarm rate a
     (Kairouz, Oh and Viswanath 2015, theorem 2.1). Every pair of the curve holds, so the least of these bounds does.
     """
+    return min(_detection(false_alarm_rate, *pair) for pair in curve)
+
+
+def _attack(curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     return [
-        {"false_alarm_rate": rate, "detection_rate_at_most": min(_detection(rate, *pair) for pair in curve)}
+        {"false_alarm_rate": rate, "detection_rate_at_most": detection_at_most(rate, curve)}
         for rate in FALSE_ALARM_RATES
     ]
 
