@@ -1,0 +1,35 @@
+"""All attacks on one adapter."""
+
+from collections.abc import Callable, Sequence
+
+from ...common.model.adapter import Vector
+from ...common.model.language_model import LanguageModel
+from ...common.study.manifest import Manifest
+from .findings import Findings, promise
+from .scores import Patient, Scorer
+
+
+def attack_adapter(
+    model: LanguageModel,
+    adapter: Vector,
+    manifest: Manifest,
+    *,
+    members: Sequence[Patient],
+    others: Sequence[Patient],
+    tell: Callable[[str], None],
+) -> Findings:
+    """What attacks find of an ``adapter``, float32 [d], that began as the one on the ``model``.
+
+    ``tell`` hears how far it is. Raises ModelError.
+    """
+    scorer = Scorer(
+        model=model,
+        before=model.get_adapter(),
+        after=adapter,
+        clipping_norm=manifest.study.privacy.clipping_norm,
+    )
+    return Findings.of(
+        scorer.seen(members, lambda done: tell(f"attacking the adapter with records it was trained on, {done} %")),
+        scorer.seen(others, lambda done: tell(f"attacking the adapter with records of others, {done} %")),
+        curve=promise(manifest),
+    )
