@@ -311,6 +311,9 @@ def fetch(
     folder: Folder,
     study: Study = "",
     output: Annotated[Path | None, typer.Option(help="Copy what the study left to here, too.")] = None,
+    attack: Annotated[
+        bool, typer.Option("--attack", help="Attack the adapter with this site's own records, for this site alone.")
+    ] = False,
 ) -> None:
     """Verify what the finished study left here, and measure its adapter on the site's own held-out records."""
     from ..site_ops.users import act_as_worker
@@ -322,6 +325,13 @@ def fetch(
     from ..site_ops.fetch import fetch as fetch_results  # here, as that user: it loads the model's libraries
 
     say(fetch_results(site, joined, output=output))
+    if attack:
+        from ..attacks.site import attack as attacked
+        from ..views.console import steps
+
+        with steps() as step:
+            found = list(attacked(site, joined, tell=step))
+        say(found)
 
 
 @client.command()

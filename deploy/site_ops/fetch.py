@@ -1,6 +1,6 @@
 """What came of a study, at a site: its folder, verified there, and its adapter on records that nothing trained on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...client.site.assembly import open_model
@@ -10,11 +10,11 @@ from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.data.record import Record
 from ...common.data.records import count_records, read_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
 from ...common.model.base_folder import published_name
+from ...common.model.language_model import LanguageModel
 from ...common.sources.identifiers import Similar, canonical
 from ...common.study.artefacts import LEDGER
 from ...common.system.files import write_atomically
@@ -103,16 +103,14 @@ def _copy(evidence: Evidence, output: Path) -> None:
 
 
 def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[str]:
-    settings, manifest, opted_out = folder.settings(), study.manifest(), folder.policy().data.opted_out
+    settings, opted_out = folder.settings(), folder.policy().data.opted_out
     if settings.held_out is None:
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
     similar = settings.similar_identifiers
     records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
-    _check_apart(records, count_records(settings.data, similar), similar)
-    # Measured on one device, or where no device is said to hold the base, on processors.
-    one = settings if settings.shard == "on" else settings.model_copy(update={"devices": settings.devices[:1]})
-    model = open_model(one, manifest, identity=folder.identity(), frozen_adapter=study.frozen_adapter())
+    check_apart((record.patient_id for record in records), count_records(settings.data, similar), similar)
+    model = model_at_site(folder, study)
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
     minimised = folder.minimiser()(records)  # the adapter is measured on what it was trained on
     examples = tokenisation.evaluation_set(minimised, positions=model.positions).examples
@@ -125,10 +123,17 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
     )
 
 
-def _check_apart(held_out: Sequence[Record], trained: Iterable[str], similar: Similar | None) -> None:
-    """Raises DataError where a patient has records in both, in whatever spelling unless these are ``different``."""
+def model_at_site(folder: SiteFolder, study: JoinedStudy) -> LanguageModel:
+    """The study's model, on one device or, where no device is said to hold the base, on processors."""
+    settings = folder.settings()
+    one = settings if settings.shard == "on" else settings.model_copy(update={"devices": settings.devices[:1]})
+    return open_model(one, study.manifest(), identity=folder.identity(), frozen_adapter=study.frozen_adapter())
+
+
+def check_apart(held_out: Iterable[str], trained: Iterable[str], similar: Similar | None) -> None:
+    """Raises DataError where a patient is in both, in whatever spelling unless these are ``different``."""
     form = str if similar == "different" else canonical
-    both = {form(record.patient_id) for record in held_out} & {form(patient) for patient in trained}
+    both = set(map(form, held_out)) & set(map(form, trained))
     if both:
         raise DataError(
             f"{count(len(both), 'patient')} of the records that are held out have records in the training data, too",

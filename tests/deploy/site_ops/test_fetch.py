@@ -2,24 +2,32 @@
 
 import json
 import shutil
+import stat
 from contextlib import closing
 
 import pytest
+from support.study import carried_study
 from support.study.carried_study import carried
+from typer.testing import CliRunner
 
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
+from grandrounds.client.site.training_view import NEVER_LEAVES
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.common.errors import DataError, StorageError, StudyError
 from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
+from grandrounds.deploy.attacks.findings import FEWEST
+from grandrounds.deploy.attacks.site import WRITTEN, attack
 from grandrounds.deploy.bench.loopback import LoopbackFederation
+from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
 from grandrounds.deploy.verify.evidence import read_evidence
 
 SITES = ("north", "south", "west")
+WORD = "zebra"  # of records that no figure may repeat
 
 
 def fetch(folder, *, output):
@@ -30,12 +38,39 @@ def open_site(folder):
     return assembly.open_site(folder, folder.study())
 
 
+class Heard:
+    """A site's resident worker, of whose study every message is kept."""
+
+    def __init__(self, worker, messages):
+        self.worker, self.messages = worker, messages
+
+    def answer(self, message):
+        self.messages.append(message)
+        return self.worker.answer(message)
+
+    def close(self):
+        self.worker.close()
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def messages():
+    """Every message that one of the sites was sent in its study."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, messages):
     federation = LoopbackFederation(tmp_path_factory.mktemp("f"), sites=SITES, rounds=1, max_attempts=2)
     with pytest.raises(StudyError, match="not over"):
         list(fetch(SiteFolder(federation.path / "north"), output=None))
-    carried(federation)
+    opened = carried_study.opened
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            carried_study,
+            "opened",
+            lambda federation, site: Heard(opened(federation, site), messages if site == "north" else []),
+        )
+        carried(federation)
     return federation
 
 
@@ -147,3 +182,56 @@ def test_another_spelling_is_another_patient_where_the_settings_say_so(folder):
     with (folder.path / "site.toml").open("a") as file:
         file.write('similar_identifiers = "different"\n')
     assert "perplexity on the two records held out" in list(fetch(folder, output=None))[-1]
+
+
+def strangers(count):
+    return [f"{WORD}-{number}" for number in range(count)]
+
+
+def attacked(folder):
+    return list(attack(folder, folder.study(), tell=lambda doing: None))
+
+
+def test_what_attacks_find_is_in_no_message_and_in_no_file_but_one_of_the_site_s_own(messages, folder):
+    def answers():
+        with closing(open_site(folder)) as resident:
+            return [resident.answer(message) for message in messages]
+
+    def others():
+        files = (path for path in folder.path.rglob("*") if path.is_file() and path.name != WRITTEN)
+        return {path: path.read_bytes() for path in files}
+
+    list(fetch(folder, output=None))
+    hold_out(folder, *strangers(FEWEST))
+    answered, before = answers(), others()
+    result = CliRunner().invoke(app, ["client", "fetch", str(folder.path), "--attack"])
+    assert result.exit_code == 0, result.output
+    assert others() == before
+    assert answers() == answered
+    kept = folder.study().kept / WRITTEN
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    lines = kept.read_text().splitlines()
+    assert lines[-1] == NEVER_LEAVES
+    assert all(line in result.output for line in lines)
+    assert any(line.startswith("VERDICT") for line in lines)
+    assert f"{FEWEST} patients who were trained on, and {FEWEST} who were not" in result.output
+    assert WORD not in result.output
+    assert WORD.encode() not in kept.read_bytes()
+
+
+def test_without_enough_patients_held_out_an_attack_is_refused_and_nobody_is_named(folder):
+    with pytest.raises(DataError, match="names no records that are held out"):
+        attacked(folder)
+    hold_out(folder, *strangers(FEWEST - 1))
+    with pytest.raises(DataError, match=f"{FEWEST - 1} patients are held out, and attacks need {FEWEST}") as error:
+        attacked(folder)
+    assert WORD not in error.value.diagnostics()
+
+
+def test_patients_who_trained_are_no_others(folder):
+    hold_out(folder, *strangers(FEWEST))
+    with (folder.path / "held-out.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"patient_id": "North-3", "text": "no complaints"}))
+    with pytest.raises(DataError, match="one patient of the records that are held out"):
+        attacked(folder)
+    assert not (folder.study().kept / WRITTEN).exists()
