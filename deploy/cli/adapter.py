@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -155,6 +156,28 @@ def export(
     from ..adapter.gguf_file import export_gguf
 
     say(export_gguf(found, place, gguf, precision=precision))
+
+
+@adapter.command()
+def attack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `grandrounds simulate` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Attack a simulation's adapter: who was trained on, and what is continued verbatim, beside what ε allows.
+
+    A site attacks a finished study's adapter with records of its own: `grandrounds client fetch DIR --attack`.
+    """
+    from ..views.console import steps as shown
+
+    with shown() as step:
+        step("loading PyTorch")
+        from ..attacks.simulation import attack_simulation
+
+        found = attack_simulation(folder, tell=step)
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "promised_auc": found.promised_auc}))
+    else:
+        say(found.lines())
 
 
 def _opened(folder: Path, base: str | None) -> "tuple[FinishedAdapter, Path]":

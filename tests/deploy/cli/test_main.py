@@ -12,6 +12,7 @@ from support.network.loopback import until
 from support.process.forked import Forked, commanded
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.deploy.attacks.findings import FEWEST
 from grandrounds.deploy.cli.main import main
 
 SITES = ("north", "south", "west")
@@ -38,7 +39,8 @@ def arguments(model: Path, records: Callable[[str, list[str]], Path], tmp_path: 
     """Options of a small study that runs in seconds."""
     lines = [json.dumps({"patient_id": str(patient), "text": f"{PATIENT_TEXT} is well"}) for patient in range(12)]
     files = {site: records(f"{site}.jsonl", lines) for site in SITES}
-    files["evaluation"] = records("evaluation.jsonl", [json.dumps({"patient_id": "nobody", "text": "well rested"})])
+    nobody = [json.dumps({"patient_id": f"nobody {patient}", "text": "well rested"}) for patient in range(FEWEST)]
+    files["evaluation"] = records("evaluation.jsonl", nobody)
     data = [f"--{what}" for site in SITES for what in (f"data={site}={files[site]}", f"nominal-units={site}=10")]
     shape = ["--target-modules=v_proj", "--rank=2", "--max-tokens=16", "--rounds=2", "--target-epsilon=1"]
     output = f"--output={tmp_path / 'study'}"
@@ -279,7 +281,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_finished_study_is_shown_again_from_any_folder_and_stays_as_it_is(
+def test_a_finished_study_is_shown_again_and_attacked_from_any_folder_and_stays_as_it_is(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its data files were given by paths that only meant something where it was begun."""
@@ -296,6 +298,18 @@ def test_a_finished_study_is_shown_again_from_any_folder_and_stays_as_it_is(
         assert f"{epsilon:.1f}" in shown
     assert run(["simulate", "--resume", "--output=../study", "--json"], monkeypatch) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(before["report.json"])
+    assert run(["adapter", "attack", "../study"], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert f"{12 * len(SITES)} patients who were trained on, and {FEWEST} who were not" in said
+    assert "VERDICT" in said
+    assert contents(tmp_path / "study") == before
+    private = json.loads(before["server/private.json"])
+    Path("../study/server/private.json").write_text(json.dumps({**private, "settings": {}}))
+    assert run(["adapter", "attack", "../study"], monkeypatch) == 1
+    assert "does not say what its sites' records were read from" in capsys.readouterr().err
+    Path("../study/adapter/adapter_config.json").write_bytes(b"{}")
+    assert run(["adapter", "attack", "../study"], monkeypatch) == 1
+    assert "is not shown to be its study's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
