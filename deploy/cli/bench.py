@@ -262,6 +262,21 @@ def synthetic(
     _print(figures, synthetic_table(figures), as_json)
 
 
+@bench.command()
+def attacks(
+    members: Annotated[int, typer.Option(help="Canary patients who are trained on, and as many who are not.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of the adapter that is made to memorise.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of canary patients and the frozen adapter.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Attacks on an adapter with privacy, beside one without noise and one made to memorise, on canary patients."""
+    _begin("attacks on three adapters, which are trained first; half an hour on one processor")
+    from ..bench.attacks import AttackBench, attack_table
+
+    rows = AttackBench(members=members, rounds=rounds, seed=seed).run(lambda line: typer.echo(line, err=True))
+    _print({"rows": rows}, attack_table(rows), as_json)
+
+
 def _begin(what: str) -> None:
     """One line before anything is loaded, and none while it is measured."""
     typer.echo(f"measuring {what} …", err=True)
