@@ -1,0 +1,125 @@
+"""audit.json: it holds for the parameters that its twin had, and everybody finds its bounds again from its scores."""
+
+import json
+
+import numpy as np
+import pytest
+from support.places import VECTORS
+
+from grandrounds.common.audit.bounds import Kind
+from grandrounds.common.audit.evidence import AuditedParameters, AuditEvidence, CanaryScores, Protection
+from grandrounds.common.errors import StudyError
+from grandrounds.common.schema import known, validated
+from grandrounds.common.study.manifest import Manifest
+from grandrounds.common.study.study import Study
+
+MANIFEST = validated(Manifest, json.loads((VECTORS / "manifest.json").read_text(encoding="utf-8"))["manifest"])
+
+
+RUNS: tuple[tuple[Kind, Protection, float], ...] = (
+    ("gradient", "as claimed", 1.0),
+    ("gradient", "noise off", 50.0),
+    ("text", "as claimed", 0.5),
+)
+
+
+def runs() -> list[CanaryScores]:
+    rng, bits = np.random.default_rng(1), np.arange(100) % 2 == 0
+    return [
+        CanaryScores.of(
+            kind, protection, scores=shift * bits + rng.standard_normal(100), bits=bits, foils=rng.standard_normal(100)
+        )
+        for kind, protection, shift in RUNS
+    ]
+
+
+EVIDENCE = AuditEvidence.of(twin=MANIFEST, canaries=runs(), seeds={"coins": "31"})
+
+
+def changed(*path: str | int, to: object) -> bytes:
+    fields = place = json.loads(EVIDENCE.to_json())
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = to
+    return json.dumps(fields).encode()
+
+
+def test_evidence_is_read_as_it_was_written_and_bears_out_its_own_bounds():
+    assert AuditEvidence.parse(EVIDENCE.to_json()) == EVIDENCE
+    EVIDENCE.require_bounds()
+    EVIDENCE.require_parameters(MANIFEST.study)
+
+
+def test_the_headline_is_the_method_that_was_chosen_of_gradients_with_all_protection():
+    assert (EVIDENCE.headline.kind, EVIDENCE.headline.protection) == ("gradient", "as claimed")
+    assert EVIDENCE.headline.method == "line-up"
+    off, text = known(EVIDENCE.chosen("gradient", "noise off")), known(EVIDENCE.chosen("text"))
+    assert off.epsilon > EVIDENCE.claimed > EVIDENCE.headline.epsilon > 0
+    assert text.method == "Gaussian curve"
+
+
+@pytest.mark.parametrize(("number", "factor"), [(0, 2.0), (0, 0.5), (2, 2.0), (6, 2.0)])
+def test_a_bound_that_does_not_follow_from_the_scores_is_refused(number, factor):
+    told = EVIDENCE.bounds[number].epsilon * factor + 0.1
+    with pytest.raises(StudyError, match="follows from the scores"):
+        AuditEvidence.parse(changed("bounds", number, "epsilon", to=told)).require_bounds()
+
+
+def test_scores_that_were_changed_no_longer_bear_the_bounds_out():
+    with pytest.raises(StudyError, match="follows from the scores"):
+        AuditEvidence.parse(changed("canaries", 0, "scores", to=[0.0] * 100)).require_bounds()
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("format",), "grandrounds/audit/v2"),
+        (("confidence",), 1.0),
+        (("noise",), True),
+        (("canaries", 0, "bits"), [True]),
+        (("canaries", 0, "scores", 3), "NaN"),
+        (("canaries", 1, "protection"), "as claimed"),
+        (("canaries", 0, "protection"), "half the noise"),
+        (("bounds",), []),
+    ],
+)
+def test_what_is_no_evidence_is_refused(path, to):
+    with pytest.raises(StudyError, match="no evidence of an audit"):
+        AuditEvidence.parse(changed(*path, to=to))
+
+
+def test_what_is_no_json_is_refused_without_a_word_of_it():
+    for data in (b"Jane Doe", b"[" * 100_000, b"\xff", b'"Jane Doe"', b'{"Jane Doe": 1}'):
+        with pytest.raises(StudyError) as refused:
+            AuditEvidence.parse(data)
+        assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("privacy", "noise_multiplier", 3.0), ("privacy", "sampling_probability", 0.25), ("data", "records_per_unit", 3)],
+)
+def test_a_twin_of_other_parameters_is_refused_by_their_names(section, field, value):
+    fields = MANIFEST.study.model_dump()
+    fields[section][field] = value
+    study = Study.model_validate(fields)
+    with pytest.raises(StudyError, match=f"{field} is .* there and {value} here"):
+        EVIDENCE.require_parameters(study)
+    assert AuditedParameters.of(study).sha256 != EVIDENCE.parameters.sha256
+
+
+def test_sites_may_have_other_names_keys_and_sizes_in_a_twin():
+    fields = MANIFEST.study.model_dump()
+    fields["sites"] = [{"name": f"twin-{number}", "nominal_units": 90} for number in range(len(fields["sites"]))]
+    EVIDENCE.require_parameters(Study.model_validate(fields))
+
+
+def test_the_audited_schedule_is_the_manifest_s():
+    assert EVIDENCE.parameters.schedule == MANIFEST.schedule
+
+
+def test_a_study_without_noise_makes_no_claim_to_audit():
+    fields = MANIFEST.study.model_dump()
+    fields["privacy"] |= {"noise": False, "noise_multiplier": None, "target_epsilon": None}
+    with pytest.raises(StudyError, match="no noise"):
+        AuditedParameters.of(Study.model_validate(fields))
