@@ -9,6 +9,8 @@ PAGE: Final = "report.html"
 ADAPTER: Final = "adapter"
 WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
 CONFIG: Final = f"{ADAPTER}/adapter_config.json"
+# What an audit found, where one was made: no part of the ledger.
+AUDIT: Final = "audit.json"
 CARD: Final = f"{ADAPTER}/README.md"
 # Of a core adapter, what the study trained and fixed; WEIGHTS are everybody's LoRA that follows from it.
 CORE: Final = f"{ADAPTER}/core.safetensors"

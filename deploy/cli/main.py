@@ -13,6 +13,7 @@ from ...common.system.privileges import keep_memory_private
 from ...common.system.processes import QUIET_FLOWER
 from ...common.version import __version__
 from .adapter import adapter
+from .audit import audit
 from .bench import bench
 from .client import client
 from .epsilon import epsilon
@@ -42,6 +43,7 @@ app.command(cls=StudyCommand)(simulate)
 app.command(cls=PlanCommand)(plan)
 app.command()(epsilon)
 app.command()(verify)
+app.command()(audit)
 app.command()(wheelhouse)
 app.command()(generate)
 app.add_typer(client)

@@ -17,6 +17,15 @@ def up(value: float, digits: int = 2) -> str:
     return f"{math.ceil(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
 
 
+def down(value: float, digits: int = 2) -> str:
+    """A lower bound, rounded down: what an audit found.
+
+    >>> down(3.0891)
+    '3.08'
+    """
+    return f"{math.floor(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
+
+
 def bound(value: float | None) -> str:
     """An upper bound that may be missing.
 

@@ -1,0 +1,90 @@
+import pytest
+import typer
+from support.study.audited_study import audited_manifest
+from typer.testing import CliRunner
+
+from grandrounds.common.audit.evidence import AuditEvidence
+from grandrounds.common.errors import GrandRoundsError
+from grandrounds.common.study.artefacts import AUDIT, MANIFEST
+from grandrounds.deploy.audit.subject import read_subject
+from grandrounds.deploy.cli.audit import audit
+
+STUDY = """
+[model]
+name = "tiny"
+[training]
+rounds = 1
+""" + "\n".join(f'[[sites]]\nname = "{name}"\nnominal_units = 20' for name in ("north", "south", "west"))
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(audit)
+    return app
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "study").mkdir()
+    manifest = audited_manifest(attempts=2)
+    (tmp_path / "study" / MANIFEST).write_text(manifest.model_dump_json())
+    return tmp_path / "study"
+
+
+def run(app, *arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def test_a_study_s_folder_is_audited_and_the_evidence_attached(app, folder) -> None:
+    shown = run(app, folder, "--canaries", 60, "--attach", folder).stdout
+    evidence = AuditEvidence.parse((folder / AUDIT).read_bytes())
+    evidence.require_bounds()
+    for bound in evidence.bounds:
+        assert bound.protection in shown
+    assert [run.protection for run in evidence.canaries] == [
+        "as claimed",
+        "noise off",
+        "noise forgotten at one site",
+        "half the noise",
+        "a mask left in",
+        "a draw reused",
+    ]
+    found = {bound.protection: bound.epsilon for bound in evidence.bounds if bound.is_chosen}
+    assert found["noise off"] > 10
+    assert "Nothing was found that refutes the claim" in shown
+    with pytest.raises(GrandRoundsError, match=r"audit.json exists"):
+        run(app, folder, "--attach", folder)
+
+
+def test_a_study_toml_is_audited_before_there_is_a_study(tmp_path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY)
+    manifest = read_subject(tmp_path / "study.toml", lambda doing: None)
+    assert manifest.study.privacy.target_epsilon == 4
+    assert [site.name for site in manifest.study.sites] == ["north", "south", "west"]
+    assert manifest.dimension > 0
+
+
+def test_evidence_is_not_attached_to_a_study_of_other_parameters(app, folder, tmp_path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / MANIFEST).write_text(audited_manifest(attempts=3).model_dump_json())
+    with pytest.raises(GrandRoundsError, match="other parameters"):
+        run(app, folder, "--canaries", 20, "--attach", other)
+    assert not (other / AUDIT).exists()
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "notes.csv"])
+def test_what_is_no_study_is_refused_with_what_to_do(app, tmp_path, name) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.csv").write_text("name,note\n")
+    with pytest.raises(GrandRoundsError) as refusal:
+        run(app, tmp_path / name)
+    assert "study.toml" in refusal.value.diagnostics()
+
+
+def test_a_study_of_another_program_is_refused(app, tmp_path) -> None:
+    manifest = audited_manifest().model_copy(update={"package_sha256": "00" * 32})
+    (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
+    with pytest.raises(GrandRoundsError, match="the study runs grandrounds"):
+        run(app, tmp_path / MANIFEST)
