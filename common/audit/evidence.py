@@ -147,7 +147,7 @@ class Bound(Section):
     kind: Kind
     protection: Protection
     method: Method
-    epsilon: float = Field(ge=0)
+    epsilon: float = Field(ge=0, le=1e12)
 
     @property
     def is_chosen(self) -> bool:

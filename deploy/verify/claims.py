@@ -26,6 +26,7 @@ from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
 from ...server.report.rounding import up
 from .adapter_claims import ADAPTER_CLAIMS
+from .audit_claim import AUDIT_CLAIM
 from .case import INCOMPLETE, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
 from .step_claim import STEP_CLAIM
@@ -369,6 +370,7 @@ CLAIMS: Final = (
     ),
     *ADAPTER_CLAIMS,
     STEP_CLAIM,
+    AUDIT_CLAIM,
     Claim(
         name="end",
         claim="Enough sites signed the end of the ledger",

@@ -18,6 +18,7 @@ from ...common.privacy.events import Schedule
 from ...common.schema import Section, Words, known
 from ...common.study.manifest import Manifest
 from . import claim, groups, utility
+from .audit import NONE, Audited
 from .figures import privacy_figures
 from .groups import InGroup
 from .utility import AtPosition, Perplexity
@@ -37,6 +38,7 @@ class Declared(Section):
         evaluation_max_tokens: at which its records are cut; else they are whole, however little is trained on.
         evaluation_cut: how many of them were longer.
         groups: how well text about each group of people is predicted, everyone first.
+        audit: what was found by an audit that was attached before the study's end.
     """
 
     perplexity_before: Perplexity | None
@@ -46,6 +48,7 @@ class Declared(Section):
     evaluation_max_tokens: Annotated[int, Field(ge=1)]
     evaluation_cut: Annotated[int, Field(ge=0)]
     groups: tuple[InGroup, ...] = ()
+    audit: Audited | None = None
 
     @classmethod
     def of(cls, report: Any) -> Self:
@@ -60,6 +63,7 @@ class Declared(Section):
                 evaluation_max_tokens=utility["max_tokens"],
                 evaluation_cut=utility["cut"],
                 groups=tuple(InGroup.of(row) for row in utility["groups"]),
+                audit=None if report["audit"]["found"] is None else Audited(**report["audit"]["found"]),
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise broken("the report is not one that this version writes") from error
@@ -159,7 +163,10 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "groups_verdict": groups.verdict(declared.groups),
             "rounds": rounds,
         },
-        "audit": "not performed in this version",
+        "audit": {
+            "says": NONE if declared.audit is None else declared.audit.in_words,
+            "found": None if declared.audit is None else declared.audit.model_dump(mode="json"),
+        },
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
         "signatures": {
             "server": manifest.server_key,

@@ -19,6 +19,7 @@ from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ...common.study.step import step
 from ...common.system.content import Content
+from ..report.audit import attached
 from ..report.claim import count
 from ..report.groups import in_groups
 from ..report.report import Declared, Report, build_report, render_json
@@ -139,6 +140,7 @@ class StudyRun:
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
             groups=in_groups(checkpoint.evaluated, patients=self.evaluation.patients, groups=self.evaluation.groups),
+            audit=None if self.folder is None else attached(self.folder.path, self.manifest.study),
         )
         return build_report(self.ledger.verified, declared)
 

@@ -27,10 +27,10 @@ def verify(*arguments: Any) -> Result:
 def test_people_get_a_mark_a_source_and_a_reason_for_every_claim(study: SmallStudy, folder: Path) -> None:
     result = verify(folder, "--manifest-hash", study.manifest.sha256)
     assert result.exit_code == 0
-    assert result.stdout.count("✓ agrees: ") == 18 and "from ledger/entries.jsonl: 18 entries" in result.stdout
-    assert "Of 18 claims 18 agree, 0 do not, and 0 cannot be established." in result.stdout
+    assert result.stdout.count("✓ agrees: ") == 19 and "from ledger/entries.jsonl: 18 entries" in result.stdout
+    assert "Of 19 claims 19 agree, 0 do not, and 0 cannot be established." in result.stdout
     assert "Every claim that is required is established (exit code 0)." in result.stdout
-    assert " 17 agree, 1 does not, and " in verify(folder, "--manifest-hash", "ab" * 32).stdout
+    assert " 18 agree, 1 does not, and " in verify(folder, "--manifest-hash", "ab" * 32).stdout
     (folder / PAGE).write_text("all is well", encoding="utf-8")
     result = verify(folder)
     assert result.exit_code == 1

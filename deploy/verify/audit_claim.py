@@ -1,0 +1,42 @@
+"""That an attached audit is of this study's parameters, that its bounds follow from its scores, and what they mean."""
+
+from typing import Any, Final
+
+from ...common.audit.evidence import AuditEvidence
+from ...common.study.artefacts import AUDIT, REPORT
+from ...server.report.audit import Audited
+from .case import Case, Claim, DisagreesError, parse_json
+
+
+def _audited(case: Case) -> str:
+    """Of a study without an audit it claims nothing that could fail, and says how one is made."""
+    stated = _stated(case)
+    if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults and stated is None:
+        return "none is attached: `grandrounds audit DIR --attach DIR` makes one, of a twin with planted records"
+    data = case.read(AUDIT)
+    evidence, found = AuditEvidence.parse(data), Audited.of(data)
+    if stated not in (None, found.model_dump(mode="json")):
+        raise DisagreesError(f"{AUDIT} is not the audit that the report states")
+    evidence.require_parameters(case.verified.manifest.study)
+    evidence.require_bounds()
+    if evidence.headline.epsilon > evidence.claimed:
+        raise DisagreesError(found.in_words)
+    return found.in_words
+
+
+def _stated(case: Case) -> Any:
+    """What the report has of an audit; None where it is no report, as its own claim says."""
+    try:
+        report = parse_json(REPORT, case.evidence.files.get(REPORT, b""))
+    except DisagreesError:
+        return None
+    audit = report.get("audit") if isinstance(report, dict) else None
+    return audit.get("found") if isinstance(audit, dict) else None
+
+
+AUDIT_CLAIM: Final = Claim(
+    name="audit",
+    claim="What an audit found is within the claim, and its scores bear it out",
+    recomputed_from=f"{AUDIT} and the manifest",
+    check=_audited,
+)

@@ -1,0 +1,77 @@
+"""What a report says of an audit: of a twin of the study, by the bounds on ε that its canaries show."""
+
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import Field
+
+from ...common.audit.bounds import Kind
+from ...common.audit.evidence import CLAIMED, AuditEvidence, Bound
+from ...common.crypto.identity import Hex32, sha256
+from ...common.errors import StudyError
+from ...common.schema import Section
+from ...common.study.artefacts import AUDIT
+from ...common.study.study import Study
+from .rounding import down
+
+NONE: Final = (
+    "No audit is part of this report. `grandrounds audit DIR --attach DIR` makes one, by a twin of the study with "
+    "planted records: before the study ends it becomes part of the report, afterwards it stands beside it, where "
+    "`grandrounds verify` checks it too."
+)
+
+
+class Audited(Section):
+    """An audit's bounds by the methods that were chosen beforehand, and the hash of the file that bears them out.
+
+    ``canaries`` says how many there were of each kind, ``claimed`` which ε was put to the test.
+    """
+
+    sha256: Hex32
+    claimed: float = Field(gt=0, le=1e12)
+    confidence: float
+    canaries: dict[Kind, int]
+    bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Of the bytes of audit.json; raises StudyError where they are none."""
+        evidence = AuditEvidence.parse(data)
+        return cls(
+            sha256=sha256(data),
+            claimed=evidence.claimed,
+            confidence=evidence.confidence,
+            canaries={run.kind: len(run.scores) for run in evidence.canaries if run.protection == CLAIMED},
+            bounds=tuple(bound for bound in evidence.bounds if bound.is_chosen),
+        )
+
+    @property
+    def in_words(self) -> str:
+        """What was found, and what the same audit finds where a part of the protection is missing."""
+        found = [bound for bound in self.bounds if bound.protection == CLAIMED]
+        shown = " and ".join(
+            f"{self.canaries.get(each.kind, 0):,} planted {each.kind} canaries that ε is at least {down(each.epsilon)}"
+            for each in found
+        )
+        refuted = any(bound.epsilon > self.claimed for bound in found)
+        verdict = "This refutes the claim." if refuted else "That is within the claim."
+        lacking = [bound for bound in self.bounds if bound.protection != CLAIMED]
+        power = "; ".join(f"{bound.protection} ({bound.kind}): {down(bound.epsilon)}" for bound in lacking)
+        return (
+            f"In a twin of this study it was shown, with a confidence of {self.confidence:.0%}, by {shown}; "
+            f"{self.claimed:g} is claimed. {verdict} "
+            + (f"The same audit finds at least, of twins without a part of the protection: {power}." if power else "")
+        ).strip()
+
+
+def attached(folder: Path, study: Study) -> Audited | None:
+    """The audit that lies in a study's folder; None without one, or where it is unfit, of which `verify` says why.
+
+    Bounds are not computed again: that is for whoever verifies.
+    """
+    try:
+        data = (folder / AUDIT).read_bytes()
+        AuditEvidence.parse(data).require_parameters(study)
+    except (OSError, StudyError):
+        return None
+    return Audited.of(data)

@@ -1,0 +1,112 @@
+"""An audit in a study's folder: in the report where it was there in time, and checked by its scores alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.study.verification import reclosed, rewritten
+from support.study.verified_study import SmallStudy, ran
+
+from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
+from grandrounds.common.study.artefacts import AUDIT, CARD, PAGE, REPORT
+from grandrounds.deploy.verify.case import Case
+from grandrounds.deploy.verify.claims import verdict_on, verify
+from grandrounds.deploy.verify.evidence import read_evidence
+from grandrounds.deploy.verify.verdict import Status
+from grandrounds.server.report.audit import Audited, attached
+from grandrounds.server.report.report import Declared
+
+
+def judged(folder: Path) -> tuple[bool, str]:
+    """Whether the audit's claim holds, and what is said of it."""
+    (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
+    return finding.status is Status.AGREES, finding.detail
+
+
+def refused(folder: Path) -> str:
+    holds, said = judged(folder)
+    assert not holds and "could not be checked" not in said
+    return said
+
+
+def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1) -> bytes:
+    """Evidence in which canaries that were in stand out by so much, and more with half the noise."""
+    rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
+    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), ("half the noise", 1.0))
+    canaries = [
+        CanaryScores.of(
+            "gradient",
+            protection,
+            scores=size * bits + rng.standard_normal(60),
+            bits=bits,
+            foils=rng.standard_normal(60),
+        )
+        for protection, size in sizes
+    ]
+    return AuditEvidence.of(twin=study.manifest, canaries=canaries, seeds={"coins": "01"}).to_json()
+
+
+def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: SmallStudy, folder: Path) -> None:
+    holds, said = judged(folder)
+    assert holds and "none is attached" in said
+    (folder / AUDIT).write_bytes(audit_of(study))
+    holds, said = judged(folder)
+    assert holds and "60 planted gradient canaries" in said and "within the claim" in said
+    assert "half the noise (gradient)" in said
+
+
+def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study: SmallStudy, folder: Path) -> None:
+    (folder / AUDIT).write_bytes(audit_of(study))
+    audited = attached(folder, study.manifest.study)
+    assert audited is not None
+    report = study.report(audit=audited)
+    assert Declared.of(json.loads(json.dumps(report))).audit == audited
+    rewritten(folder, report)
+    reclosed(study, folder)
+    findings = {finding.name: finding for finding in verify(folder).findings}
+    assert findings["audit"].detail == report["audit"]["says"] == audited.in_words
+    for name in ("audit", "report", "page", "card", "files"):
+        assert findings[name].status is Status.AGREES
+    for path, says in (
+        (PAGE, "planted gradient canaries"),
+        (CARD, "planted gradient canaries"),
+        (PAGE, audited.sha256),
+    ):
+        assert says in (folder / path).read_text(encoding="utf-8")
+    (folder / AUDIT).write_bytes(audit_of(study, seed=2))
+    assert "not the audit that the report states" in refused(folder)
+    (folder / AUDIT).unlink()
+    assert "audit.json is missing" in refused(folder)
+
+
+def test_a_report_without_an_audit_says_how_one_is_made(folder: Path) -> None:
+    report = json.loads((folder / REPORT).read_bytes())
+    assert report["audit"]["found"] is None and "grandrounds audit DIR --attach DIR" in report["audit"]["says"]
+    assert "planted" not in (folder / CARD).read_text(encoding="utf-8")
+
+
+def test_an_audit_that_refutes_the_claim_is_told_and_makes_it_false(study: SmallStudy, folder: Path) -> None:
+    (folder / AUDIT).write_bytes(audit_of(study, seen=20.0))
+    assert "This refutes the claim." in refused(folder)
+    assert "This refutes the claim." in Audited.of((folder / AUDIT).read_bytes()).in_words
+
+
+def test_a_bound_that_does_not_follow_and_a_twin_of_another_study_are_refused(study: SmallStudy, folder: Path) -> None:
+    fields = json.loads(audit_of(study))
+    fields["bounds"][0]["epsilon"] += 0.5
+    (folder / AUDIT).write_text(json.dumps(fields), encoding="utf-8")
+    assert "follows from the scores" in refused(folder)
+    (folder / AUDIT).write_bytes(audit_of(ran(noise_multiplier=1.6)))
+    assert "noise_multiplier is 1.6 there and 1.5 here" in refused(folder)
+    assert attached(folder, study.manifest.study) is None
+
+
+@pytest.mark.parametrize("content", [b"Jane Doe", b"{}"])
+def test_what_is_no_audit_is_no_part_of_a_report_and_is_refused(
+    study: SmallStudy, folder: Path, content: bytes
+) -> None:
+    (folder / AUDIT).write_bytes(content)
+    assert attached(folder, study.manifest.study) is None
+    said = refused(folder)
+    assert "no evidence of an audit" in said and "Jane" not in said
