@@ -28,6 +28,8 @@ class PublicRecords:
     @classmethod
     def read(cls, path: Path, *, expected: str | None = None) -> Self:
         """The records of a file, whose hash is the ``expected`` one, as a study names it. Raises StudyError."""
+        if path.suffix != ".jsonl":  # as which it is read wherever it is copied to
+            raise _unfit(f"{path} is no file of JSON lines (.jsonl)")
         try:
             data = path.read_bytes()
         except OSError as error:

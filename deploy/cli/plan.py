@@ -82,7 +82,6 @@ def plan(
     from ..simulation.config import read_simulation, read_tables
     from ..views.console import plain_console, steps
     from ..views.plan import print_plan, study_file
-    from ..views.sweep import print_sweep
 
     tables = read_tables(config, context.obj)
     if sites is not None or nominal_units:
@@ -126,6 +125,8 @@ def plan(
         return
     console = plain_console(highlight=False)
     if swept is not None:
+        from ..views.sweep import print_sweep  # it loads torch, as the sweep did
+
         print_sweep(console, swept)
     print_plan(console, planned, output)
     for line in () if needed is None else needed.lines():

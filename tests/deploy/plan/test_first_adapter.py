@@ -226,7 +226,8 @@ def test_a_study_whose_public_records_are_too_few_or_missing_is_refused(base: Pa
     cohorts = {name: [{"patient_id": name, "text": f"{name} slept"}] for name in SITES}
     for public, units, reason in (
         (text, 6, "has 5 patients, and a step needs 6"),
-        (tmp_path / "no", 1, "cannot be read"),
+        (tmp_path / "no.jsonl", 1, "cannot be read"),
+        (tmp_path / "terms.csv", 1, "is no file of JSON lines"),
     ):
         data = study.data.model_copy(update={"public": str(public), "public_units": units})
         with pytest.raises(StudyError, match=reason):
