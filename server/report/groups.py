@@ -58,8 +58,8 @@ class InGroup(Section):
 
     @property
     def is_worse(self) -> bool:
-        """Whether training is shown to have made it worse."""
-        return self.gain is not None and self.gain.high < 0
+        """Whether training is shown to have made it worse, if only in that it has no finite perplexity any more."""
+        return (self.gain is not None and self.gain.high < 0) or (self.before is not None and self.after is None)
 
     @property
     def gains_less(self) -> bool:

@@ -53,6 +53,13 @@ def test_of_too_few_patients_nothing_is_said_however_many_records_they_have() ->
     assert "2 are too small to say" in verdict([common, rare])
 
 
+def test_a_group_whose_perplexity_is_no_longer_finite_is_worse() -> None:
+    lost = evaluated(np.full(20, 0.2))
+    lost[2, :10] = np.nan
+    _, women, men = in_groups(lost, patients=PATIENTS, groups=SEX)
+    assert (women.after, women.gain) == (None, None) and women.is_worse and not men.is_worse
+
+
 def test_groups_that_gain_alike_are_seldom_said_to_gain_less() -> None:
     # False-alarm probability: of 200 tables each has a wrong word with probability at most 0.05 (Bonferroni, both
     # directions); 25 or more of 200 have probability below 1e-4 at 0.05, and only one direction of two is a word: 1e-9.
