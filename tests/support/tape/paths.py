@@ -205,9 +205,7 @@ PATHS: Final[dict[str, Path]] = {
     "no noise": Path(unit=SHORT, noise_multiplier=None),
     "automatic clipping": Path(unit=LONG, sections={"privacy": {"clipping": "auto"}}),
     "local trust, two steps": Path(
-        unit=SEVERAL,
-        trust="local",
-        sections={"training": {"local_steps": 2, "local_learning_rate": 0.01}, **HALF},
+        unit=SEVERAL, trust="local", sections={"training": {"local_steps": 2, "local_learning_rate": 0.01}}
     ),
     "two devices": Path(unit=SEVERAL, ranks=2),
     "an adapter of A and B": Path(unit=SEVERAL, model="lora"),
