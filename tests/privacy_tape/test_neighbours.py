@@ -59,7 +59,7 @@ def test_a_generator_that_is_not_on_the_tape_is_noticed() -> None:
 
 def test_the_coins_of_the_others_are_the_same_without_the_unit() -> None:
     words = []
-    for tape, count in ((Tape(seed=SEED), 5), (Tape(seed=SEED, gap=("", 2)), 4)):
+    for tape, count in ((Tape(seed=SEED), 5), (Tape(seed=SEED, gap=("", 2, 4)), 4)):
         with tape.laid():
             stream = Stream.fresh()
             words.append([stream.words(count).tolist(), stream.words(3).tolist()])

@@ -15,7 +15,7 @@ from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.schema import known
 from support.study.federation import is_noise_of
 from support.study.numpy_lattice import integers_of
-from support.tape.paths import ELSEWHERE, READ, SITE, SITES, Path, Unit
+from support.tape.paths import ELSEWHERE, PUBLIC_UNITS, READ, SITE, SITES, Path, Unit
 from support.tape.recording import Recording, Released, record
 from support.tape.tape import Tape
 
@@ -137,7 +137,7 @@ class Pair:
 
 def run(path: Path, *, seed: bytes = SEED) -> Pair:
     """A path's two runs on one tape."""
-    without = record(path, path.companions, Tape(seed=seed, gap=(SITE, path.place)))
+    without = record(path, path.companions, Tape(seed=seed, gap=(SITE, path.place, len(path.companions))))
     neighbour = record(path, path.cohort, Tape(seed=seed), given=without.released)
     return Pair(path=path, without=without, neighbour=neighbour)
 
@@ -151,6 +151,7 @@ class _Expected:
     def __init__(self, path: Path, recording: Recording) -> None:
         self._path = path
         self._lattice = recording.manifest.lattice
+        self._nothing = np.zeros(self._lattice.dimension, dtype=np.int64)
         self.cut = False
         units = {**ELSEWHERE, SITE: path.cohort if recording.tape.gap is None else path.companions}
         taken = {site: iter(samples) for site, samples in recording.tape.coins.items()}
@@ -167,31 +168,34 @@ class _Expected:
         taken: dict[str, Iterator[list[NDArray[np.uint64]]]],
         recording: Recording,
     ) -> NDArray[np.int64]:
-        calls = iter(next(taken[released.site], []))
-        cap = recording.manifest.draw_cap(released.site)
+        manifest, samples = recording.manifest, taken[released.site]
+        cap, probability = manifest.draw_cap(released.site), manifest.study.privacy.sampling_probability
         self._path.sampler.model.set_adapter(released.adapter)
         self._adapter = released.adapter.tobytes()
-        own, total = (np.zeros(self._lattice.dimension, dtype=np.int64) for _ in range(2))
-        for unit in self._drawn(units, calls, cap, recording.manifest.study.privacy.sampling_probability):
-            chosen = np.argsort(_call(calls, len(unit)))[:READ] if len(unit) > READ else range(len(unit))
-            integers = self._integers(unit, chosen)
-            total += integers
-            if unit is self._path.unit:
-                own = integers
-        if next(calls, None) is not None:
-            raise ValueError("coins of a sample that it does not need")
+        added = self._sample(units, next(samples, []), cap, probability)
+        own = sum((integers for unit, integers in added if unit is self._path.unit), self._nothing)
+        if self._path.public:
+            added += self._sample(self._path.public, next(samples, []), PUBLIC_UNITS, 1.0)
         self.owns.append(own)
-        return total
+        return sum((integers for _, integers in added), self._nothing)
 
-    def _drawn(
-        self, units: Sequence[Unit], calls: Iterator[NDArray[np.uint64]], cap: int, probability: float
-    ) -> list[Unit]:
+    def _sample(
+        self, units: Sequence[Unit], given: Sequence[NDArray[np.uint64]], cap: int, probability: float
+    ) -> list[tuple[Unit, NDArray[np.int64]]]:
+        """The units of a sample, with what each adds, by the coins that it was given."""
+        calls = iter(given)
         coins = _call(calls, len(units))
         drawn = [unit for unit, coin in zip(units, coins, strict=True) if int(coin) < math.floor(probability * 2**64)]
-        if len(drawn) <= cap:
-            return drawn
-        self.cut = True
-        return [drawn[place] for place in np.argsort(_call(calls, len(drawn)))[:cap]]
+        if len(drawn) > cap:
+            self.cut = self.cut or units is not self._path.public
+            drawn = [drawn[place] for place in np.argsort(_call(calls, len(drawn)))[:cap]]
+        added = []
+        for unit in drawn:
+            chosen = np.argsort(_call(calls, len(unit)))[:READ] if len(unit) > READ else range(len(unit))
+            added.append((unit, self._integers(unit, chosen)))
+        if next(calls, None) is not None:
+            raise ValueError("coins of a sample that it does not need")
+        return added
 
     def _integers(self, unit: Unit, chosen: Iterable[int]) -> NDArray[np.int64]:
         """A unit's integers, from each record's gradient alone in its shape; zeros where anything of it fails."""
@@ -199,7 +203,7 @@ class _Expected:
             records = sorted((unit[place] for place in chosen), key=lambda example: len(example.token_ids))
             rows = [self._gradient(example) for example in records]
         except Exception:
-            return np.zeros(self._lattice.dimension, dtype=np.int64)
+            return self._nothing
         mean = np.zeros(self._lattice.dimension, dtype=np.float32)
         for row in rows:  # in float32, one after another
             mean += row / np.float32(len(rows))

@@ -31,6 +31,7 @@ SITES: Final = ("site-1", "site-2", "site-3", "site-4")
 SITE: Final = SITES[1]  # where the unit is, or is not
 NOMINAL_UNITS: Final = (2, 6, 2, 2)
 MAX_TOKENS: Final = 24
+PUBLIC_UNITS: Final = 2
 READ: Final = 2  # records of a unit that a step reads at most
 HOSTILE: Final = 200  # a token whose embedding is infinite, so that a record with it has no finite gradient
 
@@ -70,6 +71,7 @@ class Unreadable(Sequence[Example]):
 SHORT, LONG, SEVERAL = [record(10)], [record(23)], [record(12), record(20)]
 MANY = [record(length) for length in (5, 22, 9, 16, 14)]
 COMPANIONS: Final = ([record(16)], [record(7), record(24)], [record(21)], [record(11), record(3)])
+PUBLIC: Final = ([record(19)], [record(8)], MANY)
 FAILING: Final[Mapping[str, Unit]] = {
     "has a token that there is not": [record(8), with_token(VOCABULARY)],
     "has no finite gradient": [with_token(HOSTILE), record(20)],
@@ -88,6 +90,7 @@ class Path:
         lost: what is lost on the way to a site.
         sections: what the study says otherwise than others.
         max_units: that of the site; above it, a draw is cut, which the claim pays for in delta.
+        public: units of public records, of which each step has ``PUBLIC_UNITS`` beside.
         whole: whether all sites run the study to its end; else the one computes the updates of some ``attempts``.
     """
 
@@ -101,6 +104,7 @@ class Path:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     noise_multiplier: float | None = 2.0
     max_units: int = 12
+    public: Sequence[Unit] = ()
     whole: bool = False
     attempts: int = 1
 
@@ -113,7 +117,9 @@ class Path:
     def study(self) -> Study:
         """The complete study of it."""
         sections = {name: dict(fields) for name, fields in self.sections.items()}
-        data = {"max_tokens": MAX_TOKENS, "records_per_unit": READ}
+        data: dict[str, Any] = {"max_tokens": MAX_TOKENS, "records_per_unit": READ}
+        if self.public:
+            data |= {"public": f"sha256:{'ab' * 32}", "public_units": PUBLIC_UNITS}
         study = small_study(
             NOMINAL_UNITS,
             self.max_units,
@@ -202,6 +208,7 @@ PATHS: Final[dict[str, Path]] = {
         unit=SHORT, companions=[*COMPANIONS, *([record(length)] for length in (6, 13, 18))], place=7, max_units=6
     ),
     "notes, tokenised and in their order": _from_notes(),
+    "public records beside": Path(unit=SEVERAL, public=PUBLIC),
     "no noise": Path(unit=SHORT, noise_multiplier=None),
     "automatic clipping": Path(unit=LONG, sections={"privacy": {"clipping": "auto"}}),
     "local trust, two steps": Path(

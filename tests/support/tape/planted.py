@@ -135,6 +135,12 @@ def _caps_by_content(patch: Patch) -> None:
     patch.setattr(Cohort, "draw", draw)
 
 
+def _public_units_fill_up(patch: Patch) -> None:
+    """As many units in each step, whoever is there: public ones are left out where private ones are drawn."""
+    real = SiteUpdate._draw
+    patch.setattr(SiteUpdate, "_draw", lambda self: real(self)[:5])
+
+
 def _noise_from_the_data(patch: Patch) -> None:
     def release(self: DpSgd, draw: Any) -> Any:
         total = self._sum_or_zero(draw, StepWatch())
@@ -326,6 +332,9 @@ BUGS: Final[dict[str, Bug]] = {
     "a failure empties the step": Bug(plant=_a_failure_empties_the_step, path=FAILING, found=("log", "unit", "bound")),
     "a failure ends the answer": Bug(plant=_a_failure_ends_the_answer, path=FAILING, found=("message", "draw")),
     "a failure is logged": Bug(plant=_a_failure_is_logged, path=FAILING, found=("log",)),
+    "public units fill up a step": Bug(
+        plant=_public_units_fill_up, path=PATHS["public records beside"], found=("unit", "bound")
+    ),
     "noise from the data": Bug(plant=_noise_from_the_data, path=SHORT, found=("draw", "unit", "bound")),
     "noise from a fixed key": Bug(plant=_noise_from_a_fixed_key, path=SHORT, found=("draw",)),
     "half the noise": Bug(plant=_half_the_noise, path=SHORT, found=("noise",)),

@@ -1,7 +1,7 @@
 """A study of four sites, run over a tape to its end, and everything that it shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Final
 
@@ -103,6 +103,8 @@ def _step(path: Path, units: Sequence[Unit], adapter: Vector, recording: Recordi
     """The site's update alone, as often as there are attempts, under the keys that an attempt would give it."""
     manifest = recording.manifest = small_manifest(path.study, _IDENTITIES, _SERVER, dimension=adapter.size)
     update = SiteUpdate(manifest=manifest, name=SITE, cohort=Cohort(units), sampler=path.sampler)
+    if path.public:
+        update = replace(update, public=Cohort(path.public))
     with recording.tape.laid():
         recording.tape.at = SITE
         for _ in range(path.attempts):

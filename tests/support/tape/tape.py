@@ -32,13 +32,13 @@ class Tape:
     It takes the place of the operating system's, under ``secrets``, ``random.SystemRandom``, ``os.urandom`` and numpy's
     unseeded generators alike. What is read follows from the reader, the purpose and how often both were there before:
     one that draws more or less, or in another thread, moves nobody else's place. The coins of a sample are
-    laid out by unit: at ``gap``, of the site with one unit less, the coin of the unit that is missing is passed over.
+    laid out by unit: at ``gap``, a place among so many units of the site that lacks one, its coin is passed over.
     For that each call of a fresh ``Stream.words`` has words of its own: independent and uniform, as those are that they
     stand for.
     """
 
     seed: bytes
-    gap: tuple[str, int] | None = None
+    gap: tuple[str, int, int] | None = None
     # Who is at work: a site, or the server.
     at: str = ""
     # How many bytes were read, by purpose, in order.
@@ -106,12 +106,13 @@ class _Coins(Stream):
         self._key = key
         self._given: list[NDArray[np.uint64]] = []
         tape.coins[tape.at].append(self._given)
-        self._missing = tape.gap[1] if tape.gap is not None and tape.gap[0] == tape.at else None
+        self._gap = tape.gap[1:] if tape.gap is not None and tape.gap[0] == tape.at else (0, -1)
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        missing = self._missing if not self._given else None
-        words = Stream(derived_key(self._key, b"%d" % len(self._given))).words(count + (missing is not None))
-        self._given.append(words if missing is None else np.delete(words, missing))
+        place, units = self._gap
+        is_short = not self._given and count == units
+        words = Stream(derived_key(self._key, b"%d" % len(self._given))).words(count + is_short)
+        self._given.append(np.delete(words, place) if is_short else words)
         return self._given[-1]
 
 
