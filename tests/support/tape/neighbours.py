@@ -120,7 +120,7 @@ class Pair:
             yield "unit", "releases of other sites, of other lengths, at other adapters, or fewer"
             return
         yield from self._by_how_much(before, after)
-        yield from _noise_of(one, before, self.path)
+        yield from _noise_of(one, before)
         yield from _sums_of(one, before)
 
     def _by_how_much(self, before: "_Expected", after: "_Expected") -> Iterator[tuple[Kind, str]]:
@@ -226,7 +226,7 @@ def _call(calls: Iterator[NDArray[np.uint64]], count: int) -> NDArray[np.uint64]
     return words
 
 
-def _noise_of(recording: Recording, expected: _Expected, path: Path) -> Iterator[tuple[Kind, str]]:
+def _noise_of(recording: Recording, expected: _Expected) -> Iterator[tuple[Kind, str]]:
     """Whether each site adds the noise of the manifest, and never one twice."""
     stddev = recording.manifest.noise_stddev
     noises = []
@@ -244,9 +244,7 @@ def _sums_of(recording: Recording, expected: _Expected) -> Iterator[tuple[Kind, 
     if recording.manifest.study.privacy.trust == "local":
         return
     last = {r.site: total for r, total in zip(recording.released, expected.totals, strict=True)}
-    for one in recording.sums:
-        if len(recording.sums) > 1:
-            return  # of several rounds, totals of the last are at hand
+    for one in recording.sums[-1:]:  # that of the last attempt
         noise = _residue(one.integers - sum(last[site] for site in one.survivors), one.integers.itemsize)
         stddev = math.sqrt(one.variance)
         if (stddev == 0 and noise.any()) or (stddev and not is_noise_of(noise.astype(np.float64), stddev)):

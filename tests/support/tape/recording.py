@@ -61,7 +61,6 @@ class Secret:
     """What no message of an attempt may hold; but a link of noise is shown in the last, where ``level`` sites last."""
 
     site: str
-    attempt: int
     name: str
     secret: bytes
     level: int | None = None
@@ -162,7 +161,7 @@ def _run(federation: Federation, path: Path, recording: Recording) -> None:
             tape.at = "the server"
             recording.said.append(Said(site=site, exchange=envelope.exchange, request=request, answer=answer))
             if envelope.exchange == "begin" and worker._attempt is not None:
-                recording.secrets.extend(_secrets_of(site, envelope.attempt, worker._attempt))
+                recording.secrets.extend(_secrets_of(site, worker._attempt))
             training.receive(site, answer)
         training.advance()
         if round_.finished:
@@ -191,10 +190,10 @@ def _release(
     return given[number].integers.copy().view(integers.dtype) if given else integers
 
 
-def _secrets_of(site: str, number: int, attempt: Any) -> list[Secret]:
+def _secrets_of(site: str, attempt: Any) -> list[Secret]:
     """What a site holds after its advert, apart from the last link, which is public."""
     held = attempt._secrets
-    secret = partial(Secret, site=site, attempt=number)
+    secret = partial(Secret, site=site)
     *links, _ = attempt._links.items()
     return [
         *(secret(name=name, secret=getattr(held, name)) for name in ("channel", "mask", "seed")),
