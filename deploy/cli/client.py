@@ -10,9 +10,8 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from ...common.errors import StoppedError, StorageError
-from .site import Folder, Study, site_of
+from .site import Folder, Study, site_of, watch
 from .terminal import confirmed, say, until_stopped
-from .watch import watch
 
 _READING: Final = "reading the site's records …"
 

@@ -18,8 +18,7 @@ from grandrounds.client.site.training_view import STEPS, TrainingView
 from grandrounds.client.state.database import DATABASE, SiteDatabase
 from grandrounds.common.errors import GrandRoundsError, StorageError, StudyError
 from grandrounds.deploy.cli import client as commands
-from grandrounds.deploy.cli.site import site_of
-from grandrounds.deploy.cli.watch import watch
+from grandrounds.deploy.cli.site import site_of, watch
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops import health as site_health
 from grandrounds.deploy.site_ops import owner
