@@ -24,7 +24,7 @@ from typing import Final, Literal
 import numpy as np
 import scipy  # each part of it is loaded when it is first asked for
 
-from ..privacy.composition import least_epsilon
+from ..privacy.composition import TOLERANCE, least_epsilon
 from ..privacy.events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, Schedule
 from .line_up import tail
 
@@ -37,6 +37,10 @@ MOST_OTHERS: Final = 32  # in a line-up: more add little
 GUESSED: Final = 0.1  # of the canaries: so many of the highest scores are guessed in, and as many of the lowest out
 
 _TOLERANCE: Final = 1e-4  # relative, of the noise at which the search ends
+# Of a bound that is many times the claim, which noise of less than a quarter of the study's shows: an epsilon that is
+# certified within a part in a thousand, a hundred times as coarsely as others, and sooner by seconds.
+_FAR: Final = 1 / 4
+_COARSELY: Final = 100 * TOLERANCE
 _MOST_EPSILON: Final = 100.0
 
 
@@ -68,7 +72,8 @@ def line_up_bound(
     while high > low * (1 + _TOLERANCE):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_refused(middle) else (middle, high)
-    return least_epsilon(at(high), delta=delta)
+    is_far = high < _FAR * schedule.event.noise_multiplier
+    return least_epsilon(at(high), delta=delta, tolerance=_COARSELY if is_far else TOLERANCE)
 
 
 def line_up_chance(

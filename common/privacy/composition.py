@@ -86,13 +86,13 @@ def recomputed_epsilon(schedule: Schedule, *, delta: float) -> float:
     return composed_epsilon([schedule], delta=delta)
 
 
-def least_epsilon(schedule: Schedule, *, delta: float) -> float:
+def least_epsilon(schedule: Schedule, *, delta: float, tolerance: float = TOLERANCE) -> float:
     """At most the epsilon of ``schedule`` at ``delta``: who states less than this states something false.
 
     Guarantee: a lower bound. The pair of one release dominates and is itself that of two data sets; outcomes are told
     only by their cell (which reveals less), losses are rounded down, tails are cut, and whatever wraps around or was
     rounded is taken off. What is spent of ``delta`` on cut draws comes off first, as in a claim. A person removed alone
-    counts. Where nothing can be certified it is 0.
+    counts. Where nothing can be certified it is 0. A larger ``tolerance`` makes it less tight, and quicker.
     """
     upper = composed_epsilon([schedule], delta=delta)
     delta -= schedule.cut_delta
@@ -101,7 +101,7 @@ def least_epsilon(schedule: Schedule, *, delta: float) -> float:
     counts = _pairs([schedule])
     releases = sum(counts.values())
     deviations = -float(scipy.special.ndtri(_CUT * delta / releases))
-    (circle, _), interval, _ = _choose_grid(counts, deviations, delta, TOLERANCE * _FINER, upper)
+    (circle, _), interval, _ = _choose_grid(counts, deviations, delta, tolerance * _FINER, upper)
     total, offset = _LossSum(circle, interval), -_misplaced(counts, interval)
     for pair, count in counts.items():
         loss, shift = pair.discretised_below(interval, deviations, circle.tilt)

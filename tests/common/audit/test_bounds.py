@@ -1,5 +1,7 @@
 """Lower bounds on epsilon: above the truth no more often than stated, strong enough to matter, and wrong ones seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import beta, binom
@@ -8,7 +10,7 @@ from grandrounds.common.audit import bounds
 from grandrounds.common.audit.bounds import f_dp_bound, line_up_bound, line_up_chance, one_run_bound
 from grandrounds.common.audit.line_up import counts_in_line_up
 from grandrounds.common.privacy.composition import composed_epsilon
-from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
+from grandrounds.common.privacy.events import MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
 
 DELTA = 5e-4
 EVENT = SampledGaussianRelease(sampling_probability=0.5, noise_multiplier=1.2254, trust="distributed")
@@ -95,6 +97,13 @@ def test_scores_that_tell_nothing_bound_nothing():
     assert bound(rng.permutation(scores), bits, foils) < 1
     assert bound(np.zeros(400), bits, np.zeros(1_600)) == 0
     assert bound(scores, np.zeros(400, dtype=bool), foils) == bound(scores, np.ones(400, dtype=bool), []) == 0
+
+
+def test_who_reveals_everybody_is_bounded_by_nearly_what_the_least_noise_that_there_is_costs():
+    bits = np.arange(400) % 2 == 0
+    event = replace(EVENT, noise_multiplier=MIN_NOISE_MULTIPLIER)
+    most = composed_epsilon([replace(SCHEDULE, event=event)], delta=DELTA)
+    assert most * (1 - 2e-3) <= bound(bits, bits, np.zeros(1_600)) <= most
 
 
 def guesses(*, canaries: int, guessed: int, correct: int):
