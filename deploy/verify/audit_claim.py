@@ -5,13 +5,18 @@ from typing import Any, Final
 from ...common.audit.evidence import AuditEvidence
 from ...common.study.artefacts import AUDIT, REPORT
 from ...server.report.audit import Audited
-from .case import Case, Claim, DisagreesError, parse_json
+from .case import Case, Claim, DisagreesError, OpenError, parse_json
 
 
 def _audited(case: Case) -> str:
-    """Of a study without an audit it claims nothing that could fail, and says how one is made."""
+    """Of a study without an audit it claims nothing that could fail, and says how one is made.
+
+    The file is none of those that a study leaves at its sites: what a report states of it stays open there.
+    """
     stated = _stated(case)
-    if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults and stated is None:
+    if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults:
+        if stated is not None:
+            raise OpenError(f"the report states an audit, and {AUDIT}, which its server holds, is not here")
         return "none is attached: `grandrounds audit DIR --attach DIR` makes one, of a twin with planted records"
     data = case.read(AUDIT)
     evidence, found = AuditEvidence.parse(data), Audited.of(data)
@@ -36,7 +41,7 @@ def _stated(case: Case) -> Any:
 
 AUDIT_CLAIM: Final = Claim(
     name="audit",
-    claim="What an audit found is within the claim, and its scores bear it out",
+    claim="No audit that is attached found more than is claimed, and its scores bear out what it found",
     recomputed_from=f"{AUDIT} and the manifest",
     check=_audited,
 )

@@ -13,7 +13,7 @@ from grandrounds.common.study.artefacts import AUDIT, CARD, PAGE, REPORT
 from grandrounds.deploy.verify.case import Case
 from grandrounds.deploy.verify.claims import verdict_on, verify
 from grandrounds.deploy.verify.evidence import read_evidence
-from grandrounds.deploy.verify.verdict import Status
+from grandrounds.deploy.verify.verdict import Outcome, Status
 from grandrounds.server.report.audit import Audited, attached
 from grandrounds.server.report.report import Declared
 
@@ -53,6 +53,7 @@ def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: Sm
     (folder / AUDIT).write_bytes(audit_of(study))
     holds, said = judged(folder)
     assert holds and "60 planted gradient canaries" in said and "within the claim" in said
+    assert "by the word of whoever audited it" in said and "with a confidence of 95 %" in said
     assert "half the noise (gradient)" in said
 
 
@@ -76,8 +77,17 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
         assert says in (folder / path).read_text(encoding="utf-8")
     (folder / AUDIT).write_bytes(audit_of(study, seed=2))
     assert "not the audit that the report states" in refused(folder)
+
+
+def test_an_audit_that_the_report_states_and_a_site_does_not_hold_is_open_and_refutes_nothing(
+    study: SmallStudy, folder: Path
+) -> None:
+    (folder / AUDIT).write_bytes(audit_of(study))
+    rewritten(folder, study.report(audit=attached(folder, study.manifest.study)))
     (folder / AUDIT).unlink()
-    assert "audit.json is missing" in refused(folder)
+    (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
+    assert (finding.status, finding.outcome) == (Status.OPEN, Outcome.UNKNOWN)
+    assert "its server holds" in finding.detail
 
 
 def test_a_report_without_an_audit_says_how_one_is_made(folder: Path) -> None:
