@@ -50,7 +50,8 @@ class Audited(Section):
         """What was found, and what the same audit finds where a part of the protection is missing."""
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         shown = " and ".join(
-            f"{self.canaries.get(each.kind, 0):,} planted {each.kind} canaries that ε is at least {down(each.epsilon)}"
+            f"{self.canaries.get(each.kind, 0):,} planted {each.kind} canaries show that ε is at least "
+            + down(each.epsilon)
             for each in found
         )
         refuted = any(bound.epsilon > self.claimed for bound in found)
@@ -58,8 +59,8 @@ class Audited(Section):
         lacking = [bound for bound in self.bounds if bound.protection != CLAIMED]
         power = "; ".join(f"{bound.protection} ({bound.kind}): {down(bound.epsilon)}" for bound in lacking)
         return (
-            f"In a twin of this study it was shown, with a confidence of {self.confidence:.0%}, by {shown}; "
-            f"{self.claimed:g} is claimed. {verdict} "
+            f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "
+            f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict} "
             + (f"The same audit finds at least, of twins without a part of the protection: {power}." if power else "")
         ).strip()
 
