@@ -1,7 +1,7 @@
 """What an audit leaves: its canaries' scores, and the bounds that anybody can recompute from them (audit.json)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -45,6 +45,12 @@ class AuditedParameters(Section):
     max_attempts: int = Field(ge=1)
     local_steps: int = Field(ge=1)
     records_per_unit: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _claiming(self) -> Self:
+        if None in (self.privacy.target_epsilon, self.privacy.delta, self.privacy.noise_multiplier):
+            raise ValueError("privacy: of a study that claims nothing")
+        return self
 
     @classmethod
     def of(cls, study: Study) -> Self:
@@ -160,7 +166,7 @@ class AuditEvidence(Section):
 
     Attributes:
         twin_sha256: of the manifest that the twin ran under.
-        confidence: with which each bound holds.
+        confidence: with which the chosen methods' bounds of all kinds hold at once, where all is as claimed.
         seeds: of coins and canaries, chosen before the run. Noise and draws have none.
         stated: what the auditor says of the twin that scores do not show, as what was left out of it.
     """
@@ -208,7 +214,7 @@ class AuditEvidence(Section):
                 "seeds": dict(seeds),
                 "stated": tuple(stated),
                 "canaries": tuple(canaries),
-                "bounds": tuple(bound for each in canaries for bound in each.bounds(parameters, confidence=confidence)),
+                "bounds": tuple(_bounds(canaries, parameters, confidence=confidence)),
             },
             why=_WHY,
         )
@@ -245,8 +251,9 @@ class AuditEvidence(Section):
 
     @property
     def headline(self) -> Bound:
-        """The largest of the chosen bounds with all protection, which gradients' is where there are such canaries."""
-        return known(self.chosen("gradient") or self.chosen("text"))
+        """The largest of the chosen bounds with all protection; they hold at once, so that it may be picked."""
+        found = (bound for bound in self.bounds if bound.is_chosen and bound.protection == CLAIMED)
+        return max(found, key=lambda bound: bound.epsilon)
 
     def require_parameters(self, study: Study) -> None:
         """Raises StudyError that names each parameter in which the twin was not this complete ``study``'s."""
@@ -264,7 +271,7 @@ class AuditEvidence(Section):
 
     def require_bounds(self) -> None:
         """Raises StudyError where a bound is not what follows from the scores; takes seconds."""
-        found = [bound for each in self.canaries for bound in each.bounds(self.parameters, confidence=self.confidence)]
+        found = list(_bounds(self.canaries, self.parameters, confidence=self.confidence))
         stated = {(bound.kind, bound.protection, bound.method): bound.epsilon for bound in self.bounds}
         for bound in found:
             told = stated.pop((bound.kind, bound.protection, bound.method), None)
@@ -277,6 +284,13 @@ class AuditEvidence(Section):
                 )
         if stated:
             raise StudyError("the audit states bounds twice, or of no scores", why=_WHY, fix="audit the study anew")
+
+
+def _bounds(canaries: Sequence[CanaryScores], parameters: AuditedParameters, *, confidence: float) -> Iterator[Bound]:
+    """Those of all runs; each kind of canary has an equal part of the chance to err (Bonferroni)."""
+    each = 1 - (1 - confidence) / len({run.kind for run in canaries})
+    for run in canaries:
+        yield from run.bounds(parameters, confidence=each)
 
 
 def _rounded(numbers: Iterable[float]) -> tuple[float, ...]:

@@ -50,6 +50,23 @@ def test_evidence_is_read_as_it_was_written_and_bears_out_its_own_bounds():
     EVIDENCE.require_parameters(MANIFEST.study)
 
 
+def test_bounds_of_two_kinds_of_canaries_hold_at_once_so_that_the_larger_may_be_the_headline():
+    gradient, _, text = runs()
+    alone = AuditEvidence.of(twin=MANIFEST, canaries=[gradient], seeds={"coins": "31"})
+    (both,) = gradient.bounds(EVIDENCE.parameters, confidence=0.975)[:1]
+    assert known(EVIDENCE.chosen("gradient")) == both
+    assert both.epsilon < alone.headline.epsilon == gradient.bounds(EVIDENCE.parameters, confidence=0.95)[0].epsilon
+    swapped = AuditEvidence.of(
+        twin=MANIFEST,
+        canaries=[
+            CanaryScores.of("gradient", "as claimed", scores=[0.0] * 100, bits=gradient.bits),
+            CanaryScores.of("text", "as claimed", scores=np.array(text.bits), bits=text.bits),
+        ],
+        seeds={"coins": "31"},
+    )
+    assert swapped.headline.kind == "text" and swapped.headline.epsilon > 0
+
+
 def test_the_headline_is_the_method_that_was_chosen_of_gradients_with_all_protection():
     assert (EVIDENCE.headline.kind, EVIDENCE.headline.protection) == ("gradient", "as claimed")
     assert EVIDENCE.headline.method == "line-up"
@@ -81,6 +98,8 @@ def test_scores_that_were_changed_no_longer_bear_the_bounds_out():
         (("canaries", 1, "protection"), "as claimed"),
         (("canaries", 0, "protection"), "half the noise"),
         (("bounds",), []),
+        (("parameters", "privacy", "target_epsilon"), None),
+        (("parameters", "privacy", "delta"), None),
     ],
 )
 def test_what_is_no_evidence_is_refused(path, to):
