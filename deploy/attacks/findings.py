@@ -15,7 +15,7 @@ FEWEST: Final = 20  # patients of each kind: of fewer, every interval is as good
 VERBATIM: Final = 20  # tokens
 # How much better members are predicted than others, in nats a token: below the first little, above the second much.
 GAPS: Final = (0.2, 0.5)
-_CONFIDENCE: Final = 0.95  # that all attacks' intervals hold at once
+_CONFIDENCE: Final = 0.95  # that all attacks' intervals of one column hold at once
 _STEPS: Final = 1000
 _NAME_WIDTH: Final = 32
 _WIDTH: Final = 20
@@ -111,19 +111,19 @@ class Findings:
 
     @property
     def broken(self) -> list[Attack]:
-        """Attacks that find more than the study allows, by both intervals."""
+        """Attacks that find more than the study allows, by both intervals, or would if they were turned round."""
         return [
             attack
             for attack in self.attacks
-            if attack.auc.low > self.promised_auc
+            if max(attack.auc.low, 1 - attack.auc.high) > self.promised_auc
             or any(found.members.low > self.promised(found.false_alarms.high) for found in attack.detections)
         ]
 
     def lines(self) -> Iterator[str]:
         """The figures, and the verdict at their end: of counts and shares alone, and no word of a record."""
         yield (
-            f"{self.members} patients who were trained on, and {self.others} who were not; in brackets, intervals of "
-            "which all attacks' hold at once with 95 %"
+            f"{self.members} patients who were trained on, and {self.others} who were not; in brackets, 95 % "
+            "intervals, which hold for all attacks of a column at once"
         )
         heads = [f"found at {_percent(rate)}" for rate in FALSE_ALARM_RATES]
         yield _row("attack", ["AUC", *heads])

@@ -70,6 +70,7 @@ def test_an_attack_that_is_wrong_nearly_always_is_a_leak_as_well():
     found = findings(lower=-2.0)
     assert [attack.auc.value < 0.2 for attack in found.attacks if attack.name == AGAINST_BASE] == [True]
     assert "tells who was trained on" in said(found)
+    assert AGAINST_BASE in [attack.name for attack in findings(lower=-2.0, curve=((0.0, 0.5),)).broken]
 
 
 def test_groups_that_differ_before_any_training_are_told_apart_from_a_leak():
