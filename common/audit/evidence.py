@@ -165,6 +165,7 @@ class AuditEvidence(Section):
     """An audit of a twin: a study of the same parameters on synthetic patients, with canaries among them.
 
     Attributes:
+        package_sha256: of the files of this program that the twin ran, as the manifest has it.
         twin_sha256: of the manifest that the twin ran under.
         confidence: with which the chosen methods' bounds of all kinds hold at once, where all is as claimed.
         seeds: of coins and canaries, chosen before the run. Noise and draws have none.
@@ -173,6 +174,7 @@ class AuditEvidence(Section):
 
     format: Literal["grandrounds/audit/v1"] = FORMAT
     package_version: Version = __version__
+    package_sha256: Hex32
     twin_sha256: Hex32
     parameters: AuditedParameters
     confidence: float = Field(ge=0.5, lt=1)
@@ -208,6 +210,7 @@ class AuditEvidence(Section):
         return validated(
             cls,
             {
+                "package_sha256": twin.package_sha256,
                 "twin_sha256": twin.sha256,
                 "parameters": parameters,
                 "confidence": confidence,
@@ -267,6 +270,16 @@ class AuditEvidence(Section):
                 + "; ".join(f"{name} is {theirs.get(name)} there and {ours[name]} here" for name in different),
                 why=_WHY,
                 fix="audit this study, by `grandrounds audit` on its folder",
+            )
+
+    def require_code(self, manifest: Manifest) -> None:
+        """Raises StudyError unless the twin ran the files that the ``manifest`` has the hash of."""
+        if self.package_sha256 != manifest.package_sha256:
+            raise StudyError(
+                f"the audited twin ran files of SHA-256 {self.package_sha256}, and this study "
+                f"{manifest.package_sha256}",
+                why="what is not in one program may be in another, whatever the parameters",
+                fix="audit this study, by `grandrounds audit` on its folder, with the program that ran it",
             )
 
     def require_bounds(self) -> None:

@@ -22,7 +22,9 @@ def _audited(case: Case) -> str:
     evidence, found = AuditEvidence.parse(data), Audited.of(data)
     if stated not in (None, found.model_dump(mode="json")):
         raise DisagreesError(f"{AUDIT} is not the audit that the report states")
-    evidence.require_parameters(case.verified.manifest.study)
+    manifest = case.verified.manifest
+    evidence.require_code(manifest)
+    evidence.require_parameters(manifest.study)
     evidence.require_bounds()
     if evidence.headline.epsilon > evidence.claimed:
         raise DisagreesError(found.in_words)

@@ -11,7 +11,7 @@ from ...common.crypto.identity import Hex32, sha256
 from ...common.errors import StudyError
 from ...common.schema import Section
 from ...common.study.artefacts import AUDIT
-from ...common.study.study import Study
+from ...common.study.manifest import Manifest
 from .rounding import down
 
 NONE: Final = (
@@ -65,14 +65,16 @@ class Audited(Section):
         ).strip()
 
 
-def attached(folder: Path, study: Study) -> Audited | None:
+def attached(folder: Path, manifest: Manifest) -> Audited | None:
     """The audit that lies in a study's folder; None without one, or where it is unfit, of which `verify` says why.
 
     Bounds are not computed again: that is for whoever verifies.
     """
     try:
         data = (folder / AUDIT).read_bytes()
-        AuditEvidence.parse(data).require_parameters(study)
+        evidence = AuditEvidence.parse(data)
+        evidence.require_code(manifest)
+        evidence.require_parameters(manifest.study)
     except (OSError, StudyError):
         return None
     return Audited.of(data)

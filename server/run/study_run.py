@@ -140,7 +140,7 @@ class StudyRun:
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
             groups=in_groups(checkpoint.evaluated, patients=self.evaluation.patients, groups=self.evaluation.groups),
-            audit=None if self.folder is None else attached(self.folder.path, self.manifest.study),
+            audit=None if self.folder is None else attached(self.folder.path, self.manifest),
         )
         return build_report(self.ledger.verified, declared)
 

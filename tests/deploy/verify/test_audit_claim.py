@@ -59,7 +59,7 @@ def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: Sm
 
 def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study: SmallStudy, folder: Path) -> None:
     (folder / AUDIT).write_bytes(audit_of(study))
-    audited = attached(folder, study.manifest.study)
+    audited = attached(folder, study.manifest)
     assert audited is not None
     report = study.report(audit=audited)
     assert Declared.of(json.loads(json.dumps(report))).audit == audited
@@ -83,7 +83,7 @@ def test_an_audit_that_the_report_states_and_a_site_does_not_hold_is_open_and_re
     study: SmallStudy, folder: Path
 ) -> None:
     (folder / AUDIT).write_bytes(audit_of(study))
-    rewritten(folder, study.report(audit=attached(folder, study.manifest.study)))
+    rewritten(folder, study.report(audit=attached(folder, study.manifest)))
     (folder / AUDIT).unlink()
     (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
     assert (finding.status, finding.outcome) == (Status.OPEN, Outcome.UNKNOWN)
@@ -109,7 +109,15 @@ def test_a_bound_that_does_not_follow_and_a_twin_of_another_study_are_refused(st
     assert "follows from the scores" in refused(folder)
     (folder / AUDIT).write_bytes(audit_of(ran(noise_multiplier=1.6)))
     assert "noise_multiplier is 1.6 there and 1.5 here" in refused(folder)
-    assert attached(folder, study.manifest.study) is None
+    assert attached(folder, study.manifest) is None
+
+
+def test_a_twin_that_ran_another_program_is_refused(study: SmallStudy, folder: Path) -> None:
+    fields = json.loads(audit_of(study))
+    fields["package_sha256"] = "ab" * 32
+    (folder / AUDIT).write_text(json.dumps(fields), encoding="utf-8")
+    assert "the audited twin ran files of SHA-256 abab" in refused(folder)
+    assert attached(folder, study.manifest) is None
 
 
 @pytest.mark.parametrize("content", [b"Jane Doe", b"{}"])
@@ -117,6 +125,6 @@ def test_what_is_no_audit_is_no_part_of_a_report_and_is_refused(
     study: SmallStudy, folder: Path, content: bytes
 ) -> None:
     (folder / AUDIT).write_bytes(content)
-    assert attached(folder, study.manifest.study) is None
+    assert attached(folder, study.manifest) is None
     said = refused(folder)
     assert "no evidence of an audit" in said and "Jane" not in said
