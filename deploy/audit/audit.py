@@ -7,6 +7,7 @@ import numpy as np
 
 from ...common.audit.evidence import AuditEvidence, CanaryScores
 from ...common.crypto.csprng import fresh_key
+from ...common.errors import StudyError
 from ...common.study.manifest import Manifest
 from .faults import AS_CLAIMED, Fault, faults
 from .scores import likelihood_ratios, told_apart
@@ -14,6 +15,7 @@ from .texts import Patients, builtin_patients, text_scores
 from .twin import Tell, Twin
 
 CONFIDENCE: Final = 0.95
+_FEWEST_TEXTS: Final = 20
 _STATED: Final[tuple[str, ...]] = (
     "The gradient canaries' twin holds nobody else: whoever a claim is made against knows all other patients' "
     "gradients, and takes them off, as those of public records.",
@@ -30,6 +32,12 @@ def audited(
     Text canaries stand among ``patients``, built-in ones by default. Seed, statistic, confidence and faults are fixed
     before the first release; the seed is in the evidence.
     """
+    if 0 < text_canaries < _FEWEST_TEXTS:
+        raise StudyError(
+            f"{text_canaries} text canaries",
+            why="a tenth of them is guessed to be in, and a tenth to be out: of so few nothing could be found",
+            fix=f"give --text-canaries {_FEWEST_TEXTS} or more, or leave it out",
+        )
     seed = fresh_key()
     twin = Twin.of(manifest, canaries=canaries, seed=seed)
     scored = [scores_of(twin, fault, tell) for fault in planted(twin.manifest)]

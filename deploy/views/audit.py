@@ -55,8 +55,8 @@ def print_audit(console: Console, evidence: AuditEvidence, written: Sequence[Pat
     else:
         console.print(
             f"Nothing was found that refutes the claim: what could be seen of canaries shows an ε of at least "
-            f"{down(found.epsilon, 2)}, and {claimed:g} is claimed. An audit bounds a leak from below alone; what is "
-            "not seen of a fault above this audit would not see at its size.",
+            f"{down(found.epsilon, 2)}, and {claimed:g} is claimed. An audit bounds a leak from below alone: a fault "
+            "that is not seen above would pass as well; with more canaries an audit sees more.",
             soft_wrap=True,
         )
     for place in written:

@@ -2,8 +2,9 @@ import pytest
 from support.study.audited_study import audited_manifest, twin_of
 
 from grandrounds.common.audit.evidence import AuditedParameters
+from grandrounds.common.errors import StudyError
 from grandrounds.common.privacy.accountant import epsilon
-from grandrounds.deploy.audit.audit import CONFIDENCE, planted, scores_of
+from grandrounds.deploy.audit.audit import CONFIDENCE, audited, planted, scores_of
 from grandrounds.deploy.audit.faults import AS_CLAIMED
 from grandrounds.deploy.audit.twin import Twin
 
@@ -27,6 +28,13 @@ def test_scores_are_of_canaries_and_foils_and_a_canary_that_is_in_scores_higher(
     assert (len(run.scores), len(run.foils)) == (100, 720)
     inside = sum(score for score, bit in zip(run.scores, run.bits, strict=True) if bit) / sum(run.bits)
     assert inside > sum(run.foils) / 720 + 0.5  # by 3 on average, of scores that deviate by 1.7
+
+
+def test_text_canaries_of_which_nobody_would_be_guessed_are_refused_before_anything_runs() -> None:
+    said: list[str] = []
+    with pytest.raises(StudyError, match="5 text canaries"):
+        audited(audited_manifest(), canaries=20, text_canaries=5, tell=said.append)
+    assert not said
 
 
 @pytest.mark.soak
