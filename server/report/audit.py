@@ -55,8 +55,16 @@ class Audited(Section):
             for each in found
         )
         refuted = any(bound.epsilon > self.claimed for bound in found)
-        verdict = "This refutes the claim." if refuted else "That is within the claim."
         lacking = [bound for bound in self.bounds if bound.protection != CLAIMED]
+        off = [bound for bound in lacking if bound.protection == "noise off"]
+        is_blind = bool(off) and all(bound.epsilon <= self.claimed for bound in off)
+        verdict = (
+            "This refutes the claim."
+            if refuted
+            else "That is within the claim, and says little of it: noise that is off is not seen either."
+            if is_blind
+            else "That is within the claim."
+        )
         power = "; ".join(f"{bound.protection} ({bound.kind}): {down(bound.epsilon)}" for bound in lacking)
         return (
             f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "

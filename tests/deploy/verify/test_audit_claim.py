@@ -30,10 +30,10 @@ def refused(folder: Path) -> str:
     return said
 
 
-def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1) -> bytes:
-    """Evidence in which canaries that were in stand out by so much, and more with half the noise."""
+def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
+    """Evidence in which canaries that were in stand out by so much, and more where something is lacking."""
     rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
-    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), ("half the noise", 1.0))
+    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
     canaries = [
         CanaryScores.of(
             "gradient",
@@ -100,6 +100,11 @@ def test_an_audit_that_refutes_the_claim_is_told_and_makes_it_false(study: Small
     (folder / AUDIT).write_bytes(audit_of(study, seen=20.0))
     assert "This refutes the claim." in refused(folder)
     assert "This refutes the claim." in Audited.of((folder / AUDIT).read_bytes()).in_words
+
+
+def test_an_audit_that_does_not_see_noise_that_is_off_is_said_to_say_little(study: SmallStudy) -> None:
+    assert "says little of it" in Audited.of(audit_of(study, lacking="noise off")).in_words
+    assert "says little" not in Audited.of(audit_of(study)).in_words
 
 
 def test_a_bound_that_does_not_follow_and_a_twin_of_another_study_are_refused(study: SmallStudy, folder: Path) -> None:
