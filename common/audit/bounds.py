@@ -6,7 +6,8 @@ them is stated first, and was fixed before any audit was run.
 - *Line-up* (``line_up_bound``), for gradient canaries. Assumes that under the mechanism as it is claimed each canary's
   score is independent of every other's, and that the mechanism is the study's schedule at *some* noise.
 - *Gaussian curve* (``f_dp_bound``; Mahloujifar, Melis and Chaudhuri 2024, "Auditing f-Differential Privacy in One
-  Run"). Scores may depend on one another in any way; the trade-off of the whole study is a Gaussian's.
+  Run"). Scores may depend on one another in any way; the trade-off of the whole study is a Gaussian's, or allows less
+  at each false-positive rate, as that of sampled releases does beside the Gaussian of their epsilon.
 - *One run* (``one_run_bound``; Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run"). Assumes
   nothing but (epsilon, delta).
 

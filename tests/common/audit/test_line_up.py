@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
-from grandrounds.common.audit.line_up import counts_in_line_up, tail
+from grandrounds.common.audit.bounds import _gaussian_shift
+from grandrounds.common.audit.line_up import _composed, counts_in_line_up, tail
+from grandrounds.common.privacy.composition import composed_epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.trust import Trust
 
@@ -72,3 +74,15 @@ def test_the_tail_of_many_line_ups_is_the_binomial_s_where_one_other_stands_in_e
 def test_less_noise_never_makes_a_line_up_harder():
     tails = [tail(schedule(z=z, q=0.5, count=5), others=9, line_ups=40, count=260) for z in (0.2, 0.5, 1, 1.1, 3, 99)]
     assert tails == sorted(tails, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("z", "q", "count", "delta"), [(1.2254, 0.5, 5, 5e-4), (0.6, 0.01, 1000, 1e-5), (1.5, 0.9, 10, 1e-5)]
+)
+def test_the_gaussian_of_a_schedule_s_epsilon_allows_more_at_every_false_positive_rate(z, q, count, delta):
+    """So that a bound by the Gaussian's curve holds for sampled releases, too."""
+    of = schedule(z=z, q=q, count=count)
+    shift = _gaussian_shift(composed_epsilon([of], delta=delta), delta)
+    present, outside = (np.cumsum(masses[::-1]) for masses in _composed(of))
+    rates = np.geomspace(1e-3, 0.99, 40)
+    assert (np.interp(rates, outside, present) <= ndtr(ndtri(rates) + shift) + 1e-6).all()
