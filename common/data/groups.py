@@ -65,7 +65,7 @@ def _group(trait: str, value: str | None) -> str | None:
             years = math.nan
         if 0 <= years < 150:
             return next(band for below, band in _BANDS if years < below)
-    return " ".join(printable(value).split())[:_LONGEST].strip() or None if value is not None else None
+    return printable(" ".join(value.split()))[:_LONGEST].strip() or None if value is not None else None
 
 
 def _merged(values: list[str | None]) -> list[str | None]:

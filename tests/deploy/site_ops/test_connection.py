@@ -249,12 +249,12 @@ def test_an_answer_that_is_not_the_gate_s_is_told_from_it(site, made, status, wh
         assert server.paths == ["/v1/fleet/activate-node"]
 
 
-@pytest.mark.parametrize(("ahead_s", "told"), [(8, "8 s ahead of"), (-400, "6 min 40 s behind")])
+@pytest.mark.parametrize(("ahead_s", "told"), [(8, r"\d+ s ahead of"), (-400, r"6 min \d+ s behind")])
 def test_a_clock_that_no_call_is_taken_of_is_told(site, made, ahead_s, told):
     date = format_datetime(datetime.now(UTC) - timedelta(seconds=ahead_s), usegmt=True)
     with TlsServer(made, status=401, headers={"date": date}) as server:
         said = fault(site(f"localhost:{server.port}"))
-    assert re.search(told.replace(str(abs(ahead_s)), r"\d+"), said)
+    assert re.search(told, said)
     assert "NTP" in said
 
 
