@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.crypto.identity import sha256
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
@@ -19,7 +20,7 @@ from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ...common.study.step import step
 from ...common.system.content import Content
-from ..report.audit import attached
+from ..report.audit import Audited, attached
 from ..report.claim import count
 from ..report.groups import in_groups
 from ..report.report import Declared, Report, build_report, render_json
@@ -116,15 +117,18 @@ class StudyRun:
             files = self.folder.contents(closed.files)
             self.report = json.loads(bytes(files[REPORT][:]))
             return files
-        self.report = self._report()
         if self.folder is None:
+            self.report = self._report(audit=None)
             return {REPORT: render_json(self.report)}
+        self.report = self._report(audit=attached(self.folder.path, self.manifest))
+        if closed is not None and sha256(render_json(self.report)) != closed.files[REPORT]:
+            self.report = self._report(audit=None)  # which came after the end, and stands beside the report
         self.model.set_adapter(self.training.adapter)
         return self.folder.contents(
             self.folder.save_results(self.report, self.model, described=self.manifest.study.model)
         )
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, *, audit: Audited | None) -> dict[str, Any]:
         checkpoint = self.training.checkpoint
         before = Perplexity.of_values(checkpoint.perplexities[0])
         left = [] if self.training.exhausted is None else [self.training.exhausted]
@@ -140,7 +144,7 @@ class StudyRun:
             evaluation_max_tokens=self.evaluation.max_tokens,
             evaluation_cut=self.evaluation.cut,
             groups=in_groups(checkpoint.evaluated, patients=self.evaluation.patients, groups=self.evaluation.groups),
-            audit=None if self.folder is None else attached(self.folder.path, self.manifest),
+            audit=audit,
         )
         return build_report(self.ledger.verified, declared)
 

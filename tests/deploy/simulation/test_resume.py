@@ -23,9 +23,10 @@ from soak.killed_simulation import (
 )
 
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores
 from grandrounds.common.errors import GrandRoundsError, LedgerError, StorageError, StudyError
 from grandrounds.common.ledger.replay import VerifiedLedger
-from grandrounds.common.study.artefacts import LEDGER, REPORT
+from grandrounds.common.study.artefacts import AUDIT, LEDGER, REPORT
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.deploy.builtin.models import base_model_folder
 from grandrounds.deploy.simulation import site_data
@@ -190,7 +191,11 @@ def test_going_on_with_a_finished_study_changes_nothing(finished: tuple[Path, in
 def test_what_was_lost_of_a_finished_study_s_results_is_written_again(
     finished: tuple[Path, int], tmp_path: Path
 ) -> None:
+    """As the sites signed it: without an audit that came after the end."""
     folder = copied(finished[0], tmp_path)
+    canaries = CanaryScores.of("gradient", "as claimed", scores=range(20), bits=[False, True] * 10)
+    evidence = AuditEvidence.of(twin=StudyFolder(folder).manifest(), canaries=[canaries], seeds={})
+    (folder / AUDIT).write_bytes(evidence.to_json())
     before = contents(folder)
     (folder / REPORT).unlink()
     shutil.rmtree(folder / "adapter")
