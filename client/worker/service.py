@@ -38,6 +38,7 @@ class WorkerService:
 
         A paused site refuses all but what belongs to an attempt that it has paid for.
         """
+        return_freed()  # of the last one; not behind this one, whose instant may be public
         asked = _parsed(request)
         about = {"exchange": asked.exchange, "attempt": asked.attempt} if asked else {}
         self._exchange = asked.exchange if asked else None
@@ -50,7 +51,6 @@ class WorkerService:
         code = said.body.get("code") if said else None
         _log.info("answered by %s", said.exchange if said else "silence", extra={**about, "code": code})
         self._exchange = None
-        return_freed()
         return answer
 
     def nameless_file(self) -> IO[bytes]:

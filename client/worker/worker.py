@@ -31,6 +31,7 @@ from ...common.protocol.messages import (
 from ...common.secagg.transcript import seal_message, verify_sender
 from ...common.study.manifest import Countersignature, Manifest
 from ...common.system.content import Content, Stored
+from ...common.system.freed_memory import return_freed
 from ..state.adapter_copy import AdapterCopy
 from ..state.ledger_copy import SetBackError, SiteLedger
 from ..state.site_state import SiteState
@@ -237,7 +238,7 @@ class Worker:
         if envelope.exchange == Ciphertexts.exchange:
             attempt.accept(request)
             adapter, charges = self._charge(attempt, envelope)
-            answer = self._pace(lambda: attempt.mask(self._release(adapter, attempt.layer_keys), charges))
+            answer = self._pace(lambda: self._masked(attempt, adapter, charges))
             if not answer:
                 self._attempt = None
             return answer
@@ -250,6 +251,12 @@ class Worker:
         raise EnvelopeError(
             "a message that no server sends", why="it has no answer", fix="compare the versions of both ends"
         )
+
+    def _masked(self, attempt: ClientAttempt, adapter: Vector | Stored, charges: int) -> bytes:
+        """The masked update. What it has freed is given back before its instant: how much that is tells of the draw."""
+        answer = attempt.mask(self._release(adapter, attempt.layer_keys), charges)
+        return_freed()
+        return answer
 
     def _charge(self, attempt: ClientAttempt, envelope: Envelope) -> tuple[Vector | Stored, int]:
         """Pay for the attempt; its adapter and the new charge counter. Nothing was computed from records yet."""

@@ -9,6 +9,8 @@ from support.process.resident_process import SITE, finish, ones, refusal
 from support.study.federation import Federation, reserved, small_study
 
 from grandrounds.client.state.site_state import SiteState
+from grandrounds.client.worker import service, worker
+from grandrounds.client.worker.instant import at_once
 from grandrounds.client.worker.log import JsonLines
 from grandrounds.client.worker.service import WorkerService
 from grandrounds.client.worker.worker import Worker
@@ -37,7 +39,7 @@ class Paused:
         return self.now
 
 
-def resident_of(federation, *, release=None, is_paused=lambda: False):
+def resident_of(federation, *, release=None, is_paused=lambda: False, pace=at_once):
     return WorkerService(
         Worker(
             name=SITE,
@@ -45,6 +47,7 @@ def resident_of(federation, *, release=None, is_paused=lambda: False):
             manifest=federation.manifest,
             release=release or ones(federation.manifest, SITE),
             state=reserved(SiteState.in_memory(), federation.manifest),
+            pace=pace,
         ),
         is_paused=is_paused,
     )
@@ -164,7 +167,28 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_what_an_answer_has_freed_is_not_kept(federation):
+def test_what_an_update_has_freed_is_given_back_before_its_instant_and_not_between_that_and_its_leaving(
+    federation, monkeypatch
+):
+    """How long it takes tells how much was drawn."""
+    happened = []
+    for module in (worker, service):
+        monkeypatch.setattr(module, "return_freed", lambda: happened.append("freed"))
+
+    def pace(compute):
+        happened.append("asked")
+        answer = compute()
+        happened.append("its instant")
+        return answer
+
+    resident = resident_of(federation, pace=pace)
+    attempt = until(federation, resident, "masked-input")
+    happened.clear()
+    resident.answer(attempt.messages()[SITE])
+    assert happened == ["freed", "asked", "freed", "its instant"]
+
+
+def test_what_an_answer_has_freed_is_not_kept_at_the_next(federation):
     resident = resident_of(federation)
     pairs = [(bytearray(100 << 10), bytearray(2 << 10)) for _ in range(600)]  # one of each is freed between others
     kept = [small for _, small in pairs]
