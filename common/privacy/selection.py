@@ -14,6 +14,7 @@ Stopping = Literal["logarithmic", "geometric"]
 # η, as Papernot and Steinke have it (definition 1).
 _SHAPES: Final[dict[Stopping, float]] = {"logarithmic": 0.0, "geometric": 1.0}
 _LEAST_GAMMA: Final = 1e-12
+_LEAST_RUNS: Final = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,11 @@ def selection_cost(
     Raises PrivacyError for a number of runs out of range, where a run has no known Rényi analysis, and as
     ``accountant.epsilon`` does.
     """
-    if not 1 < expected_runs <= MAX_RELEASES / steps:
+    if steps < 1 or not _LEAST_RUNS <= expected_runs <= MAX_RELEASES / steps:
         raise PrivacyError(
             f"{expected_runs:g} runs of {steps} steps",
             why="among one there is no choice, and of millions of steps no bound is of use",
-            fix=f"give a mean above 1, with which all runs have at most {MAX_RELEASES} steps",
+            fix=f"give a mean of {_LEAST_RUNS} or more runs, each of a step or more, and all of at most {MAX_RELEASES}",
         )
     if accountant.is_mixture(event):
         raise PrivacyError(

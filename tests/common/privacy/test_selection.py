@@ -89,10 +89,12 @@ def test_a_choice_costs_more_than_a_run_and_less_than_many_and_grows_with_their_
     assert costs[2].of_all == all_runs.epsilon
 
 
-@pytest.mark.parametrize("runs", [-1.0, 0.0, 1.0, 1e9, math.nan, math.inf])
+@pytest.mark.parametrize("runs", [-1.0, 0.0, 1.0, 1 + 1e-13, 1e9, math.nan, math.inf])
 def test_a_number_of_runs_out_of_range_is_refused(runs: float) -> None:
     with pytest.raises(PrivacyError):
         selection_cost(a_run(), steps=10, expected_runs=runs, stopping="logarithmic", delta=DELTA)
+    with pytest.raises(PrivacyError):
+        selection_cost(a_run(), steps=0, expected_runs=3, stopping="logarithmic", delta=DELTA)
 
 
 def test_what_has_no_renyi_analysis_or_no_delta_is_refused() -> None:
