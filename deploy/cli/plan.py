@@ -49,7 +49,10 @@ def plan(
     ] = None,
     public_text_kind: Annotated[
         Literal["public", "synthetic", "deidentified", "identifiable"] | None,
-        typer.Option(help="What --public-text is: public or synthetic, for --sweep.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="What --public-text is; needed for --sweep.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
@@ -77,7 +80,7 @@ def plan(
     """
     from ...common.study.study import DEFAULT_TARGET_EPSILON
     from ...common.system.files import write_atomically
-    from ..plan.grid import Grid, require_public
+    from ..plan.grid import Grid, require_public, require_unprotected
     from ..plan.plan import EPSILONS, Plan, with_clipping_norm, with_enough_units
     from ..simulation.config import read_simulation, read_tables
     from ..views.console import plain_console, steps
@@ -90,6 +93,7 @@ def plan(
         _require_free(output)
     study, simulation = read_simulation(tables)
     needed = _needed(study, results, quality)
+    require_unprotected(public_text, public_text_kind)
     text = None if sweep is None else require_public(public_text, public_text_kind)
     grid = None if sweep is None else Grid.read(sweep)
     given = set(tables.get("privacy", {}))

@@ -38,21 +38,32 @@ _Values = Annotated[tuple[Any, ...], Field(min_length=1, strict=False)]
 _Table = dict[str, _Values]
 
 
+def require_unprotected(public_text: Path | None, kind: Sensitivity | None) -> None:
+    """Raises StudyError where it is said that the people in a file have to be protected, whatever it is used for."""
+    if public_text is not None and kind not in (None, "public", "synthetic"):
+        raise StudyError(
+            f"{public_text.name} is {kind}",
+            why="what is chosen on records of care, a clipping norm or another setting, tells of them: no study's ε "
+            "covers that",
+            fix="choose on records of nobody who has to be protected, and say so: --public-text-kind public (or "
+            "synthetic); what a choice on others costs: grandrounds epsilon --selected-from",
+        )
+
+
 def require_public(public_text: Path | None, kind: Sensitivity | None) -> Path:
     """The file to sweep on. Raises StudyError where its people would have to be protected, or nothing is said."""
+    require_unprotected(public_text, kind)
     if public_text is None:
         raise StudyError(
             "--sweep has no records to train on",
             why="what is chosen on the built-in patients cannot be judged on them, and sites' records cost ε",
             fix="add --public-text FILE --public-text-kind public (or synthetic), written as the sites' records are",
         )
-    if kind not in ("public", "synthetic"):
+    if kind is None:
         raise StudyError(
-            f"what {public_text.name} is was not said" if kind is None else f"{public_text.name} is {kind}",
-            why="each setting that is tried on records of care reads them again, and the one that is chosen tells of "
-            "them: no study's ε covers that",
-            fix="sweep on records of nobody who has to be protected, and say so: --public-text-kind public (or "
-            "synthetic); what a choice on others costs: grandrounds epsilon --selected-from",
+            f"what {public_text.name} is was not said",
+            why="each setting that is tried on records of care reads them again, and no study's ε covers that",
+            fix="say it: --public-text-kind public (or synthetic)",
         )
     return public_text
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.study.tiny_models import save_tiny_model
+from typer.testing import CliRunner
 
 from grandrounds.common.errors import DataError, GrandRoundsError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
@@ -14,6 +15,7 @@ from grandrounds.common.schema import known, validated
 from grandrounds.common.study.completion import complete_study
 from grandrounds.common.study.step import mean_gradient
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.plan.grid import Grid, require_public
 from grandrounds.deploy.plan.sweep import _Public, sweep
 
@@ -99,6 +101,13 @@ def test_records_that_nobody_says_are_public_are_not_swept(kind: Any, tmp_path: 
     with pytest.raises(StudyError):
         require_public(None, "public")
     assert require_public(tmp_path / "notes.jsonl", "synthetic") == tmp_path / "notes.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["deidentified", "identifiable"])
+def test_no_clipping_norm_is_chosen_on_records_of_care(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    said = CliRunner().invoke(app, ["plan", f"--public-text={path}", f"--public-text-kind={kind}", "--no-benchmark"])
+    assert isinstance(said.exception, StudyError) and f"notes.jsonl is {kind}" in said.exception.what
 
 
 @pytest.mark.parametrize(
