@@ -4,15 +4,16 @@ from typing import Any, Final
 
 from ...common.crypto.identity import sha256
 from ...common.errors import StudyError
-from ...common.study.artefacts import LEDGER, results
+from ...common.study.artefacts import AUDIT, LEDGER, results
 from ...server.report.report import Declared
 from ..verify.case import Case
 from ..verify.claims import verdict_on
 from ..verify.verdict import Status
 from .entries import Facts
 
-# Of a study that another version of this program ran, whose report that still writes the same.
-_MAY_BE_OPEN: Final = frozenset({"program"})
+# Another version of this program ran the study, whose report that still writes the same; an audit that the report
+# states lies with the study's server alone.
+_MAY_BE_OPEN: Final = frozenset({"program", "audit"})
 
 
 def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
@@ -44,7 +45,8 @@ def facts_of(case: Case) -> Facts:
     """What the release's entry says of it, of a study that was verified."""
     manifest, report = case.verified.manifest, case.report
     groups = Declared.of(report).groups
-    paths = (LEDGER, *results(manifest.study.model.adapter))
+    # An audit stands in the report by its hash, and is no part of what the study was closed with.
+    paths = (LEDGER, *results(manifest.study.model.adapter), *({AUDIT} & case.evidence.files.keys()))
     private: dict[str, Any] = {name: report[name] for name in ("epsilon", "delta")}
     return Facts(
         study_id=manifest.study_id,

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from support.study.audited_study import audit_of
 from support.study.verified_study import SmallStudy
+from support.study.verified_study import ran as ran_study
 from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError
-from grandrounds.common.study.artefacts import PAGE, REPORT, WEIGHTS
+from grandrounds.common.study.artefacts import AUDIT, PAGE, REPORT, WEIGHTS
 from grandrounds.deploy.cli.registry import registry as commands
+from grandrounds.server.report.audit import attached
 
 
 def ran(*words: str | Path) -> Result:
@@ -80,6 +83,26 @@ def test_a_study_is_added_once_after_its_claims_hold_and_somebody_vouched_for_it
     assert "no registry" not in refused("add", tmp_path / "none", folder, "--name", "notes", *known)
     assert (registry / "registry.jsonl").read_bytes() == before and not (tmp_path / "none").exists()
     assert [path.name for path in (registry / "releases").iterdir()] == ["letters"]
+
+
+def test_an_audit_that_the_report_states_is_kept_and_handed_out_or_noted_as_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder, report = ran_study(), tmp_path / "study", SmallStudy.report
+    folder.mkdir()
+    (folder / AUDIT).write_bytes(audit_of(study))
+    audited = attached(folder, study.manifest)
+    monkeypatch.setattr(SmallStudy, "report", lambda self: report(self, audit=audited))
+    study.close(folder)
+    added = ("--name", "letters", "--manifest-hash", study.manifest.sha256)
+    for registry in (tmp_path / "server's", tmp_path / "site's"):
+        done("init", registry)
+        said = done("add", registry, folder, *added)
+        assert ("open then    audit" in said) != (folder / AUDIT).exists()
+        assert "claims hold" in done("verify", registry)
+        done("received", registry, "letters", "--by", "x", "--output", registry / "theirs")
+        assert (registry / "theirs" / AUDIT).exists() == (folder / AUDIT).exists()
+        (folder / AUDIT).unlink(missing_ok=True)
 
 
 def test_a_release_is_handed_out_withdrawn_and_then_neither_handed_out_nor_in_use(

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from support.study.audited_study import audit_of
 from support.study.verification import reclosed, rewritten
 from support.study.verified_study import SmallStudy, ran
 
-from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
 from grandrounds.common.study.artefacts import AUDIT, CARD, PAGE, REPORT
 from grandrounds.deploy.verify.case import Case
 from grandrounds.deploy.verify.claims import verdict_on, verify
@@ -28,23 +27,6 @@ def refused(folder: Path) -> str:
     holds, said = judged(folder)
     assert not holds and "could not be checked" not in said
     return said
-
-
-def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
-    """Evidence in which canaries that were in stand out by so much, and more where something is lacking."""
-    rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
-    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
-    canaries = [
-        CanaryScores.of(
-            "gradient",
-            protection,
-            scores=size * bits + rng.standard_normal(60),
-            bits=bits,
-            foils=rng.standard_normal(60),
-        )
-        for protection, size in sizes
-    ]
-    return AuditEvidence.of(twin=study.manifest, canaries=canaries, seeds={"coins": "01"}).to_json()
 
 
 def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: SmallStudy, folder: Path) -> None:

@@ -1,11 +1,15 @@
-"""A small study that is audited, and its twin."""
+"""A small study that is audited, its twin, and what an audit leaves."""
 
 from typing import Any
 
+import numpy as np
+
+from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.deploy.audit.twin import Twin
 from support.study.federation import small_manifest, small_study
+from support.study.verified_study import SmallStudy
 
 SEED = bytes(range(32))
 _SERVER = Identity.generate()
@@ -30,3 +34,20 @@ def audited_manifest(
 def twin_of(manifest: Manifest, *, canaries: int = 40) -> Twin:
     """Its twin, with the same coins at every call."""
     return Twin.of(manifest, canaries=canaries, seed=SEED)
+
+
+def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
+    """Evidence in which canaries that were in stand out by so much, and more where something is lacking."""
+    rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
+    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
+    canaries = [
+        CanaryScores.of(
+            "gradient",
+            protection,
+            scores=size * bits + rng.standard_normal(60),
+            bits=bits,
+            foils=rng.standard_normal(60),
+        )
+        for protection, size in sizes
+    ]
+    return AuditEvidence.of(twin=study.manifest, canaries=canaries, seeds={"coins": "01"}).to_json()
