@@ -120,6 +120,8 @@ def sweep(study: Study, grid: Grid, public_text: Path, *, tell: Tell = lambda do
             fix="state target_epsilon and distributed trust, or train each setting with `grandrounds simulate`",
         )
     settings = [(setting, _with(study, setting)) for setting in grid.settings]  # all are judged before one is trained
+    for one in {changed.model.first_adapter: changed for _, changed in settings}.values():
+        first_adapter_of(one)  # each can be read
     read: dict[DataSection, _Public] = {}
     tried = []
     for number, (setting, changed) in enumerate(settings):

@@ -136,6 +136,8 @@ def test_all_settings_are_judged_before_one_is_trained(base: Path, text: Path) -
     for field, values in (("warmup_rounds", (0, 7)), ("learning_rate", (0.1, "fast"))):
         with pytest.raises(StudyError, match=field):
             sweep(a_study(base), Grid(training={field: values}), text, tell=told.append)
+    with pytest.raises(StudyError, match="cannot be read"):
+        sweep(a_study(base), Grid(model={"first_adapter": (None, "none.safetensors")}), text, tell=told.append)
     for privacy in ({"trust": "local"}, {"target_epsilon": None, "noise_multiplier": 1.0}, NO_NOISE):
         with pytest.raises(StudyError, match="--sweep"):
             sweep(a_study(base, privacy=privacy), Grid(training={"rounds": (1,)}), text)
