@@ -166,7 +166,8 @@ def withdraw(folder: Folder, release: Version, reason: Reason) -> None:
     usable = [str(other.adapter) for other in found.versions(name) if other.withdrawn is None]
     say(
         [
-            f"{chosen.adapter} is withdrawn. It was received by: {receivers(chosen)}; tell them to stop using it",
+            f"{chosen.adapter} is withdrawn. It was received by: {receivers(chosen)}"
+            + ("; tell them to stop using it" if chosen.received else ""),
             "what it says of a patient is bounded by its ε as before: what was released stays released",
             *(
                 [f"no version of {name} is in use now"]
