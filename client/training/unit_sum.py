@@ -80,13 +80,18 @@ class UnitSum:
 
     def _norms(self, gradients: torch.Tensor) -> torch.Tensor:
         """Each row's Euclidean norm, float64 [units], from squares added in an order that follows from their places."""
-        sums = []
-        for block in self._blocks(gradients, len(gradients)):
+        units, dimension = gradients.shape
+        # Made before: were each block's sums kept where it leaves them, malloc would put them into what the block has
+        # freed, the next block would not fit there, and memory would grow by twice the gradients'.
+        sums = torch.empty(units, -(-dimension // _TREE), _LEFT, dtype=torch.float64, device=gradients.device)
+        done = 0
+        for block in self._blocks(gradients, units):
             padding = -block.shape[1] % _TREE
             whole = torch.nn.functional.pad(block, (0, padding)) if padding else block
-            trees = whole.reshape(len(block), -1, _TREE).double().square_()
-            sums.append(_halved(trees, until=_LEFT).clone())  # and not what it is a part of, in float64
-        trees = _halved(torch.cat(sums, dim=1), until=1)[..., 0]
+            trees = _halved(whole.reshape(units, -1, _TREE).double().square_(), until=_LEFT)
+            sums[:, done : done + trees.shape[1]] = trees
+            done += trees.shape[1]
+        trees = _halved(sums, until=1)[..., 0]
         return _halved(trees, until=1)[..., 0].sqrt_()
 
     def _blocks(self, rows: torch.Tensor, units: int) -> Sequence[torch.Tensor]:
