@@ -27,7 +27,8 @@ def audit(
     """Audit a study: run a twin of it with planted canaries, and bound ε from below by what can be seen of them.
 
     The twin has the study's parameters, protocol, arithmetic and noise, and none of its patients. It is run once more
-    with each of several faults, so that the bound stands beside what it would have been.
+    with each of several faults, so that the bound stands beside what it would have been. The exit code is 1 where the
+    claim is refuted.
     """
     from ...common.study.artefacts import AUDIT
     from ...common.system.files import write_atomically
@@ -50,8 +51,10 @@ def audit(
         write_atomically(place, evidence.to_json())
     if as_json:
         typer.echo(evidence.to_json().decode(), nl=False)
-        return
-    print_audit(plain_console(highlight=False), evidence, places)
+    else:
+        print_audit(plain_console(highlight=False), evidence, places)
+    if evidence.headline.epsilon > evidence.claimed:
+        raise typer.Exit(1)
 
 
 def _require_free(place: Path) -> None:

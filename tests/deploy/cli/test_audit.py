@@ -57,6 +57,12 @@ def test_a_study_s_folder_is_audited_and_the_evidence_attached(app, folder) -> N
         run(app, folder, "--attach", folder)
 
 
+def test_a_refuted_claim_is_told_by_the_exit_code(app, folder, monkeypatch) -> None:
+    monkeypatch.setattr(AuditEvidence, "claimed", 0.001)
+    told = run(app, folder, "--canaries", 60)
+    assert told.exit_code == 1 and "THE CLAIM IS REFUTED" in told.stdout
+
+
 def test_a_study_toml_is_audited_before_there_is_a_study(tmp_path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
     manifest = read_subject(tmp_path / "study.toml", lambda doing: None)
