@@ -12,11 +12,12 @@ from ...common.crypto.identity import sha256
 from ...common.data.quarantine import Quarantine
 from ...common.data.record import Record
 from ...common.data.records import RecordChecks, parsed
+from ...common.data.text_lengths import text_of
 from ...common.errors import DataError, StorageError
 from ...common.sources.identifiers import canonical
 from ...common.sources.source import DataSource, read_rows
 from .notes_file import PARQUET, about_path
-from .overlap import WORDS, Nearness, Overlap, cut_to, text_of
+from .overlap import WORDS, Nearness, Overlap, cut_to
 
 QUANTILES: Final = (0.5, 0.9, 0.99, 1.0)
 # The chance at which notes are called nearer than unseen ones; a third of it for each of the three measures.

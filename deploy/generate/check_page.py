@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import resources
 from typing import Final
 
 from .check import MEASURES, QUANTILES, Beyond, Checked
@@ -43,21 +42,18 @@ def lines(checked: Checked) -> Iterator[str]:
 
 def render(checked: Checked, *, written: datetime) -> str:
     """One page that loads nothing from elsewhere and runs no script; no word of a note or a record is in it."""
-    from ...server.report.page import environment
+    from ...server.report.page import rendered
 
-    template = resources.files(__package__).joinpath("check.html").read_text(encoding="utf-8")
-    return (
-        environment(autoescape=True)
-        .from_string(template)
-        .render(
-            checked=checked,
-            written=f"{written:%Y-%m-%d %H:%M} UTC",
-            alone=ALONE,
-            reading=READING,
-            compared=_compared(checked),
-            columns=COLUMNS,
-            measures=list(_measures(checked)),
-        )
+    return rendered(
+        __package__,
+        "check.html",
+        checked=checked,
+        written=written,
+        alone=ALONE,
+        reading=READING,
+        compared=_compared(checked),
+        columns=COLUMNS,
+        measures=list(_measures(checked)),
     )
 
 

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.data.record import Chat, Content, PromptCompletion, Text
+from ...common.data.record import Content
+from ...common.data.text_lengths import text_of
 
 WORDS: Final = 5  # of a shingle (Broder 1997, "On the resemblance and containment of documents")
 _WORD: Final = re.compile(r"\w+")
@@ -93,18 +94,6 @@ class Overlap:
         fresh = np.concatenate([[True], (places[1:] != places[:-1] + 1) | begins[places[1:]]])
         lengths = np.diff(np.append(np.flatnonzero(fresh), len(places))) + WORDS - 1
         np.maximum.at(longest, self._note_of[places[fresh]], lengths)
-
-
-def text_of(content: Content) -> str:
-    """All that a record says."""
-    match content:
-        case Text(text=text):
-            return text
-        case PromptCompletion(prompt=prompt, completion=completion):
-            return f"{prompt}\n{completion}"
-        case Chat(messages=messages):
-            return "\n".join(turn.content for turn in messages)
-    return ""
 
 
 def cut_to(text: str, other: str) -> str:

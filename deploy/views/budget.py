@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import resources
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any, Final
@@ -109,32 +108,27 @@ def render_budget(
     """One page that loads nothing from elsewhere and runs no script; its links start from the folder ``beside``."""
     # Imported here: they load jinja2 and numpy, which the terminal does not need.
     from ...server.report.glossary import glossary
-    from ...server.report.page import environment
+    from ...server.report.page import rendered
     from ...server.report.rounding import odds_factor
 
-    template = resources.files(__package__).joinpath("budget.html").read_text(encoding="utf-8")
     terms = glossary(private=True)
-    return (
-        environment(autoescape=True)
-        .from_string(template)
-        .render(
-            site=site,
-            written=f"{written:%Y-%m-%d %H:%M} UTC",
-            budgets=[(statement, bars(statement)) for statement in statements],
-            studies=studies,
-            links={
-                study: quote(Path(os.path.relpath(known.report, beside)).as_posix())
-                for study, known in studies.items()
-                if known.report is not None
-            },
-            odds={
-                statement.asset.name: odds_factor(statement.asset.limit.epsilon / TRILLION) for statement in statements
-            },
-            glossary={term: terms[term] for term in _TERMS},
-            shown=shown_up,
-            nothing=NOTHING,
-            notes=[EMPTY] if not statements else [RESERVED, *([DISJOINT] if len(statements) > 1 else [])],
-        )
+    return rendered(
+        __package__,
+        "budget.html",
+        site=site,
+        written=written,
+        budgets=[(statement, bars(statement)) for statement in statements],
+        studies=studies,
+        links={
+            study: quote(Path(os.path.relpath(known.report, beside)).as_posix())
+            for study, known in studies.items()
+            if known.report is not None
+        },
+        odds={statement.asset.name: odds_factor(statement.asset.limit.epsilon / TRILLION) for statement in statements},
+        glossary={term: terms[term] for term in _TERMS},
+        shown=shown_up,
+        nothing=NOTHING,
+        notes=[EMPTY] if not statements else [RESERVED, *([DISJOINT] if len(statements) > 1 else [])],
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import resources
 from typing import Any, Final
 
 from rich.console import Console
@@ -81,30 +80,27 @@ def print_data(console: Console, report: DataReport) -> None:
 
 def render_data(report: DataReport, *, site: str, written: datetime) -> str:
     """One page that loads nothing from elsewhere and runs no script."""
-    from ...server.report.page import environment  # loads jinja2 and numpy, which the terminal does not need
+    from ...server.report.page import rendered  # loads jinja2 and numpy, which the terminal does not need
 
-    template = resources.files(__package__).joinpath("data.html").read_text(encoding="utf-8")
-    return (
-        environment(autoescape=True)
-        .from_string(template)
-        .render(
-            site=site,
-            written=f"{written:%Y-%m-%d %H:%M} UTC",
-            report=report,
-            alone=ALONE,
-            facts=facts(report),
-            charts={title: columns(spread) for title, spread in spreads(report).items()},
-            windows_title=windows_title(report),
-            windows=window_rows(report),
-            prompts=_prompts(report),
-            buckets=bucket_rows(report),
-            step=step_facts(report),
-            machine_title=MACHINE,
-            findings=list(findings(report)),
-            width=_WIDTH,
-            height=_HEIGHT,
-            bottom=_HEIGHT - _BELOW,
-        )
+    return rendered(
+        __package__,
+        "data.html",
+        site=site,
+        written=written,
+        report=report,
+        alone=ALONE,
+        facts=facts(report),
+        charts={title: columns(spread) for title, spread in spreads(report).items()},
+        windows_title=windows_title(report),
+        windows=window_rows(report),
+        prompts=_prompts(report),
+        buckets=bucket_rows(report),
+        step=step_facts(report),
+        machine_title=MACHINE,
+        findings=list(findings(report)),
+        width=_WIDTH,
+        height=_HEIGHT,
+        bottom=_HEIGHT - _BELOW,
     )
 
 

@@ -3,8 +3,9 @@
 import functools
 import html
 import re
+from datetime import datetime
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -64,6 +65,13 @@ def markdown(text: str) -> str:
     \\*\\*ε = 0\\.01\\*\\* \\!\\[ok\\](http\\:\\/\\/a\\.b)
     """
     return html.escape(_MARKDOWN.sub(r"\\\1", text), quote=False)
+
+
+def rendered(package: str, name: str, *, written: datetime, **values: Any) -> str:
+    """A page by the template ``name`` of another room, with the filters of this one; ``written`` is in UTC."""
+    template = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    page = environment(autoescape=True).from_string(template)
+    return page.render(written=f"{written:%Y-%m-%d %H:%M} UTC", **values)
 
 
 @functools.cache
