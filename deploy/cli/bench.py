@@ -190,6 +190,10 @@ def utility(
     config: Annotated[
         Path | None, typer.Option(help="A study's TOML file: its model, data, privacy, training and secagg, but for ε.")
     ] = None,
+    levers: Annotated[
+        Path | None,
+        typer.Option(help="TOML: of each lever by its name, the tables that it changes; each is tried, too."),
+    ] = None,
     ways: Annotated[
         str,
         typer.Option(metavar="WAY,WAY", help="Of: pooled,distributed,local,alone,noise-off,no-privacy; or all."),
@@ -211,6 +215,7 @@ def utility(
     from ...common.schema import read_toml
     from ..bench.utility.bench import UtilityBench
     from ..bench.utility.grid import Grid
+    from ..bench.utility.levers import Levers
     from ..bench.utility.table import markdown
 
     grid = Grid.read(
@@ -224,8 +229,7 @@ def utility(
     )
     measured = UtilityBench(
         output=output,
-        runs=tuple(grid.runs()),
-        tables={} if config is None else read_toml(config),
+        jobs=Levers.read(levers, {} if config is None else read_toml(config)).jobs(tuple(grid.runs())),
         processes=processes,
         devices=tuple(device.split(",")),
     )

@@ -7,15 +7,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ....common.durations import duration
-from ....common.errors import GrandRoundsError, ModelError, StoppedError
+from ....common.errors import GrandRoundsError, ModelError, StoppedError, StudyError
 from ....common.model.devices import PROCESSORS
 from ....common.system.files import write_atomically
+from .levers import Job
 from .row import Row, RowFile, Subject
 from .table import as_csv, markdown
-from .ways import Run
 
 ROWS: Final = "rows.jsonl"
 TABLE: Final = "table.md"
@@ -26,11 +26,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class UtilityBench:
-    """What is run: ``runs``, with what the ``tables`` of a study's file say of training, into the folder ``output``."""
+    """What is run: ``jobs``, in this order, into the folder ``output``."""
 
     output: Path
-    runs: Sequence[Run]
-    tables: Mapping[str, Any]
+    jobs: Sequence[Job]
     processes: int = 1
     devices: Sequence[str] = (PROCESSORS,)
 
@@ -40,24 +39,30 @@ class UtilityBench:
         Raises StudyError before anything is run; StorageError; StoppedError when it is interrupted; and, when all else
         is done, ModelError where runs failed, each of which was told.
         """
-        subjects = {run: Subject.of(run, run.case.read(self.tables)[0]) for run in self.runs}
+        subjects = {job: job.subject for job in self.jobs}
+        if len(set(subjects.values())) < len(subjects):
+            raise StudyError(
+                "two of the settings to compare are the same",
+                why="a lever that changes nothing would be compared with itself",
+                fix="leave out of --levers what the configuration says already",
+            )
         file = RowFile.create(self.output / ROWS)
         rows = file.read()
         done = {row.subject for row in rows}
-        missing = {run: subject for run, subject in subjects.items() if subject not in done}
+        missing = {job: subject for job, subject in subjects.items() if subject not in done}
         tell(f"{len(subjects)} runs, of which {len(subjects) - len(missing)} are done")
-        failed: list[Run] = []
+        failed: list[Job] = []
         try:
-            for run, found in self._attempts(missing):
+            for job, found in self._attempts(missing):
                 if isinstance(found, str):
-                    failed.append(run)
-                    tell(f"{run}: {found}")
+                    failed.append(job)
+                    tell(f"{job}: {found}")
                     continue
                 file.add(found)
                 rows.append(found)
                 self._write_tables(rows)
-                del missing[run]
-                tell(_line(run, found, left=len(missing) - len(failed), processes=self.processes))
+                del missing[job]
+                tell(_line(job, found, left=len(missing) - len(failed), processes=self.processes))
         except KeyboardInterrupt:
             raise StoppedError(
                 f"stopped; {len(rows)} rows are whole in {file.path}",
@@ -78,12 +83,12 @@ class UtilityBench:
             )
         return [row for row in rows if row.subject in set(subjects.values())]
 
-    def _attempts(self, missing: Mapping[Run, Subject]) -> Iterator[tuple[Run, Row | str]]:
+    def _attempts(self, missing: Mapping[Job, Subject]) -> Iterator[tuple[Job, Row | str]]:
         """What came of each run, as soon as it is over."""
         # A fork would copy the locks of torch's threads; and a process for each run gives its memory back.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.processes, mp_context=context, max_tasks_per_child=1) as pool:
-            futures = {pool.submit(attempt, self, run, subject): run for run, subject in missing.items()}
+            futures = {pool.submit(attempt, self, job, subject): job for job, subject in missing.items()}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
@@ -96,7 +101,7 @@ class UtilityBench:
         write_atomically(self.output / CSV, as_csv(rows).encode())
 
 
-def attempt(bench: UtilityBench, run: Run, subject: Subject) -> Row | str:
+def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:
     """The row of a run, or why it failed, in words: an error of ours does not survive the way between processes."""
     import torch
 
@@ -106,17 +111,17 @@ def attempt(bench: UtilityBench, run: Run, subject: Subject) -> Row | str:
     workplace = Workplace(
         folder=bench.output / "runs" / subject.folder,
         devices=bench.devices,
-        tell=lambda line: print(f"  {run}: {line}", file=sys.stderr, flush=True),
+        tell=lambda line: print(f"  {job}: {line}", file=sys.stderr, flush=True),
     )
     try:
-        return perform(run, bench.tables, workplace)
+        return perform(job.run, job.tables, workplace)
     except GrandRoundsError as error:
         return error.diagnostics()
 
 
-def _line(run: Run, row: Row, *, left: int, processes: int) -> str:
+def _line(job: Job, row: Row, *, left: int, processes: int) -> str:
     after = "not finite" if row.perplexity_after is None else f"{row.perplexity_after:g}"
     return (
-        f"{run}: perplexity {row.perplexity_before:g} → {after}, F1 {row.f1_before:.2f} → {row.f1_after:.2f}, in "
+        f"{job}: perplexity {row.perplexity_before:g} → {after}, F1 {row.f1_before:.2f} → {row.f1_after:.2f}, in "
         f"{duration(row.seconds)}; {left} left, about {duration(left * row.seconds / processes)}"
     )

@@ -49,6 +49,11 @@ class Subject(Section):
         )
 
     @property
+    def case(self) -> tuple[object, ...]:
+        """Whose patients, and where: what runs that are compared share."""
+        return self.sites, self.patients, self.split, self.seed
+
+    @property
     def folder(self) -> str:
         """A folder's name for the run."""
         claim = "" if self.epsilon is None else f"-{self.epsilon:g}"

@@ -4,12 +4,12 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from ....common.schema import as_toml
+from .paired import against_pooled, lever_cells, levers, said
 from .row import Row
 from .ways import WAYS
 
@@ -28,7 +28,6 @@ _HEAD: Final = [
     "F1 after",
     "ledger",
 ]
-_CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class Line:
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """The lines of a table of rows that share their settings, in the order of the ways."""
-    without_noise = {_case(row): row.perplexity_after for row in rows if row.way == "noise-off"}
+    without_noise = {row.case: row.perplexity_after for row in rows if row.way == "noise-off"}
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         order = (row.sites, row.patients, row.split, WAYS.index(row.way), row.epsilon or 0, row.noise_over_claimed or 0)
@@ -92,7 +91,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             rows=group,
             before=Mean.of([row.perplexity_before for row in group]),
             after=Mean.of([row.perplexity_after for row in group]),
-            share=Mean.of([share_kept(row, without_noise.get(_case(row))) for row in group]),
+            share=Mean.of([share_kept(row, without_noise.get(row.case)) for row in group]),
             f1_before=Mean.of([row.f1_before for row in group]),
             f1_after=Mean.of([row.f1_after for row in group]),
         )
@@ -111,48 +110,33 @@ def share_kept(row: Row, without_noise: float | None) -> float | None:
     return math.log(before / after) / math.log(before / without_noise)
 
 
-def against_pooled(rows: Sequence[Row]) -> Iterator[str]:
-    """In words: by how much a federation's log-perplexity exceeds that of all patients at one site, seed by seed.
-
-    With the t-interval of the mean of the paired differences; of fewer than two pairs nothing is said.
-    """
-    from scipy.stats import t
-
-    pooled = {(_case(row), row.epsilon): row.perplexity_after for row in rows if row.way == "pooled"}
-    for line in lines_of(rows):
-        first, differences = line.rows[0], list[float]()
-        for row in line.rows:
-            other = pooled.get((_case(row), row.epsilon))
-            if row.way == "distributed" and other and row.perplexity_after:
-                differences.append(math.log(row.perplexity_after / other))
-        mean = Mean.of(differences)
-        if mean.mean is None or mean.standard_error is None:
-            continue
-        half = float(t.ppf((1 + _CONFIDENCE) / 2, mean.count - 1)) * mean.standard_error
-        yield (
-            f"Distributed against pooled, {first.sites} sites, {first.patients} patients ({first.split}), "
-            f"ε = {first.epsilon:g}, noise {first.noise_over_claimed:g} × claimed: ln perplexity {mean.mean:+.3f}, "
-            f"95 % t-interval {mean.mean - half:+.3f} to {mean.mean + half:+.3f} ({mean.count} seeds)."
-        )
-
-
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each of the settings, with what in them is no default, and which programs made the rows."""
+    """A table for each of the settings, with what in them is no default, and which programs made the rows.
+
+    Settings that were only tried beside the first ones, seed by seed, are lines of one table, the last.
+    """
+    groups = _by(rows, lambda row: row.settings)
+    tried = list(levers(list(groups.values())))
+    beside = {lever.settings for lever in tried}
     parts = []
-    for settings, group in _by(rows, lambda row: row.settings).items():
-        stated = "; ".join(
-            f"{section}.{name} = {as_toml(value)}"
-            for section, said in group[0].stated.items()
-            for name, value in said.items()
-        )
+    for settings, group in groups.items():
+        if settings in beside:
+            continue
         programs = sorted({f"{row.version} ({row.program[:8]})" for row in group})
-        body = [_HEAD, ["---"] * len(_HEAD), *map(_cells, lines_of(group))]
         parts += [
-            f"Settings {settings[:8]}: {stated}. Program {', '.join(programs)}.",
-            "\n".join(f"| {' | '.join(cells)} |" for cells in body),
+            f"Settings {settings[:8]}: {'; '.join(said(group[0].stated))}. Program {', '.join(programs)}.",
+            table([_HEAD, *map(_cells, lines_of(group))]),
             *against_pooled(group),
         ]
+    if tried:
+        parts += [f"Levers: what else was tried, beside settings {rows[0].settings[:8]}.", table(lever_cells(tried))]
     return "\n\n".join(parts) + "\n"
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    """As Markdown; the first line is the head."""
+    head, *body = cells
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -188,10 +172,6 @@ def _cells(line: Line) -> list[str]:
         line.f1_after.shown(".2f"),
         line.ledger,
     ]
-
-
-def _case(row: Row) -> tuple[object, ...]:
-    return row.sites, row.patients, row.split, row.seed
 
 
 def _by(rows: Sequence[Row], key: Callable[[Row], str]) -> Mapping[str, list[Row]]:

@@ -20,8 +20,8 @@ NOISY: Final = frozenset[Way](("pooled", "distributed", "local", "alone"))
 CENTRAL: Final = frozenset[Way](("pooled", "alone"))
 
 # What a benchmark takes from a study's file; sites, ε, trust and noise are what it compares.
-_SECTIONS: Final = ("model", "data", "training", "secagg")
-_COMPARED: Final = frozenset(("target_epsilon", "noise_multiplier", "noise", "trust"))
+SECTIONS: Final = ("model", "data", "training", "secagg")
+COMPARED: Final = frozenset(("target_epsilon", "noise_multiplier", "noise", "trust"))
 # Times the clipping norm is as good as none. Were it larger, integers would be too coarse for most gradients.
 _UNCLIPPED: Final = 32.0
 
@@ -54,7 +54,7 @@ class Case:
         """
         privacy = tables.get("privacy", {})
         if isinstance(privacy, Mapping):  # what is no table is refused with the rest
-            privacy = {name: value for name, value in privacy.items() if name not in _COMPARED}
+            privacy = {name: value for name, value in privacy.items() if name not in COMPARED}
         simulation = {
             "builtin_sites": self.sites,
             "builtin_patients": self.patients // self.sites,
@@ -62,7 +62,7 @@ class Case:
             "builtin_seed": self.seed,
             "dropouts": (NO_DROPOUT,),
         }
-        fields = {name: tables[name] for name in _SECTIONS if name in tables}
+        fields = {name: tables[name] for name in SECTIONS if name in tables}
         return read_simulation({**fields, "privacy": privacy, "simulation": simulation})
 
 

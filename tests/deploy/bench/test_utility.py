@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import known
+from grandrounds.deploy.bench.utility.bench import UtilityBench
 from grandrounds.deploy.bench.utility.central import Central
 from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
 from grandrounds.deploy.bench.utility.grid import Grid
+from grandrounds.deploy.bench.utility.levers import Levers
 from grandrounds.deploy.bench.utility.perform import Workplace, measured
 from grandrounds.deploy.bench.utility.row import RowFile
 from grandrounds.deploy.bench.utility.table import as_csv, lines_of, markdown, share_kept
@@ -61,7 +64,7 @@ def test_runs_with_another_noise_or_other_settings_share_no_line() -> None:
     rows = [
         row("distributed", 10.0, noise_over_claimed=1.29),
         row("distributed", 9.0, noise_over_claimed=1.12),
-        row("distributed", 8.0, settings="ef" * 32),
+        row("distributed", 8.0, seed=2, settings="ef" * 32),
     ]
     assert [len(line.rows) for line in lines_of(rows[:2])] == [1, 1]
     text = markdown(rows)
@@ -75,6 +78,69 @@ def test_the_difference_from_pooled_training_has_the_t_interval_of_paired_seeds(
     mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(3)
     low, high = mean - 4.302653 * error, mean + 4.302653 * error  # Student's t with 2 degrees of freedom, 97.5 %
     assert f"{mean:+.3f}, 95 % t-interval {low:+.3f} to {high:+.3f} (3 seeds)" in markdown(rows)
+
+
+def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_intervals() -> None:
+    rows = [row("distributed", 10.0, seed=seed) for seed in range(3)]
+    rank = {"settings": "ef" * 32, "stated": {"training": {"learning_rate": 2.4}, "model": {"rank": 4}}}
+    rows += [row("distributed", after, seed=seed, **rank) for seed, after in enumerate((11.0, 12.0, 10.0))]
+    rate = {"settings": "fe" * 32, "stated": {"training": {"learning_rate": 1.2}}}
+    rows += [row("distributed", 9.0, **rate, seed=1)]
+    text = markdown(rows)
+    assert text.count("Settings ") == 1 and text.index("learning_rate = 1.2") < text.index("| model.rank = 4")
+    differences = [math.log(1.1), math.log(1.2), 0.0]
+    mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(3)
+    low, high = mean - 4.302653 * error, mean + 4.302653 * error
+    assert f"| 3 | 10.97 | 10.00 | {mean:+.3f} | {low:+.3f} to {high:+.3f} |" in text
+    assert f"| 1 | 9.00 | 10.00 | {math.log(0.9):+.3f} | – |" in text
+
+
+def test_settings_without_a_run_of_the_first_beside_each_have_a_table_of_their_own() -> None:
+    first, other = row("distributed", 10.0), {"settings": "ef" * 32, "stated": {}}
+    for beside in ([row("distributed", 9.0, seed=2, **other)], [row("noise-off", 9.0, **other)]):
+        text = markdown([first, *beside])
+        assert text.count("Settings ") == 2 and "Levers" not in text
+    assert "Levers" in markdown([first, row("distributed", 9.0, **other)])
+    unfinished = markdown([first, row("distributed", None, **other)])
+    assert "Levers" not in unfinished and "| – |" in unfinished
+
+
+def test_every_lever_is_tried_with_each_run_in_the_place_of_what_the_configuration_says(tmp_path: Path) -> None:
+    file, given = tmp_path / "levers.toml", {"model": {"rank": 2}, "training": {"learning_rate": 1.0}}
+    file.write_text("[wider]\nmodel.rank = 4\n[clipped]\nprivacy.clipping = 'auto'\n")
+    runs = [Run(way="distributed", epsilon=4.0, case=replace(CASE, seed=seed)) for seed in (1, 2)]
+    jobs = Levers.read(file, given).jobs(runs)
+    names = [None, "wider", "clipped"]
+    assert [(job.run.case.seed, job.lever) for job in jobs] == [(seed, name) for seed in (1, 2) for name in names]
+    studies = [job.run.case.read(job.tables)[0] for job in jobs[:3]]
+    assert [study.model.rank for study in studies] == [2, 4, 2]
+    assert {study.training.learning_rate for study in studies} == {1.0}
+    assert [study.privacy.clipping for study in studies] == ["norm", "norm", "auto"]
+    assert len({job.subject for job in jobs}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("rank = 4", "rank is no table"),
+        ("[wider]\nrank = 4", "wider is no table"),
+        ("[wider]\nsites = { number = 4 }", "wider has sites"),
+        ("[private]\nprivacy = { target_epsilon = 8, noise = false }", "privacy.target_epsilon, privacy.noise"),
+    ],
+)
+def test_a_lever_that_would_be_left_out_of_account_is_refused(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "levers.toml").write_text(text)
+    with pytest.raises(StudyError, match=named):
+        Levers.read(tmp_path / "levers.toml", {})
+
+
+def test_a_lever_that_changes_nothing_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "levers.toml").write_text("[same]\nmodel = { rank = 2 }")
+    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
+    jobs = Levers.read(tmp_path / "levers.toml", {"model": {"rank": 2}}).jobs(runs)
+    with pytest.raises(StudyError, match="the same"):
+        UtilityBench(output=tmp_path / "out", jobs=jobs).run(print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_csv_has_means_beside_their_standard_errors() -> None:

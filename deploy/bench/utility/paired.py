@@ -1,0 +1,154 @@
+"""Comparisons seed by seed: a federation with pooled training, and settings with those that they were tried beside."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Final, Self
+
+from ....common.schema import as_toml
+from .row import Row
+
+_CONFIDENCE: Final = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """The mean of ``count`` paired differences of log-perplexity, and half of its 95 % t-interval: None of one pair."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> Self:
+        """Of one pair or more (Student 1908).
+
+        >>> found = Paired.of([0.0, 0.1])
+        >>> f"{found.mean:.3f} {found.half:.3f}"
+        '0.050 0.635'
+        """
+        from scipy.stats import t
+
+        count, half = len(differences), None
+        if count > 1:
+            half = float(t.ppf((1 + _CONFIDENCE) / 2, count - 1)) * stdev(differences) / math.sqrt(count)
+        return cls(mean=fmean(differences), half=half, count=count)
+
+    @property
+    def interval(self) -> str:
+        """As people read it."""
+        return "–" if self.half is None else f"{self.mean - self.half:+.3f} to {self.mean + self.half:+.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lever:
+    """Settings beside the first ones, in one way of training: ``changed`` says in what they differ.
+
+    ``row`` is one of their runs; ``perplexity`` and ``first`` are geometric means over the seeds that both have.
+    """
+
+    settings: str
+    changed: str
+    row: Row
+    perplexity: float
+    first: float
+    difference: Paired
+
+
+def against_pooled(rows: Sequence[Row]) -> Iterator[str]:
+    """In words: by how much a federation's log-perplexity exceeds that of all patients at one site, seed by seed.
+
+    With the t-interval of the mean of the paired differences; of fewer than two pairs nothing is said.
+    """
+    pooled = {(row.case, row.epsilon): row for row in rows if row.way == "pooled"}
+    for group in _alike([row for row in rows if row.way == "distributed"]):
+        differences = _differences([(row, pooled.get((row.case, row.epsilon))) for row in group])
+        if len(differences) < 2:
+            continue
+        first, found = group[0], Paired.of(differences)
+        yield (
+            f"Distributed against pooled, {first.sites} sites, {first.patients} patients ({first.split}), "
+            f"ε = {first.epsilon:g}, noise {first.noise_over_claimed:g} × claimed: ln perplexity {found.mean:+.3f}, "
+            f"95 % t-interval {found.interval} ({found.count} seeds)."
+        )
+
+
+def levers(groups: Sequence[Sequence[Row]]) -> Iterator[Lever]:
+    """Of rows by their settings, those settings that were tried beside the first ones and not for themselves.
+
+    So are all whose every run has one of the first settings to be held against, and that have none without noise,
+    which says how much of a gain is kept.
+    """
+    if not groups:
+        return
+    first, *others = groups
+    against = {(row.way, row.case, row.epsilon): row for row in first}
+    for group in others:
+        pairs = [(row, other) for row in group if (other := against.get((row.way, row.case, row.epsilon)))]
+        if len(_differences(pairs)) < len(group) or any(row.way == "noise-off" for row in group):
+            continue
+        for rows in _alike(group):
+            beside = [(row, other) for row, other in pairs if row in rows]
+            yield Lever(
+                settings=group[0].settings,
+                changed=changed(first[0].stated, group[0].stated),
+                row=rows[0],
+                perplexity=_geometric_mean([row for row, _ in beside]),
+                first=_geometric_mean([other for _, other in beside]),
+                difference=Paired.of(_differences(beside)),
+            )
+
+
+def lever_cells(tried: Sequence[Lever]) -> list[list[str]]:
+    """The lines of a table of levers, and its head: the largest gain first."""
+    head = ["what differs", "way", "ε", "sites", "patients", "seeds", "perplexity", "of the first settings"]
+    lines = [[*head, "ln perplexity", "95 % t-interval"]]
+    for lever in sorted(tried, key=lambda lever: lever.difference.mean):
+        row, found = lever.row, lever.difference
+        means = (f"{lever.perplexity:.2f}", f"{lever.first:.2f}", f"{found.mean:+.3f}", found.interval)
+        where = (row.way, "none" if row.epsilon is None else f"{row.epsilon:g}", str(row.sites), str(row.patients))
+        lines.append([lever.changed, *where, str(found.count), *means])
+    return lines
+
+
+def said(stated: Mapping[str, Any]) -> list[str]:
+    """What is stated of settings, each as a study's file would have it."""
+    return [f"{name} = {as_toml(value)}" for name, value in _flat(stated).items()]
+
+
+def changed(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What the ``other`` settings state otherwise than the ``first``; what they leave out is the study's default.
+
+    >>> changed({"model": {"rank": 1}, "training": {"rounds": 4}}, {"model": {"rank": 4}})
+    'model.rank = 4; training.rounds by default'
+    """
+    before, after = _flat(first), _flat(other)
+    new = [f"{name} = {as_toml(value)}" for name, value in after.items() if before.get(name) != value]
+    return "; ".join([*new, *(f"{name} by default" for name in before if name not in after)])
+
+
+def _flat(stated: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, fields in stated.items() for name, value in fields.items()}
+
+
+def _differences(pairs: Sequence[tuple[Row, Row | None]]) -> list[float]:
+    """Of log-perplexity, of those pairs that are whole and came to figures."""
+    return [
+        math.log(row.perplexity_after / other.perplexity_after)
+        for row, other in pairs
+        if other is not None and row.perplexity_after and other.perplexity_after
+    ]
+
+
+def _geometric_mean(rows: Sequence[Row]) -> float:
+    return math.exp(fmean(math.log(row.perplexity_after) for row in rows if row.perplexity_after))
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in their seeds alone."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.way, row.sites, row.patients, row.split, row.epsilon, row.noise_over_claimed].append(row)
+    return list(groups.values())
