@@ -11,7 +11,7 @@ from .options import ConfigOption, StudyCommand, named
 
 if TYPE_CHECKING:
     from ...common.study.study import Study
-    from ..bench.utility.scaling import Needed
+    from ..bench.utility.scaling import Forecast
 
 _PANEL = "Data and model"
 
@@ -67,7 +67,8 @@ def plan(
         typer.Option("--no-benchmark", help="Load no model: no gradient norms, no hours.", rich_help_panel=_PANEL),
     ] = False,
     results: Annotated[
-        Path | None, typer.Option(help="rows.jsonl of `bench utility`, by which --quality is answered.")
+        Path | None,
+        typer.Option(help="rows.jsonl of `bench utility`: what perplexity to expect, by what was measured."),
     ] = None,
     quality: Annotated[
         float | None, typer.Option(min=1, help="A perplexity: how many patients does it take at the target epsilon?")
@@ -92,7 +93,7 @@ def plan(
     if output is not None:
         _require_free(output)
     study, simulation = read_simulation(tables)
-    needed = _needed(study, results, quality)
+    forecast = _forecast(study, results, quality)
     require_unprotected(public_text, public_text_kind)
     text = None if sweep is None else require_public(public_text, public_text_kind)
     grid = None if sweep is None else Grid.read(sweep)
@@ -123,7 +124,7 @@ def plan(
         chosen = "" if swept is None else swept.chosen
         write_atomically(output, study_file(planned, study, simulation, chosen).encode())
     if as_json:
-        found = {"needed": None if needed is None else asdict(needed)}
+        found = {"forecast": None if forecast is None else asdict(forecast)}
         found["sweep"] = None if swept is None else swept.figures
         typer.echo(json.dumps({**asdict(planned), "study": planned.study.model_dump(mode="json"), **found}))
         return
@@ -133,25 +134,25 @@ def plan(
 
         print_sweep(console, swept)
     print_plan(console, planned, output)
-    for line in () if needed is None else needed.lines():
+    for line in () if forecast is None else forecast.lines():
         console.print(f"\n{line}")
 
 
-def _needed(study: "Study", results: Path | None, quality: float | None) -> "Needed | None":
-    """What the quality takes that was asked for, before anything is computed. Raises StudyError and StorageError."""
+def _forecast(study: "Study", results: Path | None, quality: float | None) -> "Forecast | None":
+    """What the results say of the study, before anything is computed. Raises StudyError and StorageError."""
     from ...common.errors import StudyError
     from ..bench.utility.row import RowFile
-    from ..bench.utility.scaling import Needed
+    from ..bench.utility.scaling import Forecast
 
-    if results is None and quality is None:
-        return None
-    if results is None or quality is None:
+    if results is not None:
+        return Forecast.of(RowFile(results).read(), study, perplexity=quality)
+    if quality is not None:
         raise StudyError(
-            "--results and --quality are given one without the other",
-            why="a quality is read from what was measured, and a measurement answers a question",
+            "--quality is given without --results",
+            why="a quality is read from what was measured",
             fix="give both: --results rows.jsonl --quality 10",
         )
-    return Needed.of(RowFile(results).read(), study, perplexity=quality)
+    return None
 
 
 def _sites(sites: int | None, nominal_units: list[str]) -> list[dict[str, Any]]:

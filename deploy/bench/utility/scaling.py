@@ -11,6 +11,7 @@ import numpy as np
 from ....common.errors import StudyError
 from ....common.schema import known
 from ....common.study.study import DEFAULT_TARGET_EPSILON, Study
+from .paired import said
 from .row import Row
 
 _CONFIDENCE: Final = 0.95
@@ -62,15 +63,34 @@ class PowerLaw:
             range=(min(seen), max(seen)),
         )
 
+    def expected(self, seen: float) -> tuple[float, float, float]:
+        """The perplexity that one more run at ``seen`` comes to: the line, between the ends of a 95 % interval for it.
+
+        As for any prediction of a single run, its own deviation is added to the line's (Student's t).
+
+        >>> low, line, high = PowerLaw.fit([100, 200, 400, 800], [16.5, 8.0, 4.0, 2.0]).expected(400)
+        >>> low < line < high, round(line)
+        (True, 4)
+        """
+        distance = math.log(seen) - self.centre
+        half = self._quantile * math.sqrt(1 + 1 / self.count + distance**2 / self.spread)
+        line = self.level + self.slope * math.log(seen)
+        return math.exp(line - half), math.exp(line), math.exp(line + half)
+
+    @property
+    def _quantile(self) -> float:
+        """Student's, of a 95 % interval, times a run's deviation."""
+        from scipy.stats import t
+
+        return float(t.ppf((1 + _CONFIDENCE) / 2, self.count - 2)) * self.deviation
+
     def needed(self, perplexity: float) -> tuple[float, float, float]:
         """The patients × rounds at which the line is at ``perplexity``, between the ends of their 95 % interval.
 
         The interval has every number at which the line could be there, by its own t-interval (Fieller 1954). Raises
         StudyError where the runs do not show that more patients help: then nothing bounds it.
         """
-        from scipy.stats import t
-
-        quantile = float(t.ppf((1 + _CONFIDENCE) / 2, self.count - 2)) * self.deviation
+        quantile = self._quantile
         distance = self.level + self.slope * self.centre - math.log(perplexity)
         curvature = self.slope**2 - quantile**2 / self.spread
         if self.slope >= 0 or curvature <= 0:
@@ -87,24 +107,34 @@ class PowerLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needed:
-    """What a ``perplexity`` takes at ``epsilon``: patients in a study's rounds, and sites of its average size.
+class Forecast:
+    """What a study may come to at its ε, by runs of the same trust and ε, which had settings of their own.
 
-    ``patients`` and ``sites`` are the least, the likeliest and the most of a 95 % interval; ``measured`` are the fewest
-    and the most patients × rounds of the ``runs`` that it rests on.
+    Attributes:
+        seen: its patients × rounds, and ``expected`` the perplexity there: the least, the likeliest and the most of a
+            95 % interval for one run.
+        settings: the first numbers of the hash of what the ``runs`` were trained with, and ``stated`` what in that is
+            no default.
+        measured: the fewest and the most patients × rounds of theirs.
+        needed: what a quality takes, where one was asked for.
     """
 
-    perplexity: float
     epsilon: float
-    patients: tuple[int, int, int]
-    sites: tuple[int, int, int]
+    seen: int
+    expected: tuple[float, float, float]
     slope: float
     runs: int
+    settings: str
+    stated: str
     measured: tuple[float, float]
+    needed: "Needed | None"
 
     @classmethod
-    def of(cls, rows: Sequence[Row], study: Study, *, perplexity: float) -> Self:
-        """From the rows of a benchmark that have the study's trust and ε; raises StudyError."""
+    def of(cls, rows: Sequence[Row], study: Study, *, perplexity: float | None = None) -> Self:
+        """From the rows of a benchmark that have the study's trust and ε; of several settings, from the first.
+
+        Raises StudyError.
+        """
         epsilon = study.privacy.target_epsilon or DEFAULT_TARGET_EPSILON
         of_trust = [row for row in rows if row.way == study.privacy.trust and row.perplexity_after is not None]
         fitting = [row for row in of_trust if row.epsilon == epsilon]
@@ -115,36 +145,67 @@ class Needed:
                 why="what patients are worth depends on both",
                 fix=f"plan with --target-epsilon of {found}" if found else "measure it: grandrounds bench utility",
             )
-        if len({_without_rounds(row) for row in fitting}) > 1:
-            raise StudyError(
-                "the rows are of several settings",
-                why="one line through them would be that of none",
-                fix="give each benchmark its own --output",
-            )
+        first = fitting[0]
+        fitting = [row for row in fitting if _without_rounds(row) == _without_rounds(first)]
         law = PowerLaw.fit(
             [row.patients * row.rounds for row in fitting], [known(row.perplexity_after) for row in fitting]
         )
-        low, line, high = (number / study.training.rounds for number in law.needed(perplexity))
-        each = study.total_nominal_units / len(study.sites)
+        seen = study.total_nominal_units * study.training.rounds
         return cls(
-            perplexity=perplexity,
             epsilon=epsilon,
-            patients=_up(low, line, high),
-            sites=_up(low / each, line / each, high / each),
+            seen=seen,
+            expected=law.expected(seen),
             slope=law.slope,
             runs=law.count,
+            settings=first.settings[:8],
+            stated="; ".join(said(first.stated)),
             measured=law.range,
+            needed=None if perplexity is None else Needed.of(law, study, perplexity=perplexity),
         )
 
     def lines(self) -> Sequence[str]:
         """For people."""
-        (low, line, high), (fewest, sites, most) = self.patients, self.sites
+        low, line, high = self.expected
         begin, end = self.measured
+        beyond = "" if begin <= self.seen <= end else "; the study is beyond what was measured"
         return (
-            f"Perplexity {self.perplexity:g} at ε = {self.epsilon:g}: about {line:,} patients ({low:,} to {high:,}), "
-            f"which are {sites:,} sites of this size ({fewest:,} to {most:,}).",
+            f"Perplexity to expect at ε = {self.epsilon:g}: about {line:.2f} ({low:.2f} to {high:.2f}), with "
+            f"{self.seen:,} patients × rounds.",
+            *(() if self.needed is None else self.needed.lines(self.epsilon)),
             f"By {self.runs} runs with {begin:,.0f} to {end:,.0f} patients × rounds, where perplexity goes with their "
-            f"power {self.slope:.2f}. The intervals are of 95 %, for patients and notes like those of the benchmark.",
+            f"power {self.slope:.2f}{beyond}. The intervals are of 95 %, for patients and notes like those of the "
+            f"benchmark, and for its settings {self.settings} ({self.stated}).",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """What a ``perplexity`` takes: patients in a study's rounds, and sites of its average size.
+
+    Each is the least, the likeliest and the most of a 95 % interval.
+    """
+
+    perplexity: float
+    patients: tuple[int, int, int]
+    sites: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, law: PowerLaw, study: Study, *, perplexity: float) -> Self:
+        """Read backwards from a line; raises StudyError."""
+        low, line, high = (number / study.training.rounds for number in law.needed(perplexity))
+        each = study.total_nominal_units / len(study.sites)
+        return cls(
+            perplexity=perplexity,
+            patients=_up(low, line, high),
+            sites=_up(low / each, line / each, high / each),
+        )
+
+    def lines(self, epsilon: float) -> Sequence[str]:
+        """For people."""
+        (low, line, high), (fewest, sites, most) = self.patients, self.sites
+        return (
+            f"Perplexity {self.perplexity:g} at ε = {epsilon:g}: about {line:,} patients ({low:,} to {high:,}), "
+            f"which are {sites:,} sites of this size ({fewest:,} to {most:,}).",
         )
 
 

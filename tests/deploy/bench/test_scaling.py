@@ -8,7 +8,7 @@ from scipy.stats import linregress
 from support.utility_rows import row
 
 from grandrounds.common.errors import StudyError
-from grandrounds.deploy.bench.utility.scaling import Needed, PowerLaw
+from grandrounds.deploy.bench.utility.scaling import Forecast, PowerLaw
 from grandrounds.deploy.bench.utility.ways import Case
 
 
@@ -28,6 +28,17 @@ def test_a_line_through_logarithms_is_read_backwards_with_the_interval_of_its_ow
     assert low < line < high
 
 
+def test_what_one_more_run_comes_to_has_the_prediction_interval_of_a_single_observation() -> None:
+    seen, perplexities = [100, 200, 400, 800, 800], [16.5, 7.7, 4.1, 2.1, 1.9]
+    low, line, high = PowerLaw.fit(seen, perplexities).expected(300)
+    design = np.stack([np.ones(5), np.log(seen)], axis=1)
+    fitted, (squares,), _, _ = np.linalg.lstsq(design, np.log(perplexities), rcond=None)
+    here = np.array([1.0, math.log(300)])
+    variance = squares / 3 * (1 + here @ np.linalg.inv(design.T @ design) @ here)
+    assert math.log(line) == pytest.approx(here @ fitted)
+    assert math.log(high / line) == pytest.approx(math.log(line / low)) == pytest.approx(3.182446 * variance**0.5)
+
+
 def test_patients_are_not_read_from_runs_that_do_not_show_that_more_help() -> None:
     with pytest.raises(StudyError, match="may as well be 0"):
         PowerLaw.fit([100, 200, 400], [5.0, 9.0, 4.9]).needed(3.0)
@@ -41,8 +52,10 @@ def test_patients_are_read_from_runs_of_the_study_s_own_trust_epsilon_and_settin
     for changed, named in (({"target_epsilon": 2.0}, "of 4"), ({"trust": "local"}, "measure it")):
         other = study.model_copy(update={"privacy": study.privacy.model_copy(update=changed)})
         with pytest.raises(StudyError) as refused:
-            Needed.of(rows, other, perplexity=9.0)
+            Forecast.of(rows, other, perplexity=9.0)
         assert named in refused.value.diagnostics()
-    other_settings = row("distributed", 9.0, stated={"training": {"learning_rate": 1.0}})
-    with pytest.raises(StudyError, match="several settings"):
-        Needed.of([*rows, other_settings], study, perplexity=9.0)
+    other_settings = [row("distributed", 1.0, seed=i, stated={"training": {"learning_rate": 1.0}}) for i in range(4)]
+    both = Forecast.of([*rows, *other_settings], study, perplexity=9.0)
+    assert both == Forecast.of(rows, study, perplexity=9.0)
+    assert both.seen == 9 * study.training.rounds and "beyond what was measured" in both.lines()[-1]
+    assert both.needed is not None and both.needed.patients[0] < both.needed.patients[1]

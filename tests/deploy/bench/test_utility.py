@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,9 +83,9 @@ def test_the_difference_from_pooled_training_has_the_t_interval_of_paired_seeds(
 
 def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_intervals() -> None:
     rows = [row("distributed", 10.0, seed=seed) for seed in range(3)]
-    rank = {"settings": "ef" * 32, "stated": {"training": {"learning_rate": 2.4}, "model": {"rank": 4}}}
+    rank: dict[str, Any] = {"settings": "ef" * 32, "stated": {"training": {"learning_rate": 2.4}, "model": {"rank": 4}}}
     rows += [row("distributed", after, seed=seed, **rank) for seed, after in enumerate((11.0, 12.0, 10.0))]
-    rate = {"settings": "fe" * 32, "stated": {"training": {"learning_rate": 1.2}}}
+    rate: dict[str, Any] = {"settings": "fe" * 32, "stated": {"training": {"learning_rate": 1.2}}}
     rows += [row("distributed", 9.0, **rate, seed=1)]
     text = markdown(rows)
     assert text.count("Settings ") == 1 and text.index("learning_rate = 1.2") < text.index("| model.rank = 4")
@@ -96,7 +97,8 @@ def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_inte
 
 
 def test_settings_without_a_run_of_the_first_beside_each_have_a_table_of_their_own() -> None:
-    first, other = row("distributed", 10.0), {"settings": "ef" * 32, "stated": {}}
+    first = row("distributed", 10.0)
+    other: dict[str, Any] = {"settings": "ef" * 32, "stated": {}}
     for beside in ([row("distributed", 9.0, seed=2, **other)], [row("noise-off", 9.0, **other)]):
         text = markdown([first, *beside])
         assert text.count("Settings ") == 2 and "Levers" not in text

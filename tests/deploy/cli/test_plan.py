@@ -110,10 +110,12 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
     assert code == 0, err
     needed = re.search(r"Perplexity 9 at ε = 4: about (\d+) patients \((\d+) to (\d+)\)", out)
     assert needed is not None and "By 4 runs" in out
+    expected = re.search(r"Perplexity to expect at ε = 4: about (\S+) \((\S+) to (\S+)\)", out)
+    assert expected is not None and float(expected[2]) < float(expected[1]) < float(expected[3]) < 11
     line, low, high = map(int, needed.groups())
     assert 120 < low < line < high < 240
     code, _, err = run(["plan", "--no-benchmark", quality[1]])
-    assert code == 1 and "one without the other" in err
+    assert code == 1 and "--quality is given without --results" in err
     for part in (
         "z = 1.2255",
         "q = 0.5",
