@@ -1,4 +1,7 @@
-"""A study's first adapter, where it was made beforehand from public text: a file, which the study names by its hash."""
+"""A study's first adapter, where it was made beforehand: a file, which the study names by its hash.
+
+It is of public text, or what an earlier study left: then this one is its next stage, and each has a claim of its own.
+"""
 
 import json
 from collections.abc import Mapping
@@ -20,19 +23,21 @@ from .study import Study
 BY_HASH: Final = "sha256:"
 
 _WHY: Final = "every site begins with it, and it is what the study's sums are added to"
-_FIX: Final = "make it with `grandrounds adapter prepare`, of the study as it is now"
+_FIX: Final = "make it with `grandrounds adapter prepare` or `adapter continue`, of the study as it is now"
 _MADE: Final = "grandrounds"  # the one entry of the file's metadata, since several would stand in no fixed order
 
 
 class Made(Section):
     """How a first adapter was made: on which base model (``model_folder_sha256``), of which text, called what.
 
-    It is what the maker says: whose text it was, no hash can show.
+    It is what the maker says: whose text it was, no hash can show. Of what an earlier study left, ``study_sha256`` is
+    its manifest's hash, ``text`` its claim, and ``text_sha256`` the hash of the file that it left.
     """
 
     base_sha256: Hex32
     text: Words
     text_sha256: Hex32
+    study_sha256: Hex32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +53,7 @@ class FirstAdapter:
         """The same tensors and words are the same bytes."""
         from safetensors.numpy import save
 
-        text = json.dumps(made.model_dump(), sort_keys=True)
+        text = json.dumps(made.model_dump(exclude_none=True), sort_keys=True)
         return cls(data=save(dict(tensors), metadata={_MADE: text}), tensors=tensors, made=made)
 
     @classmethod
@@ -120,8 +125,23 @@ def with_pinned_adapter(study: Study) -> Study:
     if place is None or place.startswith(BY_HASH):
         return study
     first = FirstAdapter.read(Path(place))
-    pinned = {"first_adapter": f"{BY_HASH}{first.sha256}", "first_text": study.model.first_text or first.made.text}
-    return study.model_copy(update={"model": study.model.model_copy(update=pinned)})
+    made, said = first.made, study.model
+    if said.first_study not in (None, made.study_sha256):
+        raise _unfit(f"{place} is of {_origin(made)}, and the study names {said.first_study} as first_study")
+    if made.study_sha256 is not None and said.first_text not in (None, made.text):
+        raise _unfit(
+            f"{place} is of {_origin(made)}, which first_text would call otherwise", fix="leave first_text out"
+        )
+    pinned = {
+        "first_adapter": f"{BY_HASH}{first.sha256}",
+        "first_text": said.first_text or made.text,
+        "first_study": made.study_sha256,
+    }
+    return study.model_copy(update={"model": said.model_copy(update=pinned)})
+
+
+def _origin(made: Made) -> str:
+    return "public text" if made.study_sha256 is None else f"the study {made.study_sha256}"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

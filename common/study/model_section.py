@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from ..crypto.identity import Hex32
 from ..model.base_model import Precision
 from ..model.lora import FirstA, Kind, Lora
 from ..model.target_layers import ALL_LINEAR
@@ -37,7 +38,7 @@ class ModelSection(Section):
     first_adapter: Annotated[
         FirstFile | None,
         Option(
-            "File of `grandrounds adapter prepare`: A and B of public text, to begin with",
+            "File to begin with: A and B of public text (`adapter prepare`), or a study's (`adapter continue`)",
             metavar="FILE",
             unset="drawn",
             example='"first.safetensors"',
@@ -46,6 +47,10 @@ class ModelSection(Section):
     first_text: Annotated[
         Words | None,
         Help("What that text is; if left out, what the file states", example='"an ontology of diseases"'),
+    ] = None
+    first_study: Annotated[
+        Hex32 | None,
+        Help("Hash of the manifest of the study that it is of; if left out, what the file states", example='"0123…"'),
     ] = None
     target_modules: Annotated[
         TargetModules,

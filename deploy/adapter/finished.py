@@ -59,16 +59,23 @@ class FinishedAdapter:
     case: Case | None
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path, *, manifest_hash: str | None = None) -> Self:
         """The adapter of a study's folder, verified, or that of a folder with an adapter alone.
 
-        Raises StorageError where there is neither; StudyError where it is not what the study left; ModelError where
-        it is no adapter that a study could leave.
+        ``manifest_hash`` is the SHA-256 of the study's manifest, as somebody else vouches for it. Raises StorageError
+        where there is neither; StudyError where it is not what the study left, or that of another study; ModelError
+        where it is no adapter that a study could leave.
         """
         if folder.name == ADAPTER and (folder.parent / MANIFEST).exists():
-            return cls._of_study(folder.parent)
+            return cls._of_study(folder.parent, manifest_hash)
         if (folder / MANIFEST).exists():
-            return cls._of_study(folder)
+            return cls._of_study(folder, manifest_hash)
+        if manifest_hash is not None and folder.is_dir():
+            raise StudyError(
+                f"no study is in {folder}, or beside it",
+                why="whose adapter it is would be shown by the manifest that has the given hash",
+                fix=f"name the study's folder, with its {MANIFEST}; or leave out --manifest-hash",
+            )
         if (folder / Path(CONFIG).name).exists():
             return cls._alone(folder)
         raise StorageError(
@@ -81,9 +88,9 @@ class FinishedAdapter:
         )
 
     @classmethod
-    def _of_study(cls, folder: Path) -> Self:
-        case = Case(evidence=read_evidence(folder), manifest_hash=None)
-        for finding in verdict_on(case, *_CLAIMS).findings:
+    def _of_study(cls, folder: Path, manifest_hash: str | None) -> Self:
+        case = Case(evidence=read_evidence(folder), manifest_hash=manifest_hash)
+        for finding in verdict_on(case, *_CLAIMS, *(["authorship"] if manifest_hash is not None else [])).findings:
             if finding.status is not Status.AGREES:
                 raise StudyError(
                     f"the adapter in {folder} is not shown to be its study's. {finding.claim}: {finding.detail}",
@@ -154,6 +161,16 @@ class FinishedAdapter:
             weights_sha256=sha256(weights),
             case=None,
         )
+
+    def require_claim(self) -> None:
+        """Raises StudyError where there is a study beside the adapter whose claim of privacy does not hold."""
+        for finding in () if self.case is None else verdict_on(self.case, "privacy", "report").findings:
+            if finding.status not in (Status.AGREES, Status.NOTHING):
+                raise StudyError(
+                    f"the claim of the adapter's study is not shown. {finding.claim}: {finding.detail}",
+                    why="what is made of the adapter would carry it on, to people who cannot see the study",
+                    fix="see what `grandrounds verify` says of the study's folder, and get it anew",
+                )
 
     def base_folder(self, given: str | None = None) -> Path:
         """The folder of the base model: ``given`` as a folder or hub name, or where the study has it."""

@@ -1,4 +1,4 @@
-"""``grandrounds adapter``: a first one made of public text; a finished one tried, merged, exported for llama.cpp."""
+"""``grandrounds adapter``: a first one, made or continued; a finished one tried, merged, exported for llama.cpp."""
 
 import json
 import sys
@@ -11,11 +11,12 @@ import typer
 from .terminal import say
 
 if TYPE_CHECKING:
+    from ...common.study.study import Study
     from ..adapter.finished import FinishedAdapter
 
 adapter = typer.Typer(
     name="adapter",
-    help="Make a first adapter of public text; use a finished one, which is compared with its study before.",
+    help="Make a first adapter, of public text or a study's; use a finished one, held against its study.",
     no_args_is_help=True,
 )
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or an adapter's alone.")]
@@ -23,6 +24,7 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Folder or hub name of the base model, if it is not where the study has it."),
 ]
+_NAMED = "its SHA-256 is {}, by which a study that is fixed names it"
 
 
 @adapter.command()
@@ -40,11 +42,62 @@ def prepare(
     ] = 0,
 ) -> None:
     """Make what a study begins with of public text: A, of a core adapter B, and a start that is trained on it."""
-    from ...common.errors import StudyError
     from ...common.system.files import write_atomically
+    from ..views.console import steps as shown
+
+    described, output = _begun(study)
+    with shown() as step:
+        step("loading PyTorch")
+        from ..plan.first_adapter import prepare as prepared
+
+        made = prepared(described, public_text, said=said or public_text.name, steps=steps, tell=step)
+    write_atomically(output, made.first.data)
+    say(
+        [
+            f"{output} is the first adapter, of {made.units} public units: {made.first.made.text}",
+            _NAMED.format(made.first.sha256),
+            f"where A reads lie {made.caught:.1%} of the mean gradient's squared norm there; of an A that is drawn it "
+            f"would be {made.by_chance:.2%}",
+            f"A's rows are {made.scale:.3g} times as long as drawn ones, so that a unit's gradient has the same norm, "
+            "and clipping norm and rate are those of the study",
+        ]
+    )
+
+
+@adapter.command(name="continue")
+def continue_(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study that names the file, as first_adapter.")],
+    finished: Annotated[Path, typer.Option("--from", metavar="DIR", help="The folder of the study that has ended.")],
+    manifest_hash: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HASH", help="The SHA-256 of the earlier study's manifest, as somebody you trust tells it."
+        ),
+    ] = None,
+) -> None:
+    """Begin a study with what another one left: its next stage. Each has a claim, and who is in both bears the sum."""
+    from ...common.system.files import write_atomically
+    from ..adapter.continuation import continued
+    from ..adapter.finished import FinishedAdapter
+
+    described, output = _begun(study)
+    first = continued(described, FinishedAdapter.read(finished, manifest_hash=manifest_hash))
+    write_atomically(output, first.data)
+    whose = "as you expected" if manifest_hash else "which nothing shows to be the study that you mean: --manifest-hash"
+    say(
+        [
+            f"{output} is the first adapter, of the study with the manifest {first.made.study_sha256}, {whose}",
+            f"it is {first.made.text}; whoever is in both studies bears the sum of both ε and of both δ",
+            _NAMED.format(first.sha256),
+        ]
+    )
+
+
+def _begun(study: Path) -> "tuple[Study, Path]":
+    """A study that names its first adapter, and where that is to be, where nothing is yet. Raises GrandRoundsError."""
+    from ...common.errors import StudyError
     from ..adapter.output import require_absent
     from ..simulation.config import read_simulation, read_tables
-    from ..views.console import steps as shown
 
     described, _ = read_simulation(read_tables(study, {}))
     if described.model.first_adapter is None:
@@ -55,22 +108,7 @@ def prepare(
         )
     output = Path(described.model.first_adapter)
     require_absent(output)
-    with shown() as step:
-        step("loading PyTorch")
-        from ..plan.first_adapter import prepare as prepared
-
-        made = prepared(described, public_text, said=said or public_text.name, steps=steps, tell=step)
-    write_atomically(output, made.first.data)
-    say(
-        [
-            f"{output} is the first adapter, of {made.units} public units: {made.first.made.text}",
-            f"its SHA-256 is {made.first.sha256}, by which a study that is fixed names it",
-            f"where A reads lie {made.caught:.1%} of the mean gradient's squared norm there; of an A that is drawn it "
-            f"would be {made.by_chance:.2%}",
-            f"A's rows are {made.scale:.3g} times as long as drawn ones, so that a unit's gradient has the same norm, "
-            "and clipping norm and rate are those of the study",
-        ]
-    )
+    return described, output
 
 
 @adapter.command(name="try")

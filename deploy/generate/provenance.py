@@ -4,14 +4,11 @@ import importlib.metadata
 from dataclasses import asdict
 from typing import Any, Final
 
-from ...common.errors import StudyError
 from ...common.version import __version__
 from ...server.report.claim import NO_PRIVACY
 from ...server.report.rounding import probability, up
 from ..adapter.finished import FinishedAdapter
 from ..verify.case import Case
-from ..verify.claims import verdict_on
-from ..verify.verdict import Status
 from .prompts import Prompts
 from .sampling import Sampling
 
@@ -38,13 +35,7 @@ def claimed(adapter: FinishedAdapter) -> dict[str, Any] | None:
     """
     if adapter.case is None:
         return None
-    for finding in verdict_on(adapter.case, "privacy", "report").findings:
-        if finding.status not in (Status.AGREES, Status.NOTHING):
-            raise StudyError(
-                f"the claim of the adapter's study is not shown. {finding.claim}: {finding.detail}",
-                why="the notes would carry it on, to people who cannot see the study",
-                fix="see what `grandrounds verify` says of the study's folder, and get it anew",
-            )
+    adapter.require_claim()
     return _claim_of(adapter.case)
 
 

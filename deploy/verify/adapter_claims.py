@@ -36,7 +36,9 @@ def _prepared(case: Case) -> str:
     named = manifest.study.model.first_adapter
     if named is None:
         return ""
-    of = f", of the first adapter {named}, made from {manifest.study.model.first_text}"
+    model = manifest.study.model
+    source = "made from" if model.first_study is None else f"which study {model.first_study} left:"
+    of = f", of the first adapter {named}, {source} {model.first_text}"
     data = case.evidence.sum_file(PREPARED)
     if data is None:
         return f"{of}; its file is not in {SUMS}/ to be compared"

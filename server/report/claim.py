@@ -173,17 +173,28 @@ def _instant(manifest: Manifest) -> str:
 
 
 def began_with(model: ModelSection) -> str | None:
-    """What the adapter was before the first round, where it was made of public text."""
+    """What the adapter was before the first round, where it was not drawn."""
     if model.first_adapter is None:
         return None
-    return (
-        f"Training began with a first adapter made of text that the study calls public: {model.first_text}. "
-        f"Its file is {model.first_adapter}."
-    )
+    if model.first_study is None:
+        of = f"made of text that the study calls public: {model.first_text}"
+    else:
+        of = (
+            f"that an earlier study left, whose manifest is {model.first_study}: {model.first_text}. Whoever was in "
+            "both studies bears the sum of both ε and of both δ"
+        )
+    return f"Training began with a first adapter {of}. Its file is {model.first_adapter}."
 
 
 def _first_adapter(model: ModelSection) -> Iterator[Limit]:
-    if model.first_adapter is not None:
+    if model.first_study is not None:
+        yield Limit(
+            title="Patients of the earlier study",
+            text="The adapter also tells of the patients of the study with the manifest "
+            f"{model.first_study}, whose own claim bounds it: {model.first_text}. Its folder shows that, and this one "
+            "does not. Of who is in both, the two ε add up, and the two δ, as they do in the budget of their site.",
+        )
+    elif model.first_adapter is not None:
         yield Limit(
             title="What the first adapter was made of",
             text=f"The study says that it is public text: {model.first_text}. Its hash shows which file it was, and "

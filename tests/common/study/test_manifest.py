@@ -47,6 +47,7 @@ def complete(**privacy: Any) -> dict[str, Any]:
             "license": "mit",
             "first_adapter": f"sha256:{'ba' * 32}",
             "first_text": "terms",
+            "first_study": "bc" * 32,
             "layers": [2, 4],
             "rank_pattern": {"v_proj": 8},
             "alpha_pattern": {"v_proj": 2.0},

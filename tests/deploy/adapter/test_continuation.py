@@ -1,0 +1,147 @@
+"""A study that goes on where another one stopped: the adapter is the earlier one's, and so is its claim."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.study.tiny_models import save_tiny_model
+from typer.testing import CliRunner
+
+from grandrounds.common.errors import GrandRoundsError, StudyError
+from grandrounds.common.model.adapter import vector_sha256
+from grandrounds.common.schema import known, validated
+from grandrounds.common.study.artefacts import ADAPTER, CARD, PAGE, REPORT
+from grandrounds.common.study.first_adapter import FirstAdapter, with_pinned_adapter
+from grandrounds.common.study.study import Study
+from grandrounds.deploy.adapter.finished import FinishedAdapter
+from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.simulation.simulate import Result, simulate
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Outcome
+
+SITES = ("north", "south", "west")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+def a_study(base: Path, *, noise: bool = True, **model: Any) -> Study:
+    fields = {
+        "model": {"name": str(base), "target_modules": ["q_proj", "v_proj"], "rank": 2, **model},
+        "data": {"max_tokens": 24, "evaluation": "synthetic"},
+        "privacy": {"noise": noise, "sampling_probability": 0.5},
+        "training": {"rounds": 1},
+        "sites": [{"name": name, "nominal_units": 8} for name in SITES],
+    }
+    return validated(Study, fields)
+
+
+def simulated(study: Study, folder: Path) -> Result:
+    cohorts = {name: [{"patient_id": f"{name}-{i}", "text": f"{name} slept {i}"} for i in range(8)] for name in SITES}
+    return simulate(study, cohorts, evaluation=[{"patient_id": "e", "text": "well"}], output=folder)
+
+
+@pytest.fixture(scope="module")
+def earlier(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A finished study with a claim; not to be changed."""
+    return simulated(a_study(base), tmp_path_factory.mktemp("results") / "earlier")
+
+
+def continue_(study: Path, folder: Path, *words: str) -> str:
+    found = CliRunner().invoke(app, ["adapter", "continue", str(study), "--from", str(folder), *words])
+    if isinstance(found.exception, GrandRoundsError):
+        raise found.exception
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+@pytest.fixture
+def described(base: Path, tmp_path: Path) -> Path:
+    """A study's file that names its first adapter, which is not there yet."""
+    path = tmp_path / "study.toml"
+    sites = "".join(f'[[sites]]\nname = "{name}"\nnominal_units = 8\n' for name in SITES)
+    path.write_text(
+        f'[model]\nname = "{base}"\ntarget_modules = ["q_proj", "v_proj"]\nrank = 2\n'
+        f'first_adapter = "{tmp_path / "first.safetensors"}"\n{sites}'
+    )
+    return path
+
+
+def test_a_next_stage_begins_with_what_the_earlier_left_and_carries_its_claim(
+    base: Path, earlier: Result, described: Path, tmp_path: Path
+) -> None:
+    folder, manifest = known(earlier.folder), earlier.manifest
+    said = " ".join(continue_(described, folder, "--manifest-hash", manifest.sha256).split())
+    assert manifest.sha256 in said and "as you expected" in said and "the sum of both ε" in said
+    first = FirstAdapter.read(tmp_path / "first.safetensors")
+    for name, tensor in FinishedAdapter.read(folder).tensors.items():
+        assert np.array_equal(first.tensors[name], tensor), name
+    later = simulated(a_study(base, first_adapter=str(tmp_path / "first.safetensors")), tmp_path / "later")
+    assert later.manifest.adapter_sha256 == vector_sha256(earlier.adapter)
+    for path in (REPORT, PAGE, CARD):
+        text = (tmp_path / "later" / path).read_text(encoding="utf-8")
+        assert manifest.sha256 in text and "-DP for each patient of study" in text, path
+        assert "Patients of the earlier study" in text, path
+    verdict = verify(tmp_path / "later", later.manifest.sha256)
+    assert verdict.outcome is Outcome.ESTABLISHED
+    frozen = next(finding for finding in verdict.findings if finding.name == "frozen")
+    assert f"which study {manifest.sha256} left" in frozen.detail
+
+
+def test_without_the_hash_nothing_shows_which_study_it_was(earlier: Result, described: Path) -> None:
+    assert "nothing shows" in " ".join(continue_(described, known(earlier.folder)).split())
+
+
+def test_no_stage_follows_what_is_not_shown_to_have_a_claim(
+    base: Path, earlier: Result, described: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match="without privacy"):
+        continue_(described, known(simulated(a_study(base, noise=False), tmp_path / "open").folder))
+    shutil.copytree(known(earlier.folder) / ADAPTER, tmp_path / "alone")
+    with pytest.raises(StudyError, match="an adapter alone"):
+        continue_(described, tmp_path / "alone")
+    shutil.copytree(known(earlier.folder), tmp_path / "changed")
+    report = tmp_path / "changed" / REPORT
+    report.write_text(report.read_text().replace('"epsilon": ', '"epsilon": 0'))
+    with pytest.raises(StudyError, match="claim of the adapter's study is not shown"):
+        continue_(described, tmp_path / "changed")
+    with pytest.raises(StudyError, match="not shown to be its study's"):
+        continue_(described, known(earlier.folder), "--manifest-hash", "ab" * 32)
+    assert not (tmp_path / "first.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rank = 2", "rank = 2\nalpha = 3.0", "alpha, rank, rslora or dora"),
+        ("rank = 2", "rank = 2\nrslora = true", "alpha, rank, rslora or dora"),
+        ("rank = 2", 'rank = 2\nadapter = "core"', "core adapter is not continued"),
+        ("first_adapter", "# first_adapter", "names no first adapter"),
+    ],
+)
+def test_the_same_numbers_are_not_taken_for_another_adapter(
+    earlier: Result, described: Path, old: str, new: str, named: str
+) -> None:
+    described.write_text(described.read_text().replace(old, new, 1))
+    with pytest.raises(StudyError, match=named):
+        continue_(described, known(earlier.folder))
+
+
+def test_a_study_calls_an_earlier_one_by_no_other_name(
+    base: Path, earlier: Result, described: Path, tmp_path: Path
+) -> None:
+    continue_(described, known(earlier.folder))
+    first = str(tmp_path / "first.safetensors")
+    pinned = with_pinned_adapter(a_study(base, first_adapter=first)).model
+    assert pinned.first_study == earlier.manifest.sha256
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"first_study": "ab" * 32}, "names abab"),
+        ({"first_text": "terms"}, "first_text"),
+    ]
+    for changed, named in changes:
+        with pytest.raises(StudyError, match=named):
+            with_pinned_adapter(a_study(base, first_adapter=first, **changed))
