@@ -22,7 +22,8 @@ _TRAINING: Final = {"model", "data", "privacy", "training", "secagg"}
 class Subject(Section):
     """Which run a row is of, whenever and by which version of the program it was made.
 
-    ``settings`` is a hash of all that a study says of training and that is not compared here.
+    ``settings`` is a hash of all that a study says of training, is no default, and is not compared here: so a field
+    that a later version adds does not part its rows from those of before.
     """
 
     way: Way
@@ -44,7 +45,7 @@ class Subject(Section):
             patients=run.case.patients,
             split=run.case.split,
             seed=run.case.seed,
-            settings=sha256(canonical_json(study.model_dump(mode="json", include=_TRAINING))),
+            settings=sha256(canonical_json(stated_of(study))),
             noise_over_claimed=run.noise_over_claimed(study),
         )
 

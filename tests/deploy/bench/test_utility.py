@@ -137,7 +137,7 @@ def test_a_lever_that_would_be_left_out_of_account_is_refused(tmp_path: Path, te
 
 
 def test_a_lever_that_changes_nothing_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "levers.toml").write_text("[same]\nmodel = { rank = 2 }")
+    (tmp_path / "levers.toml").write_text("[same]\nmodel = { rank = 2 }\ntraining = { averaging = 'none' }")
     runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
     jobs = Levers.read(tmp_path / "levers.toml", {"model": {"rank": 2}}).jobs(runs)
     with pytest.raises(StudyError, match="the same"):
