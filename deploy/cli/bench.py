@@ -206,6 +206,9 @@ def utility(
     first_seed: Annotated[int, typer.Option(min=0, max=10**9, help="The first of them.")] = 401,
     processes: Annotated[int, typer.Option(min=1, max=256, help="Runs beside one another.")] = 1,
     device: Annotated[str, typer.Option(metavar="NAME,NAME", help="Of each run: cpu, cuda, cuda:1.")] = "cpu",
+    extraction: Annotated[
+        bool, typer.Option(help="Ask the adapters for facts, too; perplexity alone takes less.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Train in several ways on the same synthetic patients: perplexity, share of the gain kept, F1 of an extraction.
@@ -230,6 +233,7 @@ def utility(
     measured = UtilityBench(
         output=output,
         jobs=Levers.read(levers, {} if config is None else read_toml(config)).jobs(tuple(grid.runs())),
+        asks=extraction,
         processes=processes,
         devices=tuple(device.split(",")),
     )

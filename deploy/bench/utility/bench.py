@@ -26,10 +26,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class UtilityBench:
-    """What is run: ``jobs``, in this order, into the folder ``output``."""
+    """What is run: ``jobs``, in this order, into the folder ``output``; without ``asks`` nothing is extracted."""
 
     output: Path
     jobs: Sequence[Job]
+    asks: bool = True
     processes: int = 1
     devices: Sequence[str] = (PROCESSORS,)
 
@@ -110,6 +111,7 @@ def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:
     torch.set_num_threads(max(1, torch.get_num_threads() // bench.processes))
     workplace = Workplace(
         folder=bench.output / "runs" / subject.folder,
+        asks=bench.asks,
         devices=bench.devices,
         tell=lambda line: print(f"  {job}: {line}", file=sys.stderr, flush=True),
     )
@@ -122,6 +124,12 @@ def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:
 def _line(job: Job, row: Row, *, left: int, processes: int) -> str:
     after = "not finite" if row.perplexity_after is None else f"{row.perplexity_after:g}"
     return (
-        f"{job}: perplexity {row.perplexity_before:g} → {after}, F1 {row.f1_before:.2f} → {row.f1_after:.2f}, in "
+        f"{job}: perplexity {row.perplexity_before:g} → {after}{_asked(row)}, in "
         f"{duration(row.seconds)}; {left} left, about {duration(left * row.seconds / processes)}"
     )
+
+
+def _asked(row: Row) -> str:
+    if row.f1_before is None or row.f1_after is None:
+        return ""
+    return f", F1 {row.f1_before:.2f} → {row.f1_after:.2f}"

@@ -11,6 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from ....common.model.devices import PROCESSORS
+from ....common.model.language_model import LanguageModel
+from ....common.schema import known
 from ....common.study.artefacts import MANIFEST
 from ....common.study.study import Study
 from ....common.system.package_hash import running_sha256
@@ -33,9 +35,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Where a run computes, and the ``folder`` that a federation leaves its study in; ``tell`` hears of each round."""
+    """Where a run computes, and the ``folder`` that a federation leaves its study in; ``tell`` hears of each round.
+
+    Without ``asks`` no fact is asked of the adapters.
+    """
 
     folder: Path
+    asks: bool = True
     devices: Sequence[str] = (PROCESSORS,)
     tell: Tell = lambda line: None
 
@@ -83,19 +89,24 @@ def _federated(run: Run, study: Study, records: RecordFiles, workplace: Workplac
     result = _simulated(run, study, inputs, folder)
     adapter = FinishedAdapter.read(folder)
     model = adapter.on(adapter.base_folder())
-    task = Extraction.of(records.evaluation, adapter.base_folder())
+    f1 = _asked(records, adapter.base_folder(), workplace)
     with model.module.disable_adapter():
-        before = task.f1(model)
+        before = f1(model)
     return {
         "perplexity_before": result.report["perplexity_before"],
         "perplexity_after": result.report["perplexity_after"],
         "f1_before": before,
-        "f1_after": task.f1(model),
+        "f1_after": f1(model),
         "noise_multiplier": result.manifest.study.privacy.noise_multiplier,
         "manifest": result.manifest.sha256,
         "ledger": result.report["ledger"]["head"],
         "verified": verify(folder, result.manifest.sha256).outcome.name,
     }
+
+
+def _asked(records: RecordFiles, base: Path, workplace: Workplace) -> Callable[[LanguageModel], float | None]:
+    """The F1 of a model on the held-out notes, or None."""
+    return Extraction.of(records.evaluation, base).f1 if workplace.asks else lambda model: None
 
 
 def _simulated(run: Run, study: Study, inputs: dict[str, Any], folder: Path) -> Result:
@@ -110,20 +121,20 @@ def _simulated(run: Run, study: Study, inputs: dict[str, Any], folder: Path) -> 
 def _central(run: Run, study: Study, records: RecordFiles, workplace: Workplace) -> dict[str, Any]:
     central = Central.open(study, records, seed=run.case.seed, devices=workplace.devices)
     model, examples = central.model, central.evaluation.examples
-    task = Extraction.of(records.evaluation, central.base)
+    f1 = _asked(records, central.base, workplace)
     sites = [site.name for site in study.sites]
     before = model.perplexity(examples, model.get_adapter()).whole
-    f1_before = task.f1(model)
-    afters, f1_afters = [], []
+    f1_before = f1(model)
+    afters, f1_afters = [], list[float | None]()
     for trained_on in [sites] if run.way == "pooled" else [[site] for site in sites]:
         adapter = central.train(trained_on, workplace.tell)
         afters.append(model.perplexity(examples, adapter).whole)
-        f1_afters.append(task.f1(model))
+        f1_afters.append(f1(model))
     return {
         "perplexity_before": published(before),
         "perplexity_after": published(math.exp(fmean(map(math.log, afters)))),
         "f1_before": f1_before,
-        "f1_after": fmean(f1_afters),
+        "f1_after": None if f1_before is None else fmean(map(known, f1_afters)),
         "noise_multiplier": central.manifest.study.privacy.noise_multiplier,
         "manifest": None,
         "ledger": None,

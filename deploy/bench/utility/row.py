@@ -69,7 +69,7 @@ class Row(Subject):
         stated: what of the settings is no default.
         perplexity_before: over whole held-out notes, of three digits as reports have it; None if it is not finite. Of
             several adapters the geometric mean.
-        f1_before: of the extraction task; of several adapters the mean.
+        f1_before: of the extraction task, where it was asked; of several adapters the mean.
         manifest: its hash, and that of the ledger's last entry; None where no federation ran.
         verified: what ``verify`` made of the study's folder, by the name of its outcome.
         program: the hash of the program's files.
@@ -81,8 +81,8 @@ class Row(Subject):
     noise_multiplier: float | None
     perplexity_before: Perplexity
     perplexity_after: Perplexity | None
-    f1_before: F1
-    f1_after: F1
+    f1_before: F1 | None
+    f1_after: F1 | None
     manifest: Hex32 | None
     ledger: Hex32 | None
     verified: str | None

@@ -250,7 +250,8 @@ def test_a_federation_leaves_a_ledger_that_verifies_and_a_row_and_pooled_trainin
     assert (federated.noise_over_claimed, pooled.noise_over_claimed) == (round(math.sqrt(3 / 2), 3), 1.0)
     assert not (tmp_path / "pooled").exists()
     # What an earlier call finished is not trained again.
-    again = measured(runs[1], of_case, records, Workplace(folder=tmp_path / "distributed"))
+    again = measured(runs[1], of_case, records, Workplace(folder=tmp_path / "distributed", asks=False))
+    assert (again.f1_before, again.f1_after) == (None, None) and "| – | – | established |" in markdown([again])
     assert again.ledger == federated.ledger and again.perplexity_after == federated.perplexity_after
 
 
