@@ -16,7 +16,7 @@ from ...common.study.first_adapter import BY_HASH
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
-from ...server.report.claim import at_least, count
+from ...server.report.claim import at_least, began_with, count
 from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
@@ -165,6 +165,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
     about, privacy, training = study.about, study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
     must_answer = at_least(manifest.threshold, of=len(study.sites))
+    began = began_with(study.model)
     return {
         "title": about.title or _NOT_STATED,
         "purpose": about.purpose or _NOT_STATED,
@@ -173,6 +174,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "model": f"{study.model.name} in {study.model.precision}, SHA-256 {manifest.model_sha256}",
         "protects": f"each {privacy.unit}, {strength}, over at most {count(manifest.max_attempts, 'attempt')}",
         "against": f"the server with {count(privacy.corrupt_sites, 'other site')} ({privacy.trust} trust)",
+        **({} if began is None else {"begins": began}),
         "training": f"{count(training.rounds, 'round')}; a {privacy.unit} takes part in one with probability "
         f"{privacy.sampling_probability:.4g}",
         "reads": f"at most {count(study.data.records_per_unit, 'window')} of a {privacy.unit} in a step, "

@@ -135,3 +135,12 @@ def test_where_sites_connect_and_to_whom_is_under_the_manifest_s_hash(tmp_path, 
 
 def test_the_program_is_shown_to_who_decides():
     assert described(a_bundle(package_sha256=OTHER).manifest)["program"].endswith(f"SHA-256 {OTHER}")
+
+
+def test_whose_adapter_training_begins_with_is_shown_to_who_decides():
+    assert "begins" not in described(a_bundle().manifest)
+    study = a_bundle().manifest.study
+    changed = {"first_adapter": f"sha256:{OTHER}", "first_text": "(4.00, 0.0005)-DP", "first_study": OTHER}
+    study = study.model_copy(update={"model": study.model.model_copy(update=changed)})
+    begins = described(a_bundle(study=study.model_dump()).manifest)["begins"]
+    assert f"whose manifest is {OTHER}: (4.00, 0.0005)-DP" in begins
