@@ -139,8 +139,8 @@ def test_the_program_is_shown_to_who_decides():
 
 def test_whose_adapter_training_begins_with_is_shown_to_who_decides():
     assert "begins" not in described(a_bundle().manifest)
-    study = a_bundle().manifest.study
+    manifest = a_bundle().manifest
     changed = {"first_adapter": f"sha256:{OTHER}", "first_text": "(4.00, 0.0005)-DP", "first_study": OTHER}
-    study = study.model_copy(update={"model": study.model.model_copy(update=changed)})
-    begins = described(a_bundle(study=study.model_dump()).manifest)["begins"]
-    assert f"whose manifest is {OTHER}: (4.00, 0.0005)-DP" in begins
+    model = manifest.study.model.model_copy(update=changed)
+    stage = manifest.model_copy(update={"study": manifest.study.model_copy(update={"model": model})})
+    assert f"whose manifest is {OTHER}: (4.00, 0.0005)-DP" in described(stage)["begins"]
