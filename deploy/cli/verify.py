@@ -38,7 +38,7 @@ def verify(
     with steps() as step:
         step(f"recomputing every claim of {folder}")
         verdict = verify(folder, manifest_hash=manifest_hash)
-    outcome = verdict.outcome_of(require or names)
+    outcome = verdict.outcome_of(require) if require else verdict.outcome
     if as_json:
         findings = [
             {
@@ -73,6 +73,7 @@ def _print(verdict: "Verdict", outcome: Outcome) -> None:
         Status.DISAGREES: ("✗ DOES NOT AGREE", "bold red"),
         Status.OPEN: ("– cannot be established", "yellow"),
         Status.NOTHING: ("✗ NOTHING IS CLAIMED", "bold red"),
+        Status.ABSENT: ("– there is none", "dim"),
     }
     console = plain_console(highlight=False, soft_wrap=True)
     for finding in verdict.findings:
@@ -82,10 +83,12 @@ def _print(verdict: "Verdict", outcome: Outcome) -> None:
     counts = Counter(finding.status for finding in verdict.findings)
     wrong = counts[Status.DISAGREES]
     nothing = ", and one is not claimed at all" if counts[Status.NOTHING] else ""
+    absent = f", of {counts[Status.ABSENT]} there is nothing to check" if counts[Status.ABSENT] else ""
     console.print()
     console.print(
         f"Of {len(verdict.findings)} claims {counts[Status.AGREES]} agree, "
-        f"{wrong} {'does' if wrong == 1 else 'do'} not, and {counts[Status.OPEN]} cannot be established{nothing}.",
+        f"{wrong} {'does' if wrong == 1 else 'do'} not, and {counts[Status.OPEN]} cannot be established"
+        f"{absent}{nothing}.",
     )
     sentence = outcome.said[0].upper() + outcome.said[1:]
     console.print(

@@ -87,9 +87,10 @@ def _said(verdict: Verdict) -> Iterator[str]:
             fix="do not use it; keep the site's folder as it is, and compare with what the other sites hold",
         )
     agree = sum(finding.status is Status.AGREES for finding in verdict.findings)
-    yield f"{agree} of {len(verdict.findings)} claims were recomputed from what this site holds, and agree"
+    there = sum(finding.status is not Status.ABSENT for finding in verdict.findings)
+    yield f"{agree} of {there} claims were recomputed from what this site holds, and agree"
     for finding in verdict.findings:
-        if finding.status is Status.NOTHING:
+        if finding.status in (Status.NOTHING, Status.ABSENT):
             yield f"{finding.claim}: {finding.detail}"
         if finding.status is Status.OPEN:
             yield f"cannot be established here: {finding.claim}: {finding.detail}"

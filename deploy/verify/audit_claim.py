@@ -5,11 +5,11 @@ from typing import Any, Final
 from ...common.audit.evidence import AuditEvidence
 from ...common.study.artefacts import AUDIT, REPORT
 from ...server.report.audit import Audited
-from .case import Case, Claim, DisagreesError, OpenError, parse_json
+from .case import AbsentError, Case, Claim, DisagreesError, OpenError, parse_json
 
 
 def _audited(case: Case) -> str:
-    """Of a study without an audit it claims nothing that could fail, and says how one is made.
+    """Of a study without an audit it says how one is made.
 
     The file is none of those that a study leaves at its sites: what a report states of it stays open there.
     """
@@ -17,7 +17,9 @@ def _audited(case: Case) -> str:
     if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults:
         if stated is not None:
             raise OpenError(f"the report states an audit, and {AUDIT}, which its server holds, is not here")
-        return "none is attached: `grandrounds audit DIR --attach DIR` makes one, of a twin with planted records"
+        raise AbsentError(
+            "none is attached: `grandrounds audit DIR --attach DIR` makes one, of a twin with planted records"
+        )
     data = case.read(AUDIT)
     evidence, found = AuditEvidence.parse(data), Audited.of(data)
     if stated not in (None, found.model_dump(mode="json")):

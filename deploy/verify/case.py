@@ -32,6 +32,10 @@ class OpenError(Exception):
         self.outcome = outcome
 
 
+class AbsentError(Exception):
+    """There is not what the claim is of, which a study need not have: it counts for who requires it, as open."""
+
+
 class NothingClaimedError(Exception):
     """There is no such claim: the study promises nothing of the kind."""
 

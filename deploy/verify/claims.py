@@ -27,7 +27,7 @@ from ...server.report.report import Report
 from ...server.report.rounding import up
 from .adapter_claims import ADAPTER_CLAIMS
 from .audit_claim import AUDIT_CLAIM
-from .case import INCOMPLETE, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
+from .case import INCOMPLETE, AbsentError, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
 from .step_claim import STEP_CLAIM
 from .verdict import Finding, Outcome, Status, Verdict
@@ -62,7 +62,7 @@ def verify(folder: Path | str, manifest_hash: str | None = None) -> Verdict:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     result = simulate(study, cohorts, evaluation=held_out, output=folder)
     ...     verdict = verify(folder, result.manifest.sha256)
-    >>> verdict.outcome.name, {finding.status.value for finding in verdict.findings}
+    >>> verdict.outcome.name, {finding.status.value for finding in verdict.findings if finding.name != "audit"}
     ('ESTABLISHED', {'agrees'})
     """
     return verdict_on(Case(evidence=read_evidence(Path(folder)), manifest_hash=manifest_hash))
@@ -79,6 +79,8 @@ def _judge(claim: Claim, case: Case) -> Finding:
         status, outcome, detail = Status.AGREES, Outcome.ESTABLISHED, claim.check(case)
     except OpenError as error:
         status, outcome, detail = Status.OPEN, error.outcome, str(error)
+    except AbsentError as error:
+        status, outcome, detail = Status.ABSENT, Outcome.UNKNOWN, str(error)
     except NothingClaimedError as error:
         status, outcome, detail = Status.NOTHING, Outcome.NO_PRIVACY, str(error)
     except DisagreesError as error:

@@ -13,6 +13,7 @@ class Status(StrEnum):
     DISAGREES = "does not agree"
     OPEN = "cannot be established"
     NOTHING = "nothing is claimed"
+    ABSENT = "there is none"
 
 
 class Outcome(IntEnum):
@@ -69,8 +70,8 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """What became of the whole claim."""
-        return self.outcome_of({finding.name for finding in self.findings})
+        """What became of the whole claim, of which what a study need not have is no part where there is none."""
+        return self.outcome_of({finding.name for finding in self.findings if finding.status is not Status.ABSENT})
 
     def outcome_of(self, required: Collection[str]) -> Outcome:
         """What became of the claims of these names; one that is false counts whichever it is."""

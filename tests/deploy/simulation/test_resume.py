@@ -323,7 +323,7 @@ def test_an_entry_that_was_cut_short_is_dropped_and_the_study_goes_on(round_one:
     (folder / LEDGER).write_bytes(whole + whole[:100])
     go_on(folder)
     assert (folder / LEDGER).read_bytes().startswith(whole)
-    assert set(statuses(folder).values()) == {Status.AGREES, Status.OPEN}
+    assert set(statuses(folder).values()) == {Status.AGREES, Status.OPEN, Status.ABSENT}
 
 
 def test_a_study_that_another_process_runs_is_left_alone(round_one: Path, tmp_path: Path) -> None:

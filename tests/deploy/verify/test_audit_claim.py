@@ -30,8 +30,8 @@ def refused(folder: Path) -> str:
 
 
 def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: SmallStudy, folder: Path) -> None:
-    holds, said = judged(folder)
-    assert holds and "none is attached" in said
+    (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
+    assert finding.status is Status.ABSENT and "none is attached" in finding.detail
     (folder / AUDIT).write_bytes(audit_of(study))
     holds, said = judged(folder)
     assert holds and "60 planted gradient canaries" in said and "within the claim" in said
