@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ...common.durations import duration
 from ...common.study.artefacts import ADAPTER, MANIFEST, PAGE, REPORT
+from ...server.report.audit import Audited
 from ...server.report.claim import NO_PRIVACY, count
 from ...server.report.report import Report
 from ...server.report.rounding import number, up
@@ -99,9 +100,15 @@ def _results(report: Report) -> Table:
             *rows,
             ("privacy", f"ε = {up(report['epsilon'])} at δ = {report['delta']:g} for each {report['privacy_unit']}"),
             ("against", report["adversary"]),
+            ("audit", _audited(report)),
             ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
         ]
     )
+
+
+def _audited(report: Report) -> str:
+    found = report["audit"]["found"]
+    return "none is part of the report" if found is None else Audited(**found).in_brief
 
 
 def _times(seconds: Mapping[str, float]) -> Table:

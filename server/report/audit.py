@@ -1,12 +1,13 @@
 """What a report says of an audit: of a twin of the study, by the bounds on ε that its canaries show."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 
 from ...common.audit.bounds import Kind
-from ...common.audit.evidence import CLAIMED, AuditEvidence, Bound
+from ...common.audit.evidence import CLAIMED, AuditEvidence, Bound, Protection
 from ...common.crypto.identity import Hex32, sha256
 from ...common.errors import StudyError
 from ...common.schema import Section
@@ -19,6 +20,15 @@ NONE: Final = (
     "planted records: before the study ends it becomes part of the report, afterwards it stands beside it, where "
     "`grandrounds verify` checks it too."
 )
+
+# What is planted into a twin, in words.
+_FAULTS: Final[Mapping[Protection, str]] = {
+    "noise off": "no site adds any noise",
+    "noise forgotten at one site": "one site adds none, all others theirs",
+    "half the noise": "each site adds half of its noise",
+    "a mask left in": "one site’s mask is not taken off: the sum says nothing of anybody, and is worthless",
+    "a draw reused": "the noise of the first step is used in the second once more",
+}
 
 
 class Audited(Section):
@@ -46,8 +56,35 @@ class Audited(Section):
         )
 
     @property
+    def in_brief(self) -> str:
+        """What was found, in a line."""
+        found = [bound for bound in self.bounds if bound.protection == CLAIMED]
+        most = max(found, key=lambda bound: bound.epsilon)
+        off = [bound.epsilon for bound in self.bounds if (bound.kind, bound.protection) == (most.kind, "noise off")]
+        return (
+            f"ε is at least {down(most.epsilon)} by {self.canaries.get(most.kind, 0):,} planted {most.kind} canaries, "
+            f"and {self.claimed:g} is claimed"
+            + (f"; without noise at least {down(off[0])} would be seen" if off else "")
+        )
+
+    @property
+    def power(self) -> list[dict[str, Any]]:
+        """What the same audit finds of twins with a fault: of each what it is, and whether it shows."""
+        return [
+            {
+                "kind": bound.kind,
+                "fault": bound.protection,
+                "means": _FAULTS[bound.protection],
+                "epsilon": bound.epsilon,
+                "is_seen": bound.epsilon > self.claimed,
+            }
+            for bound in self.bounds
+            if bound.protection != CLAIMED
+        ]
+
+    @property
     def in_words(self) -> str:
-        """What was found, and what the same audit finds where a part of the protection is missing."""
+        """What was found, and what that says."""
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         shown = " and ".join(
             f"{self.canaries.get(each.kind, 0):,} planted {each.kind} canaries show that ε is at least "
@@ -55,8 +92,7 @@ class Audited(Section):
             for each in found
         )
         refuted = any(bound.epsilon > self.claimed for bound in found)
-        lacking = [bound for bound in self.bounds if bound.protection != CLAIMED]
-        off = [bound for bound in lacking if bound.protection == "noise off"]
+        off = [bound for bound in self.bounds if bound.protection == "noise off"]
         is_blind = bool(off) and all(bound.epsilon <= self.claimed for bound in off)
         verdict = (
             "This refutes the claim."
@@ -65,12 +101,10 @@ class Audited(Section):
             if is_blind
             else "That is within the claim."
         )
-        power = "; ".join(f"{bound.protection} ({bound.kind}): {down(bound.epsilon)}" for bound in lacking)
         return (
             f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "
-            f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict} "
-            + (f"The same audit finds at least, of twins without a part of the protection: {power}." if power else "")
-        ).strip()
+            f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict}"
+        )
 
 
 def attached(folder: Path, manifest: Manifest) -> Audited | None:

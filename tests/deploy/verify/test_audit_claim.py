@@ -36,7 +36,6 @@ def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: Sm
     holds, said = judged(folder)
     assert holds and "60 planted gradient canaries" in said and "within the claim" in said
     assert "by the word of whoever audited it" in said and "with a confidence of 95 %" in said
-    assert "half the noise (gradient)" in said
 
 
 def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study: SmallStudy, folder: Path) -> None:
@@ -55,6 +54,8 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
         (PAGE, "planted gradient canaries"),
         (CARD, "planted gradient canaries"),
         (PAGE, audited.sha256),
+        (PAGE, "each site adds half of its noise"),
+        (CARD, "| half the noise | each site adds half of its noise | "),
     ):
         assert says in (folder / path).read_text(encoding="utf-8")
     (folder / AUDIT).write_bytes(audit_of(study, seed=2))
