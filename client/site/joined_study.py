@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...common.audit.named import named_audit
 from ...common.errors import StorageError, StudyError
-from ...common.study.artefacts import MANIFEST
+from ...common.study.artefacts import AUDIT, MANIFEST
 from ...common.study.manifest import Manifest
 from ...common.study.public_records import PublicRecords
 from ...common.system.code_pin import check_code_of
@@ -128,6 +129,10 @@ class JoinedStudy:
     def public_records(self, manifest: Manifest) -> PublicRecords | None:
         """The public records of which each step has some, from the study's bundle. Raises StudyError."""
         return PublicRecords.of(manifest.study, self.path / PUBLIC_RECORDS)
+
+    def audit(self, manifest: Manifest) -> bytes | None:
+        """What an audit found, from the study's bundle, if the study names one. Raises StudyError."""
+        return named_audit(manifest.study, self.path / AUDIT)
 
     def forget(self) -> Path:
         """Take part in the study no more; the folder in which all that there was of it lies. Raises StorageError."""

@@ -258,6 +258,11 @@ class AuditEvidence(Section):
         found = (bound for bound in self.bounds if bound.is_chosen and bound.protection == CLAIMED)
         return max(found, key=lambda bound: bound.epsilon)
 
+    def require_of(self, manifest: Manifest) -> None:
+        """Raises StudyError unless the twin was of the manifest's study, and ran its program."""
+        self.require_code(manifest.package_sha256)
+        self.require_parameters(manifest.study)
+
     def require_parameters(self, study: Study) -> None:
         """Raises StudyError that names each parameter in which the twin was not this complete ``study``'s."""
         theirs, ours = (
@@ -272,12 +277,11 @@ class AuditEvidence(Section):
                 fix="audit this study, by `grandrounds audit` on its folder",
             )
 
-    def require_code(self, manifest: Manifest) -> None:
-        """Raises StudyError unless the twin ran the files that the ``manifest`` has the hash of."""
-        if self.package_sha256 != manifest.package_sha256:
+    def require_code(self, package_sha256: str) -> None:
+        """Raises StudyError unless the twin ran the files of that hash, which a manifest has."""
+        if self.package_sha256 != package_sha256:
             raise StudyError(
-                f"the audited twin ran files of SHA-256 {self.package_sha256}, and this study "
-                f"{manifest.package_sha256}",
+                f"the audited twin ran files of SHA-256 {self.package_sha256}, and this study {package_sha256}",
                 why="what is not in one program may be in another, whatever the parameters",
                 fix="audit this study, by `grandrounds audit` on its folder, with the program that ran it",
             )

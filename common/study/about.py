@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ..schema import Help, Section, Words
+from ..schema import LINE, Help, Section, Spelt, Words
 
 
 def _spelt(value: object) -> object:
@@ -22,10 +22,14 @@ def _day(value: str) -> str:
 
 
 Day = Annotated[str, BeforeValidator(_spelt), AfterValidator(_day)]
+AuditFile = Annotated[str, Spelt(LINE, "needs the file of an audit (audit.json), in one line", 512)]
 
 
 class AboutSection(Section):
-    """The study in the words of those who run it: declared, signed by every site, and checked by nobody."""
+    """The study in the words of those who run it: declared, signed by every site, and checked by nobody.
+
+    ``audit`` alone is checked: a study that is fixed names the file by its hash.
+    """
 
     title: Annotated[Words | None, Help("What people call the study", example='"Shorter letters, 2026"')] = None
     purpose: Annotated[Words | None, Help("What it is for, in one sentence", example='"letters that write …"')] = None
@@ -38,6 +42,10 @@ class AboutSection(Section):
     dated: Annotated[Day | None, Help("The day on which this was written", example='"2026-11-30"')] = None
     begins: Annotated[Day | None, Help("The day from which it may run", example='"2026-12-01"')] = None
     ends: Annotated[Day | None, Help("The last day on which it may run", example='"2027-03-31"')] = None
+    audit: Annotated[
+        AuditFile | None,
+        Help("What `grandrounds audit` found of it, which comes to the sites before they sign", example='"audit.json"'),
+    ] = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -87,12 +87,14 @@ class Manifest(Section):
             needed |= {"privacy.noise_multiplier": privacy.noise_multiplier}
         if self.app_sha256 is not None:  # in a simulation nobody watches
             needed["training.answer_after_s"] = training.answer_after_s
-        first = self.study.model.first_adapter
-        if first is not None and re.fullmatch("sha256:[0-9a-f]{64}", first) is None:
-            raise ValueError("study.model.first_adapter: a manifest names it by its hash, as sha256:…")
-        public = self.study.data.public
-        if public is not None and re.fullmatch("sha256:[0-9a-f]{64}", public) is None:
-            raise ValueError("study.data.public: a manifest names it by its hash, as sha256:…")
+        files = {
+            "about.audit": self.study.about.audit,
+            "model.first_adapter": self.study.model.first_adapter,
+            "data.public": self.study.data.public,
+        }
+        for name, file in files.items():
+            if file is not None and re.fullmatch("sha256:[0-9a-f]{64}", file) is None:
+                raise ValueError(f"study.{name}: a manifest names it by its hash, as sha256:…")
         missing = [name for name, value in needed.items() if value is None]
         if missing:
             raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")

@@ -22,6 +22,8 @@ MAY_CHANGE: Final = frozenset(
         "study.about.contact",
         "study.about.dated",
         "study.about.ends",
+        # An audit is of one roster and one program; what is audited may not change.
+        "study.about.audit",
         "study.sites",
         "study.secagg.threshold",
         "study.training.answer_after_s",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from ...common.audit.evidence import AuditedParameters
+from ...common.audit.named import without_audit
 from ...common.crypto.identity import Identity
 from ...common.errors import StorageError, StudyError
 from ...common.model.language_model import LanguageModel
@@ -51,7 +52,7 @@ def require_alike(audited: Manifest, other: Manifest, *, place: Path) -> None:
 
 
 def _planned(place: Path, tell: Tell) -> Manifest:
-    study, _ = read_simulation(read_tables(place, {}))
+    study = without_audit(read_simulation(read_tables(place, {}))[0])  # which names what is made now
     first = first_adapter_of(study)
     tell("calibrating the noise")
     study = complete_study(with_lasting_name(study))

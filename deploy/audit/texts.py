@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.audit.evidence import CanaryScores, Protection
+from ...common.audit.named import without_audit
 from ...common.crypto.csprng import Stream, derived_key
 from ...common.data.records import parse_records
 from ...common.data.tokenisation import Tokenisation, load_tokenizer
@@ -134,7 +135,7 @@ def _twin(study: Study, cohorts: Mapping[str, Rows], *, has_noise: bool) -> Stud
     return validated(
         Study,
         {
-            **study.model_dump(),
+            **without_audit(study).model_dump(),
             "privacy": {**study.privacy.model_dump(), **off},
             "sites": [
                 {

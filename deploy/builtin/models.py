@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ...common.audit.named import with_pinned_audit
 from ...common.errors import ModelError
 from ...common.model.base_folder import BUILTIN_MODEL, model_folder, stated_license
 from ...common.schema import validated
@@ -40,14 +41,15 @@ def with_lasting_name(study: Study) -> Study:
     """The study with what lasts of its model: a folder's whole path, the license that is stated there, and hashes.
 
     Whoever loads the adapter finds its base model by this name, wherever the study is read. Raises StudyError where
-    the file of a first adapter, or of public records, is unfit.
+    the file of a first adapter, of public records or of an audit is unfit.
     """
     model = study.model.model_dump()
     if model["name"] not in (BUILTIN_MODEL, TINY_MODEL) and Path(model["name"]).is_dir():
         model["name"] = str(Path(model["name"]).resolve())
     if model["license"] is None:
         model["license"] = stated_license(model["name"])
-    return with_pinned_records(with_pinned_adapter(validated(Study, {**study.model_dump(), "model": model})))
+    study = validated(Study, {**study.model_dump(), "model": model})
+    return with_pinned_audit(with_pinned_records(with_pinned_adapter(study)))
 
 
 def demo_model() -> Path:

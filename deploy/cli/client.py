@@ -94,7 +94,7 @@ def join(
         return is_asset and (yes or confirmed("Does this site agree?"))
 
     study, site = Bundle.read(bundle), site_of(folder)
-    say(f"{field:10}{text}" for field, text in described(study.manifest).items())
+    say(f"{field:10}{text}" for field, text in described(study.manifest, audit=study.audit).items())
     if not yes:
         offer_policy(site, study.manifest, confirmed=confirmed, say=lambda line: say([line]))
     say([_READING])

@@ -8,23 +8,27 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from ...common.audit.evidence import AuditEvidence
+from ...common.audit.named import name_of
 from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
 from ...common.errors import StudyError, reason
 from ...common.schema import Address, Section, Words
-from ...common.study.artefacts import MANIFEST
+from ...common.study.artefacts import AUDIT, MANIFEST
 from ...common.study.first_adapter import BY_HASH
 from ...common.study.manifest import Manifest
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
+from ...server.report.audit import Audited
 from ...server.report.claim import at_least, began_with, count
 from .node_keys import check_node_key
 
 SITE_FORMAT: Final = "grandrounds/site/v1"
 _STUDY, _ADAPTER, _CA, _FLOWER = MANIFEST, "frozen-adapter.bin", "ca.crt", "flower.json"
 _NAMES: Final = frozenset((_STUDY, _ADAPTER, _CA, _FLOWER))
-_PUBLIC: Final = "public.jsonl"  # where the study has public records
+_PUBLIC: Final = "public.jsonl"
+_NAMED: Final = frozenset((_PUBLIC, AUDIT))  # where the study names such
 CONNECTION_LABEL: Final = b"grandrounds/connection/v1\n"
-_LARGEST: Final = {_ADAPTER: 1 << 32, _PUBLIC: 1 << 30}
+_LARGEST: Final = {_ADAPTER: 1 << 32, _PUBLIC: 1 << 30, AUDIT: 1 << 26}
 _LARGEST_OTHER: Final = 1 << 24
 _NOT_STATED: Final = "not stated"
 _UNREADABLE: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
@@ -76,7 +80,7 @@ def connection_sha256(address: str, certificates: bytes) -> str:
 class Bundle:
     """A study as a site joins it: ``frozen_adapter`` is float32, ``certificates`` the server's authority in PEM.
 
-    ``public`` are the bytes of its public records, where it has some.
+    ``public`` are the bytes of its public records, ``audit`` those of its audit, where it has such.
     """
 
     manifest: Manifest
@@ -84,6 +88,7 @@ class Bundle:
     certificates: bytes
     flower: Flower
     public: bytes | None = None
+    audit: bytes | None = None
 
     def write(self, path: Path) -> None:
         """Write the bundle, the same bytes each time. Raises StorageError."""
@@ -93,8 +98,8 @@ class Bundle:
             _CA: self.certificates,
             _FLOWER: canonical_json(self.flower.model_dump(mode="json")),
         }
-        if self.public is not None:
-            parts[_PUBLIC] = self.public
+        named = {_PUBLIC: self.public, AUDIT: self.audit}
+        parts |= {name: data for name, data in named.items() if data is not None}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, data in parts.items():
@@ -115,15 +120,18 @@ class Bundle:
             flower = Flower.model_validate_json(parts[_FLOWER])
             if manifest.connection_sha256 != connection_sha256(flower.address, parts[_CA]):
                 raise ValueError("another address or authority than the one that is hashed")
-            public = parts.get(_PUBLIC)
+            public, audit = parts.get(_PUBLIC), parts.get(AUDIT)
             if manifest.study.data.public != (None if public is None else f"{BY_HASH}{sha256(public)}"):
                 raise ValueError("other public records than those that are hashed")
+            if manifest.study.about.audit != (None if audit is None else name_of(audit)):
+                raise ValueError("another audit than the one that is hashed")
             return cls(
                 manifest=manifest,
                 frozen_adapter=parts[_ADAPTER],
                 certificates=parts[_CA],
                 flower=flower,
                 public=public,
+                audit=audit,
             )
         except StudyError:
             raise
@@ -149,7 +157,7 @@ def _parts(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
-        if len(set(names)) != len(names) or set(names) - {_PUBLIC} != _NAMES:
+        if len(set(names)) != len(names) or set(names) - _NAMED != _NAMES:
             raise ValueError("other files than a bundle's")
         for member in members:
             # Stored, so that a small file cannot unpack to any size.
@@ -159,8 +167,11 @@ def _parts(path: Path) -> dict[str, bytes]:
         return {member.filename: archive.read(member) for member in members}
 
 
-def described(manifest: Manifest) -> dict[str, Any]:
-    """A study in plain words, for whoever decides about joining it."""
+def described(manifest: Manifest, *, audit: bytes | None = None) -> dict[str, Any]:
+    """A study in plain words, with its ``audit`` where it names one, for whoever decides about joining it.
+
+    Raises StudyError where the audit is of another study.
+    """
     study = manifest.study
     about, privacy, training = study.about, study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
@@ -180,6 +191,12 @@ def described(manifest: Manifest) -> dict[str, Any]:
         "reads": f"at most {count(study.data.records_per_unit, 'window')} of a {privacy.unit} in a step, "
         f"{study.data.max_tokens} tokens each"
         + (f"; {study.data.public_units} of public records beside" if study.data.public else ""),
+        **({} if audit is None else {"audit": _audited(manifest, audit)}),
         "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,
     }
+
+
+def _audited(manifest: Manifest, audit: bytes) -> str:
+    AuditEvidence.parse(audit).require_of(manifest)
+    return f"{Audited.of(audit).in_brief}; so says whoever audited, and audit.json in study.zip has the scores"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from ...common.audit.named import named_audit, require_sound
 from ...common.crypto.identity import shown_key
 from ...common.data.groups import held_out
 from ...common.data.records import check_beginning
@@ -110,6 +111,7 @@ class _Fixed:
     frozen: bytes
     first: FirstAdapter | None
     public: PublicRecords | None
+    audit: bytes | None
 
 
 def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
@@ -121,9 +123,12 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
             why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
-    first, public = first_adapter_of(study), PublicRecords.of(study)
+    first, public, audited = first_adapter_of(study), PublicRecords.of(study), named_audit(study)
     say("calibrating the noise")
     complete = complete_study(with_lasting_name(study))
+    if audited is not None:
+        say("computing again what its audit found")
+        require_sound(audited, complete, package_sha256=running_sha256())
     base = settings.model or base_model_folder(complete.model.name)
     say(f"loading the model, and hashing {base}")
     # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
@@ -152,7 +157,8 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
         app_sha256=app_sha256(),
         connection_sha256=connection_of(folder),
     )
-    return _Fixed(manifest=manifest, frozen=vector_bytes(model.get_frozen_adapter()), first=first, public=public)
+    frozen = vector_bytes(model.get_frozen_adapter())
+    return _Fixed(manifest=manifest, frozen=frozen, first=first, public=public, audit=audited)
 
 
 def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) -> TrainingSection:
@@ -173,23 +179,25 @@ def _save(folder: ServerFolder, fixed: _Fixed) -> None:
     write_atomically(folder.path / FROZEN_ADAPTER, fixed.frozen)
     folder.study.save_first_adapter(fixed.first)
     folder.study.save_public_records(fixed.public)
+    folder.study.save_audit(fixed.audit)
     folder.study.save_manifest(fixed.manifest)
 
 
 def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
     """The study as the sites get it is written; what it is, and what to do with it."""
-    public = folder.study.public_records(manifest.study)
+    public, named = folder.study.public_records(manifest.study), folder.study.named_audit(manifest.study)
     Bundle(
         manifest=manifest,
         frozen_adapter=folder.frozen_adapter(),
         certificates=(folder.certificates / CA_CERTIFICATE).read_bytes(),
         flower=Flower(address=folder.settings().address),
         public=None if public is None else public.data,
+        audit=named,
     ).write(folder.bundle)
     for name in manifest.site_keys:
         write_atomically(folder.policies / f"{name}.toml", needed_policy(manifest, name).encode())
     return [
-        *(f"{field:10}{text}" for field, text in described(manifest).items()),
+        *(f"{field:10}{text}" for field, text in described(manifest, audit=named).items()),
         f"an update leaves {manifest.study.training.answer_after_s:g} s after it was asked for, whatever was drawn; a "
         "site whose `client check` takes longer needs a larger training.answer_after_s",
         *filter(None, [no_spare_site(sites=len(manifest.site_keys), threshold=manifest.threshold)]),

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Final
 
+from ...common.audit.named import named_audit, require_sound
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.schema import validated
 from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import default_max_units
 from ...common.study.manifest import Manifest
-from ...common.study.study import Study, study_tables
+from ...common.study.study import Study, read_study, study_tables
 from ...common.study.succession import check_successor
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
@@ -43,12 +44,15 @@ def fix_successor(folder: ServerFolder) -> Manifest:
                 fix=f"begin another: grandrounds server study new {folder.home.path} NAME",
             )
         following = _successor(folder, verified.manifest)
+        audit = named_audit(read_study(folder.study_toml))
+        require_sound(audit, following.study, package_sha256=following.package_sha256)
         if fixed != verified.manifest and fixed != following:
             raise StudyError(
                 f"version {fixed.version} of the manifest is fixed already, and is not this",
                 why=_WHY,
                 fix="have all its sites join and sign it with `grandrounds server run`; then change the next",
             )
+        folder.study.save_audit(audit)
         folder.study.save_manifest(following)
     return following
 
@@ -87,12 +91,13 @@ def _successor(folder: ServerFolder, previous: Manifest) -> Manifest:
 def overlaid(previous: Study, study_toml: Path) -> Study:
     """The study before, with all that study.toml states; the threshold follows from the number of sites if it does not.
 
-    What study.toml leaves open is as it was: it was filled in for the first manifest, and may not change. Raises
-    StudyError.
+    What study.toml leaves open is as it was: it was filled in for the first manifest, and may not change. An audit
+    alone is what study.toml names, since one of another roster or program says nothing of these. Raises StudyError.
     """
     fields, stated = previous.model_dump(), study_tables(study_toml)
     for section, values in stated.items():
         fields[section] = {**fields[section], **values} if isinstance(values, dict) else values
+    fields["about"]["audit"] = stated.get("about", {}).get("audit")
     bounds = {site.name: site.max_units for site in previous.sites}
     fields["sites"] = [
         {"max_units": bounds.get(site["name"]) or default_max_units(site["nominal_units"]), **site}

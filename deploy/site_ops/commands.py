@@ -28,7 +28,7 @@ from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.model.devices import PROCESSORS
 from ...common.schema import as_toml, known, validated
 from ...common.sources.source import DataSource
-from ...common.study.artefacts import MANIFEST
+from ...common.study.artefacts import AUDIT, MANIFEST
 from ...common.system.files import fsync, make_private_folder, write_atomically, write_missing
 from ...common.system.locks import in_turn
 from .. import templates
@@ -274,6 +274,8 @@ def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings,
     write_atomically(path / FROZEN_ADAPTER, bundle.frozen_adapter)
     if bundle.public is not None:
         write_atomically(path / PUBLIC_RECORDS, bundle.public)
+    if bundle.audit is not None:
+        write_atomically(path / AUDIT, bundle.audit)
     taken = {other.node.runtime_port for other in folder.joined() if other != study}
     node = NodeSettings(
         address=bundle.flower.address,

@@ -16,7 +16,7 @@ from ...common.errors import DataError, StorageError, StudyError
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.sources.identifiers import Similar, canonical
-from ...common.study.artefacts import LEDGER
+from ...common.study.artefacts import AUDIT, LEDGER
 from ...common.system.files import write_atomically
 from ...server.report.claim import count
 from ...server.report.rounding import number
@@ -37,6 +37,9 @@ def fetch(folder: SiteFolder, study: JoinedStudy, *, output: Path | None) -> Ite
     """
     manifest, kept = study.manifest(), study.results
     write_atomically(kept / LEDGER, _ledger_of_closed(folder, study))
+    audit = study.audit(manifest)
+    if audit is not None:
+        write_atomically(kept / AUDIT, audit)  # which came with the study, and not with its end
     case = Case(evidence=read_evidence(kept), manifest_hash=manifest.sha256)  # read once: what is copied was verified
     yield from _said(verdict_on(case))
     if output is not None:

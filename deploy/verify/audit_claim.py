@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from ...common.audit.evidence import AuditEvidence
+from ...common.audit.named import name_of
 from ...common.study.artefacts import AUDIT, REPORT
 from ...server.report.audit import Audited
 from .case import AbsentError, Case, Claim, DisagreesError, OpenError, parse_json
@@ -11,10 +12,16 @@ from .case import AbsentError, Case, Claim, DisagreesError, OpenError, parse_jso
 def _audited(case: Case) -> str:
     """Of a study without an audit it says how one is made.
 
-    The file is none of those that a study leaves at its sites: what a report states of it stays open there.
+    One that the manifest does not name is none of the files that a study leaves at its sites: what a report states of
+    it stays open there.
     """
-    stated = _stated(case)
+    stated, manifest = _stated(case), case.verified.manifest
+    named = manifest.study.about.audit
     if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults:
+        if named is not None:
+            raise OpenError(
+                f"the manifest names an audit, and {AUDIT}, which its server and its sites hold, is not here"
+            )
         if stated is not None:
             raise OpenError(f"the report states an audit, and {AUDIT}, which its server holds, is not here")
         raise AbsentError(
@@ -24,9 +31,11 @@ def _audited(case: Case) -> str:
     evidence, found = AuditEvidence.parse(data), Audited.of(data)
     if stated not in (None, found.model_dump(mode="json")):
         raise DisagreesError(f"{AUDIT} is not the audit that the report states")
-    manifest = case.verified.manifest
-    evidence.require_code(manifest)
-    evidence.require_parameters(manifest.study)
+    if named not in (None, name_of(data)):
+        raise DisagreesError(f"{AUDIT} is not the audit that the manifest names")
+    if named is not None and stated is None and REPORT in case.evidence.files:
+        raise DisagreesError("the report does not state the audit that the manifest names")
+    evidence.require_of(manifest)
     evidence.require_bounds()
     if evidence.headline.epsilon > evidence.claimed:
         raise DisagreesError(found.in_words)

@@ -114,9 +114,7 @@ def attached(folder: Path, manifest: Manifest) -> Audited | None:
     """
     try:
         data = (folder / AUDIT).read_bytes()
-        evidence = AuditEvidence.parse(data)
-        evidence.require_code(manifest)
-        evidence.require_parameters(manifest.study)
+        AuditEvidence.parse(data).require_of(manifest)
     except (OSError, StudyError):
         return None
     return Audited.of(data)

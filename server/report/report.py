@@ -166,6 +166,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
         "audit": {
             "says": NONE if declared.audit is None else declared.audit.in_words,
             "power": [] if declared.audit is None else declared.audit.power,
+            "is_signed": study.about.audit is not None,
             "found": None if declared.audit is None else declared.audit.model_dump(mode="json"),
         },
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",

@@ -11,12 +11,14 @@ from typing import Any, Final, Self
 
 from safetensors import SafetensorError
 
+from ...common.audit.named import named_audit
 from ...common.crypto.identity import canonical_json, sha256
 from ...common.errors import StorageError
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import (
     ADAPTER,
+    AUDIT,
     FIRST_ADAPTER,
     LEDGER,
     MANIFEST,
@@ -44,7 +46,7 @@ LARGEST_SUMS_BYTES: Final = 1 << 30
 _CHECKPOINTS: Final = "checkpoints"
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
-    *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER)),
+    *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER, AUDIT)),
     f"{_CHECKPOINTS}/.round-*",
     f"{SUMS}/.*",
     "server/.private.json-*",
@@ -195,6 +197,20 @@ class StudyFolder:
     def public_records(self, study: Study) -> PublicRecords | None:
         """The public records that enter each step of a study that is fixed, if any do. Raises StudyError."""
         return PublicRecords.of(study, self.path / PUBLIC)
+
+    def save_audit(self, audit: bytes | None) -> None:
+        """Write an audit, if there is one: the report will state it. Raises StorageError."""
+        if audit is not None:
+            write_atomically(self.path / AUDIT, audit)
+
+    @property
+    def has_audit(self) -> bool:
+        """Whether an audit lies in the folder, of whatever study it is."""
+        return (self.path / AUDIT).exists()
+
+    def named_audit(self, study: Study) -> bytes | None:
+        """The audit that a study that is fixed names, if it does. Raises StudyError."""
+        return named_audit(study, self.path / AUDIT)
 
     def checkpoint(self, manifest: Manifest) -> Checkpoint | None:
         """The last that was saved, if one was. Raises StorageError if it is damaged."""

@@ -34,6 +34,7 @@ ABOUT = {
     "dated": "2026-11-30",
     "begins": "2026-12-01",
     "ends": "2027-03-31",
+    "audit": f"sha256:{'ad' * 32}",
 }
 SITES = [{"name": f"site-{i}", "nominal_units": 20, "max_units": 25, **DESCRIPTION} for i in range(1, 6)]
 KEYS = {f"site-{i}": f"{i:02x}" * 32 for i in range(1, 6)}

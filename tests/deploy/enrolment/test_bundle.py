@@ -6,10 +6,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.study.audited_study import audit_of, audited_manifest
 from support.study.federation import small_manifest, small_study
 
+from grandrounds.common.audit.named import name_of
 from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.errors import StudyError
+from grandrounds.common.study.about import AboutSection
 from grandrounds.common.system.package_hash import running_sha256
 from grandrounds.deploy.enrolment.bundle import Bundle, Flower, SiteCard, connection_sha256, described
 
@@ -17,13 +20,16 @@ OTHER = "12" * 32
 ADDRESS = "server.example:9092"
 
 
-def a_bundle(public=None, **changes):
+def a_bundle(public=None, audit=None, **changes):
     identities = {f"site-{i}": Identity.generate() for i in range(1, 6)}
     changes = {"connection_sha256": connection_sha256(ADDRESS, b"PEM"), **changes}
     data = {} if public is None else {"public": f"sha256:{sha256(public)}", "public_units": 1}
-    manifest = small_manifest(small_study(data=data), identities, Identity.generate(), dimension=7, **changes)
+    about = AboutSection(audit=None if audit is None else name_of(audit))
+    study = small_study(data=data).model_copy(update={"about": about})
+    manifest = small_manifest(study, identities, Identity.generate(), dimension=7, **changes)
     flower = Flower(address=ADDRESS)
-    return Bundle(manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=flower, public=public)
+    beside = {"public": public, "audit": audit}
+    return Bundle(manifest=manifest, frozen_adapter=b"A", certificates=b"PEM", flower=flower, **beside)
 
 
 def written(bundle, tmp_path, **fields):
@@ -42,14 +48,23 @@ def written(bundle, tmp_path, **fields):
 
 def test_a_bundle_is_read_as_it_was_written(tmp_path):
     for public in (None, b'{"patient_id": 1, "text": "a term"}'):
-        bundle = a_bundle(public)
+        bundle = a_bundle(public, audit=public)
         assert Bundle.read(written(bundle, tmp_path)) == bundle
 
 
+def test_an_audit_of_another_study_is_shown_to_no_site():
+    manifest = audited_manifest()
+    assert "by 60 planted gradient canaries" in described(manifest, audit=audit_of(manifest))["audit"]
+    with pytest.raises(StudyError, match="max_attempts is 2 there and 3 here"):
+        described(manifest, audit=audit_of(audited_manifest(attempts=2)))
+
+
 @pytest.mark.parametrize("public, instead", [(b"a", b"b"), (b"a", None), (None, b"a")])
-def test_other_public_records_than_the_manifest_s_are_refused(tmp_path, public, instead):
+def test_other_public_records_or_another_audit_than_the_manifest_s_are_refused(tmp_path, public, instead):
     with pytest.raises(StudyError, match="no study's bundle"):
         Bundle.read(written(replace(a_bundle(public), public=instead), tmp_path))
+    with pytest.raises(StudyError, match="no study's bundle"):
+        Bundle.read(written(replace(a_bundle(audit=public), audit=instead), tmp_path))
 
 
 @pytest.mark.parametrize(

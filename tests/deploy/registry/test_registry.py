@@ -90,7 +90,7 @@ def test_an_audit_that_the_report_states_is_kept_and_handed_out_or_noted_as_open
 ) -> None:
     study, folder, report = ran_study(), tmp_path / "study", SmallStudy.report
     folder.mkdir()
-    (folder / AUDIT).write_bytes(audit_of(study))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest))
     audited = attached(folder, study.manifest)
     monkeypatch.setattr(SmallStudy, "report", lambda self: report(self, audit=audited))
     study.close(folder)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from support.study.audited_study import audit_of, audited_manifest
 from support.study.enrolled_server import SITES, card, initialised, write_study
 
 from grandrounds.client.budget.policy import read_policy, violations
@@ -122,6 +123,23 @@ def test_other_public_records_are_an_edit_and_fewer_than_a_step_needs_fix_no_stu
         bundling.bundle(folder)
     with pytest.raises(StudyError, match="has 1 patients, and a step needs 2"):
         bundling.bundle_anew(folder)
+
+
+def test_an_audit_that_is_named_later_is_an_edit_and_one_of_other_parameters_fixes_no_study(folder):
+    audit = folder.path / "audit.json"
+    audit.write_bytes(audit_of(audited_manifest()))
+    with folder.study_toml.open("a") as file:
+        file.write(f'[about]\naudit = "{audit}"\n')
+    with pytest.raises(StudyError, match=r"about\.audit is .sha256:.*, and in the study not there"):
+        bundling.bundle(folder)
+    before = folder.bundle.read_bytes()
+    with pytest.raises(StudyError, match=r"audited twin is not this study’s: .*sites is 4 there and 3 here"):
+        bundling.bundle_anew(folder)
+    audit.unlink()
+    with pytest.raises(StudyError, match=r"audit\.json cannot be read") as refused:
+        bundling.bundle_anew(folder)
+    assert "grandrounds audit study.toml --output audit.json" in refused.value.fix
+    assert folder.bundle.read_bytes() == before
 
 
 def test_what_is_left_open_is_no_edit_and_neither_is_what_is_for_a_simulation(folder):

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 from support.study import carried_study
+from support.study.audited_study import audit_of
 from support.study.carried_study import carried
 from typer.testing import CliRunner
 
@@ -15,13 +16,17 @@ from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.site.training_view import NEVER_LEAVES
 from grandrounds.client.state.database import SiteDatabase
+from grandrounds.common.audit.named import name_of
+from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, StorageError, StudyError
 from grandrounds.common.ledger.message_sizes import largest_request_bytes
-from grandrounds.common.study.artefacts import LEDGER, RESULTS, WEIGHTS
+from grandrounds.common.study.artefacts import AUDIT, LEDGER, REPORT, RESULTS, WEIGHTS
 from grandrounds.deploy.attacks.findings import FEWEST
 from grandrounds.deploy.attacks.site import WRITTEN, attack
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.enrolment.bundle import Bundle
+from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
 from grandrounds.deploy.verify.evidence import read_evidence
@@ -58,9 +63,23 @@ def messages():
     return []
 
 
+class Audited(LoopbackFederation):
+    """A federation whose study names an audit of itself."""
+
+    def _join(self, site):
+        if self.bundle.audit is None:
+            audit = self.path / "found.json"
+            audit.write_bytes(audit_of(self.bundle.manifest, seen=0.0))
+            with self.folder.study_toml.open("a") as file:
+                file.write(f'[about]\naudit = "{audit}"\n')
+            self.said = bundling.bundle_anew(self.folder)
+            self.bundle = Bundle.read(self.folder.bundle)
+        super()._join(site)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, messages):
-    federation = LoopbackFederation(tmp_path_factory.mktemp("f"), sites=SITES, rounds=1, max_attempts=2)
+    federation = Audited(tmp_path_factory.mktemp("f"), sites=SITES, rounds=1, max_attempts=2)
     with pytest.raises(StudyError, match="not over"):
         list(fetch(SiteFolder(federation.path / "north"), output=None))
     opened = carried_study.opened
@@ -101,6 +120,14 @@ def test_every_site_holds_the_very_files_that_the_server_has(finished):
         assert all((results / name).read_bytes() == (study / name).read_bytes() for name in RESULTS)
 
 
+def test_an_audit_that_the_study_names_is_told_before_sites_sign_and_is_in_the_report_that_they_check(finished):
+    (told,) = [line for line in finished.said if line.startswith("audit ")]
+    assert "by 60 planted gradient canaries, and 4 is claimed" in told
+    report = json.loads((kept(SiteFolder(finished.path / "north")) / REPORT).read_bytes())
+    assert report["audit"]["found"]["sha256"] == sha256((finished.path / "found.json").read_bytes())
+    assert report["audit"]["is_signed"]
+
+
 def test_a_site_takes_requests_that_bring_the_finished_adapter_with_its_public_tensors(folder):
     with closing(open_site(folder)) as resident:
         more = resident.largest_request_bytes - largest_request_bytes(folder.study().manifest())
@@ -112,6 +139,7 @@ def test_what_is_fetched_is_verified_and_anyone_can_verify_it_again(folder, tmp_
         said = list(fetch(folder, output=tmp_path / "copy"))
     assert f"{len(CLAIMS)} of {len(CLAIMS)} claims" in said[0]
     assert "held_out" in said[-1]
+    assert name_of((tmp_path / "copy" / AUDIT).read_bytes()) == folder.study().manifest().study.about.audit
     assert read_evidence(tmp_path / "copy") == read_evidence(kept(folder))
     assert verify(tmp_path / "copy", manifest_hash=folder.study().manifest().sha256).holds
 

@@ -8,6 +8,7 @@ from support.study.audited_study import audit_of
 from support.study.verification import reclosed, rewritten
 from support.study.verified_study import SmallStudy, ran
 
+from grandrounds.common.audit.named import name_of
 from grandrounds.common.study.artefacts import AUDIT, CARD, PAGE, REPORT
 from grandrounds.deploy.verify.case import Case
 from grandrounds.deploy.verify.claims import verdict_on, verify
@@ -32,14 +33,14 @@ def refused(folder: Path) -> str:
 def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: SmallStudy, folder: Path) -> None:
     (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
     assert finding.status is Status.ABSENT and "none is attached" in finding.detail
-    (folder / AUDIT).write_bytes(audit_of(study))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest))
     holds, said = judged(folder)
     assert holds and "60 planted gradient canaries" in said and "within the claim" in said
     assert "by the word of whoever audited it" in said and "with a confidence of 95 %" in said
 
 
 def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study: SmallStudy, folder: Path) -> None:
-    (folder / AUDIT).write_bytes(audit_of(study))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest))
     audited = attached(folder, study.manifest)
     assert audited is not None
     report = study.report(audit=audited)
@@ -58,14 +59,29 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
         (CARD, "| half the noise | each site adds half of its noise | "),
     ):
         assert says in (folder / path).read_text(encoding="utf-8")
-    (folder / AUDIT).write_bytes(audit_of(study, seed=2))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest, seed=2))
     assert "not the audit that the report states" in refused(folder)
+
+
+def test_an_audit_that_the_manifest_names_is_that_file_and_in_the_report(study: SmallStudy, tmp_path: Path) -> None:
+    audit = audit_of(study.manifest)
+    named = ran(about={"audit": name_of(audit)})
+    named.close(tmp_path)
+    (finding,) = verdict_on(Case(evidence=read_evidence(tmp_path), manifest_hash=None), "audit").findings
+    assert finding.status is Status.OPEN and "the manifest names an audit" in finding.detail
+    (tmp_path / AUDIT).write_bytes(audit)
+    assert "the report does not state the audit that the manifest names" in refused(tmp_path)
+    rewritten(tmp_path, named.report(audit=attached(tmp_path, named.manifest)))
+    assert judged(tmp_path)[0]
+    assert "which all sites had before they signed" in (tmp_path / PAGE).read_text(encoding="utf-8")
+    (tmp_path / AUDIT).write_bytes(audit_of(study.manifest, seed=2))
+    assert "not the audit that" in refused(tmp_path)
 
 
 def test_an_audit_that_the_report_states_and_a_site_does_not_hold_is_open_and_refutes_nothing(
     study: SmallStudy, folder: Path
 ) -> None:
-    (folder / AUDIT).write_bytes(audit_of(study))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest))
     rewritten(folder, study.report(audit=attached(folder, study.manifest)))
     (folder / AUDIT).unlink()
     (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
@@ -80,28 +96,28 @@ def test_a_report_without_an_audit_says_how_one_is_made(folder: Path) -> None:
 
 
 def test_an_audit_that_refutes_the_claim_is_told_and_makes_it_false(study: SmallStudy, folder: Path) -> None:
-    (folder / AUDIT).write_bytes(audit_of(study, seen=20.0))
+    (folder / AUDIT).write_bytes(audit_of(study.manifest, seen=20.0))
     assert "This refutes the claim." in refused(folder)
     assert "This refutes the claim." in Audited.of((folder / AUDIT).read_bytes()).in_words
 
 
 def test_an_audit_that_does_not_see_noise_that_is_off_is_said_to_say_little(study: SmallStudy) -> None:
-    assert "says little of it" in Audited.of(audit_of(study, lacking="noise off")).in_words
-    assert "says little" not in Audited.of(audit_of(study)).in_words
+    assert "says little of it" in Audited.of(audit_of(study.manifest, lacking="noise off")).in_words
+    assert "says little" not in Audited.of(audit_of(study.manifest)).in_words
 
 
 def test_a_bound_that_does_not_follow_and_a_twin_of_another_study_are_refused(study: SmallStudy, folder: Path) -> None:
-    fields = json.loads(audit_of(study))
+    fields = json.loads(audit_of(study.manifest))
     fields["bounds"][0]["epsilon"] += 0.5
     (folder / AUDIT).write_text(json.dumps(fields), encoding="utf-8")
     assert "follows from the scores" in refused(folder)
-    (folder / AUDIT).write_bytes(audit_of(ran(noise_multiplier=1.6)))
+    (folder / AUDIT).write_bytes(audit_of(ran(noise_multiplier=1.6).manifest))
     assert "noise_multiplier is 1.6 there and 1.5 here" in refused(folder)
     assert attached(folder, study.manifest) is None
 
 
 def test_a_twin_that_ran_another_program_is_refused(study: SmallStudy, folder: Path) -> None:
-    fields = json.loads(audit_of(study))
+    fields = json.loads(audit_of(study.manifest))
     fields["package_sha256"] = "ab" * 32
     (folder / AUDIT).write_text(json.dumps(fields), encoding="utf-8")
     assert "the audited twin ran files of SHA-256 abab" in refused(folder)

@@ -9,7 +9,6 @@ from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.study.manifest import Manifest
 from grandrounds.deploy.audit.twin import Twin
 from support.study.federation import small_manifest, small_study
-from support.study.verified_study import SmallStudy
 
 SEED = bytes(range(32))
 _SERVER = Identity.generate()
@@ -36,7 +35,7 @@ def twin_of(manifest: Manifest, *, canaries: int = 40) -> Twin:
     return Twin.of(manifest, canaries=canaries, seed=SEED)
 
 
-def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
+def audit_of(manifest: Manifest, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
     """Evidence in which canaries that were in stand out by so much, and more where something is lacking."""
     rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
     sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
@@ -50,4 +49,4 @@ def audit_of(study: SmallStudy, *, seen: float = 0.5, seed: int = 1, lacking: Pr
         )
         for protection, size in sizes
     ]
-    return AuditEvidence.of(twin=study.manifest, canaries=canaries, seeds={"coins": "01"}).to_json()
+    return AuditEvidence.of(twin=manifest, canaries=canaries, seeds={"coins": "01"}).to_json()

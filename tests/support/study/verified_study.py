@@ -24,6 +24,7 @@ from grandrounds.common.model.adapter import AdapterLayout, vector_sha256
 from grandrounds.common.model.adapter_config import adapter_config
 from grandrounds.common.model.base_folder import published_name
 from grandrounds.common.secagg.transcript import seal_message
+from grandrounds.common.study.about import AboutSection
 from grandrounds.common.study.artefacts import CARD, CONFIG, LEDGER, PAGE, REPORT, RESULTS, WEIGHTS
 from grandrounds.common.study.artefacts import MANIFEST as STUDY
 from grandrounds.common.study.manifest import Manifest
@@ -156,13 +157,19 @@ def write_ledger(folder: Path, lines: Sequence[bytes]) -> None:
     (folder / LEDGER).write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def ran(*, training: Mapping[str, Any] | None = None, noise_multiplier: float | None = 1.5) -> SmallStudy:
+def ran(
+    *,
+    training: Mapping[str, Any] | None = None,
+    noise_multiplier: float | None = 1.5,
+    about: Mapping[str, Any] | None = None,
+) -> SmallStudy:
     """A study of two rounds that ran; site-2 is lost in the middle of the second."""
     study = small_study(
         noise_multiplier=noise_multiplier,
         privacy={"sampling_probability": 0.25},
         training={"rounds": 2, "max_attempts": 4, **(training or {})},
     )
+    study = study.model_copy(update={"about": AboutSection(**(about or {}))})
     federation = SmallStudy(study=study)
     federation.run(lambda site, envelope: (envelope.attempt, site, envelope.exchange) == (2, "site-2", "ciphertexts"))
     return federation
