@@ -63,10 +63,10 @@ class Canaries:
         seed: bytes,
     ) -> Self:
         """``count`` canaries at ``homes_of``, of ``sites``; raises StudyError where there are too few directions."""
-        gauges = min(max(_LEAST_GAUGES, _GAUGES_PER_RELEASE * releases), _MOST_GAUGES, dimension // 4)
+        gauges = _gauges(dimension=dimension, releases=releases)
         foils = min(_FOILS * count, dimension - count - gauges - len(sites))
-        if foils < count:
-            most = max(0, (dimension - gauges - len(sites)) // 2)
+        most = room_for_canaries(dimension=dimension, releases=releases, sites=len(sites))
+        if count > most:
             raise StudyError(
                 f"{count} canaries in an adapter of {dimension} numbers",
                 why="each points in a direction of its own, and as many are needed that nobody has",
@@ -154,6 +154,15 @@ class _NoModel:
 
     def check_tokens(self, token_ids: object, labels: object) -> None:
         """The number of a direction is no token."""
+
+
+def room_for_canaries(*, dimension: int, releases: int, sites: int) -> int:
+    """The most canaries in an adapter of that ``dimension``: each takes a direction, and one that nobody has."""
+    return max(0, (dimension - _gauges(dimension=dimension, releases=releases) - sites) // 2)
+
+
+def _gauges(*, dimension: int, releases: int) -> int:
+    return min(max(_LEAST_GAUGES, _GAUGES_PER_RELEASE * releases), _MOST_GAUGES, dimension // 4)
 
 
 def _example_of(number: int) -> Example:

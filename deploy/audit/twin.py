@@ -1,6 +1,6 @@
 """A twin of a study: its parameters, protocol, arithmetic and noise, with canaries for patients and keys of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -17,7 +17,7 @@ from ...common.schema import known, validated
 from ...common.secagg.masks import add_masks
 from ...common.study.manifest import Manifest
 from .attempt import Parties
-from .canaries import Canaries, CanarySampler
+from .canaries import Canaries, CanarySampler, room_for_canaries
 from .faults import Fault, Where
 
 Tell = Callable[[str], None]
@@ -47,18 +47,14 @@ class Twin:
                 why="an audit holds what can be seen of canaries against a claim, and nothing is claimed",
                 fix="audit a study with noise",
             )
-        names = [site.name for site in audited.study.sites]
-        is_distributed = privacy.trust == "distributed"
-        honest = names[: len(names) - privacy.corrupt_sites] if is_distributed else names
-        copies = min(privacy.sites_per_patient, len(honest))
-        steps = audited.max_attempts * audited.study.training.local_steps
+        names, honest = [site.name for site in audited.study.sites], _honest(audited)
         planted = Canaries.planted(
             canaries,
             dimension=audited.dimension,
-            releases=steps if is_distributed else copies * steps,
+            releases=_releases(audited),
             homes_of=honest,
             sites=names,
-            copies=copies,
+            copies=_copies(audited),
             seed=seed,
         )
         server, sites = Identity.generate(), {name: Identity.generate() for name in names}
@@ -133,6 +129,27 @@ class Twin:
         return self.canaries.directions.coordinates(released, self.canaries.judged) / (
             lattice.scale * lattice.clipping_norm
         )
+
+
+def room_in_twin(audited: Manifest) -> int:
+    """The most canaries that a twin of the study has room for."""
+    return room_for_canaries(dimension=audited.dimension, releases=_releases(audited), sites=len(audited.study.sites))
+
+
+def _honest(audited: Manifest) -> Sequence[str]:
+    """The sites that canaries may be at: under distributed trust without those that the adversary has."""
+    names, privacy = [site.name for site in audited.study.sites], audited.study.privacy
+    return names[: len(names) - privacy.corrupt_sites] if privacy.trust == "distributed" else names
+
+
+def _copies(audited: Manifest) -> int:
+    return min(audited.study.privacy.sites_per_patient, len(_honest(audited)))
+
+
+def _releases(audited: Manifest) -> int:
+    """How many a canary may be in."""
+    steps = audited.max_attempts * audited.study.training.local_steps
+    return steps if audited.study.privacy.trust == "distributed" else _copies(audited) * steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,12 @@ def simulate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the study in --output, from its last checkpoint.")
     ] = False,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit/--no-audit", help="After training, plant canaries in a twin of the study, for its report: seconds."
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the display.")] = False,
 ) -> None:
     """Simulate a federation: hospitals, server, secure aggregation and privacy, on this machine.
@@ -43,6 +49,7 @@ def simulate(
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
         with phase(display.observe, "libraries", "PyTorch and Flower"):
             from ...common.model.devices import open_device
+            from ..audit.usual import usual_audit
             from ..simulation.simulate import resume as resume_simulation
             from ..simulation.simulate import simulate as run_simulation
 
@@ -54,6 +61,7 @@ def simulate(
             "dropouts": chosen_dropouts(study, simulation),
             "devices": simulation.devices,
             "observe": display.observe,
+            "audit": usual_audit if audit else None,
         }
         if resume:
             result = resume_simulation(folder, **inputs)

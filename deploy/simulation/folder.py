@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...common.crypto.identity import Identity
-from ...common.study.artefacts import MANIFEST, PREPARED
+from ...common.study.artefacts import AUDIT, MANIFEST, PREPARED
 from ...common.study.manifest import Manifest
 from ...common.system.files import make_folder, write_atomically
 from ...server.run.study_folder import StudyFolder, damaged, unwritable
@@ -52,6 +52,7 @@ class SimulationFolder(StudyFolder):
             if not (self.path / MANIFEST).exists():
                 for path in (_PRIVATE, PREPARED):
                     shutil.rmtree((self.path / path).parent, ignore_errors=True)
+                (self.path / AUDIT).unlink(missing_ok=True)
             raise
 
     def begin(self, manifest: Manifest, private: Private) -> None:

@@ -20,9 +20,9 @@ from ...client.training.grad_samples import GradSampler
 from ...client.training.update import SiteUpdate
 from ...client.worker.worker import Worker
 from ...client.worker_socket import AskWorker
+from ...common.audit.named import named_audit, require_sound
 from ...common.crypto.identity import Identity
 from ...common.data.tokenisation import EvaluationSet
-from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import vocabulary_size_of
 from ...common.model.devices import PROCESSORS
@@ -39,14 +39,14 @@ from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import Observer, PhaseProgress, Told, phase
-from ...server.run.study_run import StudyRun
+from ...server.run.study_run import MakeAudit, StudyRun
 from ..builtin.models import with_lasting_name
 from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
 from .outages import Dropout, Outages
 from .settings import UNDESCRIBED
 from .site_data import RecordSource, SiteData, read_all, tell_of_budget
-from .sites import check_newest, check_records_said, simulated_policy
+from .sites import check_cohorts, check_newest, check_records_said, simulated_policy
 
 # Carries the study's conversations to the workers of its sites, and their answers back; some messages meet an outage.
 Network = Callable[[Iterable[Conversation], Mapping[str, AskWorker], Outages], None]
@@ -85,6 +85,7 @@ def simulate(
     observe: Observer = lambda event: None,
     network: Network = in_process,
     devices: Sequence[str] = (PROCESSORS,),
+    audit: MakeAudit | None = None,
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
@@ -104,6 +105,7 @@ def simulate(
         observe: is told what happens while it happens.
         network: carries what server and sites say.
         devices: where the model computes; of several, each computes a part of every step.
+        audit: makes the audit that a report in ``output`` states, of a study that names none.
 
     Returns:
         Manifest, report and adapter. With ``output``, ``verify`` recomputes what the report claims.
@@ -125,8 +127,8 @@ def simulate(
     (1, 4.0, 'float32')
     """
     check_records_said(study, evaluation_source)
-    _check_sites(study, cohorts, dropouts, opted_out)
-    first, public = first_adapter_of(study), PublicRecords.of(study)
+    check_cohorts(study, cohorts, dropouts, opted_out)
+    first, public, named = first_adapter_of(study), PublicRecords.of(study), named_audit(study)
     folder = None if output is None else SimulationFolder.create(Path(output))
     with nullcontext() if folder is None else folder.beginning():
         data = _read(
@@ -151,9 +153,11 @@ def simulate(
             model=prepared.model,
             model_sha256=prepared.model_sha256,
         )
+        require_sound(named, study, package_sha256=manifest.package_sha256)
         if folder is not None:
             folder.save_first_adapter(first)
             folder.save_public_records(public)
+            folder.save_audit(named)
             folder.begin(manifest, Private(keys=keys, seed=seed, settings=dict(settings)))
     return _run(
         manifest,
@@ -164,6 +168,7 @@ def simulate(
         dropouts=dropouts,
         observe=observe,
         network=network,
+        audit=audit,
     )
 
 
@@ -178,6 +183,7 @@ def resume(
     dropouts: Sequence[Dropout] = (),
     observe: Observer = lambda event: None,
     devices: Sequence[str] = (PROCESSORS,),
+    audit: MakeAudit | None = None,
 ) -> Result:
     """Go on with the study in ``output`` from its last checkpoint, after its process was stopped or killed.
 
@@ -186,7 +192,7 @@ def resume(
     """
     folder = SimulationFolder.open(output)
     manifest, private = folder.manifest(), folder.private()
-    _check_sites(manifest.study, cohorts, dropouts, opted_out)
+    check_cohorts(manifest.study, cohorts, dropouts, opted_out)
     data = _read(
         manifest.study,
         cohorts,
@@ -216,6 +222,7 @@ def resume(
         dropouts=dropouts,
         observe=observe,
         network=in_process,
+        audit=audit,
     )
 
 
@@ -320,6 +327,7 @@ def _run(
     dropouts: Sequence[Dropout],
     observe: Observer,
     network: Network,
+    audit: MakeAudit | None,
 ) -> Result:
     states: dict[str, SiteState] = {}
     try:
@@ -346,6 +354,7 @@ def _run(
             evaluation=prepared.evaluation,
             evaluation_source=evaluation_source,
             observe=observe,
+            make_audit=audit,
         )
         network(run.conversations(), workers, Outages.since(ledger.verified, dropouts))
     finally:
@@ -372,28 +381,3 @@ def _worker(manifest: Manifest, site: Site, identity: Identity, prepared: _Prepa
         public=prepared.public,
     )
     return Worker(name=site.name, identity=identity, manifest=manifest, release=update, state=state)
-
-
-def _check_sites(
-    study: Study, cohorts: Mapping[str, object], dropouts: Sequence[Dropout], opted_out: Mapping[str, object]
-) -> None:
-    names = {site.name for site in study.sites}
-    if set(cohorts) != names:
-        raise StudyError(
-            f"data for {sorted(cohorts)} but sites {sorted(names)}",
-            why="every site trains on its own records and no others exist",
-            fix="give one data file for each site of the study",
-        )
-    if not set(opted_out) <= names:
-        raise StudyError(
-            f"opt-outs for {sorted(set(opted_out) - names)} but sites {sorted(names)}",
-            why="whoever opted out would be read all the same, at the site that was meant",
-            fix="name the site as the study does",
-        )
-    for dropout in dropouts:
-        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
-            raise StudyError(
-                f"there is no {dropout.site} in round {dropout.round} to drop out",
-                why="the simulation would not show what was asked for",
-                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
-            )

@@ -1,6 +1,6 @@
 """What a simulated site decides for itself: its policy, and that it follows no older ledger than its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...client.budget.policy import AllowedModel, DataPolicy, Policy, StudyPolicy
@@ -11,6 +11,7 @@ from ...common.study.manifest import Manifest
 from ...common.study.study import Site, Study
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.study_run import check_ledger_of, put_back
+from .outages import Dropout
 
 
 def check_newest(ledger: LedgerWriter, manifest: Manifest, states: Mapping[str, SiteState]) -> None:
@@ -75,3 +76,29 @@ def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) 
             opted_out=opted_out,
         ),
     )
+
+
+def check_cohorts(
+    study: Study, cohorts: Mapping[str, object], dropouts: Sequence[Dropout], opted_out: Mapping[str, object]
+) -> None:
+    """Raises StudyError where data, opt-outs or dropouts are of other sites than the study's."""
+    names = {site.name for site in study.sites}
+    if set(cohorts) != names:
+        raise StudyError(
+            f"data for {sorted(cohorts)} but sites {sorted(names)}",
+            why="every site trains on its own records and no others exist",
+            fix="give one data file for each site of the study",
+        )
+    if not set(opted_out) <= names:
+        raise StudyError(
+            f"opt-outs for {sorted(set(opted_out) - names)} but sites {sorted(names)}",
+            why="whoever opted out would be read all the same, at the site that was meant",
+            fix="name the site as the study does",
+        )
+    for dropout in dropouts:
+        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
+            raise StudyError(
+                f"there is no {dropout.site} in round {dropout.round} to drop out",
+                why="the simulation would not show what was asked for",
+                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
+            )

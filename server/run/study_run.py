@@ -1,7 +1,7 @@
 """A study from its first signature to its last, as its server carries it out, in a simulation and in a deployment."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from ..rounds.training import Training, accountant_of
 from .progress import Observer, StudyReady, phase
 from .study_folder import StudyFolder
 
+# Makes an audit of a study, audit.json; None where there is none to be made, of which it tells.
+MakeAudit = Callable[[Manifest, Observer], bytes | None]
+
 
 @dataclass(kw_only=True)
 class StudyRun:
@@ -41,7 +44,8 @@ class StudyRun:
 
     ``model`` is the base model with the study's adapter, ``base`` the folder it was loaded from, ``evaluation`` the
     study's evaluation set, and ``evaluation_source`` where it comes from, in words. Without a ``folder`` nothing is
-    kept. ``training`` and ``report`` are there once begun.
+    kept. ``make_audit`` is called after training, where no audit lies in the folder. ``training`` and ``report`` are
+    there once begun.
     """
 
     manifest: Manifest
@@ -52,11 +56,14 @@ class StudyRun:
     evaluation: EvaluationSet
     evaluation_source: str
     observe: Observer
+    make_audit: MakeAudit | None = None
     training: Training = field(init=False)
     report: Report = field(init=False)
 
     def conversations(self) -> Iterator[Conversation]:
-        """Signing, training and closing. Raises what they raise, and StorageError."""
+        """Signing, training and closing. Raises what they raise, StorageError, and StudyError without a named audit."""
+        if self.folder is not None and self.ledger.verified.closed is None:
+            self.folder.named_audit(self.manifest.study)  # or the report could not state it
         with phase(self.observe, "signing", "every site signs the study"):
             yield Signing(manifest=self.manifest, ledger=self.ledger)
         checkpoint = self._checkpoint()
@@ -78,6 +85,7 @@ class StudyRun:
         )
         with phase(self.observe, "training", count(self.manifest.study.training.rounds, "round")):
             yield self.training
+        self._audit()
         with phase(self.observe, "report", "claims, adapter and model card"):
             files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
@@ -108,6 +116,11 @@ class StudyRun:
             return checkpoint
         self.folder.save_sum(self.manifest, checkpoint.round, checkpoint.last_step)
         return self.folder.save_checkpoint(checkpoint)
+
+    def _audit(self) -> None:
+        if self.make_audit is None or self.folder is None or self.folder.has_audit or self.ledger.verified.closed:
+            return
+        self.folder.save_audit(self.make_audit(self.manifest, self.observe))
 
     def _results(self) -> Mapping[str, Content]:
         """What the study leaves, the contents of each file by its path, with its ``report``."""

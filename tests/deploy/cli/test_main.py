@@ -50,6 +50,7 @@ def arguments(model: Path, records: Callable[[str, list[str]], Path], tmp_path: 
         f"--evaluation={files['evaluation']}",
         "--evaluation-kind=synthetic",
         output,
+        "--no-audit",
         *data,
         *shape,
     ]
@@ -70,10 +71,12 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_study_on_own_records_leaves_what_the_readme_promises(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(arguments, monkeypatch) == 0
+    audited = [argument for argument in arguments if argument != "--no-audit"]
+    assert run([*audited, "--rank=16"], monkeypatch) == 0  # numbers enough to plant canaries in
     folder = tmp_path / "study"
     assert {path.name for path in folder.iterdir()} == {
         "adapter",
+        "audit.json",
         "checkpoints",
         "ledger",
         "report.html",
@@ -87,6 +90,7 @@ def test_a_study_on_own_records_leaves_what_the_readme_promises(
     assert report["epsilon"] <= 1
     assert report["rounds"] == 2
     output = capsys.readouterr()
+    assert report["audit"]["found"]["claimed"] == 1 and "planted gradient canaries" in output.out
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert PATIENT_TEXT not in output.out + output.err
     assert PATIENT_TEXT.encode() not in written
