@@ -36,6 +36,10 @@ def generate(
             metavar="MODEL", help="Folder or hub name of the base model, if it is not where the study has it."
         ),
     ] = None,
+    manifest_hash: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="The SHA-256 of the study's manifest, as somebody you trust tells it."),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.")] = "cpu",
     check: Annotated[
         Path | None,
@@ -61,7 +65,7 @@ def generate(
     from ..views.console import counted
 
     source = Prompts.builtin() if prompts is None else Prompts.read(prompts)
-    found = FinishedAdapter.read(place)
+    found = FinishedAdapter.read(place, manifest_hash=manifest_hash)
     say([f"it is {found.origin}"])
     sampling = Sampling(
         count=count, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch=batch

@@ -183,7 +183,9 @@ def test_a_prompt_that_leaves_no_room_is_refused_without_a_word_of_it(generation
 
 
 def test_notes_carry_the_claim_of_the_study_as_it_was_recomputed(study: SmallStudy, closed: Any) -> None:
-    claim = claimed(FinishedAdapter.read(closed[1]))
+    claim = claimed(FinishedAdapter.read(closed[1], manifest_hash=study.manifest.sha256))
+    with pytest.raises(StudyError, match="It is the manifest that you know"):
+        FinishedAdapter.read(closed[1], manifest_hash="ab" * 32)
     assert claim is not None
     report = json.loads((closed[1] / "report.json").read_bytes())
     assert (claim["epsilon"], claim["delta"]) == (report["epsilon"], report["delta"])
@@ -214,3 +216,4 @@ def test_the_command_says_what_the_notes_are(folder: Path, prompts: Path, tmp_pa
     assert "3 of 3 notes" in said and "\x1b" not in said
     assert f"{output} exists" in refused(folder, "--output", output, *words)
     assert "is no folder" in refused(tmp_path / "none", "--output", tmp_path / "new.jsonl")
+    assert "no study is in" in refused(folder, "--output", tmp_path / "new.jsonl", "--manifest-hash", "ab")
