@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.data.tokenisation import load_tokenizer
+from ...common.errors import ModelError
 from ...common.model.devices import PROCESSORS, open_device
 from ..adapter.finished import FinishedAdapter
 from .notes_file import NotesFile
@@ -34,6 +35,14 @@ class Generation:
         Raises StorageError where there are such notes already, and StudyError or ModelError before any is made where
         the adapter's claim, the base model or the prompts do not hold.
         """
+        import torch
+
+        if self.adapter.precision == "nf4" and self.sampling.precision is not None:
+            raise ModelError(
+                f"a base model of 4 bits is not computed in {self.sampling.precision}",
+                why="the adapter was trained on those weights, and is right for no others",
+                fix="leave out --precision",
+            )
         claim = claimed(self.adapter) if self.with_adapter else None
         described = about(self.adapter, claim, self.prompts, self.sampling, with_adapter=self.with_adapter)
         notes = NotesFile(path=output, about=described, in_short=in_short(claim))
@@ -41,6 +50,8 @@ class Generation:
             told(done)
             model = self.adapter.on(self.base)
             model.module.to(open_device(self.device))
+            if self.sampling.precision is not None:
+                model.module.to(getattr(torch, self.sampling.precision))
             tokenizer = load_tokenizer(str(self.base))
             with nullcontext() if self.with_adapter else model.module.disable_adapter():
                 for made in batches(model, tokenizer, self.prompts, self.sampling, first=done):

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field
 
 from ...common.errors import StudyError
-from ...common.schema import Section, read_toml, validated
+from ...common.schema import Section as Table
+from ...common.schema import read_toml, validated
 from ...common.sources.columns import Template, as_text
+from .form import Section
 
 BUILTIN: Final = "prompts.demo.toml"
 _PROMPT: Final = "prompt"
@@ -23,13 +25,15 @@ _AS: Final = (
 )
 
 
-class PromptFile(Section):
+class PromptFile(Table):
     """Prompts as TOML: a text with names in braces, and for each name values of which one is drawn, all alike likely.
 
-    ``together`` are values that belong together: one of these tables is drawn whole.
+    ``together`` are values that belong together: one of these tables is drawn whole. ``sections`` stand in
+    each note behind its prompt, in turn (``Filling``).
     """
 
     prompt: str
+    sections: list[Section] = Field(default_factory=list)
     values: dict[str, Annotated[list[str | int], Field(min_length=1)]] = Field(default_factory=dict)
     together: list[dict[str, str | int]] = Field(default_factory=list)
 
@@ -53,6 +57,7 @@ class Prompts:
         rows: values that belong together; never empty.
         values: of each other name those of which one is drawn.
         drawn: whether a row is drawn, or each taken in turn.
+        sections: what each note has behind its prompt (``Filling``); none where the model alone says.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Prompts:
     rows: Sequence[Mapping[str, str]]
     values: Mapping[str, Sequence[str]]
     drawn: bool
+    sections: Sequence[Section] = ()
 
     @classmethod
     def builtin(cls) -> Self:
@@ -96,7 +102,15 @@ class Prompts:
             what = none if template.is_column else f"its prompt has {{{min(missing)}}}, and no values of it"
             fix = 'name what varies in braces, and give values of each: values = { age = ["newborn", "40 year-old"] }'
             raise _unfit(path, what, fix)
-        return cls(name=path.name, sha256=sha256, template=template, rows=rows, values=values, drawn=True)
+        return cls(
+            name=path.name,
+            sha256=sha256,
+            template=template,
+            rows=rows,
+            values=values,
+            drawn=True,
+            sections=file.sections,
+        )
 
     def prompt(self, number: int, *, seed: int) -> Prompt:
         """The prompt of note ``number``, from 0 on: a function of these two alone, so that who goes on has the same."""

@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...common.errors import ModelError
 from ...common.model.base_model import quiet
 from ...common.model.language_model import LanguageModel
 from ...common.model.library_errors import library_errors_over_records
+from .form import Filling
 from .prompts import Prompt, Prompts
 
 if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` does not have
@@ -24,7 +25,8 @@ class Sampling:
     """How notes are drawn; the seed is public, and chooses nothing that privacy rests on.
 
     ``top_p`` is nucleus sampling (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"): each token is
-    one of the likeliest that have this probability together.
+    one of the likeliest that have this probability together. ``precision`` is in what the model computes; None for what
+    the adapter was trained in.
     """
 
     count: int
@@ -33,6 +35,7 @@ class Sampling:
     top_p: float
     seed: int
     batch: int
+    precision: Literal["float32", "bfloat16"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +55,33 @@ def batches(
     The same seed gives the same notes on the same machine with the same libraries, wherever one goes on. Raises
     ModelError where a prompt has no token, or leaves the model no room.
     """
-    for start in range(first, sampling.count, sampling.batch):
-        numbers = range(start, min(start + sampling.batch, sampling.count))
-        yield _batch(
-            model, tokenizer, [prompts.prompt(number, seed=sampling.seed) for number in numbers], sampling, start
-        )
-
-
-def _batch(
-    model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling, start: int
-) -> list[Note]:
     import torch
 
-    end = tokenizer.eos_token_id
+    for start in range(first, sampling.count, sampling.batch):
+        numbers = range(start, min(start + sampling.batch, sampling.count))
+        fillings = [Filling(prompts.sections, tokenizer) for _ in numbers if prompts.sections]
+        begun = [prompts.prompt(number, seed=sampling.seed) for number in numbers]
+        generator = torch.Generator(model.device).manual_seed(_seed(sampling.seed, start))
+        yield _batch(model, tokenizer, begun, _Draw(sampling=sampling, generator=generator, fillings=fillings))
+
+
+def _batch(model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], draw: "_Draw") -> list[Note]:
+    import torch
+
+    sampling, end = draw.sampling, tokenizer.eos_token_id
     encoded = [_tokens(tokenizer, prompt.text, end) for prompt in prompts]
     longest = max(map(len, encoded))
     _check(encoded, model.positions, sampling.max_new_tokens)
     tokens, mask = torch.full((len(encoded), longest), end or 0), torch.zeros(len(encoded), longest, dtype=torch.long)
     for row, each in enumerate(encoded):  # padded on the left: what is written stands behind the last token
         tokens[row, longest - len(each) :], mask[row, longest - len(each) :] = torch.tensor(each), 1
-    generator = torch.Generator(model.device).manual_seed(_seed(sampling.seed, start))
     with torch.inference_mode(), _continuing(sampling.batch):
         made = model.module.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,  # the likeliest of what ``_Draw`` has left, which is one
-            logits_processor=[_Draw(sampling=sampling, generator=generator)],
+            logits_processor=[draw],
             repetition_penalty=1.0,  # else what the model's folder says
             pad_token_id=end or 0,
         )[:, longest:].cpu()
@@ -88,10 +91,14 @@ def _batch(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Draw:
-    """Draws each row's next token, of the ``_CANDIDATES`` likeliest at most: to sort all takes as long as the model."""
+    """Draws each row's next token, of the ``_CANDIDATES`` likeliest at most: to sort all takes as long as the model.
+
+    Where notes have a form, it has the last word (``fillings``, one for each row).
+    """
 
     sampling: Sampling
     generator: "torch.Generator"
+    fillings: Sequence[Filling] = ()
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         """Logits float [batch, vocabulary] that leave the token which was drawn, and no other."""
@@ -102,6 +109,9 @@ class _Draw:
         chances = (likeliest - logits.logsumexp(-1, keepdim=True)).exp()
         chances = chances * (chances.cumsum(-1) - chances < self.sampling.top_p)  # what reaches top_p stays
         drawn = places.gather(-1, torch.multinomial(chances, 1, generator=self.generator))
+        if self.fillings:
+            rows = zip(self.fillings, drawn.flatten().tolist(), strict=True)
+            drawn = torch.tensor([[filling.next(token)] for filling, token in rows], device=scores.device)
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 

@@ -119,6 +119,18 @@ def test_another_seed_and_no_adapter_write_other_notes(generation: Generation, t
     assert json.loads(about_path(tmp_path / "base.jsonl").read_bytes())["adapter_sha256"] is None
 
 
+def test_what_the_model_computes_in_is_said_and_no_weights_of_four_bits_are_widened(
+    generation: Generation, tmp_path: Path
+) -> None:
+    halved = replace(generation, sampling=replace(SAMPLING, precision="bfloat16"))
+    halved.run(tmp_path / "notes.jsonl")
+    about = json.loads(about_path(tmp_path / "notes.jsonl").read_bytes())
+    assert about["sampling"]["precision"] == "bfloat16" and about["precision"] == "float32"
+    with pytest.raises(ModelError, match="4 bits is not computed in bfloat16"):
+        replace(halved, adapter=replace(generation.adapter, precision="nf4")).run(tmp_path / "other.jsonl")
+    assert not (tmp_path / "other.jsonl.about.json").exists()
+
+
 def test_parquet_has_the_same_rows_and_says_what_they_are(generation: Generation, tmp_path: Path) -> None:
     for name in ("notes.jsonl", "notes.parquet"):
         generation.run(tmp_path / name)
@@ -159,6 +171,21 @@ def test_a_prompt_is_continued_as_it_is_alone_whatever_longer_one_lies_beside_it
     (both,) = batches(model, tokenizer, generation.prompts, likeliest)
     alone = [made[0] for made in batches(model, tokenizer, generation.prompts, replace(likeliest, batch=1))]
     assert both == alone
+
+
+def test_a_note_has_the_form_that_its_prompts_give_and_each_of_a_batch_its_own_way_there(
+    generation: Generation, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.toml"
+    path.write_text(
+        'prompt = "{a}:"\nvalues = { a = [1] }\n'
+        'sections = [{ heading = "", tokens = 3 }, { heading = "# P\\n", tokens = 9 }]'
+    )
+    formed = replace(generation, prompts=Prompts.read(path), sampling=replace(SAMPLING, max_new_tokens=40))
+    formed.run(tmp_path / "notes.jsonl")
+    texts = [row["text"] for row in rows(tmp_path / "notes.jsonl")]
+    assert all(text.count("\n\n# P\n") == 1 and len(text.split("# P\n")[1]) <= 9 for text in texts), texts
+    assert len(set(texts)) == 5 and all(row["ended"] for row in rows(tmp_path / "notes.jsonl"))
 
 
 def test_a_token_is_drawn_as_often_as_it_is_likely_among_the_likeliest() -> None:

@@ -51,6 +51,8 @@ def test_lines_are_taken_in_turn_and_keep_what_stands_beside_them(tmp_path: Path
         ("a.toml", 'values = { age = ["secret"] }', "prompt: it is missing"),
         ("a.toml", TOML + "values = { age = [] }", "values.age = []: needs 1 or more"),
         ("a.toml", 'prompt = "{a}"\ntogether = [{ a = 1 }, { a = 1, b = "secret" }]', "have different names"),
+        ("a.toml", TOML + 'sections = [{ heading = "", tokens = 0 }]', "sections"),
+        ("a.toml", TOML + 'sections = [{ heading = "# Plan" }]', "sections"),
         ("a.jsonl", "", "it has no prompt"),
         ("a.jsonl", '{"text": "secret"}', "line 1 is no prompt"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ["secret"]}', "line 2 is no prompt"),
