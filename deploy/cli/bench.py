@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ...common.model.base_model import Precision
+from .generate import ComputedIn
 
 bench = typer.Typer(
     name="bench", help="Measure a piece on this machine beside a named baseline, in one run.", no_args_is_help=True
@@ -252,8 +253,9 @@ def synthetic(
     ),
     base: Annotated[str | None, typer.Option(metavar="MODEL", help="The base model, if it is elsewhere.")] = None,
     count: Annotated[int, typer.Option(min=2, max=10**6, help="Notes of each adapter, and of the base model.")] = 1000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="The most tokens of each.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="The most tokens of each.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the notes.")] = 1,
+    precision: ComputedIn = None,
     as_json: AsJson = False,
 ) -> None:
     """Train classifiers on synthetic notes and test them on real ones, beside training on real ones.
@@ -264,7 +266,15 @@ def synthetic(
     from ..generate.sampling import Sampling
     from ..views.console import counted
 
-    sampling = Sampling(count=count, max_new_tokens=max_new_tokens, temperature=0.8, top_p=0.95, seed=seed, batch=32)
+    sampling = Sampling(
+        count=count,
+        max_new_tokens=max_new_tokens,
+        temperature=0.7,
+        top_p=0.9,
+        seed=seed,
+        batch=128,
+        precision=precision,
+    )
     _begin("what classifiers learn from synthetic notes")
     figures = SyntheticBench(folders=folders, output=output, base=base, sampling=sampling).run(counted)
     _print(figures, synthetic_table(figures), as_json)

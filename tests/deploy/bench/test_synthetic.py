@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.study.tiny_models import TARGETS, load_tiny, save_tiny_model
 
 from grandrounds.common.errors import StudyError
 from grandrounds.common.model.lora import Lora
-from grandrounds.deploy.bench.synthetic.bench import BASE, REAL, SyntheticBench, synthetic_table
+from grandrounds.deploy.bench.synthetic.bench import AS_MANY, BASE, REAL, SyntheticBench, synthetic_table
 from grandrounds.deploy.bench.synthetic.classifier import Classifier
+from grandrounds.deploy.bench.synthetic.distance import distance, scaled
 from grandrounds.deploy.bench.synthetic.tasks import TASKS, Told
 from grandrounds.deploy.builtin.patients import DemoData, DemoOptions
 from grandrounds.deploy.generate.prompts import Prompts
@@ -49,8 +51,25 @@ def test_a_classifier_learns_what_words_tell_and_nothing_where_they_tell_nothing
     assert fitted.balanced_accuracy(texts[200:], labels[200:]) > 0.9
     shuffled = Classifier.fit(texts[:200], rng.sample(labels[:200], 200))
     assert abs(shuffled.balanced_accuracy(texts[200:], labels[200:]) - 0.5) < 0.25
+    shifted = [f"{'z' * 9} {'z ' * 6}{text}" for text in texts[200:]]
+    assert fitted.balanced_accuracy(shifted, labels[200:]) > 0.85, "what all texts of a kind have tells nothing"
     rare = Classifier.fit(["a"] * 50 + ["b"], ["x"] * 50 + ["y"])
     assert rare.balanced_accuracy(["a"] * 9 + ["b"], ["x"] * 9 + ["y"]) == 1
+
+
+def test_the_distance_is_what_pencil_and_paper_say_and_nothing_on_average_between_notes_of_one_kind() -> None:
+    # Two rows each, d = 1: the kernel (x·y + 1)³ is 1 within each, and between them 1, 1, 1 and −1.
+    assert distance(np.array([[0.0], [2.0]]), np.array([[0.0], [-1.0]])) == pytest.approx(
+        1 + 1 - 2 * (1 + 1 + 1 - 1) / 4
+    )
+    rng = np.random.default_rng(1)
+    some, others = rng.normal(size=(2, 200, 30, 8))
+    near = np.array([distance(*pair) for pair in zip(some, others, strict=True)])
+    assert abs(near.mean()) < 6 * near.std() / 200**0.5, "unbiased, as an estimate with its diagonal is not"
+    assert distance(some[0], others[0] + 1) > 5 * near.std()
+    assert (
+        scaled(some[0], by=some[0]).std(0) == pytest.approx(1) and not scaled(np.ones((2, 3)), by=np.ones((2, 3))).any()
+    )
 
 
 @contextmanager
@@ -79,8 +98,8 @@ def test_all_are_tested_on_the_same_real_notes_and_go_on_from_the_notes_that_are
     )
     figures = bench.run(silent)
     rows = {row["trained_on"]: row for row in figures["rows"]}
-    assert list(rows) == [REAL, BASE, "tiny"] and figures["test_notes"] == 60
-    assert [row["notes"] for row in rows.values()] == [60, 24, 24]
+    assert list(rows) == [REAL, AS_MANY, BASE, "tiny"] and figures["test_notes"] == 60
+    assert [row["notes"] for row in rows.values()] == [60, 24, 24, 24]
     assert all(score > 0.99 for score in rows[REAL]["balanced_accuracy"].values()), "real notes tell it"
     assert all(rows["tiny"]["balanced_accuracy"][task] < 0.9 for task in TASKS), "random ones do not"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
