@@ -18,6 +18,13 @@ _CACHE_KIB: Final = 512  # of a database, of which a simulation has one for each
 _PIECE_BYTES: Final = 1 << 16
 _BUSY_S: Final = 30.0  # how long a write waits for another process's: theirs take milliseconds
 _VERSION: Final = 3
+# SQLite takes no row of 1 GB, which an adapter and what its optimiser remembers can exceed.
+_ADAPTERS: Final = (
+    "CREATE TABLE adapters (study TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT",
+    """CREATE TABLE adapter_pieces (
+        study TEXT NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, piece BLOB NOT NULL,
+        PRIMARY KEY (study, part, number)) STRICT""",
+)
 # Amounts of budget are whole trillionths, rounded against the spender.
 _SCHEMA: Final = (
     """CREATE TABLE assets (
@@ -36,11 +43,7 @@ _SCHEMA: Final = (
         study TEXT NOT NULL, site TEXT NOT NULL, charges INTEGER NOT NULL, PRIMARY KEY (study, site)) STRICT""",
     """CREATE TABLE ledger (
         study TEXT NOT NULL, sequence INTEGER NOT NULL, entry BLOB NOT NULL, PRIMARY KEY (study, sequence)) STRICT""",
-    "CREATE TABLE adapters (study TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT",
-    # SQLite takes no row of 1 GB, which an adapter and what its optimiser remembers can exceed.
-    """CREATE TABLE adapter_pieces (
-        study TEXT NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, piece BLOB NOT NULL,
-        PRIMARY KEY (study, part, number)) STRICT""",
+    *_ADAPTERS,
     """CREATE TABLE peer_reservations (
         key TEXT NOT NULL, number INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (key, number)) STRICT""",
     """CREATE TABLE patients (fingerprint BLOB PRIMARY KEY, asset TEXT NOT NULL) STRICT, WITHOUT ROWID""",
@@ -64,16 +67,20 @@ class SiteDatabase:
         with storage_errors():
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        if self._version == 0:
+        if self._version in (0, 2):
             with self._transaction():
-                if self._version == 0:  # or else another process was faster
-                    for statement in _SCHEMA:
-                        connection.execute(statement)
+                match self._version:  # which another process may have raised meanwhile
+                    case 0:
+                        for statement in _SCHEMA:
+                            connection.execute(statement)
+                    case 2:
+                        self._migrate_from_2()
         if self._version != _VERSION:
             raise StorageError(
-                f"the site's state has version {self._version}, this program writes {_VERSION}",
+                f"the site's state has version {self._version}, and this program reads 2 and {_VERSION}",
                 why="what was spent could be misread",
-                fix="run the version of the program that wrote it, or a later one",
+                fix="run the program that wrote it, or a later one where its version is higher; keep the file: it has "
+                "what each patient has left",
             )
 
     @classmethod
@@ -148,7 +155,7 @@ class SiteDatabase:
         with storage_errors():
             self._connection.executemany(statement, rows)
 
-    def write_pieces(self, insert: str, *key: Any, data: Content) -> None:
+    def write_pieces(self, insert: str, *key: Any, data: Content | sqlite3.Blob) -> None:
         """A row for each piece of ``data``, with its number and itself after ``key``; inside ``write`` only."""
         for number, start in enumerate(range(0, len(data), _PIECE_BYTES)):
             self.change(insert, *key, number, data[start : start + _PIECE_BYTES])
@@ -156,7 +163,7 @@ class SiteDatabase:
     def read_pieces(self, query: str, *key: Any, size: int) -> Content:
         """What ``query`` gives by ``key`` and number, of ``size`` bytes; much of it in a ``nameless_file``.
 
-        Row by row, so that nobody's write waits for the disk meanwhile. Raises StorageError.
+        Row by row, so that nobody's write waits for the disk meanwhile. Raises StorageError, also where one lacks.
         """
         file, number = BytesIO() if size <= BLOCK_BYTES else self.nameless_file(), 0
         while found := self.rows(query, *key, number):
@@ -164,11 +171,30 @@ class SiteDatabase:
             with storage_errors():
                 file.write(piece)
             number += 1
+        if file.tell() != size:
+            raise StorageError(
+                f"the site's state is damaged: piece {number} of what it holds of an adapter is missing",
+                why="a site answers only for an adapter that it came to by itself",
+                fix="check the disk. What was spent is in other rows: keep the file",
+            )
         if isinstance(file, BytesIO):
             return file.getvalue()
         with storage_errors():
             file.flush()
         return Stored(file)
+
+    def _migrate_from_2(self) -> None:
+        """Version 2 had an adapter in one row. All else is as it was; whoever stops in between finds version 2."""
+        self._connection.execute("ALTER TABLE adapters RENAME TO whole_adapters")
+        for statement in _ADAPTERS:
+            self._connection.execute(statement)
+        self._connection.execute("INSERT INTO adapters SELECT study, round FROM whole_adapters")
+        for row, study in self.rows("SELECT rowid, study FROM whole_adapters"):
+            for part in ("adapter", "optimizer"):
+                with self._connection.blobopen("whole_adapters", part, row, readonly=True) as whole:
+                    self.write_pieces("INSERT INTO adapter_pieces VALUES (?, ?, ?, ?)", study, part, data=whole)
+        self._connection.execute("DROP TABLE whole_adapters")
+        self._connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     def nameless_file(self) -> IO[bytes]:
         """A new file for what is too large for memory, on the database's disk until it is closed. Raises StorageError.
