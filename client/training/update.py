@@ -1,6 +1,5 @@
 """A site's update: what one attempt computes from its records, private before it leaves this module."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,22 +36,22 @@ class SiteUpdate:
     observer: Observer | None = None
     public: Cohort[Example] | None = None
 
-    def __call__(self, adapter: Vector | Stored, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
+    def __call__(self, adapter: Vector | Stored, mechanism: Mechanism) -> NDArray[np.unsignedinteger]:
         """The update as unsigned integers of the modulus [d], for an adapter [d].
 
-        ``layer_keys`` are those of the attempt, by level: secret, and drawn for it alone (``privacy/site_noise``).
+        ``mechanism`` is that of the attempt, whose noise serves it alone (``Manifest.mechanism``).
         Nothing about records raises; StorageError where an adapter in a file cannot be read.
         """
         if self.manifest.study.privacy.trust == "local":
-            return self._local(loaded(adapter))
+            return self._local(loaded(adapter), mechanism)
         self.sampler.model.set_adapter(loaded(adapter))
-        return self._dp_sgd(self.manifest.mechanism(layer_keys)).release(self._draw)
+        return self._dp_sgd(mechanism).release(self._draw)
 
-    def _local(self, adapter: Vector) -> NDArray[np.unsignedinteger]:
+    def _local(self, adapter: Vector, mechanism: Mechanism) -> NDArray[np.unsignedinteger]:
         study = self.manifest.study
         training = study.training
         nominal_units = self.manifest.nominal_units(self.name)
-        change = self._dp_sgd(self.manifest.mechanism({})).train(
+        change = self._dp_sgd(mechanism).train(
             self._draw,
             adapter=adapter,
             optimizer=make_optimizer(

@@ -110,6 +110,11 @@ class ClientAttempt:
         return {peer: advert.charge_counter for peer, advert in self._adverts.items() if peer != self._name}
 
     @property
+    def serial(self) -> int:
+        """The attempt's number in the study, which the server signed in Begin."""
+        return self._attempt
+
+    @property
     def layer_keys(self) -> dict[int, bytes]:
         """The secret keys of the layers of this attempt's noise, by their levels."""
         return self._layer_keys

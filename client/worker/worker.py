@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...common.crypto.identity import Identity
 from ...common.errors import EnvelopeError, GrandRoundsError, PrivacyError, ProtocolError, StorageError
 from ...common.model.adapter import Vector
+from ...common.privacy.mechanism import Mechanism
 from ...common.protocol.envelope import Envelope
 from ...common.protocol.messages import (
     SERVER,
@@ -40,7 +41,7 @@ from .instant import Pace, at_once
 
 # adapter [d], keys of the noise's layers by level -> this attempt's update as unsigned integers [d]. Nothing about
 # records raises. At a site: ``training/update``.
-ComputeUpdate = Callable[[Vector | Stored, Mapping[int, bytes]], NDArray[np.unsignedinteger]]
+ComputeUpdate = Callable[[Vector | Stored, Mechanism], NDArray[np.unsignedinteger]]
 # What a finished study leaves, by its path in the study's folder; raises StorageError where it cannot be kept.
 Keep = Callable[[Mapping[str, Content]], None]
 _log = logging.getLogger(__name__)
@@ -254,7 +255,8 @@ class Worker:
 
     def _masked(self, attempt: ClientAttempt, adapter: Vector | Stored, charges: int) -> bytes:
         """The masked update. What it has freed is given back before its instant: how much that is tells of the draw."""
-        answer = attempt.mask(self._release(adapter, attempt.layer_keys), charges)
+        mechanism = self.manifest.mechanism(attempt.layer_keys, attempt=attempt.serial)
+        answer = attempt.mask(self._release(adapter, mechanism), charges)
         return_freed()
         return answer
 

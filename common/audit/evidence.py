@@ -50,14 +50,22 @@ class AuditedParameters(Section):
     def _claiming(self) -> Self:
         if None in (self.privacy.target_epsilon, self.privacy.delta, self.privacy.noise_multiplier):
             raise ValueError("privacy: of a study that claims nothing")
+        if self.privacy.noise_stages:
+            raise ValueError("privacy: of a study whose noise has stages, which no audit is known to test")
         return self
 
     @classmethod
     def of(cls, study: Study) -> Self:
-        """Those of a complete study; raises StudyError for one without noise, which claims nothing."""
+        """Those of a complete study; raises StudyError for one without noise, and for one whose noise has stages."""
         if not study.privacy.noise:
             raise StudyError(
                 "the study adds no noise", why="an audit tests a claim, and it makes none", fix="audit one with noise"
+            )
+        if study.privacy.noise_stages:
+            raise StudyError(
+                "the study's noise has stages (privacy.noise_stages)",
+                why="an audit weighs all releases alike, by one noise, and would find less than there is to find",
+                fix="audit the same study without noise_stages",
             )
         return cls(
             privacy=study.privacy,

@@ -30,6 +30,7 @@ def stepped(
         total=total,
         survivors=attempt.survivors,
         round=round_,
+        attempt=attempt.attempt,
         shown=attempt.shown,
     )
     try:

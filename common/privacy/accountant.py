@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import PrivacyError
 from .composition import composed_epsilon
-from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, SampledGaussianRelease, Schedule
+from .events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, NoiseStage, SampledGaussianRelease, Schedule
 from .trust import Trust
 
 if TYPE_CHECKING:  # dp_accounting takes a second to load, which whoever computes no epsilon does not have
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # dp_accounting takes a second to load, which whoever compute
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Relation = Literal["add_or_remove_one", "replace_one"]
+_Gaussians = tuple[tuple[float, float, int], ...]  # q, z, and how many times
 
 TOLERANCE: Final = 1e-4  # of epsilon, relative: about what the discretisation may add to it
 MIN_DELTA: Final = 1e-12  # below it the rounding errors of the composition, up to 1e-15, would show
@@ -80,7 +81,7 @@ def epsilon(schedule: Schedule, *, delta: float, relation: Relation = "add_or_re
         )
     by_rdp = None
     if relation == "add_or_remove_one" and not is_mixture(schedule.event):
-        by_rdp = _rdp_epsilon(schedule, delta)
+        by_rdp = _rdp(_gaussians(schedule), delta)
     return Epsilon(
         epsilon=by_pld,
         epsilon_rdp=by_rdp,
@@ -98,11 +99,19 @@ def calibrate_noise_multiplier(
     trust: Trust,
     sites_per_patient: int = 1,
     cut_probability: float = 0.0,
+    stages: tuple[NoiseStage, ...] = (),
 ) -> float:
     """The least noise multiplier, to one part in a thousand and never too small, that keeps ``steps`` within a target.
 
-    It is rounded up to four decimals, and 0.1 if that already suffices. Raises PrivacyError if 10000 does not.
+    It is rounded up to four decimals, and 0.1 if that already suffices. Of ``stages`` it is the first one's, and what
+    is least and largest is so in all of them. Raises PrivacyError if the largest, 10000, does not suffice.
     """
+    factors = (1.0, *(factor for _, factor in stages))
+    # In ten thousandths, as the answer is.
+    least = math.ceil(MIN_NOISE_MULTIPLIER / min(factors) * 1e4) / 1e4
+    most = math.floor(MAX_NOISE_MULTIPLIER / max(factors) * 1e4) / 1e4
+    bracket = functools.partial(_bracket, least=least, most=most)
+    rounded_up = functools.partial(_rounded_up, most=most)
 
     def schedule_of(noise_multiplier: float) -> Schedule:
         event = SampledGaussianRelease(
@@ -111,7 +120,7 @@ def calibrate_noise_multiplier(
             trust=trust,
             sites_per_patient=sites_per_patient,
         )
-        return Schedule(event=event, count=steps, cut_probability=cut_probability)
+        return Schedule(event=event, count=steps, cut_probability=cut_probability, stages=stages)
 
     left = _left_of(delta, schedule_of(1.0))
 
@@ -126,8 +135,8 @@ def calibrate_noise_multiplier(
         return _pld_epsilon(schedule, "add_or_remove_one", interval, left) <= target_epsilon
 
     # Both are upper bounds and about as tight, so that the answer is usually where the search ends, and else near it.
-    _, near = _bisect(coarse, *_bracket(coarse, 1.0, ratio=2.0), tolerance=_FINE_TOLERANCE)
-    low, high = _bracket(fine, _rounded_up(near), ratio=_TOLERANCE)
+    _, near = _bisect(coarse, *bracket(coarse, 1.0, ratio=2.0), tolerance=_FINE_TOLERANCE)
+    low, high = bracket(fine, rounded_up(near), ratio=_TOLERANCE)
     if math.isinf(high):
         raise PrivacyError(
             f"no noise multiplier up to {low:g} reaches epsilon {target_epsilon} at delta {delta}",
@@ -135,31 +144,33 @@ def calibrate_noise_multiplier(
             fix="raise the target, or plan fewer rounds or smaller batches",
         )
     _, high = _bisect(fine, low, high, tolerance=_TOLERANCE)
-    rounded = _rounded_up(high)
+    rounded = rounded_up(high)
     while not fine(rounded):
-        rounded = _rounded_up(rounded * _TOLERANCE)
+        rounded = rounded_up(rounded * _TOLERANCE)
     return rounded
 
 
-def _rounded_up(noise_multiplier: float) -> float:
-    return math.ceil(min(noise_multiplier, MAX_NOISE_MULTIPLIER) * 1e4) / 1e4
+def _rounded_up(noise_multiplier: float, *, most: float) -> float:
+    return math.ceil(min(noise_multiplier, most) * 1e4) / 1e4
 
 
-def _bracket(satisfies: Callable[[float], bool], start: float, *, ratio: float) -> tuple[float, float]:
+def _bracket(
+    satisfies: Callable[[float], bool], start: float, *, ratio: float, least: float, most: float
+) -> tuple[float, float]:
     """Two noise multipliers from ``start`` on, the higher of which satisfies and the lower does not.
 
     Both are the least there is where that satisfies, and the higher is infinite where none does.
     """
     low = high = start
     if satisfies(start):
-        while low > MIN_NOISE_MULTIPLIER:
-            low, ratio = max(high / ratio, MIN_NOISE_MULTIPLIER), ratio**2
+        while low > least:
+            low, ratio = max(high / ratio, least), ratio**2
             if not satisfies(low):
                 break
             high = low
         return low, high
-    while high < MAX_NOISE_MULTIPLIER:
-        low, high, ratio = high, min(high * ratio, MAX_NOISE_MULTIPLIER), ratio**2
+    while high < most:
+        low, high, ratio = high, min(high * ratio, most), ratio**2
         if satisfies(high):
             return low, high
     return high, math.inf
@@ -195,14 +206,15 @@ def _interval(schedule: Schedule, delta: float) -> float:
     Replacing losses by the ends of cells of width h adds at most n (t + 1) h^2 / 8 to epsilon (``composition``), at the
     tilt t, which for a Gaussian is 2 log(1 / delta) / epsilon. A wrong guess of epsilon makes the result less tight.
     """
-    event = schedule.event
-    if is_mixture(event):
+    if is_mixture(schedule.event):
         # That all m contributions arrive whenever one does is worse than what happens, and has a Renyi analysis.
-        m = event.sites_per_patient
-        q, z, count = 1 - (1 - event.sampling_probability) ** m, event.noise_multiplier / m, schedule.count
+        m = schedule.event.sites_per_patient
+        q, count = 1 - (1 - schedule.event.sampling_probability) ** m, schedule.count
+        alike = tuple((q, event.noise_multiplier / m, times) for event, times in schedule.events)
     else:
-        q, z, count = event.sampling_probability, event.noise_multiplier, schedule.count * event.sites_per_patient
-    bound = _rdp(q, z, count, delta, orders=_FEW_RDP_ORDERS)
+        count = schedule.count * schedule.event.sites_per_patient
+        alike = _gaussians(schedule)
+    bound = _rdp(alike, delta, orders=_FEW_RDP_ORDERS)
     finest, coarsest = _INTERVALS
     previous = math.inf
     while _LARGE_EPSILON < bound < previous / 2:
@@ -215,23 +227,21 @@ def _interval(schedule: Schedule, delta: float) -> float:
     return min(max(interval, finest), coarsest) * max(1.0, bound / _LARGE_EPSILON)
 
 
-def _rdp_epsilon(schedule: Schedule, delta: float) -> float:
-    event = schedule.event
-    return _rdp(event.sampling_probability, event.noise_multiplier, schedule.count * event.sites_per_patient, delta)
+def _gaussians(schedule: Schedule) -> _Gaussians:
+    """Of a schedule without mixtures."""
+    return tuple(
+        (event.sampling_probability, event.noise_multiplier, count * event.sites_per_patient)
+        for event, count in schedule.events
+    )
 
 
 @functools.cache
-def _rdp(
-    sampling_probability: float,
-    noise_multiplier: float,
-    count: int,
-    delta: float,
-    orders: tuple[float, ...] = RDP_ORDERS,
-) -> float:
+def _rdp(gaussians: _Gaussians, delta: float, orders: tuple[float, ...] = RDP_ORDERS) -> float:
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     accountant = RdpAccountant(orders)
-    accountant.compose(sampled_gaussian(sampling_probability, noise_multiplier), count)
+    for sampling_probability, noise_multiplier, count in gaussians:
+        accountant.compose(sampled_gaussian(sampling_probability, noise_multiplier), count)
     return float(accountant.get_epsilon(delta))
 
 
@@ -254,8 +264,14 @@ def _pld_epsilon(schedule: Schedule, relation: Relation, interval: float, delta:
 
 @functools.lru_cache(maxsize=4)  # a composed distribution takes tens of megabytes
 def _composed(schedule: Schedule, relation: Relation, interval: float) -> "PrivacyLossDistribution":
-    """The privacy loss of the whole schedule."""
-    event, count = schedule.event, schedule.count
+    """The privacy loss of the whole schedule: of each stage, composed."""
+    first, *others = (_composed_stage(event, count, relation, interval) for event, count in schedule.events)
+    return functools.reduce(lambda before, stage: before.compose(stage), others, first)
+
+
+def _composed_stage(
+    event: SampledGaussianRelease, count: int, relation: Relation, interval: float
+) -> "PrivacyLossDistribution":
     q, z, m = event.sampling_probability, event.noise_multiplier, event.sites_per_patient
     if not is_mixture(event):
         count *= m

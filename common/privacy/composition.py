@@ -115,7 +115,8 @@ def _pairs(schedules: Iterable[Schedule]) -> Mapping[DominatingPair, int]:
     """How many times each pair is to be composed."""
     events: Counter[SampledGaussianRelease] = Counter()
     for schedule in schedules:
-        events[schedule.event] += schedule.count
+        for event, count in schedule.events:
+            events[event] += count
     many = len(events) > MANY
     pairs: Counter[DominatingPair] = Counter()
     for event, count in events.items():

@@ -37,9 +37,12 @@ def rdp_cost(schedule: Schedule, *, order: float) -> float:
     unless ``order`` is a whole number from 2 to 1024.
     """
     alpha = _whole(order)
-    event = schedule.event
+    return sum(_cost(event, count, alpha) for event, count in schedule.events)
+
+
+def _cost(event: SampledGaussianRelease, count: int, alpha: int) -> float:
     q, m = event.sampling_probability, event.sites_per_patient
-    releases = schedule.count * (m if event.trust == "local" else 1)
+    releases = count * (m if event.trust == "local" else 1)
     contributions = m if event.trust == "distributed" else 1
     if q == 1:
         return releases * alpha * (contributions / event.noise_multiplier) ** 2 / 2 * (1 + _RELATIVE_MARGIN)

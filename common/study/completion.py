@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import StudyError
 from ..privacy.draw_cap import cut_probability, draw_cap
-from ..privacy.events import SampledGaussianRelease, Schedule
+from ..privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
 from ..secagg.parameters import default_threshold
@@ -43,6 +43,7 @@ def complete_study(study: Study) -> Study:
             trust=privacy.trust,
             sites_per_patient=privacy.sites_per_patient,
             cut_probability=cut_probability_of(study, delta=delta, releases=steps),
+            stages=stages_of(study),
         )
     elif privacy.noise_multiplier is not None:
         spent = epsilon(
@@ -80,7 +81,18 @@ def schedule_of(study: Study, *, attempts: int, delta: float, noise_multiplier: 
         sites_per_patient=study.privacy.sites_per_patient,
     )
     count = attempts * study.training.local_steps
-    return Schedule(event=event, count=count, cut_probability=cut_probability_of(study, delta=delta, releases=count))
+    return Schedule(
+        event=event,
+        count=count,
+        cut_probability=cut_probability_of(study, delta=delta, releases=count),
+        stages=stages_of(study),
+    )
+
+
+def stages_of(study: Study) -> tuple[NoiseStage, ...]:
+    """The study's stages of noise, by the release that each begins with."""
+    steps = study.training.local_steps
+    return tuple(((attempt - 1) * steps + 1, factor) for attempt, factor in study.privacy.noise_stages)
 
 
 def cut_probability_of(study: Study, *, delta: float, releases: int) -> float:

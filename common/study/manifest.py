@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Self, TypedDict
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
 from ..privacy.mechanism import Lattice, LayeredGaussian, Mechanism, NoNoise, RoundedGaussian, honest_shares
-from ..privacy.noise_layers import noise_shares
+from ..privacy.noise_layers import NoiseLayer, noise_shares
 from ..privacy.rounded_gaussian import MIN_STDDEV
 from ..privacy.site_noise import SiteNoise, variance_in_sum
 from ..privacy.trust import Trust
@@ -99,7 +100,9 @@ class Manifest(Section):
         if missing:
             raise ValueError(f"study: a manifest states every parameter, and {', '.join(missing)} is open")
         # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
-        _ = self.secagg_parameters, self.honest_shares, self.site_noise, self.fixed_point, self.schedule
+        _ = self.secagg_parameters, self.honest_shares, self.fixed_point, self.schedule
+        for attempt in self.stage_starts:
+            self.site_noise(attempt)
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
             raise ValueError(
                 f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
@@ -134,6 +137,19 @@ class Manifest(Section):
             noise_multiplier=known(self.study.privacy.noise_multiplier),
         )
 
+    def noise_multiplier(self, attempt: int) -> float:
+        """z of the releases of that attempt, by its serial in the study, 1 the first: not by round, nor by version.
+
+        What is claimed of an attempt, what sites add in it and what is taken off again all follow from here. A study
+        without noise has none to ask for.
+        """
+        return known(self.schedule).event_of((attempt - 1) * self.study.training.local_steps + 1).noise_multiplier
+
+    @property
+    def stage_starts(self) -> tuple[int, ...]:
+        """The attempts with which noise becomes another, the first among them."""
+        return (1, *(attempt for attempt, _ in self.study.privacy.noise_stages))
+
     @property
     def delta(self) -> float:
         """δ of the claim."""
@@ -147,11 +163,11 @@ class Manifest(Section):
 
     @property
     def lattice(self) -> Lattice:
-        """The integers that clipped gradients are rounded to: fine enough for each layer of a site's noise."""
+        """The integers that clipped gradients are rounded to: fine enough for each layer of a site's least noise."""
         privacy, least_norm = self.study.privacy, 0.0
         if privacy.noise:
             narrowest = max(noise_shares(**self._trusted))
-            least_norm = MIN_STDDEV * math.sqrt(narrowest) / known(privacy.noise_multiplier)
+            least_norm = MIN_STDDEV * math.sqrt(narrowest) / min(map(self.noise_multiplier, self.stage_starts))
         return Lattice(
             dimension=self.dimension,
             clipping_norm=privacy.clipping_norm,
@@ -159,31 +175,31 @@ class Manifest(Section):
             least_norm=least_norm,
         )
 
-    @property
-    def site_noise(self) -> SiteNoise | None:
-        """One site's noise in one release, in lattice units; None without noise."""
+    def site_noise(self, attempt: int) -> SiteNoise | None:
+        """One site's noise in one release of that attempt, in lattice units; None without noise."""
         if not self.study.privacy.noise:
             return None
         return SiteNoise.of(
-            noise_multiplier=known(self.study.privacy.noise_multiplier),
+            noise_multiplier=self.noise_multiplier(attempt),
             sensitivity=self.lattice.sensitivity,
             **self._trusted,
         )
 
-    @property
-    def noise_stddev(self) -> float:
-        """σ of one site's noise with all its layers, in lattice units; 0 without noise."""
-        return 0.0 if self.site_noise is None else math.sqrt(self.site_noise.variance_left())
+    def noise_stddev(self, attempt: int) -> float:
+        """σ of one site's noise in that attempt, with all its layers, in lattice units; 0 without noise."""
+        noise = self.site_noise(attempt)
+        return 0.0 if noise is None else math.sqrt(noise.variance_left())
 
-    def variance_in_sum(self, survivors: Sequence[str], *, shown: Sequence[str]) -> int:
-        """That of the noise in a sum over ``survivors``, in lattice units; ``shown`` had theirs taken off, if any is.
+    def variance_in_sum(self, survivors: Sequence[str], *, shown: Sequence[str], attempt: int) -> int:
+        """That of the noise in an attempt's sum over ``survivors``, in lattice units; 0 without noise.
 
-        0 without noise.
+        ``shown`` had theirs taken off, if any is.
         """
-        if self.site_noise is None:
+        noise = self.site_noise(attempt)
+        if noise is None:
             return 0
         level = self.secagg_parameters.levels_reached(survivors)[-1]
-        return variance_in_sum(self.site_noise, survivors, stripped=shown, level=level)
+        return variance_in_sum(noise, survivors, stripped=shown, level=level)
 
     @property
     def _trusted(self) -> _Trusted:
@@ -204,11 +220,15 @@ class Manifest(Section):
     def largest_sum(self) -> float:
         """A bound on one coordinate of the aggregate that noise exceeds only with negligible probability."""
         drawn = sum(self.draw_cap(site.name) + self.study.data.public_units for site in self.study.sites)
-        return drawn * self.lattice.sensitivity + 10 * self.noise_stddev * math.sqrt(len(self.study.sites))
+        widest = max(map(self.noise_stddev, self.stage_starts))
+        return drawn * self.lattice.sensitivity + 10 * widest * math.sqrt(len(self.study.sites))
 
-    def mechanism(self, layer_keys: Mapping[int, bytes]) -> Mechanism:
-        """The noise that one site adds to one release, whose layers it draws under ``layer_keys``, by their levels."""
-        noise = self.site_noise
+    def mechanism(self, layer_keys: Mapping[int, bytes], *, attempt: int) -> Mechanism:
+        """The noise that one site adds to a release of that attempt.
+
+        Its layers are drawn under ``layer_keys``, by their levels: secret, and drawn for that attempt alone.
+        """
+        noise = self.site_noise(attempt)
         if noise is None:
             return NoNoise()
         base = RoundedGaussian(noise_stddev=noise.stddev)
@@ -217,7 +237,11 @@ class Manifest(Section):
 
     @property
     def secagg_parameters(self) -> SecaggParameters:
-        """What the protocol takes from the manifest; the server chooses none of it."""
+        """What the protocol takes from the manifest; the server chooses none of it.
+
+        The layers of noise are those of the first attempt, and of every one in a study whose noise has no stages: what
+        all attempts have in common are their levels. Who takes layers off asks for ``attempt_parameters``.
+        """
         return SecaggParameters(
             manifest=self.sha256,
             roster=tuple(
@@ -228,8 +252,16 @@ class Manifest(Section):
             corrupt_sites=self.study.privacy.corrupt_sites,
             modulus_bits=known(self.study.secagg.modulus_bits),
             dimension=self.dimension,
-            noise_layers=() if self.site_noise is None else self.site_noise.layers,
+            noise_layers=self._noise_layers(1),
         )
+
+    def attempt_parameters(self, attempt: int) -> SecaggParameters:
+        """``secagg_parameters`` with the layers that sites add in that attempt."""
+        return replace(self.secagg_parameters, noise_layers=self._noise_layers(attempt))
+
+    def _noise_layers(self, attempt: int) -> tuple[NoiseLayer, ...]:
+        noise = self.site_noise(attempt)
+        return () if noise is None else noise.layers
 
     @property
     def fixed_point(self) -> FixedPoint:

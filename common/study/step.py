@@ -123,8 +123,8 @@ class LastStep:
 class DueStep:
     """What a step is made of: the state ``before`` it, and the sum ``total`` of ``survivors``, by a ``manifest``.
 
-    ``round``, 1 the first, decides the learning rate and what becomes of the average; who of the survivors had
-    ``shown`` the noise that was taken off decides how much was left to correct.
+    ``round``, 1 the first, decides the learning rate and what becomes of the average; the ``attempt`` that it took,
+    and who of the survivors had ``shown`` the noise that was taken off, decide how much was left to correct.
     """
 
     manifest: Manifest
@@ -132,6 +132,7 @@ class DueStep:
     total: Content
     survivors: Sequence[str]
     round: int
+    attempt: int
     shown: Sequence[str]
 
 
@@ -335,7 +336,7 @@ def _known_noise(due: DueStep) -> Callable[[int, int], KnownNoise] | None:
         return None
     # Of what is 1 in the sum.
     unit = mean_gradient(manifest, np.ones(1, dtype=np.int64), due.survivors).item()
-    variance = manifest.variance_in_sum(due.survivors, shown=due.shown) * unit * unit
+    variance = manifest.variance_in_sum(due.survivors, shown=due.shown, attempt=due.attempt) * unit * unit
 
     def of(start: int, end: int) -> KnownNoise:
         if correction == "coordinate":

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, Name
 from ..privacy.clipping import Clipping
+from ..privacy.events import LARGEST_FACTOR, LEAST_FACTOR, MAX_STAGES
 from ..privacy.trust import Trust
 from ..schema import LINE, Help, Option, Section, Spelt, Words, read_toml, validated
 from ..secagg.parameters import default_threshold
@@ -17,6 +18,10 @@ from .training import TrainingSection
 
 PublicFile = Annotated[str, Spelt(LINE, "needs a file of public records (.jsonl), in one line", 512)]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Stage = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=200_000)], Annotated[float, Field(ge=LEAST_FACTOR, le=LARGEST_FACTOR)]],
+    Field(strict=False),
+]
 PrivacyUnit = Literal["patient", "record"]
 # From records of nobody to records that name people.
 Sensitivity = Literal["synthetic", "public", "deidentified", "identifiable"]
@@ -85,6 +90,11 @@ class PrivacySection(Section):
     noise_multiplier: Annotated[
         float | None, Help("Noise over sensitivity; instead of target_epsilon", example="1.2"), Field(gt=0, le=1000)
     ] = None
+    noise_stages: Annotated[
+        tuple[Stage, ...],
+        Help("How the noise changes, by attempts: [[9, 0.5]] is half of the first one's from attempt 9 on"),
+        Field(max_length=MAX_STAGES, strict=False),
+    ] = ()
     sampling_probability: Annotated[Probability, Help("Of a unit, in each step; or units_per_step")] = 0.2
     clipping_norm: Annotated[
         float, Option("Largest norm of a unit's gradient; choose it from public data"), Field(ge=1e-6, le=1e6)
@@ -239,9 +249,31 @@ class Study(Section):
                 f"privacy.delta: {self.privacy.delta:g} is above 1/{self.total_nominal_units} (one over all nominal units), "  # noqa: E501
                 "which would allow a mechanism that publishes somebody's records outright"
             )
+        self._check_stages()
         if not self.privacy.noise and (self.privacy.target_epsilon or self.privacy.noise_multiplier):
             raise ValueError("privacy.noise: off, so neither target_epsilon nor noise_multiplier can be promised")
         return self
+
+    def _check_stages(self) -> None:
+        """Raises ValueError for stages of noise that no attempt would have, or that nothing is claimed of."""
+        privacy, attempts = self.privacy, self.training.max_attempts
+        starts = [attempt for attempt, _ in privacy.noise_stages]
+        if not starts:
+            return
+        if starts != sorted(set(starts)):
+            raise ValueError(f"privacy.noise_stages: they begin with the attempts {starts}, which do not rise")
+        if attempts is not None and starts[-1] > attempts:
+            raise ValueError(
+                f"privacy.noise_stages: one begins with attempt {starts[-1]}, and there are {attempts} "
+                "(training.max_attempts)"
+            )
+        if not privacy.noise:
+            raise ValueError("privacy.noise_stages: stages of noise, and privacy.noise is off")
+        if privacy.trust == "local":
+            raise ValueError(
+                "privacy.noise_stages: under local trust each site adds all of the noise to each of its own steps, and "
+                "what was spent is told by who paid most often, whatever the attempts; choose distributed trust"
+            )
 
 
 def read_study(path: Path | str) -> Study:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ...client.training.dp_sgd import DpSgd
 from ...client.training.update import SiteUpdate
+from ...common.audit.evidence import AuditedParameters
 from ...common.crypto.csprng import fresh_key
 from ...common.crypto.identity import Identity
-from ...common.errors import StudyError
 from ...common.privacy.mechanism import Mechanism
 from ...common.schema import known, validated
 from ...common.secagg.masks import add_masks
@@ -39,14 +39,11 @@ class Twin:
 
     @classmethod
     def of(cls, audited: Manifest, *, canaries: int, seed: bytes) -> Self:
-        """The twin of the ``audited`` study. Raises StudyError where it claims nothing, or has no room for so many."""
-        privacy = audited.study.privacy
-        if not privacy.noise:
-            raise StudyError(
-                "the study adds no noise",
-                why="an audit holds what can be seen of canaries against a claim, and nothing is claimed",
-                fix="audit a study with noise",
-            )
+        """The twin of the ``audited`` study.
+
+        Raises StudyError where it claims nothing, has stages of noise, or has no room for so many.
+        """
+        AuditedParameters.of(audited.study)
         names, honest = [site.name for site in audited.study.sites], _honest(audited)
         planted = Canaries.planted(
             canaries,
@@ -162,14 +159,15 @@ class _CanaryUpdate(SiteUpdate):
 
     def encoded(self, layer_keys: Mapping[int, bytes]) -> NDArray[np.unsignedinteger]:
         """The integers [d] that are masked in an attempt."""
-        encoded = self(_NO_ADAPTER, layer_keys)
+        encoded = self(_NO_ADAPTER, self.manifest.mechanism(layer_keys, attempt=self.step + 1))
         if self.fault.leaves_mask and self.place == 0:
             add_masks(encoded, plus=[fresh_key()])
         return encoded
 
     def released(self) -> NDArray[np.signedinteger]:
         """The sum [d] by which a site that trusts itself alone takes a step."""
-        return self._dp_sgd(self.manifest.mechanism({})).release(self._draw)
+        attempt = self.step // self.manifest.study.training.local_steps + 1
+        return self._dp_sgd(self.manifest.mechanism({}, attempt=attempt)).release(self._draw)
 
     def _dp_sgd(self, mechanism: Mechanism) -> DpSgd:
         return super()._dp_sgd(self.fault.of(mechanism, Where(site=self.place, step=self.step)))

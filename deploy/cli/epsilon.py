@@ -17,6 +17,12 @@ def epsilon(
     delta: Annotated[float, typer.Option(help="At most 1/(10 * patients) by default in a study.")],
     sites_per_patient: Annotated[int, typer.Option(help="Most sites at which one patient has records.")] = 1,
     trust: Annotated[Trust, typer.Option(help="Sites share the noise, or each adds all.")] = "distributed",
+    noise_stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEP:FACTOR", help="From that step on, noise is so many times the first step's. May be repeated."
+        ),
+    ] = None,
     selected_from: Annotated[
         float | None,
         typer.Option(
@@ -35,6 +41,9 @@ def epsilon(
     from ...common.privacy.selection import selection_cost
     from ..plan.epsilon import epsilon
 
+    stages = [_stage(text) for text in noise_stage or ()]
+    if stages and selected_from is not None:
+        raise typer.BadParameter("--noise-stage: a choice among runs is computed for one noise in all steps")
     chosen = None
     if selected_from is not None:
         event = SampledGaussianRelease(
@@ -51,6 +60,7 @@ def epsilon(
         delta=delta,
         trust=trust,
         sites_per_patient=sites_per_patient,
+        noise_stages=stages,
     )
     if as_json:
         figures: dict[str, Any] = {
@@ -77,7 +87,8 @@ def epsilon(
         table.add_row(f"the best of about {selected_from:g} such runs, Renyi", up(chosen.of_best, 4))
         table.add_row(f"all of {math.ceil(selected_from)} such runs", up(chosen.of_all, 4))
     console = plain_console(highlight=False)
-    console.print(f"{steps} steps at q = {sampling_probability:g}, z = {noise_multiplier:g}, delta = {delta:g}")
+    z = "".join([f"{noise_multiplier:g}", *(f", from step {start} on {factor:g} times it" for start, factor in stages)])
+    console.print(f"{steps} steps at q = {sampling_probability:g}, z = {z}, delta = {delta:g}")
     console.print(table)
     console.print(result.accountant)
     if chosen is not None:
@@ -88,3 +99,11 @@ def epsilon(
             "on public records. In a federation server and sites see the sums of every run: for them, and for a "
             "site's budget, all runs count."
         )
+
+
+def _stage(text: str) -> tuple[int, float]:
+    start, _, factor = text.partition(":")
+    try:
+        return int(start), float(factor)
+    except ValueError:
+        raise typer.BadParameter(f"--noise-stage: {text!r} is no STEP:FACTOR, as 13:0.5") from None

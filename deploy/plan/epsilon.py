@@ -1,8 +1,10 @@
 """What a schedule costs, before there is a study."""
 
+from collections.abc import Sequence
+
 from ...common.privacy import accountant
 from ...common.privacy.accountant import Epsilon
-from ...common.privacy.events import SampledGaussianRelease, Schedule
+from ...common.privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ...common.privacy.trust import Trust
 
 
@@ -14,16 +16,18 @@ def epsilon(
     delta: float,
     trust: Trust = "distributed",
     sites_per_patient: int = 1,
+    noise_stages: Sequence[NoiseStage] = (),
 ) -> Epsilon:
     """The epsilon of ``steps`` noisy sums, each over a fresh draw: what ``grandrounds epsilon`` prints.
 
     Args:
-        noise_multiplier: noise over sensitivity, z.
+        noise_multiplier: noise over sensitivity, z; with ``noise_stages`` in the first of the steps.
         sampling_probability: chance of a patient to be in a step, q.
         steps: noisy sums that are released; of a study, its attempts times its local steps.
         delta: at most 1/(10 * patients) by default in a study.
         trust: ``distributed`` where sites share the noise, ``local`` where each adds all of it.
         sites_per_patient: most sites at which one patient has records.
+        noise_stages: pairs of a step and a factor: from that step on, noise is so many times that of the first.
 
     Returns:
         Upper bounds: ``epsilon`` by privacy loss distributions, ``epsilon_rdp`` by Renyi divergences (None where no
@@ -42,4 +46,5 @@ def epsilon(
         trust=trust,
         sites_per_patient=sites_per_patient,
     )
-    return accountant.epsilon(Schedule(event=event, count=steps), delta=delta)
+    schedule = Schedule(event=event, count=steps, stages=tuple((start, factor) for start, factor in noise_stages))
+    return accountant.epsilon(schedule, delta=delta)

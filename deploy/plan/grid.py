@@ -16,7 +16,7 @@ from ...common.study.study import Sensitivity, Study
 _MOST_RUNS: Final = 10_000
 _WHY: Final = "a sweep compares ways of training under one promise, on one model and one held-out set"
 # Of [privacy], what promises nothing; of the other tables, all but what a sweep cannot see the effect of.
-_OF_PRIVACY: Final = frozenset(("sampling_probability", "clipping_norm", "clipping"))
+_OF_PRIVACY: Final = frozenset(("sampling_probability", "clipping_norm", "clipping", "noise_stages"))
 _UNSEEN: Final = {
     "model": frozenset(("name", "first_text", "license")),
     "data": frozenset(("evaluation", "public", "public_units")),

@@ -13,7 +13,7 @@ from ...common.privacy.mechanism import honest_shares
 from ...common.privacy.noise_layers import noise_over_claim
 from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
-from ...common.study.completion import complete_study, cut_probability_of, schedule_of
+from ...common.study.completion import complete_study, cut_probability_of, schedule_of, stages_of
 from ...common.study.study import Site, Study
 from ...server.report.rounding import up
 from .rounding import two_digits_up
@@ -147,9 +147,9 @@ class Plan:
 def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, trial: "Trial | None") -> float:
     """σC/(√B·ḡ): deviation of a step's noise in any one direction, over the length of its gradients' sum.
 
-    σ is that of the **sum** of all sites, of which what so many need not add is taken off (``site_noise``). √B·ḡ is
-    the sum's length if the B gradients have nothing in common; what they have in common makes it longer, up to B·ḡ, and
-    the ratio smaller. Raises PrivacyError where there are not enough honest shares.
+    σ is that of the **sum** of all sites in the first attempt, of which what so many need not add is taken off
+    (``site_noise``). √B·ḡ is the sum's length if the B gradients have nothing in common; what they have in common makes
+    it longer, up to B·ḡ, and the ratio smaller. Raises PrivacyError where there are not enough honest shares.
     """
     privacy = study.privacy
     threshold, sites = known(study.secagg.threshold), len(study.sites)
@@ -203,6 +203,8 @@ def _epsilon_row(study: Study, epsilon: float, trial: "Trial | None") -> Epsilon
 
 def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") -> Noise | None:
     privacy, training = study.privacy, study.training
+    if trust == "local" and privacy.noise_stages:  # which it has none of
+        return None
     # At one site a patient meets the same releases under both, and what is computed once is cached.
     counted_as = trust if privacy.sites_per_patient > 1 else privacy.trust
     local_steps = training.local_steps if trust == "local" else 1
@@ -217,6 +219,7 @@ def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") ->
             cut_probability=cut_probability_of(
                 study, delta=known(privacy.delta), releases=known(training.max_attempts) * local_steps
             ),
+            stages=stages_of(study),
         )
         ratio = noise_to_signal(study, noise_multiplier=z, trust=trust, trial=trial)
     except PrivacyError:  # the table shows that there is none
@@ -237,6 +240,8 @@ def _by_overlap(study: Study) -> tuple[OverlapRow, ...]:
 
 
 def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | None:
+    if trust == "local" and study.privacy.noise_stages:
+        return None
     local_steps = study.training.local_steps if trust == "local" else 1
     # At one site both kinds of trust are one event, and what is computed once is cached.
     changed = _with_privacy(

@@ -203,15 +203,21 @@ class _Public:
             first.put_on(model)
         manifest = self._manifest(study, model)
         sites = [site.name for site in manifest.study.sites]
-        # All of it in one place: what is left in a sum over all sites, each of which showed what more there was.
-        noise = RoundedGaussian(noise_stddev=math.isqrt(manifest.variance_in_sum(sites, shown=sites) - 1) + 1)
         start = model.get_adapter()
         examples = self.tokenisation.evaluation_set(self.held_out, positions=model.positions).examples
         before = model.perplexity(examples, start).whole
         cohort = Cohort(self.units)
+        sampler = sampler_of(study, model)
+
+        def dp_sgd_of(attempt: int) -> DpSgd:
+            # All of it in one place: what is left in a sum over all sites, each of which showed what more there was.
+            variance = manifest.variance_in_sum(sites, shown=sites, attempt=attempt)
+            noise = RoundedGaussian(noise_stddev=math.isqrt(variance - 1) + 1)
+            return DpSgd(sampler=sampler, lattice=manifest.lattice, mechanism=noise)
+
         adapter = trained_in_one_place(
             manifest,
-            DpSgd(sampler=sampler_of(study, model), lattice=manifest.lattice, mechanism=noise),
+            dp_sgd_of,
             lambda: cohort.draw(
                 sampling_probability=manifest.study.privacy.sampling_probability,
                 records_per_unit=study.data.records_per_unit,
@@ -233,7 +239,8 @@ class _Public:
         planned = privacy.sampling_probability * study.total_nominal_units
         drawn = min(planned, units)
         noise_multiplier = known(privacy.noise_multiplier) * drawn / planned
-        if noise_multiplier < MIN_NOISE_MULTIPLIER or units < len(study.sites):
+        least = noise_multiplier * min((1.0, *(factor for _, factor in privacy.noise_stages)))
+        if least < MIN_NOISE_MULTIPLIER or units < len(study.sites):
             raise DataError(
                 f"{units} public {privacy.unit}s to train on, where a step of the study has {planned:.4g}",
                 why="of so few, gradients vary more than the noise of the study, and rank the settings",

@@ -23,6 +23,7 @@ from ...client.state.database import SiteDatabase
 from ...client.training.rehearsal import with_most_work
 from ...common.errors import StudyError
 from ...common.model.devices import described, peak_memory_bytes
+from ...common.privacy.mechanism import Mechanism
 from ...common.schema import known
 from ...common.study.manifest import Manifest
 from ...server.report.claim import count
@@ -58,9 +59,9 @@ def check(
         update = replace(update, observer=lambda figures: None)
     adapter, most = model.get_adapter(), with_most_work(update)
     loaded = monotonic()
-    update(adapter, _unused_keys(manifest))
+    update(adapter, _unused_noise(manifest))
     usual = monotonic()
-    most(adapter, _unused_keys(manifest))
+    most(adapter, _unused_noise(manifest))
     most_s, instant_s = monotonic() - usual, known(manifest.study.training.answer_after_s)
     if most_s > instant_s:
         raise StudyError(
@@ -100,9 +101,10 @@ def check(
     ]
 
 
-def _unused_keys(manifest: Manifest) -> dict[int, bytes]:
-    """Keys for the layers of a noise that is never sent."""
-    return {level: secrets.token_bytes(32) for level in manifest.secagg_parameters.noise_levels[1:]}
+def _unused_noise(manifest: Manifest) -> Mechanism:
+    """The noise of an attempt that never begins."""
+    keys = {level: secrets.token_bytes(32) for level in manifest.secagg_parameters.noise_levels[1:]}
+    return manifest.mechanism(keys, attempt=1)
 
 
 def _check_patients(folder: SiteFolder, policy: Policy, site_records: SiteRecords) -> None:

@@ -90,7 +90,8 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
         yield "public units", f"{beside} of each site in each step; they cost no ε, and noise-to-signal is without them"
     cut = ", near which every gradient is brought" if privacy.clipping == "auto" else ""
     yield "clipping norm", f"C = {privacy.clipping_norm:g}{cut}. {_clipping(plan)}"
-    yield "noise multiplier", f"z = {privacy.noise_multiplier:g}"
+    stages = "".join(f"; from attempt {start} on {factor:g} times it" for start, factor in privacy.noise_stages)
+    yield "noise multiplier", f"z = {privacy.noise_multiplier:g}{stages}"
 
 
 def _noise(plan: Plan) -> Iterable[tuple[str, str]]:
@@ -112,6 +113,8 @@ def _noise(plan: Plan) -> Iterable[tuple[str, str]]:
         else "good"
     )
     floor = "" if plan.trial else " at best, if every gradient is clipped"
+    if privacy.noise_stages:
+        floor = f"{floor}, in the first attempt"
     yield "noise-to-signal", f"σC/(√B·ḡ) = {shares.noise_to_signal:.2f}{floor}: {verdict}"
     yield (
         "what that means",

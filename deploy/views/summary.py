@@ -59,11 +59,14 @@ def next_commands(report: Report, folder: Path) -> tuple[str, str, str]:
         return (page, f"{program} simulate", verify)
     steps = report["max_attempts"] * report["local_steps"]
     overlap = f" --sites-per-patient {report['sites_per_patient']}" if report["sites_per_patient"] > 1 else ""
+    stages = "".join(
+        f" --noise-stage {stage['from_attempt']}:{stage['factor']:.6g}" for stage in report["mechanism"]["noise_stages"]
+    )
     delta = report["delta"] - report["sampler"]["delta_of_caps"]
     epsilon = (
         f"{program} epsilon --noise-multiplier {report['noise_multiplier']:.6g} --sampling-probability "
         f"{report['sampling_probability']:.6g} --steps {steps} --delta {delta:.6g}"
-        f"{overlap} --trust {report['trust']}"
+        f"{overlap}{stages} --trust {report['trust']}"
     )
     return (page, epsilon, verify)
 

@@ -15,7 +15,7 @@ from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
-from ...common.schema import Section, Words, known
+from ...common.schema import Section, Words
 from ...common.study.manifest import Manifest
 from . import claim, groups, utility
 from .audit import NONE, Audited
@@ -185,8 +185,9 @@ def render_json(report: Report) -> bytes:
 
 
 def _mechanism(manifest: Manifest) -> Report:
-    lattice, stddev, shares = manifest.lattice, manifest.noise_stddev, manifest.honest_shares
-    noise = manifest.site_noise
+    """What sites add; where its noise has stages, figures are those of the first, and the others are listed."""
+    lattice, stddev, shares = manifest.lattice, manifest.noise_stddev(1), manifest.honest_shares
+    noise = manifest.site_noise(1)
     stays = 0 if noise is None else noise.stddev
     every_share = len(manifest.study.sites) if manifest.study.privacy.trust == "distributed" else 1
     return {
@@ -199,6 +200,15 @@ def _mechanism(manifest: Manifest) -> Report:
         "noise_stddev_per_site": stddev,
         "noise_stddev_that_stays": stays,
         "removable_noise": [] if noise is None else [asdict(layer) for layer in noise.layers],
+        "noise_stages": [
+            {
+                "from_attempt": attempt,
+                "factor": factor,
+                "noise_multiplier": manifest.noise_multiplier(attempt),
+                "noise_stddev_per_site": manifest.noise_stddev(attempt),
+            }
+            for attempt, factor in manifest.study.privacy.noise_stages
+        ],
         "honest_shares": shares,
         "noise_multiplier_credited": math.sqrt(shares) * stddev / lattice.sensitivity,
         "noise_multiplier_with_all_sites": math.sqrt(every_share) * stays / lattice.sensitivity,
@@ -212,15 +222,14 @@ def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | 
     site showed nothing: the ledger can have more noise in a sum than there is, but no less than is claimed.
     """
     manifest = next(each for each in verified.manifests if each.sha256 == attempt.manifest)
-    if manifest.site_noise is None or not attempt.unmasked:
+    if not manifest.study.privacy.noise or not attempt.unmasked:
         return None
     level = manifest.secagg_parameters.levels_reached(attempt.survivors)[-1]
-    variance = manifest.variance_in_sum(attempt.survivors, shown=attempt.shown)
+    variance = manifest.variance_in_sum(attempt.survivors, shown=attempt.shown, attempt=attempt.attempt)
     in_sum = math.sqrt(variance) / manifest.lattice.sensitivity
-    claimed = known(manifest.study.privacy.noise_multiplier)
     return {
         "noise_multiplier": in_sum,
-        "over_claimed": in_sum / claimed,
+        "over_claimed": in_sum / manifest.noise_multiplier(attempt.attempt),
         "sites_that_kept_theirs": sorted(set(attempt.survivors) - set(attempt.shown))
         if level > manifest.threshold
         else [],

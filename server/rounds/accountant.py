@@ -7,7 +7,7 @@ from dataclasses import replace
 from ...common.errors import PrivacyError, ScheduleExhaustedError
 from ...common.privacy.accountant import Epsilon, epsilon
 from ...common.privacy.composition import composed_epsilon
-from ...common.privacy.events import Schedule
+from ...common.privacy.events import SampledGaussianRelease, Schedule
 from ...common.schema import known
 
 _NOTHING = Epsilon(epsilon=0.0, epsilon_rdp=0.0, accountant="nothing was released")
@@ -101,13 +101,18 @@ class CentralAccountant:
         """
         if self._schedule is None:
             return None
-        if self._schedule.event.trust == "local":
+        steps = self._schedule.count // self._max_attempts
+        if self._schedule.event.trust == "local":  # each release is of one event, whoever paid in it
             paid = Counter(site for charged in self._charged.values() for site in charged)
-            most = sum(count for _, count in paid.most_common(sites_per_patient))
-            return self._composed({1: most + self._unknown * sites_per_patient})
-        contributions = Counter(min(len(charged), sites_per_patient) for charged in self._charged.values())
-        contributions[sites_per_patient] += self._unknown
-        return self._composed(contributions)
+            most = sum(count for _, count in paid.most_common(sites_per_patient)) + self._unknown * sites_per_patient
+            return self._bound(1, steps * most) if most else _NOTHING
+        releases: Counter[tuple[int, SampledGaussianRelease]] = Counter()
+        for attempt in range(1, self._committed + 1):
+            charged = self._charged.get(attempt)
+            contributions = sites_per_patient if charged is None else min(len(charged), sites_per_patient)
+            if contributions:
+                releases[contributions, self._schedule.event_of((attempt - 1) * steps + 1)] += steps
+        return self._composed(releases)
 
     def claims(self, sites: int) -> dict[int, Epsilon | None]:
         """What the whole schedule costs a person at one site, at the stated number of them, and at all ``sites``.
@@ -124,17 +129,22 @@ class CentralAccountant:
         """How many attempts have begun of which no charges were recorded: everybody counts as having paid."""
         return self._committed - len(self._charged)
 
-    def _composed(self, attempts: Mapping[int, int]) -> Epsilon | None:
-        """ε of attempts, counted by how many contributions of one person each has."""
-        steps = known(self._schedule).count // self._max_attempts
-        counts = {m: steps * count for m, count in attempts.items() if m and count}
-        if not counts:
+    def _composed(self, releases: Mapping[tuple[int, SampledGaussianRelease], int]) -> Epsilon | None:
+        """ε of releases of attempts that have begun, by one person's contributions to each, and by its event."""
+        if not releases:
             return _NOTHING
+        schedule, count = known(self._schedule), sum(releases.values())
+        if schedule.stages:  # which of them are left out, their number does not say
+            count = self._committed * (schedule.count // self._max_attempts)
         # A missing contribution only costs less, so that the most of them in every attempt is a bound as well.
-        bound = self._bound(max(counts), sum(counts.values()))
-        if bound is None or len(counts) == 1:
+        bound = self._bound(max(m for m, _ in releases), count)
+        if bound is None or (len(releases) == 1 and not schedule.stages):
             return bound
-        mixed = composed_epsilon((self._part(m, count) for m, count in counts.items()), delta=self._delta)
+        parts = (
+            replace(schedule, event=replace(event, sites_per_patient=m), count=times, stages=())
+            for (m, event), times in releases.items()
+        )
+        mixed = composed_epsilon(parts, delta=self._delta)
         if mixed >= bound.epsilon:
             return bound
         return Epsilon(epsilon=mixed, epsilon_rdp=None, accountant="PLD, pessimistic, of attempts that differ")
@@ -152,6 +162,6 @@ class CentralAccountant:
         return epsilon(replace(self._schedule, count=events), delta=self._delta)
 
     def _part(self, sites_per_patient: int, count: int) -> Schedule:
-        """``count`` events of the schedule, for a person at so many sites."""
+        """The first ``count`` releases of the schedule, for a person at so many sites."""
         schedule = known(self._schedule)
         return replace(schedule, event=replace(schedule.event, sites_per_patient=sites_per_patient), count=count)

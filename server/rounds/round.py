@@ -85,11 +85,12 @@ class Round:
         self.accountant.commit()
         begin = begin_of(entry)
         lacking = {start: self._lacking(start) for start in {self.held.get(site, 0) for site in begin.invited}}
+        serial = self.accountant.attempts_committed
         self._attempt = ServerAttempt(
-            parameters=self.manifest.secagg_parameters,
+            parameters=self.manifest.attempt_parameters(serial),
             identity=self.ledger.identity,
             begin=begin,
-            attempt=self.accountant.attempts_committed,
+            attempt=serial,
             payloads={site: lacking[self.held.get(site, 0)] for site in begin.invited},
             possible_charges={site: self.ledger.verified.possible_charges(site) for site in begin.invited},
         )

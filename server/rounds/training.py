@@ -154,6 +154,7 @@ class Training:
                 total=total,
                 survivors=closing.survivors,
                 round=closing.number,
+                attempt=self.ledger.verified.attempts[-1].attempt,
                 shown=self.ledger.verified.attempts[-1].shown,
             )
         )

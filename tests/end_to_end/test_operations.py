@@ -29,7 +29,7 @@ def left():
     federation = Federation(
         study=small_study(),
         dimension=DIMENSION,
-        release=lambda manifest, site: lambda adapter, layer_keys: np.ones(DIMENSION, "<u4"),
+        release=lambda manifest, site: lambda adapter, mechanism: np.ones(DIMENSION, "<u4"),
     )
     sizes = {}
 

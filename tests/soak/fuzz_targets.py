@@ -214,7 +214,7 @@ def feed_server(data: bytes) -> None:
 def federation() -> tuple[Federation, dict[str, tuple[Worker, bytes]]]:
     """Five workers, and one of them with what it is sent, kept where each exchange is due."""
     whole = Federation(
-        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4")
     )
     attempt, kept = whole.attempt(), {}
     while not attempt.done:

@@ -18,7 +18,6 @@ from ....common.model.devices import PROCESSORS
 from ....common.model.example import Example
 from ....common.model.language_model import LanguageModel
 from ....common.privacy.mechanism import Mechanism, NoNoise, RoundedGaussian, site_noise_stddev
-from ....common.schema import known
 from ....common.study.completion import complete_study, draw_cap_of
 from ....common.study.manifest import Manifest, new_manifest
 from ....common.study.study import Study
@@ -92,15 +91,13 @@ class Central:
             evaluation=data.tokenisation.evaluation_set(data.evaluation, positions=model.positions),
         )
 
-    @property
-    def mechanism(self) -> Mechanism:
+    def mechanism(self, attempt: int) -> Mechanism:
         """The noise of a sum that no other site adds to: z Δ and no more (Abadi et al. 2016, algorithm 1)."""
-        privacy = self.manifest.study.privacy
-        if not privacy.noise:
+        if not self.manifest.study.privacy.noise:
             return NoNoise()
         return RoundedGaussian(
             noise_stddev=site_noise_stddev(
-                noise_multiplier=known(privacy.noise_multiplier),
+                noise_multiplier=self.manifest.noise_multiplier(attempt),
                 sensitivity=self.manifest.lattice.sensitivity,
                 honest_shares=1,
             )
@@ -110,7 +107,6 @@ class Central:
         """The adapter float32 [d] after the study's rounds, on the units of ``sites`` alone; each round is told."""
         manifest = self.manifest
         study = manifest.study
-        dp_sgd = DpSgd(sampler=self.sampler, lattice=manifest.lattice, mechanism=self.mechanism)
         cohort = Cohort(list(chain.from_iterable(self.units[site] for site in sites)))
         cap = draw_cap_of(study, max_units=sum(map(manifest.max_units, sites)), delta=manifest.delta)
 
@@ -123,7 +119,7 @@ class Central:
 
         return trained_in_one_place(
             manifest,
-            dp_sgd,
+            lambda attempt: DpSgd(sampler=self.sampler, lattice=manifest.lattice, mechanism=self.mechanism(attempt)),
             draw,
             first=self.first,
             sites=sites,

@@ -85,6 +85,8 @@ class Run:
         changed: dict[str, Any] = {"target_epsilon": self.epsilon, "noise": self.epsilon is not None}
         if self.way == "local":
             changed["trust"] = "local"
+        if self.way == "local" or self.epsilon is None:  # of which neither has stages
+            changed["noise_stages"] = ()
         if self.way == "no-privacy":
             changed["clipping_norm"] = _UNCLIPPED * of_case.privacy.clipping_norm
         return of_case.model_copy(update={"privacy": of_case.privacy.model_copy(update=changed)})

@@ -196,7 +196,13 @@ def test_a_step_and_what_is_kept_of_it_take_no_memory_that_grows_with_the_adapte
         before = forget_peak()
         after = copy._take_step(
             DueStep(
-                manifest=manifest, before=copy._trained, total=numbers, survivors=list(identities), round=2, shown=()
+                manifest=manifest,
+                before=copy._trained,
+                total=numbers,
+                survivors=list(identities),
+                round=2,
+                attempt=2,
+                shown=(),
             )
         )
         check_numbers(after.numbers, dimension=d)
@@ -223,6 +229,7 @@ def lies(history, change, **entry):
             total=total,
             survivors=round_.survivors,
             round=round_.number,
+            attempt=round_.outcomes[-1].attempt,
             shown=(),
         )
     )

@@ -178,7 +178,7 @@ def test_every_write_of_a_site_lies_between_two_named_points_and_every_point_is_
     federation = Federation(
         study=small_study(),
         dimension=7,
-        release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4"),
+        release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4"),
         state=lambda site: writes.budget if site == "site-2" else SiteState.in_memory(),
     ).run()
     assert federation.training.rounds
@@ -234,7 +234,7 @@ def test_a_site_that_cannot_write_says_so_and_stays_out(tmp_path):
     federation = Federation(
         study=small_study(),
         dimension=7,
-        release=lambda manifest, site: lambda adapter, layer_keys: pytest.fail("it stays out"),
+        release=lambda manifest, site: lambda adapter, mechanism: pytest.fail("it stays out"),
         state=lambda site: SiteState.open(tmp_path / site),
     )
     fill(federation.workers["site-2"]._state)

@@ -51,7 +51,7 @@ def work(update: SiteUpdate, monkeypatch: pytest.MonkeyPatch) -> int:
 
     with monkeypatch.context() as patch:
         patch.setattr(GradSampler, "gradients", counted)
-        update(np.zeros(update.manifest.dimension, dtype=np.float32), {})
+        update(np.zeros(update.manifest.dimension, dtype=np.float32), update.manifest.mechanism({}, attempt=1))
     return len(computed)
 
 

@@ -57,6 +57,11 @@ def plain(update):
     return DpSgd(sampler=update.sampler, lattice=update.manifest.lattice, mechanism=NoNoise())
 
 
+def computed(update, adapter):
+    """An update of the first attempt."""
+    return update(adapter, update.manifest.mechanism(KEYS, attempt=1))
+
+
 def centred(update, manifest):
     return update.view({32: np.int32, 16: np.int16}[manifest.secagg_parameters.modulus_bits]).astype(np.int64)
 
@@ -65,18 +70,18 @@ def test_under_distributed_trust_the_update_is_the_integer_sum_at_the_attempt_s_
     sampler, adapter
 ):
     update = site_update(sampler)
-    released = update(adapter, KEYS)
+    released = computed(update, adapter)
     assert released.dtype == np.dtype("<u4")
     sampler.model.set_adapter(adapter)
     np.testing.assert_array_equal(centred(released, update.manifest), plain(update).sum_units(UNITS))
-    assert not np.array_equal(update(adapter + np.float32(0.1), KEYS), released)
+    assert not np.array_equal(computed(update, adapter + np.float32(0.1)), released)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sampler, adapter, optimizer):
     training = {"local_steps": 3, "local_learning_rate": 0.3, "local_optimizer": optimizer, "beta1": 0.5, "beta2": 0.8}
     update = site_update(sampler, trust="local", training=training)
-    released = update(adapter, KEYS)
+    released = computed(update, adapter)
     assert released.dtype == np.dtype("<u2")
     lattice, parameters = update.manifest.lattice, adapter.astype(np.float64)
     steps = make_optimizer(optimizer, learning_rate=0.3, beta1=0.5, beta2=0.8)
@@ -100,7 +105,7 @@ def mixed_update(sampler, private, public=PUBLIC, *, public_units=3, kind=SiteUp
 
 
 def sum_of(update, adapter):
-    return centred(update(adapter, KEYS), update.manifest)
+    return centred(computed(update, adapter), update.manifest)
 
 
 def test_public_units_are_added_to_the_sum_clipped_as_private_ones_are(sampler, adapter):
@@ -193,19 +198,19 @@ FAILING_COHORTS = {
 def test_records_that_fail_leave_pure_noise(sampler, adapter, trust, failing, caplog):
     sections = {"trust": trust, "noise_multiplier": 8.0, "secagg": {"update_range": 100}}
     update = site_update(sampler, FAILING_COHORTS[failing], **sections)
-    noise = centred(update(adapter, KEYS), update.manifest).astype(np.float64)
+    noise = centred(computed(update, adapter), update.manifest).astype(np.float64)
     if trust == "local":
         # The site divided by its nominal units, and weighted by them over all.
         noise *= update.manifest.lattice.scale * sum(NOMINAL_UNITS) / update.manifest.fixed_point.scale
-    assert is_noise_of(noise, update.manifest.noise_stddev)
+    assert is_noise_of(noise, update.manifest.noise_stddev(1))
     assert "Abernathy" not in caplog.text
 
 
 def test_a_failing_record_costs_its_own_unit_and_no_other(sampler, adapter):
     bad = example_of(np.full(TOKENS, VOCABULARY, np.int32), np.full(TOKENS, 1, np.int32))
     among_others = [UNITS[0], [bad], UNITS[1], [UNITS[2][0], bad], UNITS[3], UNITS[2]]
-    sound = site_update(sampler)(adapter, KEYS)
-    np.testing.assert_array_equal(site_update(sampler, Cohort(among_others))(adapter, KEYS), sound)
+    sound = computed(site_update(sampler), adapter)
+    np.testing.assert_array_equal(computed(site_update(sampler, Cohort(among_others)), adapter), sound)
 
 
 @pytest.mark.parametrize("trust", TRUSTS)
@@ -213,16 +218,16 @@ def test_every_call_draws_units_and_noise_afresh(sampler, adapter, trust):
     update = site_update(
         sampler, Cohort(silent_units(3)), trust=trust, noise_multiplier=8.0, secagg={"update_range": 100}
     )
-    one, two = (centred(update(adapter, KEYS), update.manifest) for _ in range(2))
+    one, two = (centred(computed(update, adapter), update.manifest) for _ in range(2))
     assert not np.array_equal(one, two)
     without_noise = site_update(sampler, Cohort(UNITS * 20), trust=trust, privacy={"sampling_probability": 0.5})
-    draws = {centred(without_noise(adapter, KEYS), without_noise.manifest).tobytes() for _ in range(2)}
+    draws = {centred(computed(without_noise, adapter), without_noise.manifest).tobytes() for _ in range(2)}
     assert len(draws) == 2, "two draws of 80 units are equal with probability 2**-80"
 
 
 def test_an_update_for_another_dimension_is_refused_whatever_the_records(sampler, adapter):
     with pytest.raises(ModelError, match="the adapter has"):
-        site_update(sampler, dimension=adapter.size + 1)(adapter, KEYS)
+        computed(site_update(sampler, dimension=adapter.size + 1), adapter)
 
 
 def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sampler, adapter, tmp_path):
@@ -231,9 +236,9 @@ def test_an_update_takes_sum_and_noise_once_and_one_gradient_beyond_the_model(sa
     units = [[tiny_example(RNG, length=4, max_tokens=4)] for _ in range(2)]
     large = GradSampler(model, [Shape(4, 1)])
     update = site_update(large, Cohort(units), dimension=d, max_units=8, noise_multiplier=8.0)
-    site_update(sampler, noise_multiplier=8.0)(adapter, KEYS)  # so that libraries are loaded
+    computed(site_update(sampler, noise_multiplier=8.0), adapter)  # so that libraries are loaded
     with (tmp_path / "adapter").open("wb+") as file:
         file.truncate(4 * d)
         before = forget_peak()
-        assert update(Stored(file), KEYS).any()
+        assert computed(update, Stored(file)).any()
         assert peak_bytes() - before < 3 * 4 * d + (64 << 20)  # so much malloc may keep of what was freed

@@ -25,7 +25,7 @@ def first(states):
     """A study that was carried; each site's first reservation."""
 
     def release(manifest, site):
-        return lambda adapter, layer_keys: np.ones(7, "<u4")
+        return lambda adapter, mechanism: np.ones(7, "<u4")
 
     return Federation(study=small_study(), dimension=7, release=release, state=states.__getitem__).run()
 

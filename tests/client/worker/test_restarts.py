@@ -22,7 +22,7 @@ NOISE = np.random.default_rng(3)
 
 def noisy(manifest, site):
     """A fresh update at each call, as a draw with its noise is."""
-    return lambda adapter, layer_keys: NOISE.integers(0, 1000, 7).astype("<u4")
+    return lambda adapter, mechanism: NOISE.integers(0, 1000, 7).astype("<u4")
 
 
 def federation_in(folder, *, rounds=1, max_attempts=3, state=None):

@@ -110,7 +110,7 @@ def test_a_site_goes_on_where_its_pause_ends(federation):
     assert SITE in finish(federation, federation.attempt(), resident.answer).survivors
 
 
-def failing(adapter, layer_keys):
+def failing(adapter, mechanism):
     raise RuntimeError(f"no page for {NAME}")
 
 

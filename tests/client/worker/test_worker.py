@@ -31,7 +31,7 @@ AFTER_CHARGE = ("consistency", "unmask")
 
 
 def ones(manifest, site):
-    return lambda adapter, layer_keys: np.ones(7, "<u4")
+    return lambda adapter, mechanism: np.ones(7, "<u4")
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_an_attempt_is_charged_once_before_its_masked_input_and_counted_in_what_
     computed_at = []
 
     def release(manifest, site):
-        def compute(adapter, layer_keys):
+        def compute(adapter, mechanism):
             if site == SITE:
                 computed_at.append(federation.workers[SITE].charges)
             return np.ones(7, "<u4")
@@ -265,7 +265,7 @@ def test_the_update_is_computed_at_the_adapter_of_the_begin(federation):
     seen = {}
 
     def release(manifest, site):
-        def compute(adapter, layer_keys):
+        def compute(adapter, mechanism):
             seen[site] = adapter.copy()
             return np.ones(7, "<u4")
 
@@ -280,7 +280,7 @@ def test_the_update_is_computed_at_the_adapter_of_the_begin(federation):
 
 def test_an_update_of_the_wrong_form_leaves_the_attempt_in_silence(federation):
     def wrong(manifest, site):
-        return lambda adapter, layer_keys: np.ones(8 if site == SITE else 7, "<u4")
+        return lambda adapter, mechanism: np.ones(8 if site == SITE else 7, "<u4")
 
     federation = replace(federation, release=wrong)
     attempt = federation.until("masked-input", federation.attempt())

@@ -64,7 +64,7 @@ def test_sites_on_one_begin_have_one_adapter(monkeypatch: pytest.MonkeyPatch) ->
     """The manifest names the first adapter by hash; at the adapter of zeros these sites have nothing to add."""
 
     def release(manifest: object, site: str) -> ComputeUpdate:
-        return lambda adapter, layer_keys: (loaded(adapter) * int(site[-1])).astype("<u4")
+        return lambda adapter, mechanism: (loaded(adapter) * int(site[-1])).astype("<u4")
 
     federation = Federation(study=small_study(), dimension=7, release=release)
 

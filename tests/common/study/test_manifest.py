@@ -12,7 +12,7 @@ from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.errors import PrivacyError, StudyError
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.mechanism import Lattice
-from grandrounds.common.schema import validated
+from grandrounds.common.schema import known, validated
 from grandrounds.common.study.manifest import MANIFEST_LABEL, Manifest
 from grandrounds.common.study.study import Study
 
@@ -223,8 +223,9 @@ def test_public_units_are_counted_in_the_room_that_a_sum_has_and_in_nothing_that
     without = validated(Manifest, manifest_fields(complete(**privacy) | {"data": {"evaluation": "synthetic"}}))
     sites = len(mixed.study.sites)
     assert mixed.largest_sum - without.largest_sum == pytest.approx(3 * sites * mixed.lattice.sensitivity)
-    for claimed in ("schedule", "lattice", "site_noise", "honest_shares", "delta"):
+    for claimed in ("schedule", "lattice", "honest_shares", "delta"):
         assert getattr(mixed, claimed) == getattr(without, claimed), claimed
+    assert mixed.site_noise(1) == without.site_noise(1)
     for site in mixed.study.sites:
         assert mixed.draw_cap(site.name) == without.draw_cap(site.name)
         assert mixed.step_units([site.name]) == without.step_units([site.name]) + 3
@@ -276,7 +277,7 @@ def test_a_sum_that_could_wrap_is_refused() -> None:
 def test_noise_that_the_sampler_cannot_draw_exactly_is_refused_before_anything_runs() -> None:
     with pytest.raises(PrivacyError, match="a site's noise would have a standard deviation of"):
         validated(Manifest, manifest_fields(complete(noise_multiplier=1000), dimension=2**32, tensor_sizes=[2**32]))
-    with pytest.raises(PrivacyError, match="gradients would have to be up to"):
+    with pytest.raises(PrivacyError, match="the noise multiplier is 1e-05"):
         validated(Manifest, manifest_fields(complete(noise_multiplier=1e-5), dimension=96))
 
 
@@ -287,7 +288,7 @@ def test_the_lattice_is_as_fine_as_the_narrowest_layer_of_noise_needs_and_no_fin
 ) -> None:
     whole = complete(trust=trust, noise_multiplier=noise_multiplier)
     manifest = validated(Manifest, manifest_fields(whole, dimension=9, tensor_sizes=[9]))
-    noise, coarse = manifest.site_noise, Lattice(dimension=9, clipping_norm=manifest.lattice.clipping_norm)
+    noise, coarse = manifest.site_noise(1), Lattice(dimension=9, clipping_norm=manifest.lattice.clipping_norm)
     assert noise is not None
     least = min(noise.stddev, *(layer.stddev for layer in noise.layers), 1 << 30)
     assert least >= 64
@@ -297,14 +298,36 @@ def test_the_lattice_is_as_fine_as_the_narrowest_layer_of_noise_needs_and_no_fin
 def test_distributed_noise_has_h_shares_and_local_noise_is_whole() -> None:
     local = validated(Manifest, manifest_fields(complete()))
     shared = validated(Manifest, manifest_fields(complete(trust="distributed")))
-    assert local.noise_stddev == math.ceil(4 * local.lattice.sensitivity)
-    assert shared.site_noise is not None
+    assert local.noise_stddev(1) == math.ceil(4 * local.lattice.sensitivity)
     whole, sites = 4 * shared.lattice.sensitivity, len(shared.study.sites)
-    assert shared.site_noise.stddev == math.ceil(whole / math.sqrt(sites - 1))
-    assert whole / math.sqrt(3) <= shared.noise_stddev < 1.01 * whole / math.sqrt(3)
-    assert local.mechanism({}).noise_stddev == local.noise_stddev
-    layer_keys = {layer.level: bytes(32) for layer in shared.site_noise.layers}
-    assert shared.mechanism(layer_keys).noise_stddev == pytest.approx(shared.noise_stddev)
+    noise = known(shared.site_noise(1))
+    assert noise.stddev == math.ceil(whole / math.sqrt(sites - 1))
+    assert whole / math.sqrt(3) <= shared.noise_stddev(1) < 1.01 * whole / math.sqrt(3)
+    assert local.mechanism({}, attempt=1).noise_stddev == local.noise_stddev(1)
+    layer_keys = {layer.level: bytes(32) for layer in noise.layers}
+    assert shared.mechanism(layer_keys, attempt=1).noise_stddev == pytest.approx(shared.noise_stddev(1))
+
+
+def test_every_stage_of_noise_is_as_wide_as_is_proved_and_has_room_in_a_sum() -> None:
+    constant = complete(trust="distributed", noise_multiplier=0.7)
+    staged = complete(trust="distributed", noise_multiplier=0.7, noise_stages=[[3, 0.25], [9, 4.0]])
+    before, manifest = (
+        validated(Manifest, manifest_fields(whole, dimension=9, tensor_sizes=[9])) for whole in (constant, staged)
+    )
+    assert manifest.sha256 != before.sha256
+    for attempt, factor in ((1, 1), (2, 1), (3, 0.25), (8, 0.25), (9, 4), (24, 4)):
+        noise, claimed = known(manifest.site_noise(attempt)), 0.7 * factor * manifest.lattice.sensitivity
+        assert min(noise.stddev, *(layer.stddev for layer in noise.layers), 1 << 30) >= 64
+        assert claimed <= math.sqrt(3) * manifest.noise_stddev(attempt) < 1.05 * claimed, "of three honest shares"
+        keys = {layer.level: bytes(32) for layer in noise.layers}
+        added = manifest.mechanism(keys, attempt=attempt).noise_stddev
+        assert added == pytest.approx(manifest.noise_stddev(attempt))
+        assert manifest.attempt_parameters(attempt).noise_layers == noise.layers
+        assert manifest.attempt_parameters(attempt).noise_levels == manifest.secagg_parameters.noise_levels
+    widest = 10 * manifest.noise_stddev(9) * math.sqrt(5)
+    assert manifest.largest_sum > widest > 10 * manifest.noise_stddev(1) * math.sqrt(5)
+    with pytest.raises(PrivacyError, match=r"the noise multiplier is 0\.025"):
+        validated(Manifest, manifest_fields(staged | {"privacy": staged["privacy"] | {"noise_multiplier": 0.1}}))
 
 
 def test_a_manifest_with_fewer_than_two_honest_shares_is_refused_under_distributed_trust_alone() -> None:
@@ -330,4 +353,4 @@ def test_a_manifest_without_noise_has_no_schedule_and_no_noise() -> None:
     whole = complete(noise=False, target_epsilon=None, noise_multiplier=None)
     manifest = validated(Manifest, manifest_fields(whole))
     assert manifest.schedule is None
-    assert manifest.mechanism({}).noise_stddev == manifest.noise_stddev == 0
+    assert manifest.mechanism({}, attempt=1).noise_stddev == manifest.noise_stddev(1) == 0

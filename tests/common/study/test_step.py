@@ -20,6 +20,7 @@ from grandrounds.common.errors import EnvelopeError
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.optimizers import ADAM_EPSILON
 from grandrounds.common.protocol.messages import pack
+from grandrounds.common.schema import known
 from grandrounds.common.study.step import (
     DueStep,
     LastStep,
@@ -155,7 +156,11 @@ def reference(
 def taken(manifest: Any, sums: list[list[int]], start: Trained, *, done: int = 0) -> Trained:
     for round_, total in enumerate(sums, start=1 + done):
         of = sum_bytes(manifest, np.array(total, dtype=np.int64))
-        start = step(DueStep(manifest=manifest, before=start, total=of, survivors=SURVIVORS, round=round_, shown=()))
+        start = step(
+            DueStep(
+                manifest=manifest, before=start, total=of, survivors=SURVIVORS, round=round_, attempt=round_, shown=()
+            )
+        )
     return start
 
 
@@ -274,13 +279,17 @@ def test_public_units_of_the_survivors_are_in_what_a_sum_is_divided_by():
 
 def test_what_noise_was_taken_off_a_sum_is_no_longer_corrected() -> None:
     manifest, total = manifest_of("adam", levers="tensor"), np.array([500, -700, 1000, 3], dtype="<i4").tobytes()
-    assert manifest.site_noise is not None
-    base, layer = manifest.site_noise.stddev, manifest.site_noise.layers[0].stddev
+    noise = known(manifest.site_noise(1))
+    base, layer = noise.stddev, noise.layers[0].stddev
     everyone, two = tuple(IDENTITIES), ("site-1", "site-4")
-    assert manifest.variance_in_sum(everyone, shown=two) == 5 * base**2 + 3 * layer**2
-    assert manifest.variance_in_sum(SURVIVORS, shown=two) == 4 * (base**2 + layer**2), "of so few nothing is taken off"
+    assert manifest.variance_in_sum(everyone, shown=two, attempt=1) == 5 * base**2 + 3 * layer**2
+    assert manifest.variance_in_sum(SURVIVORS, shown=two, attempt=1) == 4 * (base**2 + layer**2), (
+        "of so few nothing is taken off"
+    )
     taken_off = [
-        step(DueStep(manifest=manifest, before=first(), total=total, survivors=everyone, round=1, shown=shown))
+        step(
+            DueStep(manifest=manifest, before=first(), total=total, survivors=everyone, round=1, attempt=1, shown=shown)
+        )
         for shown in ((), two, everyone)
     ]
     assert len({after.optimizer_sha256 for after in taken_off}) == 3

@@ -82,6 +82,18 @@ def cost(study: Study) -> float:
         ({"privacy": {"sites_per_patient": 6}}, "sites_per_patient: above the number of sites"),
         ({"training": {"local_steps": 2}}, "training.local_steps: "),
         ({"secagg": {"modulus_bits": 16}}, "distributed trust sums noisy integers"),
+        (
+            {"privacy": {"noise_stages": [[3, 0.5], [3, 0.4]]}},
+            "privacy.noise_stages: they begin with the attempts [3, 3]",
+        ),
+        ({"privacy": {"noise_stages": [[1, 0.5]]}}, "privacy.noise_stages.0.0 = 1: "),
+        ({"privacy": {"noise_stages": [[2, 0.2]]}}, "privacy.noise_stages.0.1 = 0.2: "),
+        (
+            {"privacy": {"noise_stages": [[6, 0.5]]}, "training": {"max_attempts": 5}},
+            "privacy.noise_stages: one begins with attempt 6, and there are 5 (training.max_attempts)",
+        ),
+        ({"privacy": {"noise_stages": [[3, 0.5]], "noise": False}}, "privacy.noise_stages: stages of noise, and"),
+        ({"privacy": {"noise_stages": [[3, 0.5]], "trust": "local"}}, "privacy.noise_stages: under local trust"),
         ({"training": {"optimizer": "sgd", "noise_correction": "tensor"}}, "training.noise_correction: sgd has no"),
         (
             {"privacy": {"trust": "local"}, "training": {"noise_correction": "coordinate"}},

@@ -86,7 +86,7 @@ def test_the_twin_has_the_study_s_parameters_and_keys_of_its_own() -> None:
     manifest = audited_manifest()
     ours = twin_of(manifest).manifest
     assert ours.schedule == manifest.schedule
-    assert (ours.lattice, ours.site_noise, ours.threshold) == (manifest.lattice, manifest.site_noise, 3)
+    assert (ours.lattice, ours.site_noise(1), ours.threshold) == (manifest.lattice, manifest.site_noise(1), 3)
     assert not {ours.server_key, *ours.site_keys.values()} & {manifest.server_key, *manifest.site_keys.values()}
     assert ours.study_id != manifest.study_id
 

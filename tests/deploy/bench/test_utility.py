@@ -271,8 +271,8 @@ def test_the_noise_of_one_place_is_the_claim_s_and_no_more(records: RecordFiles)
     central = Central.open(Run(way="pooled", epsilon=4.0, case=CASE).study(of_case), records, seed=1)
     manifest = central.manifest
     claimed = known(manifest.study.privacy.noise_multiplier) * manifest.lattice.sensitivity
-    assert claimed <= central.mechanism.noise_stddev < claimed + 1
-    assert manifest.noise_stddev < central.mechanism.noise_stddev, "a site's share alone would be too little"
+    assert claimed <= central.mechanism(1).noise_stddev < claimed + 1
+    assert manifest.noise_stddev(1) < central.mechanism(1).noise_stddev, "a site's share alone would be too little"
 
 
 def test_the_extraction_asks_for_what_a_note_states_once_and_scores_what_the_model_holds_likeliest(

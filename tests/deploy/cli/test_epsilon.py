@@ -41,6 +41,15 @@ def test_a_choice_among_runs_is_priced_for_who_sees_the_best_and_for_who_sees_al
     assert "25.4" in shown and "for a site's budget, all runs count" in shown
 
 
+def test_noise_that_changes_is_priced_by_its_stages_and_said(app: typer.Typer) -> None:
+    stages = ["--noise-stage", "101:2", "--noise-stage", "151:1"]
+    shown = " ".join(CliRunner().invoke(app, [*SCHEDULE, *stages]).stdout.split())
+    assert "z = 1, from step 101 on 2 times it, from step 151 on 1 times it, delta" in shown
+    assert "4.25" in shown, "150 of 200 steps at z = 1 alone cost 4.18"
+    for wrong in (["--noise-stage", "half"], ["--noise-stage", "101:2", "--selected-from", "20"]):
+        assert CliRunner().invoke(app, [*SCHEDULE, *wrong]).exit_code == 2
+
+
 def test_without_json_it_is_a_table(app: typer.Typer) -> None:
     output = CliRunner().invoke(app, SCHEDULE, catch_exceptions=False).stdout
     assert "4.76" in output

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.study.verification import END, STEPS, found, refused
+from support.study.verification import END, FOLLOWS, STEPS, found, refused
 from support.study.verified_study import SmallStudy, ran, write_ledger
 
 from grandrounds.common.ledger import entries
 from grandrounds.common.model.adapter import vector_bytes
-from grandrounds.common.study.artefacts import FIRST_ADAPTER, SUMS, sum_path
+from grandrounds.common.study.artefacts import FIRST_ADAPTER, PAGE, SUMS, sum_path
+from grandrounds.common.study.manifest import Manifest
 from grandrounds.common.study.step import LastStep, Trained
 from grandrounds.deploy.verify.claims import verify
 from grandrounds.deploy.verify.verdict import Status
+from grandrounds.deploy.views.summary import next_commands
 from grandrounds.server.run import study_folder
 from grandrounds.server.run.study_folder import StudyFolder
 
@@ -28,12 +30,14 @@ def write_sums(study: SmallStudy, folder: Path) -> None:
 
 CORRECTED = {"optimizer": "adam", "noise_correction": "tensor", "weight_decay": 0.1}
 AVERAGED = {"optimizer": "momentum", "averaging": "ema", "averaged_rounds": 2, "rate_decay": "cosine"}
+STAGES = [[2, 0.5], [4, 2.0]]
 
 
-@pytest.fixture(scope="module", params=[{"optimizer": "sgd"}, AVERAGED, CORRECTED])
+@pytest.fixture(scope="module", params=[({"optimizer": "sgd"}, []), (AVERAGED, []), (CORRECTED, STAGES)])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
     folder = tmp_path_factory.mktemp("finished")
-    study = ran(training=request.param)
+    training, stages = request.param
+    study = ran(training=training, noise_stages=stages)
     study.close(folder)
     write_sums(study, folder)
     return study, folder
@@ -53,6 +57,31 @@ def test_every_step_is_taken_again_where_the_sums_are_at_hand(study: SmallStudy,
     finding = found(folder, STEPS)
     assert finding.status is Status.AGREES
     assert finding.detail == "two rounds taken again from sums/, each to the same bits"
+
+
+def test_a_study_whose_noise_has_stages_is_verified_and_says_of_each_sum_what_was_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ran(training=CORRECTED, noise_stages=STAGES)
+    study.close(tmp_path)
+    write_sums(study, tmp_path)
+    assert verify(tmp_path, study.manifest.sha256).holds
+    report = study.report()
+    rounds = [row["noise_in_sum"] for row in report["utility"]["rounds"]]
+    assert [said["noise_multiplier"] / said["over_claimed"] for said in rounds] == pytest.approx([1.5, 0.75])
+    assert [said["over_claimed"] for said in rounds] == pytest.approx([(5 / 4) ** 0.5, (4 / 3) ** 0.5], rel=0.01)
+    assert report["epsilon"] > ran().report()["epsilon"], "three attempts of half the noise, of four"
+    assert "1.5; from attempt 2 on 0.75; from attempt 4 on 3" in (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert " --noise-stage 2:0.5 --noise-stage 4:2 " in next_commands(report, tmp_path)[1]
+    real = Manifest.variance_in_sum
+    monkeypatch.setattr(
+        Manifest,
+        "variance_in_sum",
+        lambda self, survivors, shown, attempt: real(self, survivors, shown=shown, attempt=1),
+    )
+    assert "after round 2 the adapter" in refused(tmp_path, STEPS, FOLLOWS), (
+        "it was freed of the noise of its own attempt"
+    )
 
 
 @pytest.mark.parametrize("missing", [FIRST_ADAPTER, sum_path(1), sum_path(2), SUMS])

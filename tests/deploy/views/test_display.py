@@ -54,7 +54,7 @@ class Study:
         federation = Federation(
             study=study,
             dimension=DIMENSION,
-            release=lambda m, s: lambda adapter, layer_keys: np.zeros(DIMENSION, np.uint32),
+            release=lambda m, s: lambda adapter, mechanism: np.zeros(DIMENSION, np.uint32),
         )
         self.events: list[Event] = [
             PhaseStarted(name="data", detail="synthetic patients"),

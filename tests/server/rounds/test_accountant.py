@@ -14,6 +14,7 @@ from grandrounds.common.errors import PrivacyError, ScheduleExhaustedError
 from grandrounds.common.privacy.accountant import epsilon
 from grandrounds.common.privacy.events import SampledGaussianRelease, Schedule
 from grandrounds.common.privacy.trust import Trust
+from grandrounds.common.schema import known
 from grandrounds.server.rounds.accountant import CentralAccountant
 
 EVENT = SampledGaussianRelease(sampling_probability=0.4, noise_multiplier=2.0, trust="local")
@@ -64,6 +65,28 @@ def test_progress_composes_the_steps_of_the_attempts_begun() -> None:
     claim = accountant.epsilon_of_schedule
     assert claim is not None and figures[-1] == claim.epsilon
     assert figures[-1] < 4 * figures[0]  # composed, not added up
+
+
+def test_of_noise_that_has_stages_progress_is_of_the_attempts_that_began_and_were_paid() -> None:
+    event = replace(EVENT, trust="distributed")
+    half = replace(event, noise_multiplier=EVENT.noise_multiplier / 2)
+    schedule = Schedule(event=event, count=6, stages=((3, 0.5), (5, 1.0)))
+    accountant = CentralAccountant(schedule=schedule, max_attempts=6, delta=DELTA)
+    spent = {}
+    for attempt in range(1, 5):
+        accountant.commit()
+        accountant.record(attempt, {"site-1"} if attempt > 2 else ())
+        if attempt in (2, 4):
+            spent[attempt - 1] = accountant.epsilon_spent
+    assert spent[1] == epsilon(Schedule(event=event, count=2), delta=DELTA).epsilon
+    assert spent[3] == epsilon(replace(schedule, count=4), delta=DELTA).epsilon > 1.5 * known(spent[1])
+    of_a_person = known(accountant.spent(1))
+    assert of_a_person.epsilon == pytest.approx(
+        epsilon(Schedule(event=half, count=2), delta=DELTA).epsilon, rel=1e-3
+    ), "of the third and the fourth, and not of two under the first one's noise"
+    accountant.record(1, {"site-1", "site-2"})
+    accountant.record(2, {"site-1", "site-2"})
+    assert known(accountant.spent(1)).epsilon == spent[3] > of_a_person.epsilon
 
 
 def test_a_resumed_accountant_goes_on_where_it_stopped() -> None:

@@ -33,7 +33,7 @@ WITHOUT_2 = tuple(site for site in SITES if site != "site-2")
 def federation() -> Federation:
     """Each site's update is a vector of ones."""
     return Federation(
-        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4")
     )
 
 

@@ -31,7 +31,7 @@ def sampler(tmp_path_factory):
 
 def ones(manifest, site):
     """Each site's update is a vector of ones, so that the aggregate counts the survivors."""
-    return lambda adapter, layer_keys: np.ones(7, "<u4")
+    return lambda adapter, mechanism: np.ones(7, "<u4")
 
 
 def federation(**sections):
@@ -116,8 +116,8 @@ class Retried:
             compute = trained_on(dict.fromkeys(SITES, units), sampler, cohort=keep_cohort)(manifest, site)
             kept = updates.setdefault(site, [])
 
-            def compute_and_keep(adapter, layer_keys):
-                update = again(compute, kept)(adapter, layer_keys)
+            def compute_and_keep(adapter, mechanism):
+                update = again(compute, kept)(adapter, mechanism)
                 kept.append(update.copy())
                 return update
 
@@ -135,7 +135,7 @@ class Retried:
     @property
     def has_fresh_noise(self):
         """The difference of two independent shares has twice the variance of one."""
-        stddev = np.sqrt(2) * self.run.manifest.noise_stddev
+        stddev = np.sqrt(2) * self.run.manifest.noise_stddev(1)
         pairs = [kept for kept in self.updates.values() if len(kept) == 2]
         assert len(pairs) == 3
         return all(is_noise_of((one - other).view(np.int32), stddev) for one, other in pairs)
@@ -154,7 +154,7 @@ def test_a_draw_reused_in_a_retry_is_noticed(sampler):
 
 def test_noise_reused_in_a_retry_is_noticed(sampler):
     def from_memory(release, kept):
-        return (lambda adapter, layer_keys: kept[0].copy()) if kept else release
+        return (lambda adapter, mechanism: kept[0].copy()) if kept else release
 
     assert not Retried.of(sampler, again=from_memory).has_fresh_noise
 

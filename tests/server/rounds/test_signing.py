@@ -18,7 +18,7 @@ SITE = "site-2"
 @pytest.fixture
 def federation():
     return Federation(
-        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+        study=small_study(), dimension=7, release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4")
     )
 
 

@@ -211,8 +211,8 @@ def clipped_first(dp_sgd, draw, *, release=DpSgd.release):
     return residues(np.clip(noisy_sum, -limit, limit), 8 * dp_sgd.integers.itemsize)
 
 
-def without_layers(manifest, layer_keys):
-    return RoundedGaussian(noise_stddev=manifest.site_noise.stddev)
+def without_layers(manifest, layer_keys, *, attempt):
+    return RoundedGaussian(noise_stddev=manifest.site_noise(attempt).stddev)
 
 
 BROKEN_NOISE = {
@@ -252,7 +252,7 @@ def plain_federation(**sections):
     """Without a model: each site's update is a vector of ones."""
     study = small_study(**sections)
     return Federation(
-        study=study, dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+        study=study, dimension=7, release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4")
     )
 
 

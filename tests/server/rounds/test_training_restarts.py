@@ -37,7 +37,7 @@ def resumable(*, noise_multiplier=None, **training):
         training={"rounds": ROUNDS, "max_attempts": 9, "optimizer": "adam", **training},
     )
     return Federation(
-        study=study, dimension=7, release=lambda manifest, site: lambda adapter, layer_keys: np.ones(7, "<u4")
+        study=study, dimension=7, release=lambda manifest, site: lambda adapter, mechanism: np.ones(7, "<u4")
     )
 
 

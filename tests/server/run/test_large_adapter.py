@@ -41,7 +41,13 @@ def stepped(folder: StudyFolder, manifest: Manifest, checkpoint: Checkpoint, tot
     before = checkpoint.last_step.after
     after = folder.take_step(
         DueStep(
-            manifest=manifest, before=before, total=total, survivors=SURVIVORS, round=checkpoint.round + 1, shown=()
+            manifest=manifest,
+            before=before,
+            total=total,
+            survivors=SURVIVORS,
+            round=checkpoint.round + 1,
+            attempt=1,
+            shown=(),
         )
     )
     folder.save_checkpoint(
@@ -65,7 +71,15 @@ def test_a_step_in_files_has_the_bits_of_one_in_memory(optimizer: str, tmp_path:
     for round_ in range(3):
         total = np.array([5, -7, 1000, round_, 0], dtype="<i4").tobytes()
         expected = step(
-            DueStep(manifest=manifest, before=expected, total=total, survivors=SURVIVORS, round=round_ + 1, shown=())
+            DueStep(
+                manifest=manifest,
+                before=expected,
+                total=total,
+                survivors=SURVIVORS,
+                round=round_ + 1,
+                attempt=1,
+                shown=(),
+            )
         )
         checkpoint = stepped(folder, manifest, checkpoint, total)
         after = checkpoint.last_step.after

@@ -154,6 +154,7 @@ class History:
                 total=total,
                 survivors=round_.survivors,
                 round=round_.number,
+                attempt=round_.outcomes[-1].attempt,
                 shown=(),
             )
         )
@@ -192,7 +193,7 @@ class History:
             name=site,
             identity=self.identities[site],
             manifest=self.manifest,
-            release=lambda adapter, layer_keys: np.ones(DIMENSION, "<u4"),
+            release=lambda adapter, mechanism: np.ones(DIMENSION, "<u4"),
             state=self.budgets[site],
         )
 

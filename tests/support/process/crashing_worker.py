@@ -39,7 +39,7 @@ def run(folder: Path, point: str | None, requests: Connection) -> None:
         name=SITE,
         identity=Identity.from_bytes((folder / "key").read_bytes()),
         manifest=manifest,
-        release=lambda adapter, layer_keys: np.ones(manifest.dimension, "<u4"),
+        release=lambda adapter, mechanism: np.ones(manifest.dimension, "<u4"),
         state=budget,
     )
     while (request := requests.recv()) is not None:

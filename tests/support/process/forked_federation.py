@@ -120,9 +120,7 @@ def work(manifest: Manifest, name: str, state: Path, requests: Connection, reach
             name=name,
             identity=allowed_study.IDENTITIES[name],
             manifest=manifest,
-            release=lambda adapter, layer_keys: (
-                np.frombuffer(secrets.token_bytes(4 * manifest.dimension), "<u4") % 1000
-            ),
+            release=lambda adapter, mechanism: np.frombuffer(secrets.token_bytes(4 * manifest.dimension), "<u4") % 1000,
             state=budget,
         )
     )

@@ -35,7 +35,7 @@ PROCESSES.set_forkserver_preload(["grandrounds.client.worker.listener"])
 
 
 def ones(manifest, site):
-    return lambda adapter, layer_keys: np.ones(manifest.dimension, "<u4")
+    return lambda adapter, mechanism: np.ones(manifest.dimension, "<u4")
 
 
 def refusal(answer):
@@ -76,7 +76,7 @@ def run(folder, patience_s, users, up):
     reservations.register(Asset.synthetic("records"))
     reservations.reserve("records", manifest.study_id, Amounts())
 
-    def release(adapter, layer_keys):
+    def release(adapter, mechanism):
         if (folder / "hold").exists():
             (folder / "hold").read_bytes()
         if (folder / "lost").exists():

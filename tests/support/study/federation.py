@@ -278,7 +278,7 @@ class Federation:
             )
         message = begin_of(Entry.parse(lines[-1])).model_copy(update=begin)
         return ServerAttempt(
-            parameters=self.manifest.secagg_parameters,
+            parameters=self.manifest.attempt_parameters(serial),
             identity=self.server,
             begin=message,
             attempt=serial,

@@ -53,7 +53,7 @@ HARMFUL = (*BETTER[:1], *(band.model_copy(update={"after": 50.5 + band.begin}) f
 def steps(manifest: Manifest, site: str) -> ComputeUpdate:
     """What a site computes: the same small step, whatever the adapter."""
     word = np.uint32 if manifest.study.privacy.trust == "distributed" else np.uint16
-    return lambda adapter, layer_keys: np.arange(manifest.dimension, dtype=word)
+    return lambda adapter, mechanism: np.arange(manifest.dimension, dtype=word)
 
 
 @dataclass(kw_only=True)
@@ -162,11 +162,12 @@ def ran(
     training: Mapping[str, Any] | None = None,
     noise_multiplier: float | None = 1.5,
     about: Mapping[str, Any] | None = None,
+    **privacy: Any,
 ) -> SmallStudy:
     """A study of two rounds that ran; site-2 is lost in the middle of the second."""
     study = small_study(
         noise_multiplier=noise_multiplier,
-        privacy={"sampling_probability": 0.25},
+        privacy={"sampling_probability": 0.25, **privacy},
         training={"rounds": 2, "max_attempts": 4, **(training or {})},
     )
     study = study.model_copy(update={"about": AboutSection(**(about or {}))})

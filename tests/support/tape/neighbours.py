@@ -228,14 +228,14 @@ def _call(calls: Iterator[NDArray[np.uint64]], count: int) -> NDArray[np.uint64]
 
 def _noise_of(recording: Recording, expected: _Expected) -> Iterator[tuple[Kind, str]]:
     """Whether each site adds the noise of the manifest, and never one twice."""
-    stddev = recording.manifest.noise_stddev
     noises = []
     for number, (released, total) in enumerate(zip(recording.released, expected.totals, strict=True)):
+        stddev = recording.manifest.noise_stddev(released.attempt)
         noise = _residue(released.integers - total, released.integers.itemsize)
         if (stddev == 0 and noise.any()) or (stddev and not is_noise_of(noise.astype(np.float64), stddev)):
             yield "noise", f"release {number}, of {released.site}"
         noises.append(noise.tobytes())
-    if stddev and len(set(noises)) < len(noises):
+    if recording.manifest.study.privacy.noise and len(set(noises)) < len(noises):
         yield "reuse", "the noise of two releases"
 
 
@@ -281,7 +281,8 @@ def _claim_of(recording: Recording) -> Iterator[tuple[Kind, str]]:
         trust=study.privacy.trust,
         sites_per_patient=study.privacy.sites_per_patient,
     )
-    due = Schedule(event=event, count=known(study.training.max_attempts) * study.training.local_steps)
+    count = known(study.training.max_attempts) * study.training.local_steps
+    due = Schedule(event=event, count=count, stages=study.privacy.noise_stages)
     if recording.claimed < _least_epsilon(due, recording.manifest.delta):
         yield "claim", f"{recording.claimed:.2f}"
 

@@ -232,4 +232,11 @@ PATHS: Final[dict[str, Path]] = {
     "an attempt that fails, and its retry": Path(
         whole=True, unit=SHORT, companions=COMPANIONS[:1], sections=HALF, lost=_lost_twice
     ),
+    "a retry under less noise": Path(
+        whole=True,
+        unit=SHORT,
+        companions=COMPANIONS[:1],
+        sections={"privacy": {"noise_stages": [[2, 0.25]]}, "training": {"max_attempts": 2}},
+        lost=lambda site, envelope: envelope.attempt == 1 and _lost_twice(site, envelope),
+    ),
 }

@@ -288,6 +288,11 @@ def _a_link_too_early(patch: Patch) -> None:
     patch.setattr(ClientAttempt, "advertise", advertise)
 
 
+def _noise_by_the_round(patch: Patch) -> None:
+    """Each attempt of the study is of its first round."""
+    patch.setattr(ClientAttempt, "serial", property(lambda self: 1))
+
+
 def _keeps_its_secrets(patch: Patch) -> None:
     patch.setattr(KeepsItsSecrets, "written", {})
     patch.setattr(worker_module, "ClientAttempt", KeepsItsSecrets)
@@ -312,7 +317,7 @@ HALF, RETRY = (
     PATHS["half of the units are drawn, in each of six attempts"],
     PATHS["an attempt that fails, and its retry"],
 )
-LOCAL = PATHS["local trust, two steps"]
+LOCAL, STAGED = PATHS["local trust, two steps"], PATHS["a retry under less noise"]
 
 BUGS: Final[dict[str, Bug]] = {
     "clipping is forgotten": Bug(plant=_adds(_not_clipped), path=SHORT, found=("unit", "bound", "noise")),
@@ -350,6 +355,7 @@ BUGS: Final[dict[str, Bug]] = {
     "a mask is left in": Bug(plant=_a_mask_is_left_in, path=STUDY, found=("sum",)),
     "the secret of a layer is shown early": Bug(plant=_a_link_too_early, path=STUDY, found=("secret",)),
     "secrets are kept for a retry": Bug(plant=_keeps_its_secrets, path=RETRY, found=("branch", "reuse")),
+    "noise by the round and not by the attempt": Bug(plant=_noise_by_the_round, path=STAGED, found=("noise", "sum")),
     "the claim counts rounds for attempts": Bug(plant=_claims(attempts=1), path=SHORT, found=("claim",)),
     "the claim is of a smaller sample": Bug(plant=_claims(sampling_probability=0.25), path=HALF, found=("claim",)),
 }

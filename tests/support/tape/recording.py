@@ -40,9 +40,10 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Released:
-    """What one step of a site released, at an adapter [d]: integers [d], after noise and before masks."""
+    """What one step of a site released in an attempt, at an adapter [d]: integers [d], after noise, before masks."""
 
     site: str
+    attempt: int
     adapter: Vector
     integers: NDArray[np.signedinteger]
 
@@ -72,6 +73,7 @@ class Recording:
 
     tape: Tape
     manifest: Manifest = field(init=False)
+    attempt: int = 0  # that runs
     said: list[Said] = field(default_factory=list)
     released: list[Released] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
@@ -106,10 +108,11 @@ def _step(path: Path, units: Sequence[Unit], adapter: Vector, recording: Recordi
         update = replace(update, public=Cohort(path.public))
     with recording.tape.laid():
         recording.tape.at = SITE
-        for _ in range(path.attempts):
+        for attempt in range(1, path.attempts + 1):
+            recording.attempt = attempt
             keys = {level: fresh_key() for level in manifest.secagg_parameters.noise_levels[1:]}
             try:
-                answer = update(adapter, keys).tobytes()
+                answer = update(adapter, manifest.mechanism(keys, attempt=attempt)).tobytes()
             except Exception:  # no worker lives on then, and its node says nothing
                 answer = b""
             recording.said.append(Said(site=SITE, exchange="its step", request=b"", answer=answer))
@@ -153,7 +156,7 @@ def _run(federation: Federation, path: Path, recording: Recording) -> None:
             envelope = Envelope.parse(request)
             if path.lost(site, envelope):
                 continue
-            tape.at = site
+            tape.at, recording.attempt = site, envelope.attempt
             try:
                 answer = worker.handle(request)
             except Exception:  # no worker lives on then, and its node says nothing
@@ -171,7 +174,9 @@ def _run(federation: Federation, path: Path, recording: Recording) -> None:
                     survivors=round_.survivors,
                     integers=sum_from_bytes(federation.manifest, last.total).copy(),
                     variance=federation.manifest.variance_in_sum(
-                        round_.survivors, shown=training.ledger.verified.attempts[-1].shown
+                        round_.survivors,
+                        shown=training.ledger.verified.attempts[-1].shown,
+                        attempt=round_.outcomes[-1].attempt,
                     ),
                 )
             )
@@ -186,7 +191,9 @@ def _release(
     number = len(recording.released)
     # Residues are looked at as the integers nearest to zero.
     kept = integers.copy().view(f"i{integers.itemsize}")
-    recording.released.append(Released(site=recording.tape.at, adapter=adapter, integers=kept))
+    recording.released.append(
+        Released(site=recording.tape.at, attempt=recording.attempt, adapter=adapter, integers=kept)
+    )
     return given[number].integers.copy().view(integers.dtype) if given else integers
 
 
