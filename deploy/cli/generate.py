@@ -10,7 +10,7 @@ from .terminal import say
 
 ComputedIn = Annotated[
     Literal["float32", "bfloat16"] | None,
-    typer.Option(help="In what the model computes; without: as it was trained. bfloat16 halves the time on some CPUs."),
+    typer.Option(help="In what the model computes; without: as it was trained. bfloat16 is quicker on newer CPUs."),
 ]
 
 
