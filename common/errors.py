@@ -39,6 +39,10 @@ class StudyError(GrandRoundsError):
     """The study's parameters are contradictory, unsafe or unknown."""
 
 
+class OtherProgramError(StudyError):
+    """A study is another version's of this program, which only that one can read, or go on with."""
+
+
 class DataError(GrandRoundsError):
     """A site's records cannot be used as they are."""
 

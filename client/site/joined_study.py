@@ -99,10 +99,10 @@ class JoinedStudy:
         return self.path / str(setting).replace(_IN_SOCKET, self.name)
 
     def manifest(self) -> Manifest:
-        """The study's manifest. Raises StudyError if there is none, and StorageError."""
+        """The study's manifest. Raises StudyError if there is none or another version's, and StorageError."""
         path = self.path / MANIFEST
         try:
-            return Manifest.model_validate_json(path.read_bytes())
+            return Manifest.parse(path.read_bytes())
         except FileNotFoundError as error:
             raise not_joined(self.path) from error
         except (OSError, ValueError, RecursionError) as error:

@@ -21,7 +21,18 @@ _END = re.compile(rb'"sequence":(\d{1,13}),("signature":"([0-9a-f]{128})",)"type
 _LONGEST_END = 300
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_WHY: Final = "the claim is computed from the ledger, and a missing or changed entry could hide a release"
+_FIX: Final = "compare the ledger with another site's; keep both, and tell every site"
 MAX_DEPTH = 12  # of objects and lists in each other; a manifest's have 7
+
+
+class UnknownFormError(LedgerError):
+    """An entry, signed as it stands, that this program does not write; another version may have."""
+
+    @classmethod
+    def of(cls, what: str) -> Self:
+        """Of a ledger in which ``what`` was found."""
+        return cls(what, why=_WHY, fix=_FIX)
 
 
 class EntryType(StrEnum):
@@ -85,7 +96,7 @@ class Entry:
             type_ = book.types(fields.type)
             canonical = canonical_json(fields.model_dump())
         except (ValidationError, ValueError, RecursionError) as error:
-            raise broken("an entry is not what this version writes") from error
+            raise UnknownFormError.of("an entry is not what this version writes") from error
         if canonical != line:  # so that what was taken for author and signature is that
             raise broken(f"entry {fields.sequence} is not in canonical form")
         return cls(
@@ -201,10 +212,6 @@ class Ledger:
         self._entries += entries
 
 
-def broken(
-    what: str, *, fix: str = "compare the ledger with another site's; keep both, and tell every site"
-) -> LedgerError:
+def broken(what: str, *, fix: str = _FIX) -> LedgerError:
     """A ledger that is not whole, or does not bear out what is claimed from it."""
-    return LedgerError(
-        what, why="the claim is computed from the ledger, and a missing or changed entry could hide a release", fix=fix
-    )
+    return LedgerError(what, why=_WHY, fix=fix)

@@ -10,7 +10,7 @@ from ..protocol.envelope import Statement
 from ..schema import Section, Spelt
 from ..study.manifest import Countersignature as _Countersignature
 from ..study.manifest import Manifest
-from .chain import Entry, EntryType, broken
+from .chain import Entry, EntryType, UnknownFormError
 
 
 class SignedStatement(Section):
@@ -43,11 +43,16 @@ class Body(Section):
 
     @classmethod
     def of(cls, entry: Entry) -> Self:
-        """The body of ``entry``; raises LedgerError where it has another form."""
+        """The body of ``entry``; raises UnknownFormError where it has another form."""
         try:
-            return cls.model_validate_json(canonical_json(entry.body))
+            return cls._read(entry.body)
         except (ValidationError, ValueError, RecursionError) as error:
-            raise broken(f"entry {entry.sequence} ({entry.type}) has a body of the wrong form") from error
+            what = f"entry {entry.sequence} ({entry.type}) has a body of the wrong form"
+            raise UnknownFormError.of(what) from error
+
+    @classmethod
+    def _read(cls, body: dict[str, Any]) -> Self:
+        return cls.model_validate_json(canonical_json(body))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -56,10 +61,17 @@ class Body(Section):
 
 
 class StudyEntry(Body):
-    """A manifest: the study's first, or a successor of the one before."""
+    """A manifest: the study's first, or a successor of the one before.
+
+    ``of`` raises OtherProgramError, too, where another program wrote it in another form.
+    """
 
     type = EntryType.STUDY
     manifest: Manifest
+
+    @classmethod
+    def _read(cls, body: dict[str, Any]) -> Self:
+        return cls.model_validate({**body, "manifest": Manifest.parse(canonical_json(body.get("manifest")))})
 
 
 class CountersignatureEntry(Body):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Self, TypeVar
 
-from ..errors import GrandRoundsError
+from ..errors import GrandRoundsError, OtherProgramError
 from ..protocol.envelope import Envelope
 from ..protocol.messages import Advert, Begin, Closed, Consistency, MaskedInput, Message, Shares, Unmask, begin_hash
 from ..secagg.noise_chain import shown_layer_keys
@@ -18,8 +18,9 @@ from ..secagg.parameters import SecaggParameters
 from ..secagg.transcript import check_group, transcript_hash, verify_sender
 from ..study.manifest import Manifest
 from ..study.succession import check_successor, check_units
+from ..system.code_pin import check_form_of
 from . import entries
-from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, broken
+from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, UnknownFormError, broken
 from .entries import SignedStatement
 from .records import AttemptRecord, RoundRecord
 
@@ -66,8 +67,7 @@ class VerifiedLedger:
     def of(cls, lines: Sequence[bytes]) -> Self:
         """A whole ledger, replayed; raises LedgerError at the first entry that cannot be."""
         verified = cls()
-        for entry in verified.ledger.continuation(lines):
-            verified.take(entry)
+        verified.extend(lines)
         return verified
 
     def continued(self, lines: Sequence[bytes]) -> Self:
@@ -76,9 +76,23 @@ class VerifiedLedger:
         for container in fields(self):
             setattr(verified, container.name, copy.copy(getattr(self, container.name)))
         verified.ledger = Ledger(list(self.ledger))
-        for entry in verified.ledger.continuation(lines):
-            verified.take(entry)
+        verified.extend(lines)
         return verified
+
+    def extend(self, lines: Iterable[bytes]) -> None:
+        """Check and add the entries among ``lines`` that are not here yet.
+
+        Raises LedgerError at the first that cannot be, OtherProgramError at one of a form that this program does not
+        write where another made the study; what was replayed is then to be thrown away.
+        """
+        try:
+            for line in lines:
+                for entry in self.ledger.continuation([line]):
+                    self.take(entry)
+        except UnknownFormError:
+            if self.manifests:
+                check_form_of(self.manifest.canonical)
+            raise
 
     @property
     def manifest(self) -> Manifest:
@@ -118,13 +132,16 @@ class VerifiedLedger:
     def take(self, entry: Entry) -> None:
         """Check an entry that ``Ledger.continuation`` gave, and add it.
 
-        Raises LedgerError; what was replayed is then to be thrown away.
+        Raises LedgerError, and OtherProgramError for another version's manifest; what was replayed is then to be
+        thrown away.
         """
         try:
             over = self.closed is not None and entry.type != EntryType.CLOSING_SIGNATURE
             self._require(not over, "the study was closed before")
             _TAKES[entry.type](self, entry)
             self._require(entry.author == self.manifest.server_key, "it is not signed by the study's server")
+        except (OtherProgramError, UnknownFormError):
+            raise
         except GrandRoundsError as error:
             raise broken(f"entry {entry.sequence} ({entry.type}) cannot be: {error.what}") from error
         self.ledger.add([entry])

@@ -22,6 +22,7 @@ from ..privacy.trust import Trust
 from ..schema import Section, Version, known, validated
 from ..secagg.encoding import FixedPoint
 from ..secagg.parameters import RosterEntry, SecaggParameters
+from ..system.code_pin import check_form_of
 from ..system.package_hash import running_sha256
 from ..version import __version__
 from .completion import draw_cap_of, schedule_of
@@ -110,10 +111,31 @@ class Manifest(Section):
             )
         return self
 
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """A manifest in its ``canonical`` form, which is what was hashed and signed: nothing missing is filled in.
+
+        Raises OtherProgramError where it has another form, and says that another program wrote it; else ValueError or
+        RecursionError.
+        """
+        try:
+            manifest = cls.model_validate_json(data)
+            if manifest.canonical != data:
+                raise ValueError("a manifest in another form than the one that is hashed")
+        except (ValueError, RecursionError):
+            check_form_of(data)
+            raise
+        return manifest
+
+    @property
+    def canonical(self) -> bytes:
+        """The manifest's one encoding."""
+        return canonical_json(self.model_dump(mode="json"))
+
     @property
     def sha256(self) -> str:
         """The manifest's hash, which every message of the study repeats."""
-        return sha256(MANIFEST_LABEL + canonical_json(self.model_dump(mode="json")))
+        return sha256(MANIFEST_LABEL + self.canonical)
 
     @property
     def threshold(self) -> int:

@@ -64,7 +64,7 @@ class FinishedAdapter:
 
         ``manifest_hash`` is the SHA-256 of the study's manifest, as somebody else vouches for it. Raises StorageError
         where there is neither; StudyError where it is not what the study left, or that of another study; ModelError
-        where it is no adapter that a study could leave.
+        where it is no adapter that a study could leave; OtherProgramError where the study is another version's.
         """
         if folder.name == ADAPTER and (folder.parent / MANIFEST).exists():
             return cls._of_study(folder.parent, manifest_hash)
@@ -90,6 +90,7 @@ class FinishedAdapter:
     @classmethod
     def _of_study(cls, folder: Path, manifest_hash: str | None) -> Self:
         case = Case(evidence=read_evidence(folder), manifest_hash=manifest_hash)
+        case.check_form()
         for finding in verdict_on(case, *_CLAIMS, *(["authorship"] if manifest_hash is not None else [])).findings:
             if finding.status is not Status.AGREES:
                 raise StudyError(

@@ -93,7 +93,7 @@ class Bundle:
     def write(self, path: Path) -> None:
         """Write the bundle, the same bytes each time. Raises StorageError."""
         parts = {
-            _STUDY: canonical_json(self.manifest.model_dump(mode="json")),
+            _STUDY: self.manifest.canonical,
             _ADAPTER: self.frozen_adapter,
             _CA: self.certificates,
             _FLOWER: canonical_json(self.flower.model_dump(mode="json")),
@@ -112,9 +112,7 @@ class Bundle:
         try:
             parts = _parts(path)
             check_code_of(parts[_STUDY])
-            manifest = Manifest.model_validate_json(parts[_STUDY])
-            if canonical_json(manifest.model_dump(mode="json")) != parts[_STUDY]:
-                raise ValueError("a manifest in another form than the one that is hashed")
+            manifest = Manifest.parse(parts[_STUDY])
             if manifest.app_sha256 is None:
                 raise ValueError("a simulation's manifest, which has no Flower app")
             flower = Flower.model_validate_json(parts[_FLOWER])

@@ -33,7 +33,7 @@ def reasons_against(policy: str, manifest: Manifest, site: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    study = Manifest.model_validate_json((finished() / "study.json").read_bytes())
+    study = Manifest.parse((finished() / "study.json").read_bytes())
     print(reasons_against(POLICY.format(epsilon=0.5, peers=[]), study, "north"))
     keys = [study.server_key, *study.site_keys.values()]
     print(reasons_against(POLICY.format(epsilon=2.0, peers=keys), study, "north"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ...common.crypto.identity import shown_key
-from ...common.errors import StudyError
+from ...common.errors import OtherProgramError, StudyError
 from ...server.report.claim import count
 from .facts import facts_of, require_verified
 from .folder import RegistryFolder
@@ -14,6 +14,8 @@ def check(
     folder: RegistryFolder, registry: Registry, *, key: str | None, head: str | None, tell: Callable[[str], None]
 ) -> list[str]:
     """What holds, in lines. Raises StudyError, LedgerError and StorageError where something does not.
+
+    OtherProgramError is raised where all else holds, but some studies are another version's.
 
     ``key`` and ``head`` are what somebody noted before; without them, whose registry it is, and that none of its end is
     missing, stays open, and is said.
@@ -37,10 +39,15 @@ def check(
         )
     else:
         said.append("it continues what it was at the head that was given")
+    by_others = []
     for release in registry.releases.values():
         tell(f"recomputing every claim of {release.adapter}")
         case = folder.case(release.released)
-        require_verified(case, without_privacy=release.released.facts.epsilon is None)
+        try:
+            require_verified(case, without_privacy=release.released.facts.epsilon is None)
+        except OtherProgramError as error:
+            by_others.append(f"{release.adapter}: {error.what}")
+            continue
         if facts_of(case) != release.released.facts:
             raise StudyError(
                 f"what the registry says of {release.adapter} is not what its study's report says",
@@ -48,4 +55,11 @@ def check(
                 fix="do not use the release; compare the registry with other copies of it",
             )
         said.append(f"{release.adapter} is what was released, and its study's claims hold")
+    if by_others:
+        raise OtherProgramError(
+            f"the ledger is whole and every release is what was released, but of {len(by_others)} of "
+            f"{count(len(registry.releases), 'release')} this program cannot confirm the study. {'. '.join(by_others)}",
+            why="their claims rest on what another version signed, and wrote in its own form",
+            fix="verify the folder of each, below releases/, with the version that its study ran: grandrounds verify",
+        )
     return said

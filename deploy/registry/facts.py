@@ -3,12 +3,12 @@
 from typing import Any, Final
 
 from ...common.crypto.identity import sha256
-from ...common.errors import StudyError
+from ...common.errors import OtherProgramError, StudyError
 from ...common.study.artefacts import AUDIT, LEDGER, results
 from ...server.report.report import Declared
 from ..verify.case import Case
 from ..verify.claims import verdict_on
-from ..verify.verdict import Status
+from ..verify.verdict import Outcome, Status
 from .entries import Facts
 
 # Another version of this program ran the study, whose report that still writes the same; an audit that the report
@@ -17,20 +17,30 @@ _MAY_BE_OPEN: Final = frozenset({"program", "audit"})
 
 
 def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
-    """The names of the claims that stay open, of those that may. Raises StudyError where any other does not hold."""
+    """The names of the claims that stay open, of those that may.
+
+    Raises StudyError where any other does not hold, and OtherProgramError where none is false, but only another version
+    of this program can confirm it.
+    """
+    case.check_form()
     findings = verdict_on(case).findings
-    for finding in findings:
+    open_ = {finding.name for finding in findings if finding.status is Status.OPEN}
+    for finding in sorted(findings, key=lambda one: one.status is not Status.DISAGREES):
         if finding.name == "authorship" and case.manifest_hash is None:
             raise StudyError(
                 f"whose study this is, nobody vouched for: its manifest's SHA-256 is {case.verified.manifest.sha256}",
                 why="anybody can make a study that is whole, with keys of their own",
                 fix="ask a site for the hash of its manifest, and give it with --manifest-hash",
             )
-        if finding.status is Status.DISAGREES or (finding.status is Status.OPEN and finding.name not in _MAY_BE_OPEN):
-            raise StudyError(
-                f"the study does not hold. {finding.claim}: {finding.detail}",
+        if finding.status is Status.DISAGREES or finding.name in open_ - _MAY_BE_OPEN:
+            by_another = finding.outcome is Outcome.UNKNOWN and "program" in open_
+            raise (OtherProgramError if by_another else StudyError)(
+                f"the study {'cannot be confirmed here' if by_another else 'does not hold'}. {finding.claim}: "
+                f"{finding.detail}",
                 why="a release is what others rely on, and what is claimed of it has to be borne out",
-                fix="get the study's folder anew from the server's operator; `grandrounds verify` has all claims",
+                fix="use the version that the study ran"
+                if by_another
+                else "get the study's folder anew from the server's operator; `grandrounds verify` has all claims",
             )
         if finding.status is Status.NOTHING and not without_privacy:
             raise StudyError(

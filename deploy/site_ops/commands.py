@@ -293,7 +293,7 @@ def _write_study(folder: SiteFolder, study: JoinedStudy, settings: SiteSettings,
         make_secret(study.node.secret)
     for own in (folder.prepared, study.store, study.kept, study.node.written):
         make_private_folder(own)
-    write_atomically(path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    write_atomically(path / MANIFEST, manifest.canonical)
 
 
 def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:

@@ -61,7 +61,8 @@ def _configured(case: Case) -> str:
     ]
     if found not in expected:
         other = [*differences(parse_json(CONFIG, found), json.loads(expected[0]))]
-        raise DisagreesError(f"{CONFIG} has another {', '.join(other[:10]) or 'form'} than follows from the manifest")
+        names = ", ".join(each.name for each in other[:10])
+        raise case.otherwise(f"{CONFIG} has another {names or 'form'} than follows from the manifest", other)
     return f"byte for byte: {model.lora}, of {base}"
 
 

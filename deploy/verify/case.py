@@ -3,14 +3,15 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...common.errors import GrandRoundsError
+from ...common.errors import GrandRoundsError, OtherProgramError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
 from ...common.study.artefacts import LEDGER, REPORT
+from ...common.system.code_pin import is_running
 from ...server.report.report import Declared, Report, build_report
 from .evidence import Evidence
 from .verdict import Outcome
@@ -49,11 +50,33 @@ class Case:
 
     @property
     def verified(self) -> VerifiedLedger:
-        """The ledger's; raises OpenError where it is not whole, of which its own claim says why."""
+        """The ledger's; raises OpenError where it is not whole, of which its own claim says why.
+
+        Raises OtherProgramError where another version wrote it, in a form that this one does not read.
+        """
+        self.check_form()
         verified = replay(self.evidence.files.get(LEDGER, b"")).verified
         if verified is None or not verified.manifests:
             raise OpenError("the ledger is not whole")
         return verified
+
+    def check_form(self) -> None:
+        """Raises OtherProgramError where the ledger is of another version, in a form that this one does not read."""
+        other = replay(self.evidence.files.get(LEDGER, b"")).other_program
+        if other is not None:
+            raise other
+
+    def otherwise(self, detail: str, found: Iterable["Difference"] = ()) -> DisagreesError | OpenError:
+        """What is not as this program writes it: no fault where another one ran the study, which must judge.
+
+        Fields that were ``found`` with another value are a fault whichever it was.
+        """
+        manifest = self.verified.manifest
+        if any(each.both for each in found) or is_running(manifest.package_version, manifest.package_sha256):
+            return DisagreesError(detail)
+        return OpenError(
+            f"{detail}, which another program may have written so: verify it with the one that the study ran"
+        )
 
     def result(self, path: str) -> bytes:
         """A file of a closed study. Raises DisagreesError where it is missing, or there too early."""
@@ -87,8 +110,11 @@ class Case:
         return parse_json(REPORT, self.result(REPORT))
 
     @functools.cached_property
-    def differences(self) -> list[str]:
-        """The fields in which report.json is not what the ledger makes of it, by name. Raises as ``report`` does."""
+    def differences(self) -> list["Difference"]:
+        """The fields in which report.json is not what the ledger makes of it.
+
+        Raises as ``report`` does, and UnknownFormError where it is none that this program writes.
+        """
         report = self.report
         return list(differences(report, build_report(self.verified, Declared.of(report))))
 
@@ -110,11 +136,15 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """A ledger as it was verified, or why it was not; ``incomplete`` if something stands behind the last whole line."""
+    """A ledger as it was verified, or why it was not; ``incomplete`` if something stands behind the last whole line.
+
+    ``other_program`` is why it cannot be verified by this program, whose form it does not have.
+    """
 
     verified: VerifiedLedger | None
     fault: str
     incomplete: bool
+    other_program: OtherProgramError | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -124,12 +154,12 @@ def replay(data: bytes) -> Replayed:
     verified = VerifiedLedger()
     for number, line in enumerate(lines, start=1):
         try:
-            new = verified.ledger.continuation([line])
-            if not new:
+            verified.extend([line])
+            if len(verified.ledger) < number:
                 raise broken("it stands there already")
-            verified.take(new[0])
         except GrandRoundsError as error:
-            return Replayed(verified=None, fault=f"line {number}: {error.what}", incomplete=bool(rest))
+            fault, other = f"line {number}: {error.what}", error if isinstance(error, OtherProgramError) else None
+            return Replayed(verified=None, fault=fault, incomplete=bool(rest), other_program=other)
     return Replayed(verified=verified, fault="" if lines else "it has no whole line", incomplete=bool(rest))
 
 
@@ -145,23 +175,31 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """Where a JSON value is not ``here``, as dotted names; figures may differ by one part in a million."""
+@dataclass(frozen=True)
+class Difference:
+    """A field by its dotted name, of ``both`` with another value, or of one alone."""
+
+    name: str
+    both: bool = True
+
+
+def differences(there: Any, here: Any, path: str = "") -> Iterator[Difference]:
+    """Where a JSON value is not ``here``; figures may differ by one part in a million."""
     if isinstance(here, dict) and isinstance(there, dict):
         for name in [*here, *(name for name in there if name not in here)]:
             inner = f"{path}.{name}" if path else name
             if name in here and name in there:
                 yield from differences(there[name], here[name], inner)
             else:
-                yield inner
+                yield Difference(inner, both=False)
     elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
         for index, (one, other) in enumerate(zip(there, here, strict=True)):
             yield from differences(one, other, f"{path}.{index}")
     elif isinstance(here, float) and isinstance(there, float):
         if not math.isclose(there, here, rel_tol=TOLERANCE):
-            yield path
+            yield Difference(path)
     elif type(here) is not type(there) or here != there:
-        yield path
+        yield Difference(path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ...common.crypto.identity import canonical_json, sha256, shown_key
-from ...common.errors import GrandRoundsError
+from ...common.crypto.identity import sha256, shown_key
+from ...common.errors import GrandRoundsError, OtherProgramError
 from ...common.ledger import entries
-from ...common.ledger.chain import EntryType
+from ...common.ledger.chain import EntryType, UnknownFormError
 from ...common.printable import printable
 from ...common.privacy.composition import least_epsilon, recomputed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import known
 from ...common.study.artefacts import CARD, CORE, LEDGER, MANIFEST, PAGE, REPORT, results
-from ...common.system.package_hash import running_sha256
-from ...common.version import __version__
+from ...common.system.code_pin import is_running, running
 from ...server.report.claim import NO_PRIVACY, count
 from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
@@ -85,6 +84,8 @@ def _judge(claim: Claim, case: Case) -> Finding:
         status, outcome, detail = Status.NOTHING, Outcome.NO_PRIVACY, str(error)
     except DisagreesError as error:
         status, detail = Status.DISAGREES, str(error)
+    except OtherProgramError as error:
+        status, outcome, detail = Status.OPEN, Outcome.UNKNOWN, f"{error.what}: {error.fix}"
     except GrandRoundsError as error:
         status, detail = Status.DISAGREES, error.what
     except Exception as error:  # a folder that this program cannot digest is not confirmed by it
@@ -106,6 +107,7 @@ def _shown(text: str) -> str:
 
 def _ledger(case: Case) -> str:
     replayed = replay(case.read(LEDGER))
+    case.check_form()
     if replayed.fault:
         raise DisagreesError(replayed.fault)
     if replayed.incomplete:
@@ -115,17 +117,16 @@ def _ledger(case: Case) -> str:
 
 
 def _software(case: Case) -> str:
-    manifest, running = case.verified.manifest, running_sha256()
+    manifest = case.verified.manifest
     ran = f"grandrounds {manifest.package_version}, its files' SHA-256 {manifest.package_sha256}"
-    if (manifest.package_version, manifest.package_sha256) != (__version__, running):
-        this = f"this is {__version__} with {running}"
-        raise OpenError(f"the study ran {ran}, and {this}: if something differs, install that and retry")
+    if not is_running(manifest.package_version, manifest.package_sha256):
+        raise OpenError(f"the study ran {ran}, and this is {running()}: if something differs, install that and retry")
     return ran
 
 
 def _manifest(case: Case) -> str:
     manifest = case.verified.manifest
-    if case.read(MANIFEST) != canonical_json(manifest.model_dump(mode="json")):
+    if case.read(MANIFEST) != manifest.canonical:
         raise DisagreesError(f"{MANIFEST} is not the manifest in force, {manifest.sha256}")
     return f"version {manifest.version}, SHA-256 {manifest.sha256}"
 
@@ -246,26 +247,21 @@ def _require_borne_out(stated: float, schedule: Schedule, delta: float, *, what:
 
 
 def _report(case: Case) -> str:
-    found = case.differences
+    try:
+        found = case.differences
+    except UnknownFormError as error:
+        raise case.otherwise(error.what) from error
     if found:
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-        raise DisagreesError(f"it differs in {', '.join(found[:10])}{more}")
+        raise case.otherwise(f"it differs in {', '.join(each.name for each in found[:10])}{more}", found)
     return "every field; what it declares of itself are all perplexities and the evaluation set"
-
-
-def _by_another(case: Case) -> str:
-    """What may explain it, where another program than this one wrote it."""
-    pinned = case.verified.manifest.package_sha256
-    return (
-        "" if pinned == running_sha256() else ", or another program wrote it: verify it with the one that the study ran"
-    )
 
 
 def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], str]:
     def check(case: Case) -> str:
         there = case.result(path)
         if there != render(case.sound_report).encode():
-            raise DisagreesError(f"{path} says something else{_by_another(case)}")
+            raise case.otherwise(f"{path} says something else")
         return "byte for byte"
 
     return check

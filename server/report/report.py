@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, ValidationError
 
-from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, broken
+from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, UnknownFormError
 from ...common.ledger.records import AttemptRecord
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
@@ -52,7 +52,7 @@ class Declared(Section):
 
     @classmethod
     def of(cls, report: Any) -> Self:
-        """What the JSON of a report declares; raises LedgerError where it is none."""
+        """What the JSON of a report declares; raises UnknownFormError where it is none."""
         try:
             utility = report["utility"]
             return cls(
@@ -66,7 +66,7 @@ class Declared(Section):
                 audit=None if report["audit"]["found"] is None else Audited(**report["audit"]["found"]),
             )
         except (KeyError, TypeError, ValidationError) as error:
-            raise broken("the report is not one that this version writes") from error
+            raise UnknownFormError.of("the report is not one that this version writes") from error
 
 
 def build_report(verified: VerifiedLedger, declared: Declared) -> Report:

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from safetensors import SafetensorError
 
 from ...common.audit.named import named_audit
-from ...common.crypto.identity import canonical_json, sha256
+from ...common.crypto.identity import sha256
 from ...common.errors import StorageError
 from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
@@ -98,12 +98,12 @@ class StudyFolder:
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Write the study's manifest in its canonical form."""
-        write_atomically(self.path / MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+        write_atomically(self.path / MANIFEST, manifest.canonical)
 
     def manifest(self) -> Manifest:
-        """The study's manifest. Raises StorageError if it is damaged."""
+        """The study's manifest. Raises StorageError if it is damaged, StudyError if it is another version's."""
         try:
-            return Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
+            return Manifest.parse((self.path / MANIFEST).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise damaged(self.path / MANIFEST) from error
 

@@ -91,7 +91,7 @@ def test_a_study_that_sites_have_not_signed_at_its_end_is_unfinished(study: Smal
 def test_another_program_leaves_a_claim_unknown(
     study: SmallStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grandrounds.deploy.verify.claims.__version__", "9.9")
+    monkeypatch.setattr("grandrounds.common.system.code_pin.__version__", "9.9")
     known = ("--manifest-hash", study.manifest.sha256)
     assert verify(folder, *known).exit_code == verify(folder).exit_code == Outcome.UNKNOWN
     assert verify(folder, *known, "--require", "privacy", "--require", "end").exit_code == 0

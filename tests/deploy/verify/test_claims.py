@@ -333,7 +333,7 @@ def test_a_page_or_card_that_says_something_else_is_refused(
 
 
 def test_another_version_says_that_it_may_differ(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grandrounds.deploy.verify.claims.__version__", "9.9")
+    monkeypatch.setattr("grandrounds.common.system.code_pin.__version__", "9.9")
     finding = found(folder, "This program")
     assert finding.status is Status.OPEN and "this is 9.9" in finding.detail
 

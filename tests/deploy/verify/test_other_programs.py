@@ -1,0 +1,166 @@
+"""A study that another version of the program made: commands name that version, and call nothing of it false."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from support.study.verification import reclosed
+from support.study.verified_study import SmallStudy, write_ledger
+from typer.testing import CliRunner
+
+from grandrounds.client.site.folder import SiteFolder
+from grandrounds.common.crypto.identity import canonical_json
+from grandrounds.common.errors import OtherProgramError
+from grandrounds.common.ledger.chain import Entry, EntryType
+from grandrounds.common.study.artefacts import LEDGER, MANIFEST, REPORT
+from grandrounds.common.system import code_pin
+from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.simulation.folder import SimulationFolder
+from grandrounds.deploy.verify import case
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Outcome, Status
+from grandrounds.server.report.report import Report, build_report, render_json
+
+EARLIER = {"package_version": "0.0.9", "package_sha256": "12" * 32}
+SAID = f"made by grandrounds 0.0.9 with files of SHA-256 {'12' * 32}, in another form"
+Fields = dict[str, Any]
+
+
+def lacks_one(manifest: Fields) -> Fields:
+    training = {name: value for name, value in manifest["study"]["training"].items() if name != "rounds"}
+    return manifest | {"study": manifest["study"] | {"training": training}}
+
+
+def lacks_one_with_a_default(manifest: Fields) -> Fields:
+    return {name: value for name, value in manifest.items() if name != "app_sha256"}
+
+
+def has_one_more(manifest: Fields) -> Fields:
+    return manifest | {"colour": "blue"}
+
+
+FORMS = [lacks_one, lacks_one_with_a_default, has_one_more]
+
+
+@pytest.fixture
+def earlier(study: SmallStudy, folder: Path) -> Path:
+    """The study's folder as another program would have begun it, of whose manifest this one knows not all."""
+    return rewritten(study, folder, has_one_more(study.manifest.model_dump(mode="json") | EARLIER))
+
+
+def rewritten(study: SmallStudy, folder: Path, manifest: Fields) -> Path:
+    """The folder with another manifest, which its server signs."""
+    (folder / MANIFEST).write_bytes(canonical_json(manifest))
+    body = {"manifest": manifest}
+    first = Entry.seal(study.server, entry_type=EntryType.STUDY, body=body, sequence=0, previous="00" * 32)
+    write_ledger(folder, [first.line, *study.lines[1:]])
+    return folder
+
+
+def ran(*words: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_verify_says_with_which_version_to_verify_it_and_calls_nothing_false(
+    form: Callable[[Fields], Fields], study: SmallStudy, folder: Path
+) -> None:
+    rewritten(study, folder, form(study.manifest.model_dump(mode="json") | EARLIER))
+    result = ran("verify", folder, "--manifest-hash", "ab" * 32)
+    assert result.exit_code == Outcome.UNKNOWN
+    assert SAID in result.stdout and "verify the study with that version" in result.stdout
+    assert "agree, 0 do not" in result.stdout and "DOES NOT" not in result.stdout
+
+
+def test_every_other_command_says_so_too(earlier: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"patient_id": "a", "text": "well"}\n', encoding="utf-8")
+    registry = tmp_path / "registry"
+    assert ran("registry", "init", registry, "--called", "adapters").exit_code == 0
+    for words in (
+        ["registry", "add", registry, earlier, "--name", "letters", "--manifest-hash", "ab" * 32],
+        ["adapter", "try", earlier],
+        ["adapter", "merge", earlier, "--output", tmp_path / "merged"],
+        ["generate", earlier, "--output", tmp_path / "notes.jsonl"],
+        ["audit", earlier],
+    ):
+        error = ran(*words).exception
+        assert isinstance(error, OtherProgramError) and SAID in error.what, (words, error)
+
+
+def test_whoever_goes_on_with_it_is_told_the_same(earlier: Path, tmp_path: Path) -> None:
+    joined = SiteFolder(tmp_path).of("ab" * 32)
+    joined.path.mkdir(parents=True)
+    (joined.path / MANIFEST).write_bytes((earlier / MANIFEST).read_bytes())
+    for read in (joined.manifest, SimulationFolder.open(earlier).manifest):
+        with pytest.raises(OtherProgramError, match=r"made by grandrounds 0\.0\.9"):
+            read()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_this_very_program_such_a_manifest_is_a_fault(
+    form: Callable[[Fields], Fields], study: SmallStudy, folder: Path
+) -> None:
+    rewritten(study, folder, form(study.manifest.model_dump(mode="json")))
+    assert ran("verify", folder).exit_code == Outcome.FALSE
+
+
+@pytest.mark.parametrize(("entry_type", "body"), [("a-new-type", {}), ("countersignature", {"colour": "blue"})])
+def test_an_entry_of_another_form_is_for_the_program_that_wrote_it(
+    study: SmallStudy, folder: Path, entry_type: str, body: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Entry.parse(study.lines[0])
+    fields = {"author": first.author, "body": body, "previous": first.hash, "sequence": 1, "type": entry_type}
+    signature = study.server.sign(b"grandrounds/ledger/v1\n", canonical_json(fields)).hex()
+    write_ledger(folder, [study.lines[0], canonical_json({**fields, "signature": signature})])
+    assert ran("verify", folder).exit_code == Outcome.FALSE
+    case.replay.cache_clear()
+    monkeypatch.setattr(code_pin, "__version__", "9.9")
+    assert ran("verify", folder).exit_code == Outcome.UNKNOWN
+    case.replay.cache_clear()
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This program becomes a later one, whose reports say more."""
+
+    def built(*arguments: Any) -> Report:
+        return build_report(*arguments) | {"colour": "blue"}
+
+    monkeypatch.setattr(code_pin, "__version__", "9.9")
+    monkeypatch.setattr(case, "build_report", built)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_report_that_says_less_than_a_later_program_s_is_not_false_and_one_that_lies_is(
+    study: SmallStudy, folder: Path
+) -> None:
+    verdict = verify(folder, study.manifest.sha256)
+    assert (verdict.holds, verdict.outcome) == (True, Outcome.UNKNOWN)
+    said = next(finding for finding in verdict.findings if finding.name == "report")
+    assert "it differs in colour, which another program may have written so" in said.detail
+    (folder / REPORT).write_bytes(render_json(study.report() | {"attempts": 1}))
+    reclosed(study, folder)
+    verdict = verify(folder, study.manifest.sha256)
+    assert [one.name for one in verdict.findings if one.status is Status.DISAGREES] == ["report"]
+
+
+def test_a_registry_is_checked_whole_and_names_the_releases_of_other_programs(
+    study: SmallStudy, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    registry = tmp_path / "registry"
+    ran("registry", "init", registry, "--called", "adapters")
+    ran("registry", "add", registry, folder, "--name", "letters", "--manifest-hash", study.manifest.sha256)
+    assert ran("registry", "verify", registry).exit_code == 0
+    request.getfixturevalue("later")
+    error = ran("registry", "verify", registry).exception
+    assert isinstance(error, OtherProgramError) and "letters@1: the study cannot be confirmed here" in error.what
+    listed = json.loads(ran("registry", "list", registry, "--json").stdout)
+    assert len(listed) == 1, "what the registry itself says is read by every version"
+    ledger = registry / "releases" / "letters" / "1" / LEDGER
+    ledger.write_bytes(ledger.read_bytes() + b"\n")
+    error = ran("registry", "verify", registry).exception
+    assert error is not None and not isinstance(error, OtherProgramError), "a changed file is a fault whoever wrote it"
