@@ -10,11 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ....common.errors import OtherProgramError
 from ....common.model.devices import PROCESSORS
 from ....common.model.language_model import LanguageModel
 from ....common.schema import known
 from ....common.study.artefacts import MANIFEST
 from ....common.study.study import Study
+from ....common.system.code_pin import check_code_of
 from ....common.system.package_hash import running_sha256
 from ....common.version import __version__
 from ....server.report.utility import published
@@ -22,7 +24,6 @@ from ....server.rounds.training import RoundOutcome
 from ....server.run.progress import Event, Observer, PhaseStarted
 from ...adapter.finished import FinishedAdapter
 from ...simulation.config import RecordFiles, prepare_records
-from ...simulation.folder import SimulationFolder
 from ...simulation.simulate import Result, resume, simulate
 from ...verify.claims import verify
 from .central import Central
@@ -111,11 +112,20 @@ def _asked(records: RecordFiles, base: Path, workplace: Workplace) -> Callable[[
 
 def _simulated(run: Run, study: Study, inputs: dict[str, Any], folder: Path) -> Result:
     """The federation, from its last checkpoint if this program began it."""
-    if (folder / MANIFEST).exists() and SimulationFolder.open(folder).manifest().package_sha256 == running_sha256():
+    if _is_begun(folder):
         return resume(folder, **inputs)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return simulate(study, **inputs, output=folder, adapter_seed=run.case.seed)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether this program began the study in a folder."""
+    try:
+        check_code_of((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, OtherProgramError):
+        return False
+    return True
 
 
 def _central(run: Run, study: Study, records: RecordFiles, workplace: Workplace) -> dict[str, Any]:
