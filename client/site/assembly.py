@@ -118,12 +118,15 @@ def open_update(
 ) -> SiteUpdate:
     """What the site computes from its records, and the ``public`` ones of the study.
 
-    Raises DataError, ModelError and, where these are too few, StudyError.
+    Raises DataError, also where there is nothing to learn, ModelError, StorageError where the records are damaged, and
+    where the public ones are too few, StudyError.
     """
     study = manifest.study
+    units = site_records.units(study)
     site_records.check_tokens(stated=vocabulary_size_of(settings.model), size=model.vocabulary_size)
+    site_records.check_learnable(units)
     cohort = Cohort.stated(
-        site_records.units(study),
+        units,
         privacy_unit=study.privacy.unit,
         max_units=manifest.max_units(settings.name),
     )

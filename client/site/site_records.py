@@ -11,7 +11,7 @@ from ...common.data.blocks import Offsets
 from ...common.data.preparation import Prepared
 from ...common.data.quarantine import Quarantine
 from ...common.data.store import Store, Units
-from ...common.errors import DataError, ModelError
+from ...common.errors import DataError, ModelError, StorageError
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
 from .folder import SiteFolder
@@ -138,15 +138,22 @@ class SiteRecords:
     def check_tokens(self, *, stated: int | None, size: int) -> None:
         """Raises ModelError where a record has a token beyond the ``size`` ones of the model.
 
-        Not even looked at where the model's configuration has ``stated`` that there are as many, or fewer: whatever has
-        others was set aside.
+        Where the model's configuration has ``stated`` that there are as many, or fewer, whatever had others was set
+        aside, and one means that the store is damaged: raises StorageError.
         """
-        if (stated is None or stated > size) and int(self.store.block.tokens.max(initial=0)) >= size:
-            raise ModelError(
-                f"records have tokens that the model does not have, of which there are {size}",
-                why="it can neither read nor predict them, and each of their units would count as zero",
-                fix="use the tokenizer that the model was trained with, and state vocab_size in its config.json",
+        if self.store.block.highest_token < size:
+            return
+        if stated is not None and stated <= size:
+            raise StorageError(
+                f"the prepared records are damaged: they have tokens that the model does not have, of {size}",
+                why="a unit with one counts as zero, and where all do, the site contributes noise alone",
+                fix="check the disk, and prepare them again: grandrounds client prepare --again",
             )
+        raise ModelError(
+            f"records have tokens that the model does not have, of which there are {size}",
+            why="it can neither read nor predict them, and each of their units would count as zero",
+            fix="use the tokenizer that the model was trained with, and state vocab_size in its config.json",
+        )
 
     def check_learnable(self, units: Units) -> None:
         """Raises DataError where no window has a token to learn: noise alone would look like training."""

@@ -15,6 +15,7 @@ from .windows import Window
 Offsets = NDArray[np.int64]
 Tokens = NDArray[np.unsignedinteger[Any]]
 
+_PART_TOKENS: Final = 1 << 24
 _ARRAYS: Final = ("tokens", "windows", "spans", "learnt", "records")
 
 
@@ -55,6 +56,19 @@ class Block:
         """The block in a folder, of which is read what is looked at. Raises OSError and ValueError."""
         return cls(**{name: _mapped(_file(folder, name)) for name in _ARRAYS})
 
+    def check(self) -> None:
+        """Raises ValueError unless the arrays fit together, as one that lost its contents on the disk does not."""
+        check_offsets(self.windows, len(self.tokens))
+        check_offsets(self.learnt, len(self.spans))
+        check_offsets(self.records, len(self.windows) - 1)
+        if len(self.learnt) != len(self.windows):
+            raise ValueError("spans of other windows")
+        begins, ends = self.spans.reshape(-1, 2).T
+        if not (
+            (begins >= 0) & (begins <= ends) & (ends <= np.repeat(np.diff(self.windows), np.diff(self.learnt)))
+        ).all():
+            raise ValueError("spans beyond their windows")
+
     def write(self, folder: Path) -> None:
         """Write it to a folder, for its owner alone. Raises OSError."""
         for name in _ARRAYS:
@@ -70,6 +84,15 @@ class Block:
         """Whether there is a token to learn, for each window [windows]; its first is predicted from nothing."""
         counted = np.concatenate([[0], np.cumsum(self.spans[:, 1] > np.maximum(self.spans[:, 0], 1))])
         return counted[self.learnt[1:]] > counted[self.learnt[:-1]]
+
+    @property
+    def highest_token(self) -> int:
+        """The highest token of all, each of which is read, a part at a time; 0 where there is none."""
+        highest = 0
+        for start in range(0, len(self.tokens), _PART_TOKENS):
+            highest = max(highest, int(self.tokens[start : start + _PART_TOKENS].max()))
+            _let_go(self.tokens)
+        return highest
 
     def record(self, number: int) -> Tokens:
         """The tokens of a record by its number, all of its windows one after another."""
@@ -176,6 +199,12 @@ def offsets(sizes: Iterable[int] | NDArray[np.integer[Any]]) -> Offsets:
     """
     found = sizes if isinstance(sizes, np.ndarray) else np.fromiter(sizes, dtype=np.int64)
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(found, dtype=np.int64)])
+
+
+def check_offsets(starts: Offsets, end: int) -> None:
+    """Raises ValueError unless ``starts`` are where parts begin, in order, of what ends at ``end``."""
+    if not len(starts) or starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
+        raise ValueError("parts of something else")
 
 
 def _starts(sizes: NDArray[np.integer[Any]]) -> Offsets:

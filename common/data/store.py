@@ -13,7 +13,7 @@ from ..errors import StorageError, reason
 from ..model.example import Example
 from ..sources.identifiers import canonical
 from ..system.files import write_atomically
-from .blocks import Block, Offsets, gathered, write_array
+from .blocks import Block, Offsets, check_offsets, gathered, write_array
 from .buckets import bucket_lengths
 
 PrivacyUnit = Literal["patient", "record"]
@@ -43,15 +43,24 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """The store in a folder; tokens are read as they are drawn. Raises StorageError."""
+        """The store in a folder; tokens are read as they are drawn. Raises StorageError.
+
+        Its parts fit together: a store that is damaged as a whole would otherwise give units of which none can be read,
+        and steps of pure noise that nobody hears of.
+        """
         try:
             known = json.loads((folder / _PATIENTS).read_bytes())
-            return cls(
+            store = cls(
                 block=Block.open(folder),
                 units=np.load(folder / _UNITS, allow_pickle=False),
                 patients=[patient for patient, *_ in known],
                 other_ids={patient: others for patient, *others in known if others},
             )
+            store.block.check()
+            check_offsets(store.units, store.block.count)
+            if len(store.units) != len(store.patients) + 1:
+                raise ValueError("records of others")
+            return store
         except (OSError, ValueError, EOFError) as error:
             raise StorageError(
                 f"the prepared records in {folder} are damaged or cannot be read ({reason(error)})",

@@ -54,7 +54,6 @@ def check(
     public = study.public_records(manifest)
     update = open_update(settings, manifest, site_records, model=model, public=public)
     read = site_records.units(manifest.study)
-    site_records.check_learnable(read)
     if settings.training_view:  # which takes a moment of each step
         update = replace(update, observer=lambda figures: None)
     adapter, most = model.get_adapter(), with_most_work(update)

@@ -234,9 +234,32 @@ def another_frozen_adapter(folder: SiteFolder) -> None:
     (folder.study().path / FROZEN_ADAPTER).write_bytes(bytes(size))
 
 
+def prepared_array(folder: SiteFolder, name: str) -> np.ndarray:
+    """An array of what is prepared, as it lies on the disk."""
+    SiteRecords.open(folder, folder.study().manifest().study)
+    (path,) = folder.prepared.glob(f"*/{name}.npy")
+    return np.load(path, mmap_mode="r+")
+
+
+def no_window_left(folder: SiteFolder) -> None:
+    prepared_array(folder, "windows")[:] = 0
+
+
+def tokens_of_nothing(folder: SiteFolder) -> None:
+    tokens = prepared_array(folder, "tokens")
+    tokens[:] = np.iinfo(tokens.dtype).max
+
+
+def nothing_to_learn(folder: SiteFolder) -> None:
+    prepared_array(folder, "spans")[:] = 0
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
+        (no_window_left, StorageError, "prepared records in .* are damaged"),
+        (tokens_of_nothing, StorageError, "prepared records are damaged"),
+        (nothing_to_learn, DataError, "has a token left to learn"),
         (policy_below, StudyError, "study.largest_epsilon is 1.0, and the study needs 50.0"),
         (another_key, StudyError, "another key for site-2"),
         (another_frozen_adapter, StudyError, "the frozen adapter is another"),

@@ -9,7 +9,7 @@ from grandrounds.common.data.preparation import Prepared
 from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.store import Store
 from grandrounds.common.data.windows import Window
-from grandrounds.common.errors import DataError, ModelError
+from grandrounds.common.errors import DataError, ModelError, StorageError
 
 
 def records_of(*learnt):
@@ -43,6 +43,13 @@ def test_their_windows_have_the_lengths_of_those_who_are_read(tmp_path):
     read = SiteRecords.of(Prepared(store=store, quarantine=Quarantine(), cut=0, lost=0), tmp_path / "opted-out.txt")
     assert read.lengths.tolist() == [9, 4, 5, 8, 2]
     assert [len(content) for content in read.contents()] == [2 * 13, 2 * 5, 2 * 10], "in the order of their contents"
+
+
+def test_tokens_that_no_preparation_leaves_are_damage_of_the_disk():
+    records_of(((0, 3),)).check_tokens(stated=8, size=8)
+    with pytest.raises(StorageError, match="prepared records are damaged") as refused:
+        records_of(((0, 3),)).check_tokens(stated=7, size=7)
+    assert "noise alone" in refused.value.why and "prepare --again" in refused.value.fix
 
 
 @pytest.mark.parametrize("stated", [None, 9])

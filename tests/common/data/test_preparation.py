@@ -206,6 +206,20 @@ def test_a_record_s_contents_are_told_as_the_store_has_them() -> None:
     assert sorted(PREPARATION.contents(records)) == sorted(made.store.contents(made.store.kept(())))
 
 
+def test_a_store_whose_parts_do_not_fit_together_is_damaged_and_no_source_of_noise(tmp_path: Path) -> None:
+    prepare(folder=tmp_path / "store")
+    for name in ("windows", "spans", "learnt", "records", "units"):
+        path = tmp_path / "store" / f"{name}.npy"
+        whole = np.load(path)
+        lost = [] if name == "spans" else [np.zeros_like(whole), whole[::-1], whole[:-1]]
+        for damaged in (whole + 1, *lost):
+            np.save(path, damaged)
+            with pytest.raises(StorageError, match="damaged or cannot be read"):
+                Store.open(tmp_path / "store")
+        np.save(path, whole)
+    Store.open(tmp_path / "store")
+
+
 @pytest.mark.parametrize("name", ["tokens.npy", "windows.npy", "units.npy", "patients.json"])
 def test_a_store_that_lacks_a_part_or_has_half_of_it_is_damaged(tmp_path: Path, name: str) -> None:
     prepare(folder=tmp_path / "store")
