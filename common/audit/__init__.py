@@ -1,1 +1,1 @@
-"""What an audit found: the scores of canaries, and the lower bounds on ε that follow from them alone."""
+"""What audits and attacks found: scores of canaries and of patients of nobody, and what follows from them alone."""

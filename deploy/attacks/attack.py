@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+from ...common.audit.membership import Seen
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.study.manifest import Manifest
-from .findings import Findings, promise
 from .scores import Patient, Scorer
 
 
-def attack_adapter(
+def attacked(
     model: LanguageModel,
     adapter: Vector,
     manifest: Manifest,
@@ -17,8 +17,8 @@ def attack_adapter(
     members: Sequence[Patient],
     others: Sequence[Patient],
     tell: Callable[[str], None],
-) -> Findings:
-    """What attacks find of an ``adapter``, float32 [d], that began as the one on the ``model``.
+) -> tuple[Seen, Seen]:
+    """What attacks see of members and of others, of an ``adapter``, float32 [d], that began as the one on the model.
 
     ``tell`` hears how far it is. Raises ModelError.
     """
@@ -28,8 +28,7 @@ def attack_adapter(
         after=adapter,
         clipping_norm=manifest.study.privacy.clipping_norm,
     )
-    return Findings.of(
+    return (
         scorer.seen(members, lambda done: tell(f"attacking the adapter with records it was trained on, {done} %")),
         scorer.seen(others, lambda done: tell(f"attacking the adapter with records of others, {done} %")),
-        curve=promise(manifest),
     )

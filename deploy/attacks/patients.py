@@ -10,7 +10,7 @@ from ...common.data.store import Unit
 from ...common.errors import DataError
 from ...common.study.study import Study
 from ...server.report.claim import count
-from .findings import FEWEST
+from ...server.report.findings import FEWEST
 
 MOST_PATIENTS: Final = 200  # of each kind: more would make intervals narrower than anybody needs
 

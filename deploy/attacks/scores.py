@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from ...client.training.grad_samples import GradSampler, Shape
+from ...common.audit.membership import Seen
+from ...common.audit.roc import Scores
 from ...common.model.adapter import Vector
 from ...common.model.example import NO_LOSS, Example
 from ...common.model.language_model import LanguageModel, token_losses
 from ...common.model.library_errors import library_errors_over_records
-from .figures import Scores
-from .membership import Seen
 
 Patient = Sequence[Example]
 

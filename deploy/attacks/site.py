@@ -14,11 +14,12 @@ from ...common.errors import DataError
 from ...common.model.base_folder import vocabulary_size_of
 from ...common.study.study import Study
 from ...common.system.files import write_atomically
+from ...server.report.findings import Findings, promise
 from ..site_ops.fetch import check_apart, model_at_site
 from ..verify.adapter_claims import adapter_vector
 from ..verify.case import Case
 from ..verify.evidence import read_evidence
-from .attack import attack_adapter
+from .attack import attacked
 from .patients import some_patients
 
 WRITTEN: Final = "attack.txt"
@@ -34,7 +35,7 @@ def attack(folder: SiteFolder, study: JoinedStudy, *, tell: Callable[[str], None
     manifest = study.manifest()
     case = Case(evidence=read_evidence(study.results), manifest_hash=manifest.sha256)
     members, others = _patients(folder, manifest.study)
-    found = attack_adapter(
+    seen = attacked(
         model_at_site(folder, study),
         adapter_vector(case, trained=True),
         manifest,
@@ -42,6 +43,7 @@ def attack(folder: SiteFolder, study: JoinedStudy, *, tell: Callable[[str], None
         others=others,
         tell=tell,
     )
+    found = Findings.of(*seen, curve=promise(manifest))
     lines = [f"attacks on the adapter of study {study.name}, with records of this site", *found.lines(), NEVER_LEAVES]
     path = study.kept / WRITTEN
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)

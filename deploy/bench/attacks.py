@@ -3,20 +3,21 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from ...common.audit.membership import CALIBRATED, LOSS, STATES, WEIGHTS
 from ...common.data.tokenisation import load_tokenizer
 from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.study.study import Study
-from ..attacks.attack import attack_adapter
+from ...server.report.findings import FEWEST, Findings, promise
+from ...server.report.rounding import area, share
+from ..attacks.attack import attacked
 from ..attacks.canaries import Canary, canaries, exposure, numbers
-from ..attacks.findings import FEWEST
-from ..attacks.membership import AGAINST_BASE, LOSS, STATES, WEIGHTS
 from ..simulation.config import prepare_records, read_simulation
 from .utility.central import Central
 from .utility.extraction import log_likelihoods
@@ -27,7 +28,7 @@ _SITES: Final = 5
 _MAX_TOKENS: Final = 48  # a canary's note in one window
 _EXPOSED: Final = 20  # of how many canaries the number is ranked
 _OTHERS: Final = 31  # among so many others: five bits at most
-_SHOWN: Final = (LOSS, AGAINST_BASE, WEIGHTS, STATES)
+_SHOWN: Final = (LOSS, CALIBRATED, WEIGHTS, STATES)
 _HEAD: Final = (
     f"| adapter | ε | {' | '.join(f'AUC, {name}' for name in _SHOWN)} | by loss found at 10 % false alarms | "
     f"loss gap, nats | exposure, bits |\n{'|---' * (len(_SHOWN) + 5)}|"
@@ -38,32 +39,38 @@ _HEAD: Final = (
 class AttackBench:
     """``members`` canary patients who are trained on, and as many who are not, drawn from ``seed``.
 
-    Rows: the built-in study's settings with privacy; the same without noise; and Adam on all of them in each of
-    ``rounds``, without noise and with nothing cut, which is what makes a model memorise.
+    Rows: the built-in study's settings with privacy; the same without noise; and the first ``memorised`` of them alone,
+    all in each of ``rounds``, without noise and with nothing cut, which is what makes a model memorise.
     """
 
-    members: int = 40
+    members: int = 200
+    memorised: int = 40
     rounds: int = 24
     seed: int = 1
     model: str = "builtin"
 
     def __post_init__(self) -> None:
         """Raises StudyError where sites could not be of one size, or intervals would say nothing."""
-        if self.members % _SITES or self.members < FEWEST:
-            raise StudyError(
-                f"{self.members} canary patients who are trained on",
-                why=f"they are spread over {_SITES} sites evenly, and of fewer than {FEWEST} no figure says anything",
-                fix=f"choose a multiple of {_SITES}, from {FEWEST} on",
-            )
+        for trained in (self.members, self.memorised):
+            if trained % _SITES or not FEWEST <= trained <= self.members:
+                raise StudyError(
+                    f"{trained} canary patients who are trained on, of {self.members}",
+                    why=f"they are spread over {_SITES} sites evenly, and of fewer than {FEWEST} no figure says "
+                    "anything",
+                    fix=f"choose multiples of {_SITES}, from {FEWEST} on, and no more to memorise than there are",
+                )
 
     @property
-    def ways(self) -> Mapping[str, dict[str, Any]]:
-        """Each row's name, and what its study has beside the built-in settings."""
-        overfitted = {"noise": False, "sampling_probability": 1.0, "clipping_norm": 9.6}
+    def ways(self) -> Mapping[str, tuple[int, dict[str, Any]]]:
+        """Each row's name, how many are trained on, and what its study has beside the built-in settings."""
+        memorising = {"noise": False, "sampling_probability": 1.0, "clipping_norm": 9.6}
         return {
-            "private": {"privacy": {"target_epsilon": 4.0, "sampling_probability": 0.5}},
-            "noise off": {"privacy": {"noise": False, "sampling_probability": 0.5}},
-            "overfitted": {"privacy": overfitted, "training": {"rounds": self.rounds, "physical_batch": 8}},
+            "private": (self.members, {"privacy": {"target_epsilon": 4.0, "sampling_probability": 0.5}}),
+            "noise off": (self.members, {"privacy": {"noise": False, "sampling_probability": 0.5}}),
+            "memorised": (
+                self.memorised,
+                {"privacy": memorising, "training": {"rounds": self.rounds, "physical_batch": 8}},
+            ),
         }
 
     def run(self, tell: Tell) -> dict[str, Any]:
@@ -71,16 +78,18 @@ class AttackBench:
         every = list(canaries(2 * self.members, seed=self.seed))
         rows: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for name, tables in self.ways.items():
-                central = Central.open(*self._simulated(tables, every, Path(folder)), seed=self.seed)
+            for name, (trained, tables) in self.ways.items():
+                central = Central.open(*self._simulated(trained, tables, every, Path(folder)), seed=self.seed)
                 sites = [site.name for site in central.manifest.study.sites]
                 adapter = central.train(sites, lambda line, name=name: tell(f"{name}: {line}"))  # type: ignore[misc]
                 rows[name] = self.row(central, adapter, every)
         return rows
 
-    def _simulated(self, tables: Mapping[str, Any], every: list[Canary], folder: Path) -> tuple[Study, Any]:
+    def _simulated(
+        self, trained: int, tables: Mapping[str, Any], every: list[Canary], folder: Path
+    ) -> tuple[Study, Any]:
         """The study of one way, and the files of its records: each site's, and of those who are not trained on."""
-        each = self.members // _SITES
+        each = trained // _SITES
         names = [f"site-{number}" for number in range(1, _SITES + 1)]
         data = {
             name: str(_written(folder / f"{name}.jsonl", every[number * each : (number + 1) * each]))
@@ -103,7 +112,7 @@ class AttackBench:
     def row(self, central: Central, adapter: Vector, every: list[Canary]) -> dict[str, Any]:
         """What attacks find of an adapter [d]."""
         central.model.set_adapter(central.first)
-        found = attack_adapter(
+        seen = attacked(
             central.model,
             adapter,
             central.manifest,
@@ -111,10 +120,11 @@ class AttackBench:
             others=[[example] for example in central.evaluation.examples],
             tell=lambda line: None,
         )
+        found = Findings.of(*seen, curve=promise(central.manifest))
         central.model.set_adapter(adapter)
-        exposed = exposures(central.model, load_tokenizer(str(central.base)), every[: min(self.members, _EXPOSED)])
+        exposed = exposures(central.model, load_tokenizer(str(central.base)), every[:_EXPOSED])
         return {
-            **asdict(found),
+            **found.model_dump(mode="json"),
             "epsilon": central.manifest.study.privacy.target_epsilon,
             "promised_auc": found.promised_auc,
             "exposure": fmean(exposed),
@@ -142,9 +152,8 @@ def attack_table(rows: Mapping[str, Any]) -> str:
     lines = [_HEAD]
     for name, row in rows.items():
         areas = {attack["name"]: attack for attack in row["attacks"]}
-        shown = [_area(areas[each]["auc"]) for each in _SHOWN]
-        at = areas[LOSS]["detections"][0]["members"]
-        found = f"{100 * at['value']:.0f} % ({100 * at['low']:.0f}–{100 * at['high']:.0f} %)"
+        shown = [area(areas[each]["auc"]) for each in _SHOWN]
+        found = share(areas[LOSS]["detections"][0]["members"])
         cells = [
             name,
             "none" if row["curve"] is None else f"{row['epsilon']:g}",
@@ -155,10 +164,6 @@ def attack_table(rows: Mapping[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _area(area: Mapping[str, float]) -> str:
-    return f"{area['value']:.2f} ({area['low']:.2f}–{area['high']:.2f})"
 
 
 def _written(path: Path, of: Iterable[Canary]) -> Path:

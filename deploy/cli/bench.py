@@ -282,16 +282,19 @@ def synthetic(
 
 @bench.command()
 def attacks(
-    members: Annotated[int, typer.Option(help="Canary patients who are trained on, and as many who are not.")] = 40,
+    members: Annotated[int, typer.Option(help="Canary patients who are trained on, and as many who are not.")] = 200,
+    memorised: Annotated[int, typer.Option(help="Of them, those on whom one is trained until it knows them.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Of the adapter that is made to memorise.")] = 24,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of canary patients and the frozen adapter.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Attacks on an adapter with privacy, beside one without noise and one made to memorise, on canary patients."""
-    _begin("attacks on three adapters, which are trained first; half an hour on one processor")
+    _begin("attacks on three adapters, which are trained first; an hour on one processor")
     from ..bench.attacks import AttackBench, attack_table
 
-    rows = AttackBench(members=members, rounds=rounds, seed=seed).run(lambda line: typer.echo(line, err=True))
+    rows = AttackBench(members=members, memorised=memorised, rounds=rounds, seed=seed).run(
+        lambda line: typer.echo(line, err=True)
+    )
     _print({"rows": rows}, attack_table(rows), as_json)
 
 

@@ -35,6 +35,24 @@ def bound(value: float | None) -> str:
     return "no bound" if value is None else up(value)
 
 
+def area(found: Mapping[str, float]) -> str:
+    """An area under a ROC curve, with the ends of its interval.
+
+    >>> area({"value": 0.7, "low": 0.531, "high": 0.83})
+    '0.70 (0.53–0.83)'
+    """
+    return f"{found['value']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
+
+
+def share(found: Mapping[str, float]) -> str:
+    """A share in whole percent, with the ends of its interval.
+
+    >>> share({"value": 0.1, "low": 0.02, "high": 0.291})
+    '10 % (2–29 %)'
+    """
+    return f"{100 * found['value']:.0f} % ({100 * found['low']:.0f}–{100 * found['high']:.0f} %)"
+
+
 def number(value: float | None) -> str:
     """A measured or chosen figure to three digits.
 

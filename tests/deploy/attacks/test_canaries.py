@@ -10,8 +10,8 @@ from support.study.tiny_models import load_tiny, save_tiny_model, tiny_tokenizer
 from grandrounds.common.errors import StudyError
 from grandrounds.common.model.example import Example
 from grandrounds.deploy.attacks.canaries import canaries, exposure, numbers
-from grandrounds.deploy.attacks.findings import FEWEST
 from grandrounds.deploy.bench.attacks import AttackBench, attack_table, exposures
+from grandrounds.server.report.findings import FEWEST
 
 
 def test_canaries_are_the_same_of_a_seed_and_share_no_number():
@@ -50,14 +50,16 @@ class WithoutNoise(AttackBench):
 
     @property
     def ways(self):
-        return {"noise off": {"privacy": {"noise": False, "sampling_probability": 0.5}}}
+        return {"noise off": (FEWEST, {"privacy": {"noise": False, "sampling_probability": 0.5}})}
 
 
 def test_the_benchmark_trains_on_canaries_and_attacks_what_comes_of_it_beside_as_many_others():
-    rows = WithoutNoise(members=FEWEST, rounds=1, model="tiny").run(lambda line: None)
+    rows = WithoutNoise(members=FEWEST + 5, memorised=FEWEST, rounds=1, model="tiny").run(lambda line: None)
     row = rows["noise off"]
-    assert (row["members"], row["others"], row["epsilon"]) == (FEWEST, FEWEST, None)
+    assert (row["members"], row["others"], row["epsilon"]) == (FEWEST, FEWEST + 5, None)
     assert "| noise off | none |" in attack_table(rows)
-    assert list(AttackBench().ways) == ["private", "noise off", "overfitted"]
+    assert list(AttackBench().ways) == ["private", "noise off", "memorised"]
     with pytest.raises(StudyError, match="21 canary patients"):
         AttackBench(members=21)
+    with pytest.raises(StudyError, match="25 canary patients who are trained on, of 20"):
+        AttackBench(members=20, memorised=25)

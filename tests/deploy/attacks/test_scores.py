@@ -6,11 +6,11 @@ import torch
 from support.study.tiny_models import load_tiny, save_tiny_model
 
 from grandrounds.client.training.grad_samples import GradSampler, Shape
+from grandrounds.common.audit.membership import AGAINST_BASE, STATES, WEIGHTS
 from grandrounds.common.data.windows import Window
 from grandrounds.common.model.optimizers import make_optimizer
-from grandrounds.deploy.attacks.findings import Findings
-from grandrounds.deploy.attacks.membership import AGAINST_BASE, STATES, WEIGHTS
 from grandrounds.deploy.attacks.scores import MOST_WINDOWS, Scorer
+from grandrounds.server.report.findings import Findings
 
 TOKENS = 24
 

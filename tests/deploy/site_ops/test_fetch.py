@@ -21,7 +21,6 @@ from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, StorageError, StudyError
 from grandrounds.common.ledger.message_sizes import largest_request_bytes
 from grandrounds.common.study.artefacts import AUDIT, LEDGER, REPORT, RESULTS, WEIGHTS
-from grandrounds.deploy.attacks.findings import FEWEST
 from grandrounds.deploy.attacks.site import WRITTEN, attack
 from grandrounds.deploy.bench.loopback import LoopbackFederation
 from grandrounds.deploy.cli.main import app
@@ -30,6 +29,7 @@ from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
 from grandrounds.deploy.verify.evidence import read_evidence
+from grandrounds.server.report.findings import FEWEST
 
 SITES = ("north", "south", "west")
 WORD = "zebra"  # of records that no figure may repeat

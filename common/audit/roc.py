@@ -1,20 +1,20 @@
 """What an attack's scores of members and of others come to: how often it is right, with intervals. No torch."""
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..schema import Section
+
 Scores = NDArray[np.float64]
 
 _HALVINGS: Final = 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(Section):
     """A share or a probability, with the ends of an interval around it."""
 
     value: float
@@ -61,8 +61,7 @@ def auc(members: Scores, others: Scores, *, confidence: float) -> Estimate:
     return Estimate(value=value, low=end(0.0), high=end(1.0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detection:
+class Detection(Section):
     """At the score that at most ``false_alarm_rate`` of the others are above: how many members are above it, too.
 
     Where there are fewer others than one in that rate, nobody of them is above it, and ``false_alarms`` shows how

@@ -1,14 +1,17 @@
 """What the attacks found, beside what ε promises: figures, and a verdict in words. No torch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
+from pydantic import Field
+
+from ...common.audit.membership import Seen, attacks, loss_gap
+from ...common.audit.roc import Detection, Estimate, auc, share
+from ...common.schema import Section, Words
 from ...common.study.manifest import Manifest
-from ...server.report.claim import count
-from ...server.report.figures import detection_at_most, epsilon_curve
-from .figures import Detection, Estimate, auc, share
-from .membership import Seen, attacks, loss_gap
+from . import rounding
+from .claim import count
+from .figures import detection_at_most, epsilon_curve
 
 FALSE_ALARM_RATES: Final = (0.1, 0.01)
 FEWEST: Final = 20  # patients of each kind: of fewer, every interval is as good as none
@@ -17,17 +20,19 @@ VERBATIM: Final = 20  # tokens
 GAPS: Final = (0.2, 0.5)
 _CONFIDENCE: Final = 0.95  # that all attacks' intervals of one column hold at once
 _STEPS: Final = 1000
-_NAME_WIDTH: Final = 32
+_NAME_WIDTH: Final = 38
 _WIDTH: Final = 20
 
+# Pairs of δ and ε that a study has; None where it promises nothing.
+Curve = Annotated[tuple[Annotated[tuple[float, float], Field(strict=False)], ...], Field(strict=False)] | None
 
-@dataclass(frozen=True, kw_only=True)
-class Attack:
+
+class Attack(Section):
     """One attack: the area under its ROC curve, and whom it finds at each of ``FALSE_ALARM_RATES``."""
 
-    name: str
+    name: Words
     auc: Estimate
-    detections: tuple[Detection, ...]
+    detections: Annotated[tuple[Detection, ...], Field(min_length=1, max_length=10, strict=False)]
 
     @property
     def finds(self) -> bool:
@@ -35,16 +40,14 @@ class Attack:
         return self.auc.low > 0.5 or self.auc.high < 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verbatim:
+class Verbatim(Section):
     """Of how many patients ``VERBATIM`` tokens or more are continued verbatim, by the adapter and by the base model."""
 
     adapter: Estimate
     base: Estimate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Findings:
+class Findings(Section):
     """Of all attacks on ``members`` patients who were trained on and ``others`` who were not.
 
     Attributes:
@@ -52,21 +55,21 @@ class Findings:
             differ by themselves.
         base_gap: by how much better the base model predicts members, in nats a token.
         adapter_gap: by how much better the adapter does.
-        curve: pairs of δ and ε that the study has; None where it promises nothing.
+        curve: what ε allows.
     """
 
     members: int
     others: int
-    attacks: tuple[Attack, ...]
+    attacks: Annotated[tuple[Attack, ...], Field(min_length=1, max_length=50, strict=False)]
     base_alone: Estimate
     base_gap: float
     adapter_gap: float
     members_verbatim: Verbatim
     others_verbatim: Verbatim
-    curve: Sequence[tuple[float, float]] | None
+    curve: Curve
 
     @classmethod
-    def of(cls, members: Seen, others: Seen, *, curve: Sequence[tuple[float, float]] | None) -> Self:
+    def of(cls, members: Seen, others: Seen, *, curve: Curve) -> Self:
         """What comes of the patients' scores."""
         scored = attacks(members, others)
         confidence = 1 - (1 - _CONFIDENCE) / len(scored)  # Bonferroni
@@ -110,6 +113,16 @@ class Findings:
         return detection_at_most(false_alarm_rate, self.curve) if self.curve else 1.0
 
     @property
+    def allowed(self) -> dict[str, float | list[float]]:
+        """What ε allows any attack, in the order of ``FALSE_ALARM_RATES``, for machines."""
+        return {"auc": self.promised_auc, "found": [self.promised(rate) for rate in FALSE_ALARM_RATES]}
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether the base model alone, which saw neither, does not tell members from others."""
+        return self.base_alone.low <= 0.5 <= self.base_alone.high
+
+    @property
     def broken(self) -> list[Attack]:
         """Attacks that find more than the study allows, by both intervals, or would if they were turned round."""
         return [
@@ -128,12 +141,12 @@ class Findings:
         heads = [f"found at {_percent(rate)}" for rate in FALSE_ALARM_RATES]
         yield _row("attack", ["AUC", *heads])
         for attack in self.attacks:
-            shares = [_shown(found.members, percent=True) for found in attack.detections]
-            yield _row(attack.name, [_shown(attack.auc), *shares])
+            shares = [rounding.share(found.members.model_dump()) for found in attack.detections]
+            yield _row(attack.name, [rounding.area(attack.auc.model_dump()), *shares])
         if self.curve:
             most = [_percent(self.promised(rate)) for rate in FALSE_ALARM_RATES]
             yield _row("what ε allows any attack", [f"{self.promised_auc:.2f}", *most])
-        yield _row("base model alone, untrained", [_shown(self.base_alone)])
+        yield _row("base model alone, untrained", [rounding.area(self.base_alone.model_dump())])
         for rate in FALSE_ALARM_RATES:
             if rate * self.others < 1:
                 least = share(0, self.others, confidence=_CONFIDENCE).high
@@ -150,13 +163,15 @@ class Findings:
             f"{_percent(found.adapter.value)} of the {who} ({_percent(found.base.value)} by the base model)"
             for who, found in (("members", self.members_verbatim), ("others", self.others_verbatim))
         )
-        yield from self._verdict()
+        for sentence in self.verdict():
+            yield f"VERDICT: {sentence}"
 
-    def _verdict(self) -> Iterator[str]:
+    def verdict(self) -> Iterator[str]:
+        """What follows, in sentences without their full stops."""
         found = [attack for attack in self.attacks if attack.finds]
         if self.broken:
             yield (
-                f"VERDICT: MORE THAN ε ALLOWS, by {_named(self.broken)}. Either those held out are other patients than "
+                f"MORE THAN ε ALLOWS, by {_named(self.broken)}. Either those held out are other patients than "
                 "a random part of all, or what ran is not what the study says. Do not release the adapter before it is "
                 "known which"
             )
@@ -164,7 +179,7 @@ class Findings:
             worst = max(found, key=lambda attack: abs(attack.auc.value - 0.5))
             right = max(worst.auc.value, 1 - worst.auc.value)
             yield (
-                f"VERDICT: the adapter tells who was trained on, by {_named(found)}: of a member and another, "
+                f"the adapter tells who was trained on, by {_named(found)}: of a member and another, "
                 f"{worst.name} picks the member in {_percent(right)} of all cases, where guessing does in 50 %"
                 + (
                     f" and ε allows {_percent(self.promised_auc)}"
@@ -175,31 +190,31 @@ class Findings:
         else:
             missed = max(max(attack.auc.high, 1 - attack.auc.low) for attack in self.attacks)
             yield (
-                "VERDICT: none of these attacks tells who was trained on. That is no proof: with so few patients, one "
+                "none of these attacks tells who was trained on. That is no proof: with so few patients, one "
                 f"that is right in {_percent(missed)} of all cases could look like this, and ε alone says what no "
                 f"attack exceeds ({_percent(self.promised_auc)})"
                 if self.curve
-                else "VERDICT: none of these attacks tells who was trained on, and nothing bounds others: the study "
+                else "none of these attacks tells who was trained on, and nothing bounds others: the study "
                 "promises a patient nothing"
             )
         repeated = self.members_verbatim.adapter.low
         if repeated > max(self.members_verbatim.base.high, self.others_verbatim.adapter.high):
             yield (
-                "VERDICT: the adapter says records verbatim that it was trained on, of more patients than of others, "
+                "the adapter says records verbatim that it was trained on, of more patients than of others, "
                 "and of more than the base model does"
             )
-        if self.base_alone.low > 0.5 or self.base_alone.high < 0.5:
+        if not self.are_alike:
             yield (
                 "the base model, which no site's records trained, tells the two kinds of patients apart by itself: "
                 "they are not alike, and a part of what was found above is no leak. Hold out patients at random"
             )
 
 
-def promise(manifest: Manifest) -> list[tuple[float, float]] | None:
-    """Pairs of δ and ε that a study has for a patient at one site; None where nothing is promised to a patient."""
+def promise(manifest: Manifest) -> Curve:
+    """What a study has for a patient at one site; None where nothing is promised to a patient."""
     if manifest.schedule is None or manifest.study.privacy.unit != "patient":
         return None
-    return epsilon_curve(manifest.schedule)
+    return tuple(epsilon_curve(manifest.schedule))
 
 
 def _named(found: Sequence[Attack]) -> str:
@@ -219,9 +234,3 @@ def _percent(part: float) -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return (name.ljust(_NAME_WIDTH) + "".join(cell.ljust(_WIDTH) for cell in cells)).rstrip()
-
-
-def _shown(found: Estimate, *, percent: bool = False) -> str:
-    if percent:
-        return f"{_percent(found.value)} ({100 * found.low:.0f}–{100 * found.high:.0f} %)"
-    return f"{found.value:.2f} ({found.low:.2f}–{found.high:.2f})"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from grandrounds.deploy.attacks.findings import Findings
-from grandrounds.deploy.attacks.membership import AGAINST_BASE, RELATIVE, Seen, attacks, loss_gap
+from grandrounds.common.audit.membership import AGAINST_BASE, RELATIVE, Seen, attacks, loss_gap
+from grandrounds.server.report.findings import Findings
 
 COUNT = 60
 
@@ -98,7 +98,7 @@ def test_what_is_allowed_is_the_gaussian_s_own_curve_where_enough_pairs_are_give
     for rate in (0.1, 0.01):
         assert found.promised(rate) == pytest.approx(float(ndtr(ndtri(rate) + 1)), abs=1e-3)
     assert found.promised_auc == pytest.approx(float(ndtr(1 / math.sqrt(2))), abs=2e-3)
-    assert replace(found, curve=None).promised_auc == 1.0
+    assert found.model_copy(update={"curve": None}).promised_auc == 1.0
 
 
 def test_nobody_is_compared_with_himself_in_the_population():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import binom, binomtest
 
-from grandrounds.deploy.attacks.figures import Detection, auc, share
+from grandrounds.common.audit.roc import Detection, auc, share
 
 SCORES = st.lists(st.integers(-3, 3), min_size=2, max_size=12).map(lambda values: np.array(values, dtype=float))
 
