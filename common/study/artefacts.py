@@ -11,6 +11,8 @@ WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
 CONFIG: Final = f"{ADAPTER}/adapter_config.json"
 # What an audit found, where one was made: no part of the ledger.
 AUDIT: Final = "audit.json"
+# Of a simulation's adapter, the scores of its patients under attacks: no part of the ledger.
+ATTACKS: Final = "attacks.json"
 CARD: Final = f"{ADAPTER}/README.md"
 # Of a core adapter, what the study trained and fixed; WEIGHTS are everybody's LoRA that follows from it.
 CORE: Final = f"{ADAPTER}/core.safetensors"

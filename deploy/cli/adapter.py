@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -199,6 +198,9 @@ def export(
 @adapter.command()
 def attack(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `grandrounds simulate` wrote.")],
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Put the scores beside the report, as attacks.json: of patients of nobody.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Attack a simulation's adapter: who was trained on, and what is continued verbatim, beside what ε allows.
@@ -208,14 +210,29 @@ def attack(
     from ..views.console import steps as shown
 
     with shown() as step:
+        from ...common.audit.attack_scores import require_of_nobody
+        from ...common.study.artefacts import ATTACKS
+        from ...common.system.files import write_atomically
+        from ...server.report.attacks import findings_of
+        from ..simulation.folder import SimulationFolder
+        from .audit import require_free
+
+        if attach:
+            require_free(folder / ATTACKS)
+            signed = SimulationFolder.open(folder).manifest()
+            require_of_nobody(signed.study, app_sha256=signed.app_sha256)
         step("loading PyTorch")
         from ..attacks.simulation import attack_simulation
 
-        found = attack_simulation(folder, tell=step)
+        manifest, evidence = attack_simulation(folder, tell=step)
+        found = findings_of(evidence, manifest)
+        if attach:
+            write_atomically(folder / ATTACKS, evidence.to_json())
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "promised_auc": found.promised_auc}))
+        typer.echo(json.dumps({**found.model_dump(mode="json"), "promised_auc": found.promised_auc}))
     else:
-        say(found.lines())
+        written = [f"the scores are in {folder / ATTACKS}, which `grandrounds verify {folder}` checks from now on"]
+        say([*found.lines(), *(written if attach else [])])
 
 
 def _opened(folder: Path, base: str | None) -> "tuple[FinishedAdapter, Path]":

@@ -37,7 +37,7 @@ def audit(
 
     places = [place for place in (output, None if attach is None else attach / AUDIT) if place is not None]
     for place in places:
-        _require_free(place)
+        require_free(place)
     with steps() as step:
         step("loading PyTorch")
         from ..audit.audit import audited
@@ -57,7 +57,8 @@ def audit(
         raise typer.Exit(1)
 
 
-def _require_free(place: Path) -> None:
+def require_free(place: Path) -> None:
+    """Raises StorageError where evidence is at this place."""
     from ...common.errors import StorageError
 
     if place.exists():

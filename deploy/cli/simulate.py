@@ -4,13 +4,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import ConfigOption
+
+if TYPE_CHECKING:
+    from ...common.study.study import Study
+    from ...server.run.study_run import Attack
+    from ..simulation.site_data import SiteData
 
 DEFAULT_OUTPUT = Path("grandrounds-demo")
 
@@ -28,6 +34,10 @@ def simulate(
             "--audit/--no-audit", help="After training, plant canaries in a twin of the study, for its report: seconds."
         ),
     ] = True,
+    attack: Annotated[
+        bool,
+        typer.Option("--attack", help="Attack the trained adapter; what is found is in the report. Takes minutes."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the display.")] = False,
 ) -> None:
     """Simulate a federation: hospitals, server, secure aggregation and privacy, on this machine.
@@ -56,12 +66,14 @@ def simulate(
             for device in simulation.devices:
                 open_device(device)  # which is told before data are made for minutes
         records = prepare_records(simulation, display.observe)
+        attacking = partial(_attacking, records.evaluation) if attack else None
         inputs: dict[str, Any] = {
             **records.inputs,
             "dropouts": chosen_dropouts(study, simulation),
             "devices": simulation.devices,
             "observe": display.observe,
             "audit": usual_audit if audit else None,
+            "attack": attacking,
         }
         if resume:
             result = resume_simulation(folder, **inputs)
@@ -72,6 +84,16 @@ def simulate(
         typer.echo(json.dumps(result.report))
     else:
         display.summary(result.report, folder)
+
+
+def _attacking(evaluation: Path, study: "Study", data: "SiteData") -> "Attack":
+    """What attacks the trained adapter, before anything is trained: records that it cannot have are refused first."""
+    from ...common.audit.attack_scores import require_of_nobody
+    from ..attacks.simulation import SimulatedAttack
+
+    require_of_nobody(study, app_sha256=None)
+    attack = SimulatedAttack.of(study, data, evaluation, tell=lambda doing: None)
+    return lambda model, adapter, manifest: attack.evidence(model, adapter, manifest).to_json()
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from ...server.rounds.app import Conversation
 from ...server.rounds.app import make_app as make_server_app
 from ...server.rounds.ledger_writer import LedgerWriter
 from ...server.run.progress import Observer, PhaseProgress, Told, phase
-from ...server.run.study_run import MakeAudit, StudyRun
+from ...server.run.study_run import Attack, MakeAudit, StudyRun
 from ..builtin.models import with_lasting_name
 from .folder import Keys, Private, SimulationFolder
 from .local_grid import SERVER_NODE, LocalGrid, local_context
@@ -86,6 +86,7 @@ def simulate(
     network: Network = in_process,
     devices: Sequence[str] = (PROCESSORS,),
     audit: MakeAudit | None = None,
+    attack: Callable[[Study, SiteData], Attack] | None = None,
 ) -> Result:
     """Run a study over the cohorts of its sites, and write its results to ``output`` if one is given.
 
@@ -106,6 +107,7 @@ def simulate(
         network: carries what server and sites say.
         devices: where the model computes; of several, each computes a part of every step.
         audit: makes the audit that a report in ``output`` states, of a study that names none.
+        attack: makes, of the study's records, what attacks the trained adapter; a report in ``output`` has its figures.
 
     Returns:
         Manifest, report and adapter. With ``output``, ``verify`` recomputes what the report claims.
@@ -141,6 +143,7 @@ def simulate(
             similar=similar_identifiers,
             observe=observe,
         )
+        attacking = None if attack is None else attack(study, data)
         with phase(observe, "calibration", "noise for every attempt of the schedule"):
             study = complete_study(with_lasting_name(study))
         seed = secrets.randbits(63) if adapter_seed is None else adapter_seed
@@ -169,6 +172,7 @@ def simulate(
         observe=observe,
         network=network,
         audit=audit,
+        attack=attacking,
     )
 
 
@@ -184,6 +188,7 @@ def resume(
     observe: Observer = lambda event: None,
     devices: Sequence[str] = (PROCESSORS,),
     audit: MakeAudit | None = None,
+    attack: Callable[[Study, SiteData], Attack] | None = None,
 ) -> Result:
     """Go on with the study in ``output`` from its last checkpoint, after its process was stopped or killed.
 
@@ -203,6 +208,7 @@ def resume(
         similar=similar_identifiers,
         observe=observe,
     )
+    attacking = None if attack is None else attack(manifest.study, data)
     prepared = _prepare(
         manifest.study,
         data,
@@ -223,6 +229,7 @@ def resume(
         observe=observe,
         network=in_process,
         audit=audit,
+        attack=attacking,
     )
 
 
@@ -328,6 +335,7 @@ def _run(
     observe: Observer,
     network: Network,
     audit: MakeAudit | None,
+    attack: Attack | None,
 ) -> Result:
     states: dict[str, SiteState] = {}
     try:
@@ -355,6 +363,7 @@ def _run(
             evaluation_source=evaluation_source,
             observe=observe,
             make_audit=audit,
+            attack=attack,
         )
         network(run.conversations(), workers, Outages.since(ledger.verified, dropouts))
     finally:

@@ -19,7 +19,7 @@ from .case import Case, Claim, DisagreesError, OpenError, differences, parse_jso
 
 def _trained(case: Case) -> str:
     vector = adapter_vector(case, trained=True)
-    expected, source = _last_adapter(case.verified)
+    expected, source = last_adapter(case.verified)
     _require_hash(vector, expected)
     return f"{vector.size} numbers, SHA-256 {expected[:16]}…, as {source}"
 
@@ -84,7 +84,7 @@ def _tensors(case: Case) -> dict[str, Vector]:
     return tensors
 
 
-def _last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
+def last_adapter(verified: VerifiedLedger) -> tuple[str, str]:
     """The hash of the adapter that the study left, and who says so."""
     if verified.rounds:
         return verified.rounds[-1].left_sha256, f"round {verified.rounds[-1].round} left it"

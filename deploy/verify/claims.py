@@ -25,6 +25,7 @@ from ...server.report.page import render_html, render_model_card
 from ...server.report.report import Report
 from ...server.report.rounding import up
 from .adapter_claims import ADAPTER_CLAIMS
+from .attacks_claim import ATTACKS_CLAIM
 from .audit_claim import AUDIT_CLAIM
 from .case import INCOMPLETE, AbsentError, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
@@ -369,6 +370,7 @@ CLAIMS: Final = (
     *ADAPTER_CLAIMS,
     STEP_CLAIM,
     AUDIT_CLAIM,
+    ATTACKS_CLAIM,
     Claim(
         name="end",
         claim="Enough sites signed the end of the ledger",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ...common.errors import StorageError
-from ...common.study.artefacts import ADAPTER, AUDIT, CORE, LEDGER, RESULTS, SUMS, WEIGHTS
+from ...common.study.artefacts import ADAPTER, ATTACKS, AUDIT, CORE, LEDGER, RESULTS, SUMS, WEIGHTS
 
 _LARGEST: Final = {LEDGER: 1 << 30, WEIGHTS: 1 << 32, CORE: 1 << 32}
 _LARGEST_OTHER: Final = 1 << 26
@@ -58,7 +58,7 @@ def read_evidence(folder: Path) -> Evidence:
     strangers: tuple[str, ...] = ()
     try:
         with _opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) as root:
-            for path in (LEDGER, *RESULTS, CORE, AUDIT):
+            for path in (LEDGER, *RESULTS, CORE, AUDIT, ATTACKS):
                 try:
                     files[path] = _read(root, path)
                 except FileNotFoundError:

@@ -104,6 +104,7 @@ def _results(report: Report) -> Table:
             ("privacy", f"ε = {up(report['epsilon'])} at δ = {report['delta']:g} for each {report['privacy_unit']}"),
             ("against", report["adversary"]),
             ("audit", _audited(report)),
+            *([("attacks", report["attacks"]["says"])] if report["attacks"]["found"] else []),
             ("signed", f"by {len(report['signatures']['sites'])} of {report['sites']} sites; verify recomputes it"),
         ]
     )

@@ -14,7 +14,7 @@ from . import claim
 from .charts import charts_of
 from .glossary import glossary
 from .report import Report
-from .rounding import bound, down, estimate, number, odds_factor, percent, precise, probability
+from .rounding import area, bound, down, estimate, number, odds_factor, percent, precise, probability, share
 
 # At which exchange of an attempt a site was lost, in words.
 DROPPED_WHEN: Final = {
@@ -85,7 +85,19 @@ def environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for filter_ in (down, estimate, markdown, number, percent, precise, odds_factor, probability, shown_key):
+    for filter_ in (
+        area,
+        down,
+        estimate,
+        markdown,
+        number,
+        percent,
+        precise,
+        odds_factor,
+        probability,
+        share,
+        shown_key,
+    ):
         made.filters[filter_.__name__] = filter_
     made.filters["up"] = bound
     return made

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, ValidationError
 
-from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, UnknownFormError
+from ...common.audit.attack_scores import require_of_nobody
+from ...common.errors import StudyError
+from ...common.ledger.chain import EMPTY_LEDGER_HEAD, EntryType, Ledger, UnknownFormError, broken
 from ...common.ledger.records import AttemptRecord
 from ...common.ledger.replay import VerifiedLedger
 from ...common.model.base_folder import published_name
@@ -17,9 +19,11 @@ from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import Section, Words
 from ...common.study.manifest import Manifest
-from . import claim, groups, utility
+from . import attacks, claim, groups, utility
+from .attacks import Attacked
 from .audit import NONE, Audited
 from .figures import privacy_figures
+from .findings import promise
 from .groups import InGroup
 from .utility import AtPosition, Perplexity
 
@@ -39,6 +43,7 @@ class Declared(Section):
         evaluation_cut: how many of them were longer.
         groups: how well text about each group of people is predicted, everyone first.
         audit: what was found by an audit that was attached before the study's end.
+        attacks: what was found by attacks on the adapter, of a simulation, before its end.
     """
 
     perplexity_before: Perplexity | None
@@ -49,6 +54,7 @@ class Declared(Section):
     evaluation_cut: Annotated[int, Field(ge=0)]
     groups: tuple[InGroup, ...] = ()
     audit: Audited | None = None
+    attacks: Attacked | None = None
 
     @classmethod
     def of(cls, report: Any) -> Self:
@@ -64,6 +70,7 @@ class Declared(Section):
                 evaluation_cut=utility["cut"],
                 groups=tuple(InGroup.of(row) for row in utility["groups"]),
                 audit=None if report["audit"]["found"] is None else Audited(**report["audit"]["found"]),
+                attacks=None if report["attacks"]["found"] is None else Attacked(**report["attacks"]["found"]),
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise UnknownFormError.of("the report is not one that this version writes") from error
@@ -169,6 +176,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "is_signed": study.about.audit is not None,
             "found": None if declared.audit is None else declared.audit.model_dump(mode="json"),
         },
+        "attacks": _attacks(manifest, declared.attacks),
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",
         "signatures": {
             "server": manifest.server_key,
@@ -182,6 +190,22 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
 def render_json(report: Report) -> bytes:
     """The report as report.json: UTF-8, indented, in the order in which ``build_report`` states it."""
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _attacks(manifest: Manifest, found: Attacked | None) -> Report:
+    """What attacks found, beside what ε allows. Raises LedgerError where patients may be real."""
+    if found is None:
+        return {"says": attacks.NONE, "allowed": None, "found": None}
+    try:
+        require_of_nobody(manifest.study, app_sha256=manifest.app_sha256)
+    except StudyError as error:
+        raise broken(f"the report has figures of attacks: {error.what}") from error
+    found = found.under(promise(manifest))
+    return {
+        "says": found.in_words,
+        "allowed": None if found.findings.curve is None else found.findings.allowed,
+        "found": found.model_dump(mode="json"),
+    }
 
 
 def _mechanism(manifest: Manifest) -> Report:

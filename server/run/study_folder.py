@@ -18,6 +18,7 @@ from ...common.model.base_folder import published_name
 from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import (
     ADAPTER,
+    ATTACKS,
     AUDIT,
     FIRST_ADAPTER,
     LEDGER,
@@ -46,7 +47,7 @@ LARGEST_SUMS_BYTES: Final = 1 << 30
 _CHECKPOINTS: Final = "checkpoints"
 # What becomes one of these files, or the adapter's folder, once it is whole.
 _UNFINISHED: Final = (
-    *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER, AUDIT)),
+    *(f".{name}-*" for name in (MANIFEST, REPORT, PAGE, ADAPTER, ATTACKS, AUDIT)),
     f"{_CHECKPOINTS}/.round-*",
     f"{SUMS}/.*",
     "server/.private.json-*",
@@ -228,6 +229,10 @@ class StudyFolder:
         files = [self.path / name for name in (MANIFEST, REPORT, PAGE)]
         files += (path for path in (self.path / ADAPTER).rglob("*") if path.is_file())
         return [path.relative_to(self.path).as_posix() for path in files]
+
+    def save_attacks(self, data: bytes) -> None:
+        """Keep what attacks on the trained adapter found, for the report that is written next."""
+        write_atomically(self.path / ATTACKS, data)
 
     def contents(self, names: Iterable[str]) -> dict[str, Content]:
         """What is in these files, where it lies. Raises StorageError."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from ...common.crypto.identity import sha256
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
 from ...common.ledger.replay import VerifiedLedger
-from ...common.model.adapter import vector_sha256
+from ...common.model.adapter import Vector, vector_sha256
 from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Perplexity, RecordLosses
 from ...common.study.artefacts import REPORT
 from ...common.study.manifest import Manifest
 from ...common.study.step import step
 from ...common.system.content import Content
-from ..report.audit import Audited, attached
+from ..report import attacks as attack_figures
+from ..report import audit as audit_figures
+from ..report.attacks import Attacked
+from ..report.audit import Audited
 from ..report.claim import count
 from ..report.groups import in_groups
 from ..report.report import Declared, Report, build_report, render_json
@@ -36,6 +40,8 @@ from .study_folder import StudyFolder
 
 # Makes an audit of a study, audit.json; None where there is none to be made, of which it tells.
 MakeAudit = Callable[[Manifest, Observer], bytes | None]
+# Attacks a trained adapter, on the model with the adapter that training began with: attacks.json.
+Attack = Callable[[LanguageModel, Vector, Manifest], bytes]
 
 
 @dataclass(kw_only=True)
@@ -44,8 +50,8 @@ class StudyRun:
 
     ``model`` is the base model with the study's adapter, ``base`` the folder it was loaded from, ``evaluation`` the
     study's evaluation set, and ``evaluation_source`` where it comes from, in words. Without a ``folder`` nothing is
-    kept. ``make_audit`` is called after training, where no audit lies in the folder. ``training`` and ``report`` are
-    there once begun.
+    kept. ``make_audit`` is called after training, where no audit lies in the folder; ``attack`` makes the bytes of
+    attacks.json of the trained adapter, in simulations alone. ``training`` and ``report`` are there once begun.
     """
 
     manifest: Manifest
@@ -57,6 +63,7 @@ class StudyRun:
     evaluation_source: str
     observe: Observer
     make_audit: MakeAudit | None = None
+    attack: Attack | None = None
     training: Training = field(init=False)
     report: Report = field(init=False)
 
@@ -66,6 +73,7 @@ class StudyRun:
             self.folder.named_audit(self.manifest.study)  # or the report could not state it
         with phase(self.observe, "signing", "every site signs the study"):
             yield Signing(manifest=self.manifest, ledger=self.ledger)
+        first = None if self.attack is None else self.model.get_adapter()
         checkpoint = self._checkpoint()
         claimed = accountant_of(self.manifest, ()).epsilon_of_schedule
         self.observe(
@@ -86,6 +94,7 @@ class StudyRun:
         with phase(self.observe, "training", count(self.manifest.study.training.rounds, "round")):
             yield self.training
         self._audit()
+        self._attack(first)
         with phase(self.observe, "report", "claims, adapter and model card"):
             files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
@@ -122,6 +131,13 @@ class StudyRun:
             return
         self.folder.save_audit(self.make_audit(self.manifest, self.observe))
 
+    def _attack(self, first: Vector | None) -> None:
+        if self.attack is None or first is None or self.folder is None or self.ledger.verified.closed:
+            return
+        with phase(self.observe, "attacks", "can it be told who was trained on?"):
+            self.model.set_adapter(first)
+            self.folder.save_attacks(self.attack(self.model, self.training.adapter, self.manifest))
+
     def _results(self) -> Mapping[str, Content]:
         """What the study leaves, the contents of each file by its path, with its ``report``."""
         closed = self.ledger.verified.closed
@@ -131,17 +147,23 @@ class StudyRun:
             self.report = json.loads(bytes(files[REPORT][:]))
             return files
         if self.folder is None:
-            self.report = self._report(audit=None)
+            self.report = self._report(audit=None, attacks=None)
             return {REPORT: render_json(self.report)}
-        self.report = self._report(audit=attached(self.folder.path, self.manifest))
-        if closed is not None and sha256(render_json(self.report)) != closed.files[REPORT]:
-            self.report = self._report(audit=None)  # which came after the end, and stands beside the report
+        audit = audit_figures.attached(self.folder.path, self.manifest)
+        attacks = attack_figures.attached(
+            self.folder.path, self.manifest, adapter_sha256=vector_sha256(self.training.adapter)
+        )
+        for audit_then, attacks_then in product((audit, None), (attacks, None)):
+            self.report = self._report(audit=audit_then, attacks=attacks_then)
+            # What came after the end stands beside the report, which is written as it was closed.
+            if closed is None or sha256(render_json(self.report)) == closed.files[REPORT]:
+                break
         self.model.set_adapter(self.training.adapter)
         return self.folder.contents(
             self.folder.save_results(self.report, self.model, described=self.manifest.study.model)
         )
 
-    def _report(self, *, audit: Audited | None) -> dict[str, Any]:
+    def _report(self, *, audit: Audited | None, attacks: Attacked | None) -> dict[str, Any]:
         checkpoint = self.training.checkpoint
         before = Perplexity.of_values(checkpoint.perplexities[0])
         left = [] if self.training.exhausted is None else [self.training.exhausted]
@@ -158,6 +180,7 @@ class StudyRun:
             evaluation_cut=self.evaluation.cut,
             groups=in_groups(checkpoint.evaluated, patients=self.evaluation.patients, groups=self.evaluation.groups),
             audit=audit,
+            attacks=attacks,
         )
         return build_report(self.ledger.verified, declared)
 

@@ -1,5 +1,6 @@
 """The command as its user meets it: what it writes, and what it says about wrong input."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,8 +13,8 @@ from support.network.loopback import until
 from support.process.forked import Forked, commanded
 from support.study.tiny_models import save_tiny_model
 
-from grandrounds.deploy.attacks.findings import FEWEST
 from grandrounds.deploy.cli.main import main
+from grandrounds.server.report.findings import FEWEST
 
 SITES = ("north", "south", "west")
 PATIENT_TEXT = "Wilhelmina Featherstone"  # no message may contain it
@@ -291,7 +292,14 @@ def test_a_finished_study_is_shown_again_and_attacked_from_any_folder_and_stays_
     """Its data files were given by paths that only meant something where it was begun."""
     monkeypatch.chdir(tmp_path)
     relative = [argument.replace(f"{tmp_path}/", "") for argument in arguments]
-    assert run([*relative, "--rounds=1"], monkeypatch) == 0
+    assert run([*relative, "--rounds=1", "--attack"], monkeypatch) == 1
+    assert "the records of north, south, west are not said to be synthetic or public" in capsys.readouterr().err
+    sites = (f'[[sites]]\nname = "{site}"\nnominal_units = 10\nsensitivity = "synthetic"\n' for site in SITES)
+    Path("sites.toml").write_text("".join(sites), encoding="utf-8")
+    described = [*unstated(relative), "--config=sites.toml", "--rounds=1"]
+    assert run([*described, "--attack"], monkeypatch) == 0
+    report = json.loads(Path("study/report.json").read_bytes())
+    assert report["attacks"]["found"]["sha256"] == hashlib.sha256(Path("study/attacks.json").read_bytes()).hexdigest()
     before, summary = contents(tmp_path / "study"), capsys.readouterr().out
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -307,6 +315,27 @@ def test_a_finished_study_is_shown_again_and_attacked_from_any_folder_and_stays_
     assert f"{12 * len(SITES)} patients who were trained on, and {FEWEST} who were not" in said
     assert "VERDICT" in said
     assert contents(tmp_path / "study") == before
+    assert run(["adapter", "attack", "../study", "--attach"], monkeypatch) == 1
+    assert "evidence is never overwritten" in capsys.readouterr().err
+    assert run(["verify", "../study", "--require=attacks", "--require=report", "--require=page"], monkeypatch) == 0
+    Path("../study/attacks.json").rename("attacks.json")
+    assert run(["adapter", "attack", "../study", "--attach"], monkeypatch) == 0
+    assert Path("../study/attacks.json").read_bytes() == Path("attacks.json").read_bytes()
+    known = f"--manifest-hash={report['manifest_sha256']}"
+    for command in (["init", "reg"], ["add", "reg", "../study", "--name=x", known]):
+        assert run(["registry", *command], monkeypatch) == 0
+    members = (json.dumps({"patient_id": f"member {patient}", "text": "is well"}) for patient in range(FEWEST))
+    Path("members.jsonl").write_text("\n".join(members), encoding="utf-8")
+    drift = ["registry", "drift", "reg", "x", "../evaluation.jsonl", "--members"]
+    capsys.readouterr()
+    assert run([*drift, "members.jsonl", "--json"], monkeypatch) in (0, 3)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["attacks_at_release"] == report["attacks"]["found"]["findings"]
+    assert figures["attacks_now"]["members"] == FEWEST
+    assert run([*drift, "members.jsonl", "--against=../evaluation.jsonl"], monkeypatch) in (0, 3)
+    assert "area under the ROC curve, by" in capsys.readouterr().out
+    assert run([*drift, "../evaluation.jsonl"], monkeypatch) == 1
+    assert "have records in the training data" in capsys.readouterr().err
     private = json.loads(before["server/private.json"])
     Path("../study/server/private.json").write_text(json.dumps({**private, "settings": {}}))
     assert run(["adapter", "attack", "../study"], monkeypatch) == 1

@@ -29,7 +29,7 @@ def test_people_get_a_mark_a_source_and_a_reason_for_every_claim(study: SmallStu
     assert result.exit_code == 0
     assert result.stdout.count("✓ agrees: ") == 18 and "from ledger/entries.jsonl: 18 entries" in result.stdout
     assert (
-        "Of 19 claims 18 agree, 0 do not, and 0 cannot be established, of 1 there is nothing to check." in result.stdout
+        "Of 20 claims 18 agree, 0 do not, and 0 cannot be established, of 2 there is nothing to check." in result.stdout
     )
     assert "Every claim that is required is established (exit code 0)." in result.stdout
     assert " 17 agree, 1 does not, and " in verify(folder, "--manifest-hash", "ab" * 32).stdout
