@@ -88,6 +88,7 @@ def list_(folder: Folder, as_json: AsJson = False) -> None:
         _json([release_figures(found, release) for release in found.releases.values()])
     else:
         print_releases(found)
+        say(_not_compared(folder))
 
 
 @registry.command()
@@ -100,7 +101,7 @@ def show(folder: Folder, release: Which, as_json: AsJson = False) -> None:
     if as_json:
         _json(release_figures(found, chosen))
     else:
-        say(release_lines(found, chosen))
+        say([*release_lines(found, chosen), *_not_compared(folder)])
 
 
 @registry.command()
@@ -112,7 +113,7 @@ def log(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         _json([{"type": note.type.value, **note.fields} for note in found.notes])
     else:
-        say([*log_lines(found.notes), *_head(found)])
+        say([*log_lines(found.notes), *_head(found), *_not_compared(folder)])
 
 
 @registry.command()
@@ -126,6 +127,7 @@ def spent(folder: Folder, as_json: AsJson = False) -> None:
         _json(spent_figures(rows(found)))
     else:
         print_spent(rows(found))
+        say(_not_compared(folder))
 
 
 @registry.command()
@@ -240,6 +242,10 @@ def drift(
         Path | None,
         typer.Option(metavar="RECORDS", help="Records as they were at its release (default: its report's figures)."),
     ] = None,
+    members: Annotated[
+        Path | None,
+        typer.Option(metavar="RECORDS", help="Of patients whom it was trained on: attack it with them, too."),
+    ] = None,
     patient: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of patients, if not patient_id.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of texts, if not text.")] = None,
     base: Annotated[
@@ -257,7 +263,7 @@ def drift(
 
     with steps() as step:
         step(f"loading {chosen.adapter}")
-        place.case(chosen.released)
+        manifest = place.case(chosen.released).verified.manifest
         from ...common.data.tokenisation import Tokenisation
 
         adapter = FinishedAdapter.read(place.place(chosen.adapter))
@@ -266,12 +272,18 @@ def drift(
         tokenisation = Tokenisation.load(str(found_base), vocabulary_size=model.vocabulary_size)
         then = Measured.by_report(chosen.released.facts) if against is None else None
         step("measuring")
-        measured = [
-            measure(model, tokenisation, source_of(path, patient=patient, text=text))
-            for path in (records, against)
-            if path is not None
-        ]
-    found = Drift(now=measured[0], then=then or measured[1])
+        compared = [source_of(path, patient=patient, text=text) for path in (records, against) if path is not None]
+        measured = [measure(model, tokenisation, source) for source in compared]
+        attacks_now, attacks_then = None, chosen.released.facts.attacks
+        if members is not None:
+            from ..attacks.release import attack_release
+
+            known = source_of(members, patient=patient, text=text)
+            attacks_now, *before = attack_release(
+                model, tokenisation, adapter, manifest, members=known, others=compared, tell=step
+            )
+            attacks_then = before[0] if before else attacks_then
+    found = Drift(now=measured[0], then=then or measured[1], attacks_now=attacks_now, attacks_then=attacks_then)
     if as_json:
         _json(drift_figures(found))
     else:
@@ -300,6 +312,13 @@ def _version(written: str) -> str:
 
 def _head(found: "Registry") -> list[str]:
     return [f"the ledger's head, for somebody else to note: {found.ledger.head}"]
+
+
+def _not_compared(folder: Path) -> list[str]:
+    return [
+        "the ledger is chained and signed; whose it is, and whether entries were taken off its end, was not compared: "
+        f"grandrounds registry verify {folder} --key KEY --head HASH"
+    ]
 
 
 def _json(value: Any) -> None:

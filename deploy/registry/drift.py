@@ -12,6 +12,7 @@ from ...common.errors import DataError, StudyError
 from ...common.model.language_model import LanguageModel
 from ...common.model.perplexity import Interval, by_patient
 from ...common.sources.source import DataSource
+from ...server.report.findings import Findings
 from .entries import Facts
 
 FEWEST_PATIENTS: Final = 5
@@ -54,10 +55,12 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What was measured ``then`` and ``now``."""
+    """What was measured ``then`` and ``now``; None of attacks that were not made."""
 
     then: Measured
     now: Measured
+    attacks_then: Findings | None = None
+    attacks_now: Findings | None = None
 
     @property
     def base(self) -> Interval:
@@ -85,6 +88,21 @@ class Drift:
         if self.adapter.low > 0:
             harder = "so does the base model: the text has changed" if self.base.low > 0 else "the base model does not"
             said.append(f"with the adapter these records are predicted worse than those at its release; {harder}")
+        return said + self._attack_warnings
+
+    @property
+    def _attack_warnings(self) -> list[str]:
+        now, then = self.attacks_now, self.attacks_then
+        if now is None:
+            return []
+        alike = "" if now.are_alike else "; so does the base model alone: these are other patients by themselves"
+        said = []
+        if now.broken:
+            said.append(f"attacks tell who was trained on from these patients better than ε ALLOWS{alike}")
+        before = {} if then is None else {attack.name: attack.auc for attack in then.attacks}
+        better = [each.name for each in now.attacks if each.name in before and each.auc.low > before[each.name].high]
+        if better:
+            said.append(f"who was trained on is told better than at its release, by {', '.join(better)}{alike}")
         return said
 
     @property

@@ -10,6 +10,7 @@ from ...common.ledger.chain import Book, Entry
 from ...common.ledger.entries import Body
 from ...common.schema import Section, Spelt, Words
 from ...common.study.study import PrivacyUnit
+from ...server.report.findings import Findings
 from ...server.report.groups import Estimate
 from ...server.report.utility import Perplexity
 
@@ -56,7 +57,8 @@ class Facts(Section):
     """What is known of a release from its study's folder alone, as it was verified.
 
     ``epsilon`` and ``delta`` are for a patient at ``sites_per_patient`` sites or fewer; None without privacy. ``gain``
-    is that of the whole evaluation set, in nats per token; None where it has too few patients.
+    is that of the whole evaluation set, in nats per token; None where it has too few patients. ``attacks``
+    are a simulation's, where its folder had them.
     """
 
     study_id: Hex32
@@ -73,6 +75,7 @@ class Facts(Section):
     perplexity_before: Perplexity | None
     perplexity_after: Perplexity | None
     gain: Estimate | None
+    attacks: Findings | None = None
     files: dict[str, Hex32]
 
 

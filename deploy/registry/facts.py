@@ -4,16 +4,18 @@ from typing import Any, Final
 
 from ...common.crypto.identity import sha256
 from ...common.errors import OtherProgramError, StudyError
-from ...common.study.artefacts import AUDIT, LEDGER, results
+from ...common.study.artefacts import ATTACKS, AUDIT, LEDGER, results
+from ...server.report.attacks import Attacked
 from ...server.report.report import Declared
+from ..verify.adapter_claims import last_adapter
 from ..verify.case import Case
 from ..verify.claims import verdict_on
 from ..verify.verdict import Outcome, Status
 from .entries import Facts
 
-# Another version of this program ran the study, whose report that still writes the same; an audit that the report
-# states lies with the study's server alone.
-_MAY_BE_OPEN: Final = frozenset({"program", "audit"})
+# Another version of this program ran the study, whose report that still writes the same; an audit and attacks that the
+# report states lie with the study's server alone.
+_MAY_BE_OPEN: Final = frozenset({"program", "audit", "attacks"})
 
 
 def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
@@ -54,9 +56,12 @@ def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
 def facts_of(case: Case) -> Facts:
     """What the release's entry says of it, of a study that was verified."""
     manifest, report = case.verified.manifest, case.report
-    groups = Declared.of(report).groups
-    # An audit stands in the report by its hash, and is no part of what the study was closed with.
-    paths = (LEDGER, *results(manifest.study.model.adapter), *({AUDIT} & case.evidence.files.keys()))
+    declared = Declared.of(report)
+    groups, attacks = declared.groups, declared.attacks
+    if ATTACKS in case.evidence.files:  # as was verified; they may have come after the report
+        attacks = Attacked.of(case.read(ATTACKS), manifest, adapter_sha256=last_adapter(case.verified)[0])
+    # Audit and attacks stand in the report by their hashes, and are no part of what the study was closed with.
+    paths = (LEDGER, *results(manifest.study.model.adapter), *({AUDIT, ATTACKS} & case.evidence.files.keys()))
     private: dict[str, Any] = {name: report[name] for name in ("epsilon", "delta")}
     return Facts(
         study_id=manifest.study_id,
@@ -72,5 +77,6 @@ def facts_of(case: Case) -> Facts:
         perplexity_before=report["perplexity_before"],
         perplexity_after=report["perplexity_after"],
         gain=groups[0].gain if groups else None,
+        attacks=None if attacks is None else attacks.findings,
         files={path: sha256(case.read(path)) for path in paths},
     )

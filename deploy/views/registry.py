@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from ...common.model.perplexity import CONFIDENCE, Interval
 from ...server.report.claim import NO_PRIVACY, count
-from ...server.report.rounding import bound, number, up
+from ...server.report.findings import Findings
+from ...server.report.rounding import area, bound, number, up
 from ..registry.drift import Drift, Measured
 from ..registry.entries import Chosen, Incident, Noted, Opened, Received, Released, Withdrawn
 from ..registry.releases import Registry, Release
@@ -64,6 +66,8 @@ def drift_figures(drift: Drift) -> dict[str, Any]:
         "at_release": each(drift.then),
         "now": each(drift.now),
         "change": each(drift),
+        "attacks_at_release": None if drift.attacks_then is None else drift.attacks_then.model_dump(mode="json"),
+        "attacks_now": None if drift.attacks_now is None else drift.attacks_now.model_dump(mode="json"),
         "warnings": drift.warnings,
     }
 
@@ -108,6 +112,13 @@ def release_lines(registry: Registry, release: Release) -> Iterator[str]:
             f"are at no more than {count(facts.sites_per_patient, 'site')}"
         )
     yield f"perplexity   {number(facts.perplexity_before)} → {number(facts.perplexity_after)} on {facts.evaluation}"
+    if facts.attacks is not None:
+        worst = max(facts.attacks.attacks, key=lambda attack: abs(attack.auc.value - 0.5))
+        allowed = "no bound" if facts.attacks.curve is None else f"ε allows {facts.attacks.promised_auc:.2f}"
+        yield (
+            f"attacks      on {facts.attacks.members} and {facts.attacks.others} patients of nobody, by the word of "
+            f"whoever ran them: at most {area(worst.auc.model_dump())} of 1 by {worst.name}; guessing is 0.5, {allowed}"
+        )
     yield f"patients of  {', '.join(asset.called for asset in released.assets)}"
     if released.unestablished:
         yield f"open then    {', '.join(released.unestablished)} (`grandrounds verify` says what that is)"
@@ -158,7 +169,29 @@ def print_drift(drift: Drift, *, release: str, records: str) -> None:
         table.add_row(called, before, after, _shown(getattr(drift, name)))
     table.add_row("gain in nats per token", _shown(drift.then.gain), _shown(drift.now.gain), _shown(drift.gain))
     console.print(table)
+    if drift.attacks_now is not None:
+        _print_attacks(console, drift.attacks_now, drift.attacks_then)
     console.print(f"In brackets, {CONFIDENCE:.0%} confidence intervals over patients. {drift.verdict}")
+
+
+def _print_attacks(console: Console, now: Findings, then: Findings | None) -> None:
+    """Areas under ROC curves, then and now; at a release whose study had none, now alone."""
+    console.print(
+        f"{now.members} patients whom it was trained on, attacked beside {now.others} of these who were not"
+        + ("; at its release nobody attacked it (--against has the records of then)" if then is None else "")
+    )
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for column in ("area under the ROC curve, by", *([] if then is None else ["at release"]), "now"):
+        table.add_column(column, overflow="fold")
+    before = {} if then is None else {attack.name: area(attack.auc.model_dump()) for attack in then.attacks}
+    for attack in now.attacks:
+        known = [] if then is None else [before.get(attack.name, "not made")]
+        table.add_row(attack.name, *known, area(attack.auc.model_dump()))
+    alone = [] if then is None else [area(then.base_alone.model_dump())]
+    table.add_row("the base model alone", *alone, area(now.base_alone.model_dump()))
+    if now.curve is not None:
+        table.add_row("what ε allows any attack", *([] if then is None else [""]), f"{now.promised_auc:.2f}")
+    console.print(table)
 
 
 def is_in_use(registry: Registry, release: Release) -> bool:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from support.study.attacked_study import PATIENTS, attacks_of, simulated
 from support.study.audited_study import audit_of
 from support.study.verified_study import SmallStudy
 from support.study.verified_study import ran as ran_study
 from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError
-from grandrounds.common.study.artefacts import AUDIT, PAGE, REPORT, WEIGHTS
+from grandrounds.common.study.artefacts import ATTACKS, AUDIT, PAGE, REPORT, WEIGHTS
 from grandrounds.deploy.cli.registry import registry as commands
 from grandrounds.server.report.audit import attached
 
@@ -59,6 +60,9 @@ def test_a_release_is_listed_shown_and_counted_for_people_and_for_machines(made:
     rows = json.loads(done("spent", made, "--json"))
     assert {row["asset"] for row in rows} == {"oncology", "site-2", "site-3", "site-4", "site-5"}
     assert {row["epsilon_so_far"] for row in rows} == {listed["epsilon"]}
+    for command in (("list",), ("show", "letters"), ("log",), ("spent",)):
+        said = done(command[0], made, *command[1:])
+        assert f"was not compared: grandrounds registry verify {made} --key KEY --head HASH" in said
     assert "letters@1" in done("list", made) and "50 → 20" in done("list", made)
     assert "add up" in done("spent", made)
     opened, released = json.loads(done("log", made, "--json"))
@@ -103,6 +107,20 @@ def test_an_audit_that_the_report_states_is_kept_and_handed_out_or_noted_as_open
         done("received", registry, "letters", "--by", "x", "--output", registry / "theirs")
         assert (registry / "theirs" / AUDIT).exists() == (folder / AUDIT).exists()
         (folder / AUDIT).unlink(missing_ok=True)
+
+
+def test_what_attacks_found_of_a_simulation_s_adapter_is_known_of_its_release(tmp_path: Path) -> None:
+    study, folder, registry = simulated(), tmp_path / "study", tmp_path / "registry"
+    study.close(folder)
+    (folder / ATTACKS).write_bytes(attacks_of(study))
+    done("init", registry)
+    said = done("add", registry, folder, "--name", "letters", "--manifest-hash", study.manifest.sha256)
+    assert (
+        f"attacks      on {PATIENTS} and {PATIENTS} patients of nobody" in said and "guessing is 0.5, ε allows" in said
+    )
+    (listed,) = json.loads(done("list", registry, "--json"))
+    assert listed["attacks"]["members"] == PATIENTS and (registry / "releases" / "letters" / "1" / ATTACKS).exists()
+    assert "claims hold" in done("verify", registry)
 
 
 def test_a_release_is_handed_out_withdrawn_and_then_neither_handed_out_nor_in_use(
