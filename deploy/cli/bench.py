@@ -197,7 +197,9 @@ def utility(
     ] = None,
     ways: Annotated[
         str,
-        typer.Option(metavar="WAY,WAY", help="Of: pooled,distributed,local,alone,noise-off,no-privacy; or all."),
+        typer.Option(
+            metavar="WAY,WAY", help="Of: pooled,pooled-noisier,distributed,local,alone,noise-off,no-privacy; all."
+        ),
     ] = "distributed,noise-off",
     epsilon: Annotated[str, typer.Option(metavar="ε,ε", help="Of each private way.")] = "4",
     sites: Annotated[str, typer.Option(metavar="N,N", help="Built-in hospitals.")] = "5",

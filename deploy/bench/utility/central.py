@@ -32,7 +32,8 @@ Units = Sequence[Sequence[Example]]
 class Central:
     """A study's sites in one process, whose adapter starts as the federation's ``first`` and is stepped as there.
 
-    *No guarantee is made here*: the patients are synthetic, and nothing is entered in a ledger.
+    The noise is that of the claim, or ``noise_over_claimed`` times it. *No guarantee is made here*: the patients are
+    synthetic, and nothing is entered in a ledger.
     """
 
     base: Path
@@ -42,6 +43,7 @@ class Central:
     sampler: GradSampler
     units: dict[str, Units]
     evaluation: EvaluationSet
+    noise_over_claimed: float = 1.0
 
     @classmethod
     def open(cls, study: Study, records: RecordFiles, *, seed: int, devices: Sequence[str] = (PROCESSORS,)) -> Self:
@@ -92,12 +94,12 @@ class Central:
         )
 
     def mechanism(self, attempt: int) -> Mechanism:
-        """The noise of a sum that no other site adds to: z Δ and no more (Abadi et al. 2016, algorithm 1)."""
+        """The noise of a sum that no other site adds to: z Δ where it is the claim's (Abadi et al. 2016, alg. 1)."""
         if not self.manifest.study.privacy.noise:
             return NoNoise()
         return RoundedGaussian(
             noise_stddev=site_noise_stddev(
-                noise_multiplier=self.manifest.noise_multiplier(attempt),
+                noise_multiplier=self.manifest.noise_multiplier(attempt) * self.noise_over_claimed,
                 sensitivity=self.manifest.lattice.sensitivity,
                 honest_shares=1,
             )

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean, stdev
 from typing import Any, Final, Self
 
@@ -62,16 +63,19 @@ def against_pooled(rows: Sequence[Row]) -> Iterator[str]:
 
     With the t-interval of the mean of the paired differences; of fewer than two pairs nothing is said.
     """
-    pooled = {(row.case, row.epsilon): row for row in rows if row.way == "pooled"}
-    for group in _alike([row for row in rows if row.way == "distributed"]):
-        differences = _differences([(row, pooled.get((row.case, row.epsilon))) for row in group])
+    federated = _alike([row for row in rows if row.way == "distributed"])
+    for group, way in product(federated, ("pooled", "pooled-noisier")):
+        pooled = {(row.case, row.epsilon): row for row in rows if row.way == way}
+        pairs = [(row, pooled.get((row.case, row.epsilon))) for row in group]
+        differences = _differences(pairs)
         if len(differences) < 2:
             continue
         first, found = group[0], Paired.of(differences)
+        other = next(other for _, other in pairs if other is not None)
         yield (
-            f"Distributed against pooled, {first.sites} sites, {first.patients} patients ({first.split}), "
-            f"ε = {first.epsilon:g}, noise {first.noise_over_claimed:g} × claimed: ln perplexity {found.mean:+.3f}, "
-            f"95 % t-interval {found.interval} ({found.count} seeds)."
+            f"Distributed against {way}, {first.sites} sites, {first.patients} patients ({first.split}), "
+            f"ε = {first.epsilon:g}, noise {first.noise_over_claimed:g} and {other.noise_over_claimed:g} × claimed: "
+            f"ln perplexity {found.mean:+.3f}, 95 % t-interval {found.interval} ({found.count} seeds)."
         )
 
 

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -129,14 +129,17 @@ def _is_begun(folder: Path) -> bool:
 
 
 def _central(run: Run, study: Study, records: RecordFiles, workplace: Workplace) -> dict[str, Any]:
-    central = Central.open(study, records, seed=run.case.seed, devices=workplace.devices)
+    central = replace(
+        Central.open(study, records, seed=run.case.seed, devices=workplace.devices),
+        noise_over_claimed=known(run.noise_over_claimed(study)),
+    )
     model, examples = central.model, central.evaluation.examples
     f1 = _asked(records, central.base, workplace)
     sites = [site.name for site in study.sites]
     before = model.perplexity(examples, model.get_adapter()).whole
     f1_before = f1(model)
     afters, f1_afters = [], list[float | None]()
-    for trained_on in [sites] if run.way == "pooled" else [[site] for site in sites]:
+    for trained_on in [sites] if run.way != "alone" else [[site] for site in sites]:
         adapter = central.train(trained_on, workplace.tell)
         afters.append(model.perplexity(examples, adapter).whole)
         f1_afters.append(f1(model))

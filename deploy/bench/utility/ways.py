@@ -12,12 +12,13 @@ from ...builtin.patients import Split
 from ...simulation.config import read_simulation
 from ...simulation.settings import NO_DROPOUT, Simulation
 
-# All patients at one site, whose noise is that of the claim and no more · sites that share the noise · sites that each
-# add all of it · each site by itself · sites that clip and add no noise · sites that do neither.
-Way = Literal["pooled", "distributed", "local", "alone", "noise-off", "no-privacy"]
+# All patients at one site, whose noise is that of the claim and no more · the same with as much noise as a federation's
+# sums have · sites that share the noise · sites that each add all of it · each site by itself · sites that clip and add
+# no noise · sites that do neither.
+Way = Literal["pooled", "pooled-noisier", "distributed", "local", "alone", "noise-off", "no-privacy"]
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
-NOISY: Final = frozenset[Way](("pooled", "distributed", "local", "alone"))
-CENTRAL: Final = frozenset[Way](("pooled", "alone"))
+NOISY: Final = frozenset[Way](("pooled", "pooled-noisier", "distributed", "local", "alone"))
+CENTRAL: Final = frozenset[Way](("pooled", "pooled-noisier", "alone"))
 
 # What a benchmark takes from a study's file; sites, ε, trust and noise are what it compares.
 SECTIONS: Final = ("model", "data", "training", "secagg")
@@ -95,7 +96,7 @@ class Run:
         """The noise in a sum that no site is missing from, over what its ε is claimed for."""
         if self.epsilon is None:
             return None
-        if self.way in CENTRAL:
+        if self.way in ("pooled", "alone"):
             return 1.0
         sites = len(study.sites)
         return round(

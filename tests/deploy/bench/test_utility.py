@@ -79,6 +79,8 @@ def test_the_difference_from_pooled_training_has_the_t_interval_of_paired_seeds(
     mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(3)
     low, high = mean - 4.302653 * error, mean + 4.302653 * error  # Student's t with 2 degrees of freedom, 97.5 %
     assert f"{mean:+.3f}, 95 % t-interval {low:+.3f} to {high:+.3f} (3 seeds)" in markdown(rows)
+    rows += [row("pooled-noisier", 11.0, seed=seed, noise_over_claimed=1.12) for seed in range(2)]
+    assert "against pooled-noisier" in markdown(rows) and "noise 1 and 1.12 × claimed" in markdown(rows)
 
 
 def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_intervals() -> None:
@@ -187,7 +189,7 @@ def test_a_list_with_what_is_none_of_it_is_refused_by_its_name(given: dict[str, 
         "seeds": 1,
         "first_seed": 1,
     }
-    assert len(list(Grid.read(**good).runs())) == 2 * 6
+    assert len(list(Grid.read(**good).runs())) == 2 * 7
     with pytest.raises(StudyError, match=named):
         Grid.read(**{**good, **given})
 
@@ -272,6 +274,8 @@ def test_the_noise_of_one_place_is_the_claim_s_and_no_more(records: RecordFiles)
     manifest = central.manifest
     claimed = known(manifest.study.privacy.noise_multiplier) * manifest.lattice.sensitivity
     assert claimed <= central.mechanism(1).noise_stddev < claimed + 1
+    noisier = replace(central, noise_over_claimed=1.5).mechanism(1).noise_stddev
+    assert 1.5 * claimed <= noisier < 1.5 * claimed + 1
     assert manifest.noise_stddev(1) < central.mechanism(1).noise_stddev, "a site's share alone would be too little"
 
 
