@@ -93,7 +93,7 @@ def _said(verdict: Verdict) -> Iterator[str]:
     there = sum(finding.status is not Status.ABSENT for finding in verdict.findings)
     yield f"{agree} of {there} claims were recomputed from what this site holds, and agree"
     for finding in verdict.findings:
-        if finding.status in (Status.NOTHING, Status.ABSENT):
+        if finding.status is Status.NOTHING:
             yield f"{finding.claim}: {finding.detail}"
         if finding.status is Status.OPEN:
             yield f"cannot be established here: {finding.claim}: {finding.detail}"

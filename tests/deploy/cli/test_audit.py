@@ -28,7 +28,7 @@ def app() -> typer.Typer:
 def folder(tmp_path):
     (tmp_path / "study").mkdir()
     manifest = audited_manifest(attempts=2)
-    (tmp_path / "study" / MANIFEST).write_text(manifest.model_dump_json())
+    (tmp_path / "study" / MANIFEST).write_bytes(manifest.canonical)
     return tmp_path / "study"
 
 
@@ -74,7 +74,7 @@ def test_a_study_toml_is_audited_before_there_is_a_study(tmp_path) -> None:
 def test_evidence_is_not_attached_to_a_study_of_other_parameters(app, folder, tmp_path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (other / MANIFEST).write_text(audited_manifest(attempts=3).model_dump_json())
+    (other / MANIFEST).write_bytes(audited_manifest(attempts=3).canonical)
     with pytest.raises(GrandRoundsError, match="other parameters"):
         run(app, folder, "--canaries", 20, "--attach", other)
     assert not (other / AUDIT).exists()
@@ -91,6 +91,6 @@ def test_what_is_no_study_is_refused_with_what_to_do(app, tmp_path, name) -> Non
 
 def test_a_study_of_another_program_is_refused(app, tmp_path) -> None:
     manifest = audited_manifest().model_copy(update={"package_sha256": "00" * 32})
-    (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
+    (tmp_path / MANIFEST).write_bytes(manifest.canonical)
     with pytest.raises(GrandRoundsError, match="the study runs grandrounds"):
         run(app, tmp_path / MANIFEST)

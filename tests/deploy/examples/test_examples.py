@@ -98,5 +98,5 @@ def test_the_notebook_runs_from_top_to_bottom_and_holds_no_output(
         exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)  # noqa: S102
     said = capsys.readouterr().out
     assert "2 [2, 3] ['north', 'south', 'west']" in said, "the attempt that was lost is made up for"
-    assert said.count("agrees  ") == len(CLAIMS) - 1  # no audit is attached
+    assert said.count("agrees  ") == len(CLAIMS) - 2  # neither audit nor attacks are attached
     assert "The report is what follows from the ledger: it differs in attempts" in said
