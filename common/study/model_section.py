@@ -103,6 +103,8 @@ class ModelSection(Section):
     def _begins(self) -> Self:
         if self.first_adapter is not None and self.a_init != "uniform":
             raise ValueError("a_init: A is that of first_adapter, and none is drawn; leave one of the two out")
+        if self.first_study is not None and self.first_adapter is None:
+            raise ValueError("first_study: the study of a first_adapter, and none is named")
         if self.adapter == "core" and self.first_adapter is None:
             raise ValueError("first_adapter: a core adapter has A and B of public text; name a file with them")
         if self.adapter == "core" and self.dora:

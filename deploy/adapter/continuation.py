@@ -5,7 +5,9 @@ from dataclasses import replace
 from ...common.errors import StudyError
 from ...common.model.lora import Lora
 from ...common.study.first_adapter import FirstAdapter, Made
+from ...common.study.manifest import Manifest
 from ...common.study.study import Study
+from ...server.report.claim import count
 from ...server.report.rounding import probability, up
 from .finished import FinishedAdapter
 
@@ -46,12 +48,24 @@ def continued(study: Study, adapter: FinishedAdapter) -> FirstAdapter:
             why="the same numbers would be another adapter",
             fix=f"take over the [model] of study {manifest.study_id[:12]}",
         )
-    whose = f"each {manifest.study.privacy.unit} of study {manifest.study_id[:12]}"
-    claim = f"({up(report['epsilon'])}, {probability(report['delta'])})-DP for {whose}"
+    claim = f"({up(report['epsilon'])}, {probability(report['delta'])})-DP for {_whose(manifest)}"
     made = Made(
         base_sha256=manifest.model_sha256, text=claim, text_sha256=adapter.weights_sha256, study_sha256=manifest.sha256
     )
     return FirstAdapter.of(adapter.tensors, made)
+
+
+def _whose(manifest: Manifest) -> str:
+    """Whom the claim is for, with what a reader of it alone would take for granted, in one line of few words."""
+    privacy, before = manifest.study.privacy, manifest.study.model
+    whose = f"each {privacy.unit} of study {manifest.study_id[:12]}"
+    if privacy.unit == "patient":
+        whose += f", at {count(privacy.sites_per_patient, 'site')} at most"
+    if before.first_study is not None:
+        whose += f", which began with what the study of manifest {before.first_study[:12]} left"
+    elif before.first_adapter is not None:
+        whose += ", which began with text called public"
+    return whose
 
 
 def _scaling(lora: Lora) -> Lora:

@@ -49,6 +49,7 @@ def _claim_of(case: Case) -> dict[str, Any]:
         "privacy_unit": manifest.study.privacy.unit,
         "neighboring_relation": report["neighboring_relation"],
         "claim": report["claim"],
+        "began_with": report["training"]["began_with"],
     }
 
 
@@ -59,9 +60,10 @@ def in_short(claim: dict[str, Any] | None) -> str:
     study = f"study {claim['manifest_sha256'][:12]}"
     if claim["epsilon"] is None:
         return f"NO PRIVACY; {study}"
+    before = "" if claim["began_with"] is None else "; it began with another adapter, which this claim is not of"
     return (
         f"({up(claim['epsilon'])}, {probability(claim['delta'])})-DP for each {claim['privacy_unit']} by {study}; "
-        "post-processing, ε + 0"
+        f"post-processing, ε + 0{before}"
     )
 
 

@@ -13,7 +13,7 @@ from ...common.model.adapter_config import adapter_config
 from ...common.model.adapter_file import is_folded, read_tensors, vector_of
 from ...common.model.base_folder import published_name
 from ...common.study.artefacts import CONFIG, CORE, PREPARED, SUMS, WEIGHTS, trained_path
-from ...common.study.first_adapter import BY_HASH
+from ...common.study.first_adapter import BY_HASH, FirstAdapter
 from .case import Case, Claim, DisagreesError, OpenError, differences, parse_json
 
 
@@ -44,6 +44,10 @@ def _prepared(case: Case) -> str:
         return f"{of}; its file is not in {SUMS}/ to be compared"
     if sha256(data) != named.removeprefix(BY_HASH):
         raise DisagreesError(f"{PREPARED} has the SHA-256 {sha256(data)}, and the study names {named}")
+    made = FirstAdapter.parse(data, called=PREPARED).made
+    if made.study_sha256 != model.first_study or (made.study_sha256 is not None and made.text != model.first_text):
+        origin = "public text" if made.study_sha256 is None else f"study {made.study_sha256}: {made.text}"
+        raise DisagreesError(f"{PREPARED} says that it is of {origin}; the manifest, {source} {model.first_text}")
     tensors, kind = read_tensors(data), manifest.study.model.adapter
     _require_hash(vector_of(tensors, kind=kind, trained=False), manifest.frozen_adapter_sha256)
     _require_hash(vector_of(tensors, kind=kind, trained=True), manifest.adapter_sha256)

@@ -27,6 +27,11 @@ NO_PRIVACY: Final = (
     "NO PRIVACY. This study ran without noise and promises nothing to anyone in its data. Its adapter may repeat "
     "what it was trained on. It serves comparison on synthetic data only; never release it if the data were real."
 )
+# Of studies that begin with each other's adapters.
+_TOGETHER: Final = (
+    "For a patient of several of these studies all their ε add up, and all their δ, as far as each claim is one for "
+    "patients, at as many sites as that patient has records; a claim for records bounds nothing for a patient"
+)
 # Up to which ε a guarantee is called so (Ponomareva et al. 2023, "How to DP-fy ML", on choosing ε).
 STRONG, REASONABLE = 1, 10
 _WORDS: Final = [
@@ -180,8 +185,8 @@ def began_with(model: ModelSection) -> str | None:
         of = f"made of text that the study calls public: {model.first_text}"
     else:
         of = (
-            f"that an earlier study left, whose manifest is {model.first_study}: {model.first_text}. Whoever was in "
-            "both studies bears the sum of both ε and of both δ"
+            f"that, as the study says, an earlier study left, whose manifest is {model.first_study}: "
+            f"{model.first_text}. {_TOGETHER}"
         )
     return f"Training began with a first adapter {of}. Its file is {model.first_adapter}."
 
@@ -190,9 +195,10 @@ def _first_adapter(model: ModelSection) -> Iterator[Limit]:
     if model.first_study is not None:
         yield Limit(
             title="Patients of the earlier study",
-            text="The adapter also tells of the patients of the study with the manifest "
-            f"{model.first_study}, whose own claim bounds it: {model.first_text}. Its folder shows that, and this one "
-            "does not. Of who is in both, the two ε add up, and the two δ, as they do in the budget of their site.",
+            text=f"As the study says, training began with what the study with the manifest {model.first_study} left; "
+            "nothing in this folder shows it. The adapter then also tells of whoever was in that one, and in what that "
+            "one began with, as its own report says. It claims, under the conditions stated there: "
+            f"{model.first_text}. {_TOGETHER}.",
         )
     elif model.first_adapter is not None:
         yield Limit(

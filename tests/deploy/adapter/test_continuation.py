@@ -15,11 +15,14 @@ from grandrounds.common.schema import known, validated
 from grandrounds.common.study.artefacts import ADAPTER, CARD, PAGE, REPORT
 from grandrounds.common.study.first_adapter import FirstAdapter, with_pinned_adapter
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.adapter.continuation import continued
 from grandrounds.deploy.adapter.finished import FinishedAdapter
+from grandrounds.deploy.builtin import models
 from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.generate.provenance import claimed, in_short
 from grandrounds.deploy.simulation.simulate import Result, simulate
 from grandrounds.deploy.verify.claims import verify
-from grandrounds.deploy.verify.verdict import Outcome
+from grandrounds.deploy.verify.verdict import Outcome, Status
 
 SITES = ("north", "south", "west")
 
@@ -145,3 +148,43 @@ def test_a_study_calls_an_earlier_one_by_no_other_name(
     for changed, named in changes:
         with pytest.raises(StudyError, match=named):
             with_pinned_adapter(a_study(base, first_adapter=first, **changed))
+
+
+def test_a_third_stage_says_that_the_second_had_one_before_it_and_claims_keep_their_conditions(
+    base: Path, earlier: Result, tmp_path: Path
+) -> None:
+    def next_(before: Path, name: str) -> Study:
+        first = continued(a_study(base, first_adapter="first"), FinishedAdapter.read(before))
+        (tmp_path / name).write_bytes(first.data)
+        return a_study(base, first_adapter=str(tmp_path / name))
+
+    simulated(next_(known(earlier.folder), "a"), tmp_path / "second")
+    second = FinishedAdapter.read(tmp_path / "second")
+    text = continued(a_study(base, first_adapter="first"), second).made.text
+    assert f"at one site at most, which began with what the study of manifest {earlier.manifest.sha256[:12]}" in text
+    page = (tmp_path / "second" / PAGE).read_text(encoding="utf-8")
+    assert "a claim for records bounds nothing for a patient" in page and "as the study says" in page
+    claim = known(claimed(second))
+    assert earlier.manifest.sha256 in claim["began_with"] and "began with another adapter" in in_short(claim)
+
+
+def test_verify_refuses_a_study_that_calls_an_earlier_one_public_text(
+    base: Path, earlier: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = continued(a_study(base, first_adapter="first"), FinishedAdapter.read(known(earlier.folder)))
+    (tmp_path / "first").write_bytes(first.data)
+    real = with_pinned_adapter
+
+    def called_public(study: Study) -> Study:
+        model = real(study).model.model_copy(update={"first_study": None, "first_text": "an ontology"})
+        return study.model_copy(update={"model": model})
+
+    monkeypatch.setattr(models, "with_pinned_adapter", called_public)
+    later = simulated(a_study(base, first_adapter=str(tmp_path / "first")), tmp_path / "later")
+    finding = next(f for f in verify(tmp_path / "later", later.manifest.sha256).findings if f.name == "frozen")
+    assert finding.status is Status.DISAGREES and earlier.manifest.sha256 in finding.detail
+
+
+def test_no_earlier_study_is_named_where_nothing_of_it_is_begun_with(base: Path) -> None:
+    with pytest.raises(StudyError, match="first_study: the study of a first_adapter"):
+        a_study(base, first_study="ab" * 32)
