@@ -86,7 +86,8 @@ def continue_(
     say(
         [
             f"{output} is the first adapter, of the study with the manifest {first.made.study_sha256}, {whose}",
-            f"it is {first.made.text}; whoever is in both studies bears the sum of both ε and of both δ",
+            f"it is {first.made.text}; a patient of both studies bears the sum of both ε and of both δ, as far as both "
+            "are claims for patients at as many sites",
             _NAMED.format(first.sha256),
         ]
     )

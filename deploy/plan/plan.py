@@ -147,9 +147,10 @@ class Plan:
 def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, trial: "Trial | None") -> float:
     """σC/(√B·ḡ): deviation of a step's noise in any one direction, over the length of its gradients' sum.
 
-    σ is that of the **sum** of all sites in the first attempt, of which what so many need not add is taken off
-    (``site_noise``). √B·ḡ is the sum's length if the B gradients have nothing in common; what they have in common makes
-    it longer, up to B·ḡ, and the ratio smaller. Raises PrivacyError where there are not enough honest shares.
+    σ is that of the **sum** of all sites, of which what so many need not add is taken off (``site_noise``), in the
+    attempts with the most noise. √B·ḡ is the sum's length if the B gradients have nothing in common; what they have in
+    common makes it longer, up to B·ḡ, and the ratio smaller. Raises PrivacyError where there are not enough honest
+    shares.
     """
     privacy = study.privacy
     threshold, sites = known(study.secagg.threshold), len(study.sites)
@@ -157,7 +158,8 @@ def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, tria
     over_claim = noise_over_claim(
         sites, trust=trust, sites=sites, threshold=threshold, corrupt_sites=privacy.corrupt_sites
     )
-    stddev_of_sum = noise_multiplier * over_claim * privacy.clipping_norm
+    most = max([1.0, *(factor for _, factor in privacy.noise_stages)])
+    stddev_of_sum = noise_multiplier * most * over_claim * privacy.clipping_norm
     mean_norm = privacy.clipping_norm if trial is None else trial.mean_clipped_norm(privacy)
     return stddev_of_sum / (math.sqrt(_units_per_step(study)) * mean_norm)
 

@@ -113,7 +113,7 @@ ADAPTER_CLAIMS: Final = (
     ),
     Claim(
         name="frozen",
-        claim="Its other numbers are the public ones that all sites began with",
+        claim="Its other numbers are the ones that all sites began with",
         recomputed_from=f"{WEIGHTS} and the manifest",
         check=_frozen,
     ),

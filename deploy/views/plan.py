@@ -114,13 +114,13 @@ def _noise(plan: Plan) -> Iterable[tuple[str, str]]:
     )
     floor = "" if plan.trial else " at best, if every gradient is clipped"
     if privacy.noise_stages:
-        floor = f"{floor}, in the first attempt"
+        floor = f"{floor}, in the attempts with the most noise"
     yield "noise-to-signal", f"σC/(√B·ḡ) = {shares.noise_to_signal:.2f}{floor}: {verdict}"
     yield (
         "what that means",
         "σC is the noise of the sum along any one direction, √B·ḡ the length of a step's clipped gradients together if "
         "they have nothing in common; what they have in common lowers it. Noise then turns a step against its own "
-        f"gradients in {steps_reversed(shares.noise_to_signal):.1%} of all steps; at {NOISE_SHOWS:g} in "
+        f"gradients in {steps_reversed(shares.noise_to_signal):.1%} of such steps; at {NOISE_SHOWS:g} in "
         f"{steps_reversed(NOISE_SHOWS):.1%}, at {NOISE_RULES:g} in {steps_reversed(NOISE_RULES):.1%}. These two marks "
         "are that arithmetic, Φ(−1/ratio), and no published threshold; that noise must be small beside the batch is "
         "(De et al. 2022; Li et al. 2022; Ponomareva et al. 2023).",

@@ -98,6 +98,10 @@ def test_the_mean_is_of_clipped_norms_and_without_a_trial_the_ratio_is_the_least
     least = noise_to_signal(complete, noise_multiplier=1.2, trust="distributed", trial=None)
     assert least == pytest.approx(1.2 * math.sqrt(5 / 4) / math.sqrt(24))
     assert measured == pytest.approx(least * 0.5 / 0.42)
+    for stages, most in (([[2, 4.0], [3, 0.5]], 4.0), ([[2, 0.25]], 1.0)):  # judged by the attempts with the most noise
+        staged = complete_study(study(units=24, privacy={"sampling_probability": 0.2, "noise_stages": stages}))
+        ratio = noise_to_signal(staged, noise_multiplier=1.2, trust="distributed", trial=None)
+        assert ratio == pytest.approx(most * least)
 
 
 def test_shares_count_the_honest_ones_of_the_least_that_must_answer(built_in: Plan) -> None:
