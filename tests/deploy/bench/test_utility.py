@@ -18,7 +18,7 @@ from grandrounds.common.data.tokenisation import load_tokenizer
 from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
-from grandrounds.common.schema import known
+from grandrounds.common.schema import known, read_toml
 from grandrounds.deploy.bench.utility.bench import UtilityBench
 from grandrounds.deploy.bench.utility.central import Central
 from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
@@ -121,6 +121,16 @@ def test_every_lever_is_tried_with_each_run_in_the_place_of_what_the_configurati
     assert {study.training.learning_rate for study in studies} == {1.0}
     assert [study.privacy.clipping for study in studies] == ["norm", "norm", "auto"]
     assert len({job.subject for job in jobs}) == 6
+
+
+def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim() -> None:
+    results = Path(__file__).parents[3] / "tests" / "results"
+    runs = [Run(way="distributed", epsilon=4.0, case=replace(CASE, patients=120))]
+    jobs = Levers.read(results / "levers.toml", read_toml(results / "levers-base.toml")).jobs(runs)
+    assert len({job.subject for job in jobs}) == len(jobs) > 10
+    for job in jobs:
+        study = job.run.study(job.run.case.read(job.tables)[0])
+        assert study.privacy.noise and study.privacy.target_epsilon == 4.0, job
 
 
 @pytest.mark.parametrize(
