@@ -132,6 +132,12 @@ class Entry:
         return cls.parse(canonical_json({**fields, "signature": signature}), book)
 
 
+def author_of(line: bytes) -> str | None:
+    """Who signed a line, by what it says itself; None where it is no entry's."""
+    beginning = _BEGINNING.match(line)
+    return None if beginning is None else beginning[1].decode()
+
+
 def _check_before_parsing(line: bytes, label: bytes) -> None:
     """Raises LedgerError unless a line is signed by whom it names, and of few levels.
 

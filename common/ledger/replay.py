@@ -20,7 +20,7 @@ from ..study.manifest import Manifest
 from ..study.succession import check_successor, check_units
 from ..system.code_pin import check_form_of
 from . import entries
-from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, UnknownFormError, broken
+from .chain import EMPTY_LEDGER_HEAD, Entry, EntryType, Ledger, UnknownFormError, author_of, broken
 from .entries import SignedStatement
 from .records import AttemptRecord, RoundRecord
 
@@ -83,16 +83,16 @@ class VerifiedLedger:
         """Check and add the entries among ``lines`` that are not here yet.
 
         Raises LedgerError at the first that cannot be, OtherProgramError at one of a form that this program does not
-        write where another made the study; what was replayed is then to be thrown away.
+        write where another made the study and its server signed it; what was replayed is then to be thrown away.
         """
-        try:
-            for line in lines:
+        for line in lines:
+            try:
                 for entry in self.ledger.continuation([line]):
                     self.take(entry)
-        except UnknownFormError:
-            if self.manifests:
-                check_form_of(self.manifest.canonical)
-            raise
+            except UnknownFormError:
+                if self.manifests and author_of(line) == self.manifest.server_key:
+                    check_form_of(self.manifest.canonical)
+                raise
 
     @property
     def manifest(self) -> Manifest:

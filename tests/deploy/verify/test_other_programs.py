@@ -12,7 +12,7 @@ from support.study.verified_study import SmallStudy, write_ledger
 from typer.testing import CliRunner
 
 from grandrounds.client.site.folder import SiteFolder
-from grandrounds.common.crypto.identity import canonical_json
+from grandrounds.common.crypto.identity import Identity, canonical_json
 from grandrounds.common.errors import OtherProgramError
 from grandrounds.common.ledger.chain import Entry, EntryType
 from grandrounds.common.study.artefacts import LEDGER, MANIFEST, REPORT
@@ -120,6 +120,25 @@ def test_an_entry_of_another_form_is_for_the_program_that_wrote_it(
     case.replay.cache_clear()
     monkeypatch.setattr(code_pin, "__version__", "9.9")
     assert ran("verify", folder).exit_code == Outcome.UNKNOWN
+    case.replay.cache_clear()
+
+
+def test_a_stranger_s_entry_makes_nothing_open_of_a_study_of_another_program(
+    study: SmallStudy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger, last = Identity.generate(), Entry.parse(study.lines[-1])
+    fields = {
+        "author": stranger.public_key,
+        "body": {},
+        "previous": last.hash,
+        "sequence": last.sequence + 1,
+        "type": "a-new-type",
+    }
+    signature = stranger.sign(b"grandrounds/ledger/v1\n", canonical_json(fields)).hex()
+    write_ledger(folder, [*study.lines, canonical_json({**fields, "signature": signature})])
+    monkeypatch.setattr(code_pin, "__version__", "9.9")
+    case.replay.cache_clear()
+    assert ran("verify", folder).exit_code == Outcome.FALSE
     case.replay.cache_clear()
 
 
