@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ...common.crypto.identity import shown_key
 from ...common.errors import OtherProgramError, StudyError
 from ...server.report.claim import count
+from ..verify.case import differences
 from .facts import facts_of, require_verified
 from .folder import RegistryFolder
 from .releases import Registry
@@ -48,7 +49,8 @@ def check(
         except OtherProgramError as error:
             by_others.append(f"{release.adapter}: {error.what}")
             continue
-        if facts_of(case) != release.released.facts:
+        known, found = (facts.model_dump(mode="json") for facts in (release.released.facts, facts_of(case)))
+        if any(differences(known, found)):  # figures of attacks are computed anew, and their last digits the machine's
             raise StudyError(
                 f"what the registry says of {release.adapter} is not what its study's report says",
                 why="its privacy or quality would be taken for another",

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.common.study.artefacts import ATTACKS, AUDIT, PAGE, REPORT, WEIGHTS
 from grandrounds.deploy.cli.registry import registry as commands
+from grandrounds.server.report import attacks
 from grandrounds.server.report.audit import attached
+from grandrounds.server.report.findings import promise
 
 
 def ran(*words: str | Path) -> Result:
@@ -109,7 +111,9 @@ def test_an_audit_that_the_report_states_is_kept_and_handed_out_or_noted_as_open
         (folder / AUDIT).unlink(missing_ok=True)
 
 
-def test_what_attacks_found_of_a_simulation_s_adapter_is_known_of_its_release(tmp_path: Path) -> None:
+def test_what_attacks_found_of_a_simulation_s_adapter_is_known_of_its_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study, folder, registry = simulated(), tmp_path / "study", tmp_path / "registry"
     study.close(folder)
     (folder / ATTACKS).write_bytes(attacks_of(study))
@@ -120,6 +124,9 @@ def test_what_attacks_found_of_a_simulation_s_adapter_is_known_of_its_release(tm
     )
     (listed,) = json.loads(done("list", registry, "--json"))
     assert listed["attacks"]["members"] == PATIENTS and (registry / "releases" / "letters" / "1" / ATTACKS).exists()
+    elsewhere = [(delta, epsilon * (1 + 1e-12)) for delta, epsilon in promise(study.manifest) or ()]
+    monkeypatch.setattr(attacks, "promise", lambda manifest: tuple(elsewhere))
+    assert "its study's claims hold" in done("verify", registry), "the last digits of a figure are the machine's"
     assert "claims hold" in done("verify", registry)
 
 
