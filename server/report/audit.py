@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ...common.audit.bounds import Kind
 from ...common.audit.evidence import CLAIMED, AuditEvidence, Bound, Protection
+from ...common.audit.named import name_of
 from ...common.crypto.identity import Hex32, sha256
 from ...common.errors import StudyError
 from ...common.schema import Section
@@ -115,6 +116,8 @@ def attached(folder: Path, manifest: Manifest) -> Audited | None:
     try:
         data = (folder / AUDIT).read_bytes()
         AuditEvidence.parse(data).require_of(manifest)
+        if manifest.study.about.audit not in (None, name_of(data)):
+            return None
     except (OSError, StudyError):
         return None
     return Audited.of(data)

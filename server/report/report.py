@@ -18,6 +18,7 @@ from ...common.model.base_folder import published_name
 from ...common.privacy.composition import composed_epsilon
 from ...common.privacy.events import Schedule
 from ...common.schema import Section, Words
+from ...common.study.first_adapter import BY_HASH
 from ...common.study.manifest import Manifest
 from . import attacks, claim, groups, utility
 from .attacks import Attacked
@@ -81,10 +82,13 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
 
     Pure: whoever has the ledger and what was declared gets the same, before the study is closed and after. Every
     figure is computed from the manifest, from releases, or from public or synthetic data. Without noise there is no
-    claim, and the figures that would support one are None. Raises LedgerError where the ledger begins with no study.
+    claim, and the figures that would support one are None. Raises LedgerError where the ledger begins with no study,
+    and where what is declared cannot be this study's.
     """
     manifest = verified.manifest
     study = manifest.study
+    if declared.audit is not None and study.about.audit not in (None, f"{BY_HASH}{declared.audit.sha256}"):
+        raise broken("the report states another audit than the one that the manifest names")
     training = study.training
     figures = privacy_figures(manifest)
     rounds = _rounds(verified, declared, figures["epsilon"])

@@ -9,6 +9,7 @@ from support.study.verification import reclosed, rewritten
 from support.study.verified_study import SmallStudy, ran
 
 from grandrounds.common.audit.named import name_of
+from grandrounds.common.errors import LedgerError
 from grandrounds.common.study.artefacts import AUDIT, CARD, PAGE, REPORT
 from grandrounds.deploy.verify.case import Case
 from grandrounds.deploy.verify.claims import verdict_on, verify
@@ -76,6 +77,22 @@ def test_an_audit_that_the_manifest_names_is_that_file_and_in_the_report(study: 
     assert "which all sites had before they signed" in (tmp_path / PAGE).read_text(encoding="utf-8")
     (tmp_path / AUDIT).write_bytes(audit_of(study.manifest, seed=2))
     assert "not the audit that" in refused(tmp_path)
+
+
+def test_a_report_states_no_other_audit_than_the_one_that_the_manifest_names(study: SmallStudy, tmp_path: Path) -> None:
+    other = Audited.of(audit_of(study.manifest, seed=2))
+    named = ran(about={"audit": name_of(audit_of(study.manifest))})
+    named.close(tmp_path)
+    (tmp_path / AUDIT).write_bytes(audit_of(study.manifest, seed=2))
+    assert attached(tmp_path, named.manifest) is None
+    (tmp_path / AUDIT).unlink()
+    with pytest.raises(LedgerError, match="another audit than the one that the manifest names"):
+        named.report(audit=other)
+    report = named.report()
+    report["audit"]["found"] = other.model_dump(mode="json")
+    rewritten(tmp_path, report)
+    (finding,) = verdict_on(Case(evidence=read_evidence(tmp_path), manifest_hash=None), "report").findings
+    assert finding.status is Status.DISAGREES and "another audit" in finding.detail
 
 
 def test_an_audit_that_the_report_states_and_a_site_does_not_hold_is_open_and_refutes_nothing(
