@@ -1,14 +1,16 @@
 """A study that a site joined: its manifest, and a folder for each of the site's two programs in it."""
 
+import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ...common.audit.named import named_audit
+from ...common.crypto.identity import sha256
 from ...common.errors import StorageError, StudyError
 from ...common.study.artefacts import AUDIT, MANIFEST
-from ...common.study.manifest import Manifest
+from ...common.study.manifest import MANIFEST_LABEL, Manifest
 from ...common.study.public_records import PublicRecords
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import fsync, make_folder
@@ -106,6 +108,17 @@ class JoinedStudy:
         except FileNotFoundError as error:
             raise not_joined(self.path) from error
         except (OSError, ValueError, RecursionError) as error:
+            raise damaged(path) from error
+
+    def identity(self) -> tuple[str, str]:
+        """The study's id and its manifest's hash, whatever version made it. Raises StudyError and StorageError."""
+        path = self.path / MANIFEST
+        try:
+            text = path.read_bytes()
+            return str(json.loads(text)["study_id"]), sha256(MANIFEST_LABEL + text)
+        except FileNotFoundError as error:
+            raise not_joined(self.path) from error
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise damaged(path) from error
 
     def check_code(self) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from ...common.audit.evidence import AuditEvidence
-from ...common.audit.named import name_of
+from ...common.audit.named import name_of, require_sound
 from ...common.crypto.identity import GivenKey, Name, canonical_json, sha256
 from ...common.errors import StudyError, reason
 from ...common.schema import Address, Section, Words
@@ -196,5 +195,5 @@ def described(manifest: Manifest, *, audit: bytes | None = None) -> dict[str, An
 
 
 def _audited(manifest: Manifest, audit: bytes) -> str:
-    AuditEvidence.parse(audit).require_of(manifest)
+    require_sound(audit, manifest.study, package_sha256=manifest.package_sha256)
     return f"{Audited.of(audit).in_brief}; so says whoever audited, and audit.json in study.zip has the scores"

@@ -57,8 +57,8 @@ def facts_of(case: Case) -> Facts:
     """What the release's entry says of it, of a study that was verified."""
     manifest, report = case.verified.manifest, case.report
     declared = Declared.of(report)
-    groups, attacks = declared.groups, declared.attacks
-    if ATTACKS in case.evidence.files:  # as was verified; they may have come after the report
+    groups, attacks = declared.groups, None
+    if ATTACKS in case.evidence.files:  # whose scores bear them out; what a report alone states of them, nothing does
         attacks = Attacked.of(case.read(ATTACKS), manifest, adapter_sha256=last_adapter(case.verified)[0])
     # Audit and attacks stand in the report by their hashes, and are no part of what the study was closed with.
     paths = (LEDGER, *results(manifest.study.model.adapter), *({AUDIT, ATTACKS} & case.evidence.files.keys()))

@@ -23,7 +23,7 @@ from ...client.state.database import DATABASE, SiteDatabase
 from ...client.state.site_state import SiteState
 from ...common.crypto.identity import canonical_json, make_key, shown_key
 from ...common.data.records import count_records
-from ...common.errors import StoppedError, StorageError, StudyError
+from ...common.errors import OtherProgramError, StoppedError, StorageError, StudyError
 from ...common.ledger.message_sizes import largest_request_bytes
 from ...common.model.devices import PROCESSORS
 from ...common.schema import as_toml, known, validated
@@ -301,13 +301,14 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
 
     Raises StudyError where it was not joined or its worker runs, and StorageError.
     """
-    worker, manifest = worker_of(folder.settings()), study.manifest()
+    worker, (study_id, sha256) = worker_of(folder.settings()), study.identity()
     try:
-        begun = done_as(worker, lambda: _cancelled(folder, study, manifest.study_id))
+        begun = done_as(worker, lambda: _cancelled(folder, study, study_id))
     except StorageError as error:
         raise StudyError(f"the study cannot be left: {error.what}", why=error.why, fix=error.fix) from error
     is_over = study.results.is_dir()  # which the worker keeps once it has checked the study's end
-    SiteLog(folder).note("left", study=manifest.study_id, manifest=manifest.sha256, over=is_over, begun=begun)
+    SiteLog(folder).note("left", study=study_id, manifest=sha256, over=is_over, begun=begun)
+    without = _without(study)
     left = study.forget()
     name = folder.settings().name
     prepared = []
@@ -324,8 +325,7 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
             "what it reserved of the budget stays spent: an attempt was begun, and when to stop is chosen along the way"
             if begun
             else "no attempt was begun here, so that the budget has back what it reserved",
-            f"tell the server's operator: {name} has left, with manifest {manifest.sha256[:16]}…; "
-            f"{_without(threshold=manifest.threshold, others=len(manifest.site_keys) - 1)}",
+            f"tell the server's operator: {name} has left, with manifest {sha256[:16]}…; {without}",
             "what was released before stays released; the study's claim bounds what it says of any patient",
         ]
     return [
@@ -336,7 +336,12 @@ def leave(folder: SiteFolder, study: JoinedStudy) -> list[str]:
     ]
 
 
-def _without(*, threshold: int, others: int) -> str:
+def _without(study: JoinedStudy) -> str:
+    try:
+        manifest = study.manifest()
+    except OtherProgramError:  # a site leaves a study of another version, too, and has its budget back
+        return "whether the study goes on follows from how many of its sites must answer"
+    threshold, others = manifest.threshold, len(manifest.site_keys) - 1
     if threshold > others:
         return f"the study goes no further, for all {threshold} of its sites must answer"
     return f"the study goes on while {threshold} of the other {others} answer"

@@ -16,7 +16,7 @@ from ...client.site.reading import Reading
 from ...client.site.site_log import SiteLog
 from ...client.site.site_records import SiteRecords
 from ...client.site.survey import Survey, check_readable
-from ...common.errors import StoppedError, StudyError
+from ...common.errors import OtherProgramError, StoppedError, StudyError
 from ...common.system.files import write_atomically
 from ...common.system.locks import is_held
 from .owner import done_as
@@ -43,7 +43,10 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
             why="a study reads them once all of them are",
             fix=f"go on where it stopped, at any time: grandrounds client prepare {folder.path} {study.name}",
         ) from None
-    others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
+    try:
+        others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
+    except OtherProgramError:  # what a study of another version reads cannot be told, and so nothing is removed
+        others = 0
     if len(records.kept) < len(records.store.patients):  # who is not to be read is not to be kept, either
         forget_in(folder.prepared, OptOuts.read(folder.policy().data.opted_out), folder.fingerprint_key())
     size_bytes = sum(path.stat().st_size for place in places(folder.prepared) for path in place.iterdir())

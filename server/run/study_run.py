@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.audit.attack_scores import require_of_nobody
 from ...common.crypto.identity import sha256
 from ...common.data.tokenisation import EvaluationSet
 from ...common.errors import StorageError
@@ -134,6 +135,7 @@ class StudyRun:
     def _attack(self, first: Vector | None) -> None:
         if self.attack is None or first is None or self.folder is None or self.ledger.verified.closed:
             return
+        require_of_nobody(self.manifest.study, app_sha256=self.manifest.app_sha256)
         with phase(self.observe, "attacks", "can it be told who was trained on?"):
             self.model.set_adapter(first)
             self.folder.save_attacks(self.attack(self.model, self.training.adapter, self.manifest))

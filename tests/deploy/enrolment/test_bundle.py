@@ -1,5 +1,6 @@
 """A study's bundle: read whole by the program that it is for, and by no other."""
 
+import json
 import zipfile
 from dataclasses import replace
 
@@ -57,6 +58,11 @@ def test_an_audit_of_another_study_is_shown_to_no_site():
     assert "by 60 planted gradient canaries" in described(manifest, audit=audit_of(manifest))["audit"]
     with pytest.raises(StudyError, match="max_attempts is 2 there and 3 here"):
         described(manifest, audit=audit_of(audited_manifest(attempts=2)))
+    invented = json.loads(audit_of(manifest))
+    for bound in invented["bounds"]:
+        bound["epsilon"] = 0.0
+    with pytest.raises(StudyError, match="scores"):
+        described(manifest, audit=json.dumps(invented).encode())
 
 
 @pytest.mark.parametrize("public, instead", [(b"a", b"b"), (b"a", None), (None, b"a")])

@@ -11,6 +11,7 @@ from support.study.verified_study import SmallStudy
 
 from grandrounds.common.errors import LedgerError
 from grandrounds.common.study.artefacts import ATTACKS, CARD, PAGE, REPORT
+from grandrounds.deploy.registry.facts import facts_of
 from grandrounds.deploy.verify.case import Case
 from grandrounds.deploy.verify.claims import verdict_on, verify
 from grandrounds.deploy.verify.evidence import read_evidence
@@ -72,6 +73,11 @@ def test_attacks_that_came_in_time_are_in_the_report_the_page_and_the_card(study
     assert judged(folder) == (Status.DISAGREES, "what the report states is not what follows from attacks.json")
     (folder / ATTACKS).unlink()
     assert judged(folder)[0] is Status.OPEN
+    # What a report states and no scores bear out is no fact of a release.
+    assert (
+        report["attacks"]["found"]
+        and facts_of(Case(evidence=read_evidence(folder), manifest_hash=None)).attacks is None
+    )
 
 
 def test_what_the_report_says_that_epsilon_allows_follows_from_the_manifest(study: SmallStudy, folder: Path) -> None:
