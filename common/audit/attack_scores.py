@@ -1,17 +1,17 @@
 """What attacks on an adapter leave of a simulation: each patient's scores, from which all figures follow."""
 
-import json
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ..crypto.identity import Hex32, canonical_json
+from ..crypto.identity import Hex32
 from ..errors import StudyError
 from ..schema import Section, Version
 from ..study.manifest import Manifest
 from ..study.study import Study
 from ..version import __version__
+from .evidence_file import EvidenceFile
 from .membership import Seen
 
 FORMAT: Final = "grandrounds/attacks/v1"
@@ -54,7 +54,7 @@ class PatientScores(Section):
         return Seen(**{name: np.array(scores, dtype=np.float64) for name, scores in self})
 
 
-class AttackEvidence(Section):
+class AttackEvidence(EvidenceFile):
     """Scores of patients who were trained on, and of others; of a simulation of nobody who has to be protected.
 
     Attributes:
@@ -63,6 +63,10 @@ class AttackEvidence(Section):
         adapter_sha256: of the trained numbers that were attacked, as the ledger has them.
     """
 
+    unlike = "they are no scores of attacks"
+    counts_for = _WHY
+    made_by = "attacks.json that `grandrounds adapter attack --attach` of this version"
+
     format: Literal["grandrounds/attacks/v1"] = FORMAT
     package_version: Version = __version__
     package_sha256: Hex32
@@ -70,26 +74,6 @@ class AttackEvidence(Section):
     adapter_sha256: Hex32
     members: PatientScores
     others: PatientScores
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """The evidence of a file; raises StudyError where it is none."""
-        try:
-            return cls.model_validate(json.loads(data))
-        except (ValueError, RecursionError) as error:
-            place = ""
-            if isinstance(error, ValidationError):
-                first = error.errors(include_url=False, include_input=False)[0]
-                place = ": " + (".".join(map(str, first["loc"])) or first["msg"].removeprefix("Value error, "))
-            raise StudyError(
-                f"they are no scores of attacks that this version writes{place}",
-                why=_WHY,
-                fix="take the attacks.json that `grandrounds adapter attack --attach` of this version wrote",
-            ) from None
-
-    def to_json(self) -> bytes:
-        """The one file of this evidence, which ``parse`` reads."""
-        return canonical_json(self.model_dump(mode="json")) + b"\n"
 
     def require_study(self, manifest: Manifest, adapter_sha256: str) -> None:
         """Raises StudyError unless the scores are of this study's adapter, and none of them is of a real patient."""

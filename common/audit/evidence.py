@@ -1,10 +1,9 @@
 """What an audit leaves: its canaries' scores, and the bounds that anybody can recompute from them (audit.json)."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, canonical_json, sha256
 from ..errors import StudyError
@@ -15,6 +14,7 @@ from ..study.manifest import Manifest
 from ..study.study import PrivacySection, SecaggSection, Study
 from ..version import __version__
 from .bounds import CHOSEN, Kind, Method, f_dp_bound, line_up_bound, one_run_bound
+from .evidence_file import EvidenceFile
 
 FORMAT: Final = "grandrounds/audit/v1"
 CLAIMED: Final = "as claimed"
@@ -169,7 +169,7 @@ class Bound(Section):
         return self.method == CHOSEN[self.kind]
 
 
-class AuditEvidence(Section):
+class AuditEvidence(EvidenceFile):
     """An audit of a twin: a study of the same parameters on synthetic patients, with canaries among them.
 
     Attributes:
@@ -179,6 +179,10 @@ class AuditEvidence(Section):
         seeds: of coins and canaries, chosen before the run. Noise and draws have none.
         stated: what the auditor says of the twin that scores do not show, as what was left out of it.
     """
+
+    unlike = "it is no evidence of an audit"
+    counts_for = _WHY
+    made_by = "audit.json that `grandrounds audit` of this version"
 
     format: Literal["grandrounds/audit/v1"] = FORMAT
     package_version: Version = __version__
@@ -229,26 +233,6 @@ class AuditEvidence(Section):
             },
             why=_WHY,
         )
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """The evidence of a file; raises StudyError where it is none."""
-        try:
-            return cls.model_validate(json.loads(data))
-        except (ValueError, RecursionError) as error:
-            place = ""
-            if isinstance(error, ValidationError):
-                first = error.errors(include_url=False, include_input=False)[0]
-                place = ": " + (".".join(map(str, first["loc"])) or first["msg"].removeprefix("Value error, "))
-            raise StudyError(
-                f"it is no evidence of an audit that this version writes{place}",
-                why=_WHY,
-                fix="take the audit.json that `grandrounds audit` of this version wrote",
-            ) from None
-
-    def to_json(self) -> bytes:
-        """The one file of this evidence, which ``parse`` reads."""
-        return canonical_json(self.model_dump(mode="json")) + b"\n"
 
     @property
     def claimed(self) -> float:
