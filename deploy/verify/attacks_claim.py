@@ -1,16 +1,16 @@
 """That attacks in a study's folder are of its adapter and of nobody, and that the report has their figures."""
 
-from typing import Any, Final
+from typing import Final
 
-from ...common.study.artefacts import ATTACKS, REPORT
+from ...common.study.artefacts import ATTACKS
 from ...server.report.attacks import Attacked
 from .adapter_claims import last_adapter
-from .case import AbsentError, Case, Claim, DisagreesError, OpenError, differences, parse_json
+from .case import AbsentError, Case, Claim, DisagreesError, OpenError, differences
 
 
 def _attacked(case: Case) -> str:
     """Of a study without attacks there is nothing to check; how they are made is said."""
-    stated = _stated(case)
+    stated = case.found("attacks")
     if ATTACKS not in case.evidence.files and ATTACKS not in case.evidence.faults:
         if stated is not None:
             raise OpenError(f"the report states what attacks found, and {ATTACKS}, which its server holds, is not here")
@@ -20,16 +20,6 @@ def _attacked(case: Case) -> str:
     if stated is not None and any(differences(stated, found.model_dump(mode="json"))):
         raise DisagreesError(f"what the report states is not what follows from {ATTACKS}")
     return found.in_words
-
-
-def _stated(case: Case) -> Any:
-    """What the report has of attacks; None where it is no report, as its own claim says."""
-    try:
-        report = parse_json(REPORT, case.evidence.files.get(REPORT, b""))
-    except DisagreesError:
-        return None
-    attacks = report.get("attacks") if isinstance(report, dict) else None
-    return attacks.get("found") if isinstance(attacks, dict) else None
 
 
 ATTACKS_CLAIM: Final = Claim(

@@ -1,12 +1,12 @@
 """That an attached audit is of this study's parameters, that its bounds follow from its scores, and what they mean."""
 
-from typing import Any, Final
+from typing import Final
 
 from ...common.audit.evidence import AuditEvidence
 from ...common.audit.named import name_of
 from ...common.study.artefacts import AUDIT, REPORT
 from ...server.report.audit import Audited
-from .case import AbsentError, Case, Claim, DisagreesError, OpenError, parse_json
+from .case import AbsentError, Case, Claim, DisagreesError, OpenError
 
 
 def _audited(case: Case) -> str:
@@ -15,7 +15,7 @@ def _audited(case: Case) -> str:
     One that the manifest does not name is none of the files that a study leaves at its sites: what a report states of
     it stays open there.
     """
-    stated, manifest = _stated(case), case.verified.manifest
+    stated, manifest = case.found("audit"), case.verified.manifest
     named = manifest.study.about.audit
     if AUDIT not in case.evidence.files and AUDIT not in case.evidence.faults:
         if named is not None:
@@ -40,16 +40,6 @@ def _audited(case: Case) -> str:
     if evidence.headline.epsilon > evidence.claimed:
         raise DisagreesError(found.in_words)
     return found.in_words
-
-
-def _stated(case: Case) -> Any:
-    """What the report has of an audit; None where it is no report, as its own claim says."""
-    try:
-        report = parse_json(REPORT, case.evidence.files.get(REPORT, b""))
-    except DisagreesError:
-        return None
-    audit = report.get("audit") if isinstance(report, dict) else None
-    return audit.get("found") if isinstance(audit, dict) else None
 
 
 AUDIT_CLAIM: Final = Claim(

@@ -109,6 +109,15 @@ class Case:
         """The JSON of report.json, whatever it is; raises DisagreesError where it is none."""
         return parse_json(REPORT, self.result(REPORT))
 
+    def found(self, section: str) -> Any:
+        """What the report has of an audit, or of attacks; None where it is no report, as its own claim says."""
+        try:
+            report = parse_json(REPORT, self.evidence.files.get(REPORT, b""))
+        except DisagreesError:
+            return None
+        stated = report.get(section) if isinstance(report, dict) else None
+        return stated.get("found") if isinstance(stated, dict) else None
+
     @functools.cached_property
     def differences(self) -> list["Difference"]:
         """The fields in which report.json is not what the ledger makes of it.
