@@ -102,30 +102,28 @@ class JoinedStudy:
 
     def manifest(self) -> Manifest:
         """The study's manifest. Raises StudyError if there is none or another version's, and StorageError."""
-        path = self.path / MANIFEST
+        text = self._manifest_text()
         try:
-            return Manifest.parse(path.read_bytes())
-        except FileNotFoundError as error:
-            raise not_joined(self.path) from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise damaged(path) from error
+            return Manifest.parse(text)
+        except (ValueError, RecursionError) as error:
+            raise damaged(self.path / MANIFEST) from error
 
     def identity(self) -> tuple[str, str]:
         """The study's id and its manifest's hash, whatever version made it. Raises StudyError and StorageError."""
-        path = self.path / MANIFEST
+        text = self._manifest_text()
         try:
-            text = path.read_bytes()
             return str(json.loads(text)["study_id"]), sha256(MANIFEST_LABEL + text)
-        except FileNotFoundError as error:
-            raise not_joined(self.path) from error
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise damaged(path) from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise damaged(self.path / MANIFEST) from error
 
     def check_code(self) -> None:
         """Raises StudyError unless the program that runs is the one that the study pinned, and StorageError."""
+        check_code_of(self._manifest_text())
+
+    def _manifest_text(self) -> bytes:
         path = self.path / MANIFEST
         try:
-            check_code_of(path.read_bytes())
+            return path.read_bytes()
         except FileNotFoundError as error:
             raise not_joined(self.path) from error
         except OSError as error:
