@@ -1,7 +1,6 @@
 """Attacks in a study's folder: of a simulation of nobody alone, in the report where they were there in time."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,10 @@ from grandrounds.server.report.attacks import Attacked, attached
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
+def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
     study, folder = simulated(), tmp_path_factory.mktemp("simulation")
     study.close(folder)
     return study, folder
-
-
-@pytest.fixture
-def study(finished: tuple[SmallStudy, Path]) -> SmallStudy:
-    return finished[0]
-
-
-@pytest.fixture
-def folder(finished: tuple[SmallStudy, Path], tmp_path: Path) -> Path:
-    return shutil.copytree(finished[1], tmp_path / "copy")
 
 
 def judged(folder: Path) -> tuple[Status, str]:

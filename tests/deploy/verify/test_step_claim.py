@@ -34,23 +34,13 @@ STAGES = [[2, 0.5], [4, 2.0]]
 
 
 @pytest.fixture(scope="module", params=[({"optimizer": "sgd"}, []), (AVERAGED, []), (CORRECTED, STAGES)])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
+def closed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
     folder = tmp_path_factory.mktemp("finished")
     training, stages = request.param
     study = ran(training=training, noise_stages=stages)
     study.close(folder)
     write_sums(study, folder)
     return study, folder
-
-
-@pytest.fixture
-def study(finished: tuple[SmallStudy, Path]) -> SmallStudy:
-    return finished[0]
-
-
-@pytest.fixture
-def folder(finished: tuple[SmallStudy, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished[1], tmp_path / "study"))
 
 
 def test_every_step_is_taken_again_where_the_sums_are_at_hand(study: SmallStudy, folder: Path) -> None:
