@@ -1,5 +1,6 @@
 """What Flower's side of a site needs and writes, and all that it may reach beside the worker's socket."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -76,11 +77,12 @@ class NodeFolder:
 
     @property
     def runtime_port(self) -> int | None:
-        """The port that the node was given, if it was."""
+        """The port that the node was given, if it was; other fields may be as another version writes them."""
         try:
-            return NodeSettings.model_validate_json((self.path / _SETTINGS).read_bytes()).runtime_port
-        except (OSError, ValidationError, RecursionError):
+            stated = json.loads((self.path / _SETTINGS).read_bytes())["runtime_port"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
+        return stated if type(stated) is int else None
 
     def settings(self) -> NodeSettings:
         """What the study's bundle said. Raises StudyError, also where another program runs than the study pinned."""

@@ -146,7 +146,7 @@ class SiteFolder:
             self.settings()  # without which this is no site's folder
             raise not_joined(self.path)
         if len(found) != 1:
-            names = ", ".join(study.name for study in self.joined()) or "none"
+            names = ", ".join(map(_called, self.joined())) or "none"
             begun = f" whose name begins with {name!r}" if name else ""
             raise StudyError(
                 f"{self.path} has {len(found) or 'no'} {'study' if not found else 'studies'}{begun}",
@@ -171,3 +171,8 @@ class SiteFolder:
     def go_on(self) -> None:
         """Take part again."""
         (self.path / _PAUSED).unlink(missing_ok=True)
+
+
+def _called(study: JoinedStudy) -> str:
+    other = study.other_program
+    return f"{study.name} (of {other})" if other else study.name

@@ -12,7 +12,7 @@ from ...common.errors import StorageError, StudyError
 from ...common.study.artefacts import AUDIT, MANIFEST
 from ...common.study.manifest import MANIFEST_LABEL, Manifest
 from ...common.study.public_records import PublicRecords
-from ...common.system.code_pin import check_code_of
+from ...common.system.code_pin import check_code_of, other_program_of
 from ...common.system.files import fsync, make_folder
 from ...common.system.locks import alone, is_held
 from ..node.folder import NodeFolder
@@ -119,6 +119,14 @@ class JoinedStudy:
     def check_code(self) -> None:
         """Raises StudyError unless the program that runs is the one that the study pinned, and StorageError."""
         check_code_of(self._manifest_text())
+
+    @property
+    def other_program(self) -> str | None:
+        """The program that can go on with the study, in words; None where it is this one, or cannot be read."""
+        try:
+            return other_program_of(self._manifest_text())
+        except StorageError:  # of which whoever needs the manifest is told
+            return None
 
     def _manifest_text(self) -> bytes:
         path = self.path / MANIFEST

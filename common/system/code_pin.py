@@ -49,6 +49,16 @@ def check_form_of(text: bytes) -> None:
         )
 
 
+def other_program_of(text: bytes) -> str | None:
+    """The program that JSON names as ``check_code_of`` reads it, in words; None where it is this one, or named by none.
+
+    >>> other_program_of(b'{"package_version": "0.0.9", "package_sha256": "ab"}')
+    'grandrounds 0.0.9 with files of SHA-256 ab'
+    """
+    stated = _stated(text)
+    return None if stated is None or is_running(*stated) else _named(*stated)
+
+
 def running() -> str:
     """The program that runs, in words: its version, and the hash of its files."""
     return f"{__version__} with files of {running_sha256()}"

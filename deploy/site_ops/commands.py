@@ -225,8 +225,9 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
     """
     manifest, policy, settings = bundle.manifest, folder.policy(), folder.settings()
     worker, study = worker_of(settings), folder.of(manifest.study_id)
-    joined = study.manifest() if study in folder.joined() else None
-    if joined is not None and joined.study_id != manifest.study_id:
+    # Its manifest may be one that another version wrote, before this successor.
+    study_id, joined = study.identity() if study in folder.joined() else (manifest.study_id, "")
+    if study_id != manifest.study_id:
         raise StudyError(
             f"{study.path} is another study's",
             why="each has a folder of its own, by the beginning of its id",
@@ -241,7 +242,7 @@ def join_study(folder: SiteFolder, bundle: Bundle, *, agreed: Callable[[Terms], 
             fix="to agree after all, repeat the command; where nobody can be asked, --yes agrees, and --new-asset to a "
             "data asset that is new",
         )
-    if joined is None or joined.sha256 != manifest.sha256:
+    if joined != manifest.sha256:
         log = SiteLog(folder)
         if terms.beside:
             log.note("asset-added", asset=terms.asset, beside=terms.beside)

@@ -8,7 +8,7 @@ from typing import Final
 from ...client.budget.reservations import RECOVERED, BudgetStatement, Reservation
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
-from ...common.errors import GrandRoundsError
+from ...common.errors import GrandRoundsError, OtherProgramError
 from ...common.study.artefacts import PAGE
 
 _LOST: Final = "forgotten with a lost state; all of it counts as spent"
@@ -38,7 +38,9 @@ def _known(reservation: Reservation, joined: JoinedStudy | None) -> KnownStudy:
         return KnownStudy(title="", state=_LOST if reservation.study == RECOVERED else "left, or not joined here")
     try:
         title = joined.manifest().study.about.title or ""
-    except GrandRoundsError:  # damaged, or of another version: what it reserved is known all the same
+    except OtherProgramError:
+        title = f"of {joined.other_program}, which alone reads it"
+    except GrandRoundsError:  # damaged: what it reserved is known all the same
         title = ""
     report = joined.results / PAGE
     if report.is_file():

@@ -43,10 +43,7 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
             why="a study reads them once all of them are",
             fix=f"go on where it stopped, at any time: grandrounds client prepare {folder.path} {study.name}",
         ) from None
-    try:
-        others = here.remove_others(joined.manifest().study.data for joined in folder.joined())
-    except OtherProgramError:  # what a study of another version reads cannot be told, and so nothing is removed
-        others = 0
+    others = _remove_others(folder, here)
     if len(records.kept) < len(records.store.patients):  # who is not to be read is not to be kept, either
         forget_in(folder.prepared, OptOuts.read(folder.policy().data.opted_out), folder.fingerprint_key())
     size_bytes = sum(path.stat().st_size for place in places(folder.prepared) for path in place.iterdir())
@@ -56,11 +53,24 @@ def prepare(folder: SiteFolder, study: JoinedStudy, *, again: bool, progress: Pr
         else "the records are prepared",
         f"{len(records.patients):,} patients; {Reading.of(manifest.study).told(records.units(manifest.study).sizes)}",
         f"{folder.prepared}: {size_bytes / 1e6:,.1f} MB, as sensitive as the records, and for no other user",
-        *(["removed what was prepared before and no study reads any more"] if others else []),
+        *others,
         *records.told(),
         *records.told_far(manifest, settings.name),
         f"next: grandrounds client check {folder.path} {study.name}",
     ]
+
+
+def _remove_others(folder: SiteFolder, here: PreparedRecords) -> list[str]:
+    """Remove what was prepared and no study of the site reads; what to say of it."""
+    read, unknown = [], []
+    for joined in folder.joined():
+        try:
+            read.append(joined.manifest().study.data)
+        except OtherProgramError:
+            unknown.append(f"study {joined.name} is of {joined.other_program}, which alone can tell what it reads")
+    if unknown:
+        return [f"{'; '.join(unknown)}: so nothing was removed of what was prepared before"]
+    return ["removed what was prepared before and no study reads any more"] if here.remove_others(read) else []
 
 
 def forget(folder: SiteFolder) -> list[str]:

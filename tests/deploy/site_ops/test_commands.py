@@ -16,9 +16,7 @@ from grandrounds.client.site.folder import SiteFolder
 from grandrounds.client.site.site_log import SiteLog
 from grandrounds.client.state.database import SiteDatabase
 from grandrounds.client.state.site_state import SiteState
-from grandrounds.common.crypto.identity import canonical_json, sha256
 from grandrounds.common.errors import DataError, StoppedError, StorageError, StudyError
-from grandrounds.common.study.manifest import MANIFEST_LABEL
 from grandrounds.deploy.site_ops import commands as site_operator
 from grandrounds.deploy.site_ops.owner import act_as
 from grandrounds.deploy.site_ops.site_data import SiteData
@@ -245,18 +243,6 @@ def test_a_site_that_leaves_before_an_attempt_has_its_budget_back(folder, join, 
         leave(folder)
     ).replace(str(folder.path), "DIR")
     assert {path.name for path in (folder.path / "left").iterdir()} == {name, f"{name}-1"}, "nothing is overwritten"
-
-
-def test_a_study_of_another_version_is_left_too_with_the_budget_back(folder, join, federation):
-    join(federation)
-    path = folder.study().path / "study.json"
-    fields = json.loads(path.read_bytes()) | {"package_version": "0.0.9", "package_sha256": "ab" * 32}
-    del fields["tensor_sizes"]  # a field that the other version did not have
-    path.write_bytes(canonical_json(fields))
-    expected = sha256(MANIFEST_LABEL + path.read_bytes())
-    said = " ".join(leave(folder))
-    assert "the budget has back what it reserved" in said and expected[:16] in said
-    assert "how many of its sites must answer" in said and reserved(folder) == []
 
 
 def test_what_was_reserved_stays_spent_once_an_attempt_was_begun(folder, join, federation):
