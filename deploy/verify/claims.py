@@ -30,6 +30,7 @@ from .audit_claim import AUDIT_CLAIM
 from .case import INCOMPLETE, AbsentError, Case, Claim, DisagreesError, NothingClaimedError, OpenError, replay
 from .evidence import read_evidence
 from .step_claim import STEP_CLAIM
+from .unread import unread_authorship, unread_files, unread_ledger, unread_manifest
 from .verdict import Finding, Outcome, Status, Verdict
 
 EPSILON_TOLERANCE: Final = 1e-3  # of epsilon, within which two ways of computing it agree
@@ -76,7 +77,7 @@ def verdict_on(case: Case, *names: str) -> Verdict:
 def _judge(claim: Claim, case: Case) -> Finding:
     outcome = Outcome.FALSE
     try:
-        status, outcome, detail = Status.AGREES, Outcome.ESTABLISHED, claim.check(case)
+        status, outcome, detail = Status.AGREES, Outcome.ESTABLISHED, _checked(claim, case)
     except OpenError as error:
         status, outcome, detail = Status.OPEN, error.outcome, str(error)
     except AbsentError as error:
@@ -85,8 +86,6 @@ def _judge(claim: Claim, case: Case) -> Finding:
         status, outcome, detail = Status.NOTHING, Outcome.NO_PRIVACY, str(error)
     except DisagreesError as error:
         status, detail = Status.DISAGREES, str(error)
-    except OtherProgramError as error:
-        status, outcome, detail = Status.OPEN, Outcome.UNKNOWN, f"{error.what}: {error.fix}"
     except GrandRoundsError as error:
         status, detail = Status.DISAGREES, error.what
     except Exception as error:  # a folder that this program cannot digest is not confirmed by it
@@ -99,6 +98,14 @@ def _judge(claim: Claim, case: Case) -> Finding:
         outcome=outcome,
         detail=_shown(detail),
     )
+
+
+def _checked(claim: Claim, case: Case) -> str:
+    try:
+        return claim.check(case)
+    except OtherProgramError as error:
+        holds = claim.check_unread(case)
+        raise OpenError(f"{holds}{holds and '; but '}{error.what}: {error.fix}") from error
 
 
 def _shown(text: str) -> str:
@@ -135,7 +142,8 @@ def _manifest(case: Case) -> str:
 def _authorship(case: Case) -> str:
     manifests = {manifest.sha256: manifest.version for manifest in case.verified.manifests}
     manifest = case.verified.manifest
-    if case.manifest_hash is None:
+    given = case.vouched
+    if given is None:
         keys = "; ".join(
             f"{site} {shown_key(key)}" for site, key in {"server": manifest.server_key, **manifest.site_keys}.items()
         )
@@ -144,7 +152,6 @@ def _authorship(case: Case) -> str:
             f"the keys are {keys}",
             Outcome.UNVOUCHED,
         )
-    given = "".join(case.manifest_hash.split()).lower()
     if given not in manifests:
         raise DisagreesError(f"this study's manifest is {manifest.sha256}")
     if given != manifest.sha256 and not case.verified.agreed:
@@ -269,6 +276,7 @@ def _rendered(path: str, render: Callable[[Report], str]) -> Callable[[Case], st
 
 
 def _files(case: Case) -> str:
+    case.check_form()
     if case.evidence.strangers:
         raise DisagreesError(f"adapter/ holds what does not belong there: {', '.join(case.evidence.strangers)}")
     closed = case.verified.closed
@@ -302,6 +310,7 @@ CLAIMS: Final = (
         claim="The ledger is whole: every entry chained and signed",
         recomputed_from=LEDGER,
         check=_ledger,
+        check_unread=unread_ledger,
     ),
     Claim(
         name="program",
@@ -314,12 +323,14 @@ CLAIMS: Final = (
         claim="The manifest is the one in the ledger",
         recomputed_from=f"{MANIFEST} and the ledger",
         check=_manifest,
+        check_unread=unread_manifest,
     ),
     Claim(
         name="authorship",
         claim="It is the manifest that you know",
         recomputed_from="--manifest-hash",
         check=_authorship,
+        check_unread=unread_authorship,
     ),
     Claim(name="agreement", claim="Every site agreed to it", recomputed_from="countersignatures", check=_countersigned),
     Claim(
@@ -366,6 +377,7 @@ CLAIMS: Final = (
         claim="The files are those with which the study was closed",
         recomputed_from="SHA-256",
         check=_files,
+        check_unread=unread_files,
     ),
     *ADAPTER_CLAIMS,
     STEP_CLAIM,

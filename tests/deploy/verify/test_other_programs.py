@@ -12,10 +12,11 @@ from support.study.verified_study import SmallStudy, write_ledger
 from typer.testing import CliRunner
 
 from grandrounds.client.site.folder import SiteFolder
-from grandrounds.common.crypto.identity import Identity, canonical_json
+from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.errors import OtherProgramError
-from grandrounds.common.ledger.chain import Entry, EntryType
-from grandrounds.common.study.artefacts import LEDGER, MANIFEST, REPORT
+from grandrounds.common.ledger.chain import Entry
+from grandrounds.common.study.artefacts import LEDGER, MANIFEST, REPORT, WEIGHTS
+from grandrounds.common.study.manifest import MANIFEST_LABEL
 from grandrounds.common.system import code_pin
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.simulation.folder import SimulationFolder
@@ -52,12 +53,25 @@ def earlier(study: SmallStudy, folder: Path) -> Path:
 
 
 def rewritten(study: SmallStudy, folder: Path, manifest: Fields) -> Path:
-    """The folder with another manifest, which its server signs."""
+    """The folder with another manifest, which its server signs, and all that follows anew."""
     (folder / MANIFEST).write_bytes(canonical_json(manifest))
-    body = {"manifest": manifest}
-    first = Entry.seal(study.server, entry_type=EntryType.STUDY, body=body, sequence=0, previous="00" * 32)
-    write_ledger(folder, [first.line, *study.lines[1:]])
+    entries = [Entry.parse(line) for line in study.lines]
+    bodies: list[Fields] = [{"manifest": manifest}, *(entry.body for entry in entries[1:])]
+    for body in bodies:
+        if "files" in body:
+            body["files"][MANIFEST] = sha256(canonical_json(manifest))
+    signed: list[Entry] = []
+    for number, (entry, body) in enumerate(zip(entries, bodies, strict=True)):
+        previous = signed[-1].hash if signed else "00" * 32
+        signed.append(Entry.seal(study.server, entry_type=entry.type, body=body, sequence=number, previous=previous))
+    write_ledger(folder, [entry.line for entry in signed])
     return folder
+
+
+def said_of(folder: Path, *names: str, manifest_hash: str | None = None) -> list[tuple[str, str]]:
+    """Status and detail of the claims of these names."""
+    findings = {finding.name: finding for finding in verify(folder, manifest_hash).findings}
+    return [(findings[name].status.value, findings[name].detail) for name in names]
 
 
 def ran(*words: object) -> Result:
@@ -68,11 +82,82 @@ def ran(*words: object) -> Result:
 def test_verify_says_with_which_version_to_verify_it_and_calls_nothing_false(
     form: Callable[[Fields], Fields], study: SmallStudy, folder: Path
 ) -> None:
-    rewritten(study, folder, form(study.manifest.model_dump(mode="json") | EARLIER))
-    result = ran("verify", folder, "--manifest-hash", "ab" * 32)
+    manifest = form(study.manifest.model_dump(mode="json") | EARLIER)
+    rewritten(study, folder, manifest)
+    hash_ = sha256(MANIFEST_LABEL + canonical_json(manifest))
+    result = ran("verify", folder, "--manifest-hash", hash_)
     assert result.exit_code == Outcome.UNKNOWN
     assert SAID in result.stdout and "verify the study with that version" in result.stdout
     assert "agree, 0 do not" in result.stdout and "DOES NOT" not in result.stdout
+
+
+def test_of_any_form_chain_signatures_manifest_and_files_are_told(study: SmallStudy, earlier: Path) -> None:
+    hash_ = sha256(MANIFEST_LABEL + (earlier / MANIFEST).read_bytes())
+    for given in (hash_, f" {hash_[:8].upper()} {hash_[8:]}"):
+        ((status, known),) = said_of(earlier, "authorship", manifest_hash=given)
+        assert status == "cannot be established" and known.startswith(
+            "it has the manifest that you know; but the study"
+        )
+    claims = said_of(earlier, "ledger", "manifest", "authorship", "files")
+    assert {status for status, _ in claims} == {"cannot be established"}
+    ledger, manifest, authorship, files = (detail for _, detail in claims)
+    assert ledger.startswith(f"{len(study.lines)} entries are chained and signed by the study's server; but the study")
+    assert manifest.startswith(f"it is the ledger's last, SHA-256 {hash_}; but")
+    assert authorship.startswith(f"its manifest's SHA-256 is {hash_}; but")
+    assert files.startswith("6 of the 6 with which it was closed are there, as they were; but")
+
+
+def test_another_hash_than_that_of_such_a_manifest_is_false(earlier: Path) -> None:
+    hash_ = sha256(MANIFEST_LABEL + (earlier / MANIFEST).read_bytes())
+    for wrong in ("ab" * 32, hash_[:-1], sha256((earlier / MANIFEST).read_bytes())):
+        assert ran("verify", earlier, "--manifest-hash", wrong).exit_code == Outcome.FALSE
+        ((status, detail),) = said_of(earlier, "authorship", manifest_hash=wrong)
+        assert (status, detail) == ("does not agree", f"this study's manifest is {hash_}")
+
+
+def test_such_a_study_of_which_something_was_changed_is_false(study: SmallStudy, earlier: Path) -> None:
+    """Whoever wrote it: a manifest beside the ledger's, an entry by a stranger or taken out, another adapter."""
+
+    def changed(path: Path, data: bytes) -> list[str]:
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(data)
+        wrong = [finding.name for finding in verify(earlier).findings if finding.status is Status.DISAGREES]
+        path.unlink() if before is None else path.write_bytes(before)
+        return wrong
+
+    ledger = earlier / LEDGER
+    *lines, _ = ledger.read_bytes().split(b"\n")
+    last, stranger = Entry.parse(lines[-1]), Identity.generate()
+    foreign = Entry.seal(
+        stranger, entry_type=last.type, body=last.body, sequence=last.sequence + 1, previous=last.hash
+    ).line
+    unknown = {"author": stranger.public_key, "body": {}, "previous": last.hash, "sequence": last.sequence + 1}
+    unknown |= {"type": "a-new-type"}
+    signature = stranger.sign(b"grandrounds/ledger/v1\n", canonical_json(unknown)).hex()
+    assert changed(earlier / MANIFEST, (earlier / MANIFEST).read_bytes().replace(b"blue", b"grey")) == [
+        "manifest",
+        "files",
+    ]
+    assert changed(ledger, b"\n".join([*lines[:2], *lines[3:], b""])) == ["ledger"]
+    assert changed(ledger, b"\n".join([*lines, foreign, b""])) == ["ledger"]
+    assert changed(ledger, b"\n".join([*lines, canonical_json({**unknown, "signature": signature}), b""])) == ["ledger"]
+    assert changed(ledger, ledger.read_bytes()[:-9]) == ["ledger"]
+    assert changed(earlier / WEIGHTS, b"others") == ["files"]
+    assert changed(earlier / "adapter" / "more", b"") == ["files"]
+    assert changed(ledger, ledger.read_bytes()) == []
+
+
+def test_a_successor_in_a_line_of_another_form_may_be_the_one_that_is_known(study: SmallStudy, earlier: Path) -> None:
+    ledger = earlier / LEDGER
+    *lines, _ = ledger.read_bytes().split(b"\n")
+    last = Entry.parse(lines[-1])
+    fields = {"author": study.server.public_key, "body": {}, "previous": last.hash, "sequence": last.sequence + 1}
+    fields |= {"type": "a-new-type"}
+    signature = study.server.sign(b"grandrounds/ledger/v1\n", canonical_json(fields)).hex()
+    ledger.write_bytes(ledger.read_bytes() + canonical_json({**fields, "signature": signature}) + b"\n")
+    assert ran("verify", earlier, "--manifest-hash", "ab" * 32).exit_code == Outcome.UNKNOWN
+    ((_, detail),) = said_of(earlier, "authorship", manifest_hash="ab" * 32)
+    assert "unless a later entry has the one that you know" in detail
 
 
 def test_every_other_command_says_so_too(earlier: Path, tmp_path: Path) -> None:
