@@ -226,11 +226,12 @@ def verify(
     place = _at(folder)
     with steps() as step:
         found = place.read()
-        said = check(place, found, key=key, head=head, tell=step)
+        checked = check(place, found, key=key, head=head, tell=step)
     if as_json:
-        _json({"holds": True, "key": found.key, "head": found.ledger.head, "entries": len(found.ledger)})
+        told = {"key": found.key, "head": found.ledger.head, "entries": len(found.ledger)}
+        _json({"holds": True, **told, "open": checked.still_open})
     else:
-        say([*said, *_head(found)])
+        say([*checked.lines, *_head(found)])
 
 
 @registry.command()

@@ -12,16 +12,19 @@ from support.study.verified_study import SmallStudy, write_ledger
 from typer.testing import CliRunner
 
 from grandrounds.client.site.folder import SiteFolder
-from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
-from grandrounds.common.errors import OtherProgramError
+from grandrounds.common.crypto.identity import Identity, canonical_json, read_key, sha256
+from grandrounds.common.errors import OtherProgramError, StudyError
 from grandrounds.common.ledger.chain import Entry
 from grandrounds.common.study.artefacts import LEDGER, MANIFEST, REPORT, WEIGHTS
 from grandrounds.common.study.manifest import MANIFEST_LABEL
 from grandrounds.common.system import code_pin
 from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.registry.entries import REGISTRY_BOOK
+from grandrounds.deploy.registry.folder import RegistryFolder
 from grandrounds.deploy.simulation.folder import SimulationFolder
 from grandrounds.deploy.verify import case
 from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.evidence import read_evidence
 from grandrounds.deploy.verify.verdict import Outcome, Status
 from grandrounds.server.report.report import Report, build_report, render_json
 
@@ -165,8 +168,10 @@ def test_every_other_command_says_so_too(earlier: Path, tmp_path: Path) -> None:
     records.write_text('{"patient_id": "a", "text": "well"}\n', encoding="utf-8")
     registry = tmp_path / "registry"
     assert ran("registry", "init", registry, "--called", "adapters").exit_code == 0
+    hash_ = sha256(MANIFEST_LABEL + (earlier / MANIFEST).read_bytes())
     for words in (
-        ["registry", "add", registry, earlier, "--name", "letters", "--manifest-hash", "ab" * 32],
+        ["registry", "add", registry, earlier, "--name", "letters"],
+        ["registry", "add", registry, earlier, "--name", "letters", "--manifest-hash", hash_],
         ["adapter", "try", earlier],
         ["adapter", "merge", earlier, "--output", tmp_path / "merged"],
         ["generate", earlier, "--output", tmp_path / "notes.jsonl"],
@@ -174,6 +179,8 @@ def test_every_other_command_says_so_too(earlier: Path, tmp_path: Path) -> None:
     ):
         error = ran(*words).exception
         assert isinstance(error, OtherProgramError) and SAID in error.what, (words, error)
+    error = ran("registry", "add", registry, earlier, "--name", "letters", "--manifest-hash", "ab" * 32).exception
+    assert isinstance(error, StudyError) and f"this study's manifest is {hash_}" in error.what
 
 
 def test_whoever_goes_on_with_it_is_told_the_same(earlier: Path, tmp_path: Path) -> None:
@@ -262,9 +269,73 @@ def test_a_registry_is_checked_whole_and_names_the_releases_of_other_programs(
     request.getfixturevalue("later")
     error = ran("registry", "verify", registry).exception
     assert isinstance(error, OtherProgramError) and "letters@1: the study cannot be confirmed here" in error.what
+    assert "of 1 of 1 releases" in error.what and "what the registry says of it is what its report says" in error.what
     listed = json.loads(ran("registry", "list", registry, "--json").stdout)
     assert len(listed) == 1, "what the registry itself says is read by every version"
     ledger = registry / "releases" / "letters" / "1" / LEDGER
     ledger.write_bytes(ledger.read_bytes() + b"\n")
     error = ran("registry", "verify", registry).exception
     assert error is not None and not isinstance(error, OtherProgramError), "a changed file is a fault whoever wrote it"
+
+
+def resaid(registry: Path, of: str, **facts: Any) -> None:
+    """Whoever keeps the registry enters other facts of its release, and files as they are now."""
+    place, found = RegistryFolder(registry), RegistryFolder(registry).read()
+    opened, released = found.ledger
+    files = {path: sha256(data) for path, data in read_evidence(place.path / of).files.items()}
+    body = released.body | {"facts": released.body["facts"] | facts | {"files": files}}
+    line = Entry.seal(
+        read_key(registry / "key", whose="", instead=""),
+        entry_type=released.type,
+        body=body,
+        sequence=1,
+        previous=opened.hash,
+        book=REGISTRY_BOOK,
+    ).line
+    place.ledger.write_bytes(opened.line + b"\n" + line + b"\n")
+
+
+@pytest.fixture
+def registry(study: SmallStudy, folder: Path, tmp_path: Path) -> Path:
+    place = tmp_path / "registry"
+    ran("registry", "init", place, "--called", "adapters")
+    ran("registry", "add", place, folder, "--name", "letters", "--manifest-hash", study.manifest.sha256)
+    return place
+
+
+def test_what_a_registry_says_is_compared_with_another_program_s_report_too(
+    registry: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("later")
+    resaid(registry, "releases/letters/1", epsilon=0.01)
+    error = ran("registry", "verify", registry).exception
+    assert isinstance(error, StudyError) and not isinstance(error, OtherProgramError)
+    assert "what the registry says of letters@1 is not what its study's report says" in error.what
+
+
+def test_a_release_whose_report_this_program_cannot_read_is_named_with_what_was_not_compared(
+    study: SmallStudy, registry: Path
+) -> None:
+    kept = registry / "releases" / "letters" / "1"
+    manifest = has_one_more(study.manifest.model_dump(mode="json") | EARLIER)
+    rewritten(study, kept, manifest)
+    for hash_, kind in (
+        (sha256(MANIFEST_LABEL + canonical_json(manifest)), OtherProgramError),
+        ("ab" * 32, StudyError),
+    ):
+        resaid(registry, "releases/letters/1", manifest_sha256=hash_)
+        error = ran("registry", "verify", registry).exception
+        assert type(error) is kind
+        if kind is OtherProgramError:
+            assert "of 1 of 1 releases this program cannot confirm the study. letters@1: " in error.what
+            assert "its privacy among it, was compared with no report" in error.what
+
+
+def test_what_stays_open_of_a_release_is_said(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version ran the study, whose report this one writes the same."""
+    assert json.loads(ran("registry", "verify", registry, "--json").stdout)["open"] == {"letters@1": []}
+    monkeypatch.setattr(code_pin, "__version__", "9.9")
+    assert (
+        "its study's claims hold, but for what stays open here: program" in ran("registry", "verify", registry).stdout
+    )
+    assert json.loads(ran("registry", "verify", registry, "--json").stdout)["open"] == {"letters@1": ["program"]}
