@@ -17,7 +17,7 @@ from .base_model import Precision, load_base, load_widened, positions, quiet
 from .devices import PROCESSORS, open_device, within_memory
 from .example import NO_LOSS, Example
 from .library_errors import library_errors_over_records
-from .lora import Lora, attach, copy_tensors
+from .lora import Lora, attach, base_magnitudes, copy_tensors
 from .nf4 import is_nf4
 from .perplexity import BANDS, Perplexity, RecordLosses, band_sums
 from .reading import vocabulary_size
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
 
 # Tokens whose logits an evaluation holds at a time; any number above one gives the same figure to rounding.
 EVALUATION_TOKENS = 1024
+# What of an adapter is zero where it adds nothing.
+_ZERO_AT_FIRST = (".lora_B.weight", ".lora_embedding_B", CORE_TENSOR)
 
 
 class LanguageModel:
@@ -136,6 +138,21 @@ class LanguageModel:
     def set_adapter(self, adapter: Vector) -> None:
         """Replace the trained vector, float32 [d]; raises ModelError when the length is another."""
         copy_tensors(self.layout.unflatten(adapter), self.trained)
+
+    def base_vector(self) -> Vector:
+        """The trained vector, float32 [d], at which the model is its base alone, whatever adapter is on it.
+
+        B is zero, or the core is; magnitudes are the norms of the base's rows; where A is trained, it is as it is.
+        """
+        magnitudes = base_magnitudes(self.module)
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in self.trained.items()}
+        for name, tensor in tensors.items():
+            layer, found, _ = name.partition(".lora_magnitude_vector")
+            if found:
+                tensors[name] = magnitudes[layer].numpy()
+            elif name.endswith(_ZERO_AT_FIRST):
+                tensors[name] = np.zeros_like(tensor)
+        return self.layout.flatten(tensors)
 
     def get_frozen_adapter(self) -> Vector:
         """A copy of the tensors that the study fixes, float32 [frozen_layout.dimension]."""

@@ -228,20 +228,27 @@ def _measure_magnitudes(module: Any) -> None:
 
     Raises ModelError where a row is zero: its direction is nought divided by nought.
     """
-    from .peft_library import dequantize_module_weight
-
-    for name, layer in module.named_modules():
-        if not getattr(layer, "lora_magnitude_vector", None):
-            continue
-        weight = dequantize_module_weight(layer.get_base_layer()).detach()
-        magnitude = layer.lora_magnitude_vector["default"].weight
-        magnitude.data = _row_norms(weight.T if layer.fan_in_fan_out else weight).to(magnitude.device)
+    for name, norms in base_magnitudes(module).items():
+        magnitude = module.get_submodule(name).lora_magnitude_vector["default"].weight
+        magnitude.data = norms.to(magnitude.device)
         if not magnitude.all():
             raise ModelError(
                 f"{name} has a row of zeros, which DoRA would divide by",
                 why="no record would have a gradient there, and a study would spend privacy on nothing",
                 fix="leave dora out, or this layer out of target_modules",
             )
+
+
+def base_magnitudes(module: Any) -> dict[str, "torch.Tensor"]:
+    """DoRA's magnitudes at which nothing is added to the base model: the norms of its rows, by the layers' names."""
+    from .peft_library import dequantize_module_weight
+
+    found = {}
+    for name, layer in module.named_modules():
+        if getattr(layer, "lora_magnitude_vector", None):
+            weight = dequantize_module_weight(layer.get_base_layer()).detach()
+            found[name] = _row_norms(weight.T if layer.fan_in_fan_out else weight)
+    return found
 
 
 def _row_norms(weight: "torch.Tensor") -> "torch.Tensor":

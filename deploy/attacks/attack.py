@@ -18,16 +18,11 @@ def attacked(
     others: Sequence[Patient],
     tell: Callable[[str], None],
 ) -> tuple[Seen, Seen]:
-    """What attacks see of members and of others, of an ``adapter``, float32 [d], that began as the one on the model.
+    """What attacks see of members and of others, of an ``adapter``, float32 [d], beside the base model.
 
-    ``tell`` hears how far it is. Raises ModelError.
+    On the ``model`` is all of the study's adapter that is not trained. ``tell`` hears how far it is. Raises ModelError.
     """
-    scorer = Scorer(
-        model=model,
-        before=model.get_adapter(),
-        after=adapter,
-        clipping_norm=manifest.study.privacy.clipping_norm,
-    )
+    scorer = Scorer.against_base(model, adapter, clipping_norm=manifest.study.privacy.clipping_norm)
     return (
         scorer.seen(members, lambda done: tell(f"attacking the adapter with records it was trained on, {done} %")),
         scorer.seen(others, lambda done: tell(f"attacking the adapter with records of others, {done} %")),

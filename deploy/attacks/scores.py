@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class _Read:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
-    """Reads patients with a ``model`` under the adapters ``before`` training and ``after`` it, float32 [d] each.
+    """Reads patients with a ``model`` under two adapters, ``before`` and ``after``, float32 [d] each.
 
     ``clipping_norm`` is the study's: a patient counts in training as the mean of the windows' gradients, cut to it.
     """
@@ -42,6 +42,15 @@ class Scorer:
     before: Vector
     after: Vector
     clipping_norm: float
+
+    @classmethod
+    def against_base(cls, model: LanguageModel, adapter: Vector, *, clipping_norm: float) -> Self:
+        """Of an ``adapter`` beside the base model alone, whatever a study began with.
+
+        A first adapter may be an earlier study's: beside it, that one's patients would hardly show.
+        """
+        model.set_adapter(adapter)  # whose A the base then has, where A is trained
+        return cls(model=model, before=model.base_vector(), after=adapter, clipping_norm=clipping_norm)
 
     def seen(self, patients: Sequence[Patient], tell: Callable[[int], None] = lambda done: None) -> Seen:
         """Of the patients who have a token to be predicted; ``tell`` hears each tenth, in percent.

@@ -52,7 +52,7 @@ class SimulatedAttack:
         )
 
     def evidence(self, model: LanguageModel, adapter: Vector, manifest: Manifest) -> AttackEvidence:
-        """What they see of an ``adapter``, float32 [d], that began as the one on the ``model``. Raises ModelError."""
+        """What they see of an ``adapter``, float32 [d], of a study of this ``model``. Raises ModelError."""
         members, others = attacked(model, adapter, manifest, members=self.members, others=self.others, tell=self.tell)
         return AttackEvidence(
             package_sha256=running_sha256(),

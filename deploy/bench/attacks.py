@@ -111,7 +111,6 @@ class AttackBench:
 
     def row(self, central: Central, adapter: Vector, every: list[Canary]) -> dict[str, Any]:
         """What attacks find of an adapter [d]."""
-        central.model.set_adapter(central.first)
         seen = attacked(
             central.model,
             adapter,

@@ -41,7 +41,7 @@ from .study_folder import StudyFolder
 
 # Makes an audit of a study, audit.json; None where there is none to be made, of which it tells.
 MakeAudit = Callable[[Manifest, Observer], bytes | None]
-# Attacks a trained adapter, on the model with the adapter that training began with: attacks.json.
+# Attacks a trained adapter on the study's model: the bytes of attacks.json.
 Attack = Callable[[LanguageModel, Vector, Manifest], bytes]
 
 
@@ -74,7 +74,6 @@ class StudyRun:
             self.folder.named_audit(self.manifest.study)  # or the report could not state it
         with phase(self.observe, "signing", "every site signs the study"):
             yield Signing(manifest=self.manifest, ledger=self.ledger)
-        first = None if self.attack is None else self.model.get_adapter()
         checkpoint = self._checkpoint()
         claimed = accountant_of(self.manifest, ()).epsilon_of_schedule
         self.observe(
@@ -95,7 +94,7 @@ class StudyRun:
         with phase(self.observe, "training", count(self.manifest.study.training.rounds, "round")):
             yield self.training
         self._audit()
-        self._attack(first)
+        self._attack()
         with phase(self.observe, "report", "claims, adapter and model card"):
             files = self._results()
         with phase(self.observe, "closing", "every site signs the ledger"):
@@ -132,12 +131,11 @@ class StudyRun:
             return
         self.folder.save_audit(self.make_audit(self.manifest, self.observe))
 
-    def _attack(self, first: Vector | None) -> None:
-        if self.attack is None or first is None or self.folder is None or self.ledger.verified.closed:
+    def _attack(self) -> None:
+        if self.attack is None or self.folder is None or self.ledger.verified.closed:
             return
         require_of_nobody(self.manifest.study, app_sha256=self.manifest.app_sha256)
         with phase(self.observe, "attacks", "can it be told who was trained on?"):
-            self.model.set_adapter(first)
             self.folder.save_attacks(self.attack(self.model, self.training.adapter, self.manifest))
 
     def _results(self) -> Mapping[str, Content]:
