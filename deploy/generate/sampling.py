@@ -75,7 +75,7 @@ def _batch(model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], draw
     tokens, mask = torch.full((len(encoded), longest), end or 0), torch.zeros(len(encoded), longest, dtype=torch.long)
     for row, each in enumerate(encoded):  # padded on the left: what is written stands behind the last token
         tokens[row, longest - len(each) :], mask[row, longest - len(each) :] = torch.tensor(each), 1
-    with torch.inference_mode(), _continuing(sampling.batch):
+    with torch.inference_mode(), _continuing(sampling.batch), _head_reads_whole_rows(model):
         made = model.module.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
@@ -113,6 +113,20 @@ class _Draw:
             rows = zip(self.fillings, drawn.flatten().tolist(), strict=True)
             drawn = torch.tensor([[filling.next(token)] for filling, token in rows], device=scores.device)
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+@contextmanager
+def _head_reads_whole_rows(model: LanguageModel) -> Iterator[None]:
+    """Give the last layer the last places' states as a tensor of their own.
+
+    They are a cut through those of the prompts, for which PyTorch would copy the layer's weights for each note.
+    """
+    head = model.module.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -173,6 +173,15 @@ def test_a_prompt_is_continued_as_it_is_alone_whatever_longer_one_lies_beside_it
     assert both == alone
 
 
+def test_the_weights_of_the_last_layer_are_copied_for_no_note(base: Path, prompts: Path) -> None:
+    model, whole = load_tiny(base, kind="lora"), []
+    head = model.module.get_output_embeddings()
+    head.register_forward_hook(lambda _, states, logits: whole.append(states[0].is_contiguous()))
+    list(batches(model, load_tokenizer(str(base)), Prompts.read(prompts), SAMPLING))
+    assert whole and all(whole)
+    assert not head._forward_pre_hooks
+
+
 def test_a_note_has_the_form_that_its_prompts_give_and_each_of_a_batch_its_own_way_there(
     generation: Generation, tmp_path: Path
 ) -> None:
