@@ -14,14 +14,21 @@ TUNED: Final[Mapping[str, Mapping[str, Any]]] = {
     "training": {"optimizer": "sgd", "learning_rate": 2.4},
 }
 
+# What chooses by itself how far a step goes. A norm alone does not: the tuned rate is of the tuned norm.
+_REFINED: Final = frozenset(("learning_rate", "clipping_norm"))
+
 
 def with_tuned(fields: Any) -> Any:
-    """A study's tables, with ``TUNED`` where they are on the built-in model and state nothing of it.
+    """A study's tables, with ``TUNED`` where they are on the built-in model and state nothing else of it.
 
-    For distributed trust alone: under local trust sites step by themselves, at rates of their own.
+    A stated rate stands in place of the tuned one, and so does a clipping norm beside it. With anything else of
+    ``TUNED`` stated, the general defaults are what is left out. For distributed trust alone: under local trust sites
+    step by themselves, at rates of their own.
 
     >>> with_tuned({"training": {"rounds": 3}})["training"]
     {'optimizer': 'sgd', 'learning_rate': 2.4, 'rounds': 3}
+    >>> with_tuned({"training": {"learning_rate": 1.2}})["training"]
+    {'optimizer': 'sgd', 'learning_rate': 1.2}
     >>> with_tuned({"model": {"rank": 8}})
     {'model': {'rank': 8}}
     """
@@ -32,7 +39,16 @@ def with_tuned(fields: Any) -> Any:
         return fields
     is_builtin = tables["model"].get("name", BUILTIN_MODEL) == BUILTIN_MODEL
     is_distributed = tables["privacy"].get("trust", "distributed") == "distributed"
-    is_stated = any(not tuned.keys().isdisjoint(tables[name]) for name, tuned in TUNED.items())
-    if not is_builtin or not is_distributed or is_stated:
+    refined = _REFINED if "learning_rate" in tables["training"] else frozenset()
+    departs = any(
+        field in tables[name] and field not in refined and not _is(tables[name][field], value)
+        for name, tuned in TUNED.items()
+        for field, value in tuned.items()
+    )
+    if not is_builtin or not is_distributed or departs:
         return fields
     return {**fields, **{name: {**tuned, **tables[name]} for name, tuned in TUNED.items()}}
+
+
+def _is(stated: Any, tuned: Any) -> bool:
+    return (tuple(stated) if isinstance(stated, list) else stated) == tuned

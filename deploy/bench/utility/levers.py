@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from ....common.errors import StudyError
 from ....common.schema import read_toml
+from ....common.study.builtin import with_tuned
 from .row import Subject
 from .ways import COMPARED, SECTIONS, Run
 
@@ -31,7 +32,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Levers:
-    """By name, tables of a study's file of which each is tried in place of what the ``tables`` say."""
+    """By name, tables of a study's file of which each is tried in place of what the ``tables`` say.
+
+    Of the built-in model, in place of what is tuned, too: a lever changes what it names, and no default beside it.
+    """
 
     tables: Mapping[str, Any]
     changes: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -42,7 +46,7 @@ class Levers:
         changes = {} if path is None else read_toml(path)
         for name, change in changes.items():
             _require_effect(name, change)
-        return cls(tables=tables, changes=changes)
+        return cls(tables=with_tuned(tables), changes=changes)
 
     def jobs(self, runs: Sequence[Run]) -> list[Job]:
         """Every run without a lever and then with each, before the next seed's."""

@@ -16,7 +16,7 @@ def study(**tables: Any) -> dict[str, Any]:
     return validated(Study, {"sites": SITES, **tables}).model_dump()
 
 
-def test_the_built_in_model_is_trained_as_it_was_tuned_unless_any_of_that_is_stated() -> None:
+def test_the_built_in_model_is_trained_as_it_was_tuned_unless_something_else_is_stated() -> None:
     found = study()
     assert all(found[table][field] == value for table, fields in TUNED.items() for field, value in fields.items())
     for stated in (
@@ -26,6 +26,21 @@ def test_the_built_in_model_is_trained_as_it_was_tuned_unless_any_of_that_is_sta
         {"privacy": {"clipping_norm": 1.0}},
     ):
         assert study(**stated)["model"]["target_modules"] == ("v_proj",)
+
+
+def test_a_rate_that_is_stated_stands_in_the_tuned_one_s_place_and_changes_nothing_else() -> None:
+    found, tuned = study(training={"learning_rate": 1.2}), study()
+    assert found["training"].pop("learning_rate") == 1.2
+    assert tuned["training"].pop("learning_rate") == 2.4
+    assert found == tuned
+    both = study(training={"learning_rate": 4.8, "optimizer": "sgd"}, privacy={"clipping_norm": 0.15})
+    assert both["privacy"].pop("clipping_norm") == 0.15
+    assert both["training"].pop("learning_rate") == 4.8
+    assert both["model"] == tuned["model"]
+
+
+def test_what_is_stated_as_it_was_tuned_changes_nothing() -> None:
+    assert study(model={"target_modules": ["o_proj", "down_proj"], "rank": 1}, training={"optimizer": "sgd"}) == study()
 
 
 @pytest.mark.parametrize("tables", [{"model": {"name": "tiny"}}, {"privacy": {"trust": "local"}}])

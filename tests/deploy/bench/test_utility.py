@@ -19,6 +19,7 @@ from grandrounds.common.errors import StorageError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import known, read_toml
+from grandrounds.common.study.builtin import TUNED
 from grandrounds.deploy.bench.utility.bench import UtilityBench
 from grandrounds.deploy.bench.utility.central import Central
 from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
@@ -121,6 +122,20 @@ def test_every_lever_is_tried_with_each_run_in_the_place_of_what_the_configurati
     assert {study.training.learning_rate for study in studies} == {1.0}
     assert [study.privacy.clipping for study in studies] == ["norm", "norm", "auto"]
     assert len({job.subject for job in jobs}) == 6
+
+
+def test_a_lever_changes_nothing_that_it_does_not_name(tmp_path: Path) -> None:
+    """Of the built-in model neither: what is tuned there is one choice, which stating a part of it would undo."""
+    file = tmp_path / "levers.toml"
+    file.write_text("[adam]\ntraining = { optimizer = 'adam', learning_rate = 0.004 }\n[wider]\nmodel = { rank = 4 }")
+    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
+    tuned, adam, wider = (
+        {name: dict(table) for name, table in job.run.case.read(job.tables)[0].model_dump().items() if name in TUNED}
+        for job in Levers.read(file, {}).jobs(runs)
+    )
+    adam["training"].update({name: tuned["training"][name] for name in ("optimizer", "learning_rate")})
+    wider["model"]["rank"] = tuned["model"]["rank"]
+    assert adam == wider == tuned
 
 
 def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim() -> None:
