@@ -12,13 +12,17 @@ from ..study.manifest import Manifest
 from ..study.study import Study
 from ..version import __version__
 from .evidence_file import EvidenceFile
-from .membership import Seen
+from .membership import FEWEST, Seen
 
 FORMAT: Final = "grandrounds/attacks/v1"
 
 _WHY: Final = "what attacks found counts for the adapter that they were made on, and follows from each patient's scores"
 _DIGITS: Final = 6
 _MOST: Final = 1 << 16
+# Losses are of a probability, and states move by a length; runs count tokens that are predicted.
+_RUNS: Final = ("base_run", "adapter_run")
+_COUNTS: Final = ("tokens", *_RUNS)
+_AT_LEAST_ZERO: Final = (*_COUNTS, "base", "adapter", "moved")
 _HARMLESS: Final = ("synthetic", "public")
 
 Scores = Annotated[tuple[float, ...], Field(max_length=_MOST, strict=False)]
@@ -36,9 +40,22 @@ class PatientScores(Section):
     aligned: Scores
 
     @model_validator(mode="after")
-    def _matching(self) -> Self:
+    def _possible(self) -> Self:
         if not self.tokens or {len(scores) for _, scores in self} != {len(self.tokens)}:
             raise ValueError("tokens: not of as many patients as all others, or of none")
+        if len(self.tokens) < FEWEST:
+            raise ValueError(f"tokens: of {len(self.tokens)} patients, and attacks need {FEWEST} of each kind")
+        for name in _AT_LEAST_ZERO:
+            if min(getattr(self, name)) < 0:
+                raise ValueError(f"{name}: a patient's is below zero")
+        for name in _COUNTS:
+            if any(count != int(count) for count in getattr(self, name)):
+                raise ValueError(f"{name}: a patient's is no whole number of tokens")
+        if min(self.tokens) < 1:
+            raise ValueError("tokens: a patient has none to be predicted")
+        for name in _RUNS:
+            if any(run > count for run, count in zip(getattr(self, name), self.tokens, strict=True)):
+                raise ValueError(f"{name}: a patient's is longer than all tokens that are predicted")
         return self
 
     @classmethod
@@ -76,8 +93,14 @@ class AttackEvidence(EvidenceFile):
     others: PatientScores
 
     def require_study(self, manifest: Manifest, adapter_sha256: str) -> None:
-        """Raises StudyError unless the scores are of this study's adapter, and none of them is of a real patient."""
+        """Raises StudyError unless the scores are of this study's adapter, by its program, and of no real patient."""
         require_of_nobody(manifest.study, app_sha256=manifest.app_sha256)
+        if self.package_sha256 != manifest.package_sha256:
+            raise StudyError(
+                f"the attacks ran files of SHA-256 {self.package_sha256}, and this study {manifest.package_sha256}",
+                why="what another program takes for an attack's score may be another number",
+                fix="attack the adapter with the program that the study ran, by `grandrounds adapter attack`",
+            )
         if (self.manifest_sha256, self.adapter_sha256) != (manifest.sha256, adapter_sha256):
             raise StudyError(
                 f"the attacks were made on the adapter {self.adapter_sha256[:16]}… of the study "

@@ -31,7 +31,8 @@ class EvidenceFile(Section):
             place = ""
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False, include_input=False)[0]
-                place = ": " + (".".join(map(str, first["loc"])) or first["msg"].removeprefix("Value error, "))
+                words = first["msg"].removeprefix("Value error, ")  # with nothing of what was given
+                place = f": {': '.join(filter(None, ('.'.join(map(str, first['loc'])), words)))}"
             raise StudyError(
                 f"{cls.unlike} that this version writes{place}", why=cls.counts_for, fix=f"take the {cls.made_by} wrote"
             ) from None

@@ -8,6 +8,7 @@ import numpy as np
 
 from .roc import Scores
 
+FEWEST: Final = 20  # patients of each kind: of fewer, every interval is as good as none
 # How far from the reference's probability towards one that of a model which was trained on a record is taken to lie,
 # where the reference was not (Zarifzadeh, Liu and Shokri 2024, on references that are few and all without it).
 _OFFLINE: Final = 0.3

@@ -6,11 +6,11 @@ from typing import Final
 import numpy as np
 
 from ...client.site.site_records import SiteRecords
+from ...common.audit.membership import FEWEST
 from ...common.data.store import Unit
 from ...common.errors import DataError
 from ...common.study.study import Study
 from ...server.report.claim import count
-from ...server.report.findings import FEWEST
 
 MOST_PATIENTS: Final = 200  # of each kind: more would make intervals narrower than anybody needs
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from ...common.audit.membership import CALIBRATED, LOSS, STATES, WEIGHTS
+from ...common.audit.membership import CALIBRATED, FEWEST, LOSS, STATES, WEIGHTS
 from ...common.data.tokenisation import load_tokenizer
 from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.study.study import Study
-from ...server.report.findings import FEWEST, Findings, promise
+from ...server.report.findings import Findings, promise
 from ...server.report.rounding import area, share
 from ..attacks.attack import attacked
 from ..attacks.canaries import Canary, canaries, exposure, numbers

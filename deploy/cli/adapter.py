@@ -213,6 +213,7 @@ def attack(
     with shown() as step:
         from ...common.audit.attack_scores import require_of_nobody
         from ...common.study.artefacts import ATTACKS
+        from ...common.system.code_pin import check_code
         from ...common.system.files import write_atomically
         from ...server.report.attacks import findings_of
         from ..simulation.folder import SimulationFolder
@@ -222,6 +223,7 @@ def attack(
             require_free(folder / ATTACKS)
             signed = SimulationFolder.open(folder).manifest()
             require_of_nobody(signed.study, app_sha256=signed.app_sha256)
+            check_code(version=signed.package_version, sha256=signed.package_sha256)  # or nobody would take the scores
         step("loading PyTorch")
         from ..attacks.simulation import attack_simulation
 

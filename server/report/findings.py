@@ -14,7 +14,6 @@ from .claim import count
 from .figures import detection_at_most, epsilon_curve
 
 FALSE_ALARM_RATES: Final = (0.1, 0.01)
-FEWEST: Final = 20  # patients of each kind: of fewer, every interval is as good as none
 VERBATIM: Final = 20  # tokens
 # How much better members are predicted than others, in nats a token: below the first little, above the second much.
 GAPS: Final = (0.2, 0.5)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from support.study.tiny_models import load_tiny, save_tiny_model, tiny_tokenizer
 
+from grandrounds.common.audit.membership import FEWEST
 from grandrounds.common.errors import StudyError
 from grandrounds.common.model.example import Example
 from grandrounds.deploy.attacks.canaries import canaries, exposure, numbers
 from grandrounds.deploy.bench.attacks import AttackBench, attack_table, exposures
-from grandrounds.server.report.findings import FEWEST
 
 
 def test_canaries_are_the_same_of_a_seed_and_share_no_number():

@@ -13,8 +13,8 @@ from support.network.loopback import until
 from support.process.forked import Forked, commanded
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.common.audit.membership import FEWEST
 from grandrounds.deploy.cli.main import main
-from grandrounds.server.report.findings import FEWEST
 
 SITES = ("north", "south", "west")
 PATIENT_TEXT = "Wilhelmina Featherstone"  # no message may contain it

@@ -16,6 +16,7 @@ from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.site.training_view import NEVER_LEAVES
 from grandrounds.client.state.database import SiteDatabase
+from grandrounds.common.audit.membership import FEWEST
 from grandrounds.common.audit.named import name_of
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.errors import DataError, StorageError, StudyError
@@ -29,7 +30,6 @@ from grandrounds.deploy.server_ops import bundling
 from grandrounds.deploy.site_ops import fetch as site_fetch
 from grandrounds.deploy.verify.claims import CLAIMS, verify
 from grandrounds.deploy.verify.evidence import read_evidence
-from grandrounds.server.report.findings import FEWEST
 
 SITES = ("north", "south", "west")
 WORD = "zebra"  # of records that no figure may repeat

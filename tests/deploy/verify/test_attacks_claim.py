@@ -8,6 +8,7 @@ from support.study.attacked_study import PATIENTS, attacks_of, simulated
 from support.study.verification import reclosed, rewritten
 from support.study.verified_study import SmallStudy
 
+from grandrounds.common.audit.membership import FEWEST
 from grandrounds.common.errors import LedgerError
 from grandrounds.common.study.artefacts import ATTACKS, CARD, PAGE, REPORT
 from grandrounds.deploy.registry.facts import facts_of
@@ -113,3 +114,44 @@ def test_attacks_on_another_adapter_and_what_are_none_are_refused(study: SmallSt
         assert found(study, folder) is None
         status, said = judged(folder)
         assert status is Status.DISAGREES and "no scores of attacks" in said and "Jane" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "reason"),
+    [
+        ("tokens", -100.0, "tokens: a patient's is below zero"),
+        ("tokens", 0.0, "tokens: a patient has none to be predicted"),
+        ("tokens", 99.5, "tokens: a patient's is no whole number of tokens"),
+        ("base_run", 0.5, "base_run: a patient's is no whole number of tokens"),
+        ("adapter_run", 101.0, "adapter_run: a patient's is longer than all tokens that are predicted"),
+        ("adapter_run", -1.0, "adapter_run: a patient's is below zero"),
+        ("base", -0.1, "base: a patient's is below zero"),
+        ("moved", -0.1, "moved: a patient's is below zero"),
+        ("aligned", float("inf"), "aligned"),
+    ],
+)
+def test_scores_that_no_attack_gives_are_refused_with_the_reason(
+    name: str, score: float, reason: str, study: SmallStudy, folder: Path
+) -> None:
+    for who in ("members", "others"):
+        fields = json.loads(attacks_of(study))
+        fields[who][name][3] = score
+        (folder / ATTACKS).write_text(json.dumps(fields), encoding="utf-8")
+        assert found(study, folder) is None
+        status, said = judged(folder)
+        assert status is Status.DISAGREES and who in said and reason in said
+
+
+def test_scores_of_too_few_patients_or_by_another_program_are_refused_with_the_reason(
+    study: SmallStudy, folder: Path
+) -> None:
+    fields = json.loads(attacks_of(study))
+    (folder / ATTACKS).write_text(json.dumps({**fields, "package_sha256": "ab" * 32}), encoding="utf-8")
+    assert (
+        judged(folder)[0] is Status.DISAGREES and f"the attacks ran files of SHA-256 {'ab' * 32}" in judged(folder)[1]
+    )
+    for count, status in ((FEWEST, Status.AGREES), (FEWEST - 1, Status.DISAGREES)):
+        fields["others"] = {name: scores[:count] for name, scores in fields["others"].items()}
+        (folder / ATTACKS).write_text(json.dumps(fields), encoding="utf-8")
+        assert judged(folder)[0] is status, count
+    assert f"tokens: of {FEWEST - 1} patients, and attacks need {FEWEST} of each kind" in judged(folder)[1]

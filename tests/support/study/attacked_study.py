@@ -35,7 +35,7 @@ def seen(rng: np.random.Generator, *, lower: float = 0.0, easier: float = 0.0, s
         adapter=slope * base + rng.normal(0.5 - lower, 0.1, PATIENTS),
         base_run=zeros,
         adapter_run=zeros,
-        moved=rng.normal(size=PATIENTS),
+        moved=np.abs(rng.normal(size=PATIENTS)),
         aligned=rng.normal(size=PATIENTS),
     )
 
