@@ -138,10 +138,14 @@ def calibrate_noise_multiplier(
     _, near = _bisect(coarse, *bracket(coarse, 1.0, ratio=2.0), tolerance=_FINE_TOLERANCE)
     low, high = bracket(fine, rounded_up(near), ratio=_TOLERANCE)
     if math.isinf(high):
+        smallest, largest = min(factors), max(factors)
+        lowered = "" if smallest == 1.0 else f", of which a stage has {smallest:g} times (noise_stages)"
+        capped = "" if largest == 1.0 else f": {largest:g} times it is {MAX_NOISE_MULTIPLIER:g} (noise_stages)"
         raise PrivacyError(
-            f"no noise multiplier up to {low:g} reaches epsilon {target_epsilon} at delta {delta}",
+            f"no noise multiplier up to {low:g}{lowered or capped} reaches epsilon {target_epsilon} at delta {delta}",
             why="the schedule has too many steps or too large a sample for that target",
-            fix="raise the target, or plan fewer rounds or smaller batches",
+            fix="raise the target, or plan fewer rounds or smaller batches"
+            + ("; or leave out noise_stages, or raise their factors" if lowered else ""),
         )
     _, high = _bisect(fine, low, high, tolerance=_TOLERANCE)
     rounded = rounded_up(high)

@@ -9,6 +9,7 @@ from .trust import Trust
 
 MIN_NOISE_MULTIPLIER: Final = 0.1
 MAX_NOISE_MULTIPLIER: Final = 10_000.0
+WHY_IN_RANGE: Final = "below 0.1 the noise hides nobody, above 10000 nothing is left of the data"
 MAX_SITES_PER_PATIENT: Final = 1000
 MAX_RELEASES: Final = 1_000_000
 MAX_STAGES: Final = 7  # beside the first; each is one more event to compose
@@ -46,7 +47,7 @@ class SampledGaussianRelease:
         if not MIN_NOISE_MULTIPLIER <= self.noise_multiplier <= MAX_NOISE_MULTIPLIER:
             raise PrivacyError(
                 f"the noise multiplier is {self.noise_multiplier}",
-                why="below 0.1 the noise hides nobody, above 10000 nothing is left of the data",
+                why=WHY_IN_RANGE,
                 fix="choose a number from 0.1 to 10000; useful values are often 0.5 to 10",
             )
         if self.trust not in ("distributed", "local"):
@@ -106,7 +107,16 @@ class Schedule:
                 fix=f"give at most {MAX_STAGES} pairs, of rising numbers from 2 and factors from {LEAST_FACTOR:g} to "
                 f"{LARGEST_FACTOR:g}",
             )
-        _ = self.events  # refuses noise out of range
+        for start, factor in self.stages:
+            of_stage = self.event.noise_multiplier * factor
+            if start <= self.count and not MIN_NOISE_MULTIPLIER <= of_stage <= MAX_NOISE_MULTIPLIER:
+                raise PrivacyError(
+                    f"the noise multiplier is {of_stage:g} from release {start} on: {factor:g} times the first "
+                    f"one's {self.event.noise_multiplier:g} (noise_stages)",
+                    why=WHY_IN_RANGE,
+                    fix="choose another factor in noise_stages, or another noise multiplier: each stage's has to be "
+                    f"from {MIN_NOISE_MULTIPLIER:g} to {MAX_NOISE_MULTIPLIER:g}",
+                )
 
     @property
     def events(self) -> tuple[tuple[SampledGaussianRelease, int], ...]:

@@ -52,10 +52,11 @@ def complete_study(study: Study) -> Study:
         filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
         if spent > filled["target_epsilon"]:
             raise StudyError(
-                f"privacy.noise_multiplier = {privacy.noise_multiplier:g} costs ε = {spent:.4f} over {attempts} "
-                f"attempts, above privacy.target_epsilon = {filled['target_epsilon']:g}",
+                f"privacy.noise_multiplier = {privacy.noise_multiplier:g}{_staged(study)} costs ε = {spent:.4f} over "
+                f"{attempts} attempts, above privacy.target_epsilon = {filled['target_epsilon']:g}",
                 why=WHY_STUDY,
-                fix="leave one of the two out, and it follows from the other",
+                fix="leave one of the two out, and it follows from the other"
+                + ("; or raise the factors of privacy.noise_stages" if _staged(study) else ""),
             )
     return validated(
         Study,
@@ -93,6 +94,12 @@ def stages_of(study: Study) -> tuple[NoiseStage, ...]:
     """The study's stages of noise, by the release that each begins with."""
     steps = study.training.local_steps
     return tuple(((attempt - 1) * steps + 1, factor) for attempt, factor in study.privacy.noise_stages)
+
+
+def _staged(study: Study) -> str:
+    """That some attempts have other noise than the study's noise multiplier says, where they have."""
+    stages = [f"{factor:g} times it from attempt {attempt} on" for attempt, factor in study.privacy.noise_stages]
+    return f" with {', '.join(stages)} (privacy.noise_stages)" if stages else ""
 
 
 def cut_probability_of(study: Study, *, delta: float, releases: int) -> float:

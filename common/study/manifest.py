@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ..crypto.csprng import fresh_key
 from ..crypto.identity import Hex32, Identity, Name, Signature, canonical_json, sha256, verify_signature
+from ..errors import PrivacyError
 from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
@@ -103,13 +104,23 @@ class Manifest(Section):
         # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
         _ = self.secagg_parameters, self.honest_shares, self.fixed_point, self.schedule
         for attempt in self.stage_starts:
-            self.site_noise(attempt)
+            self._check_noise(attempt)
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
             raise ValueError(
                 f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
                 "choose a smaller sampling_probability or adapter"
+                + (", or smaller factors of privacy.noise_stages" if self.study.privacy.noise_stages else "")
             )
         return self
+
+    def _check_noise(self, attempt: int) -> None:
+        try:
+            self.site_noise(attempt)
+        except PrivacyError as error:
+            if attempt == 1:
+                raise
+            what = f"{error.what}, from attempt {attempt} on (privacy.noise_stages)"
+            raise PrivacyError(what, why=error.why, fix=f"{error.fix}; or change the stage's factor") from error
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
