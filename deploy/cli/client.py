@@ -80,7 +80,7 @@ def join(
     ] = False,
 ) -> None:
     """Show a study against the site's policy, budget and data; then agree to it, or not (exit code 1)."""
-    from ..enrolment.bundle import Bundle, described
+    from ..enrolment.bundle import Bundle, checked_audit, described
     from ..site_ops import commands as site_operator
     from ..site_ops.adoption import offer_policy
     from ..site_ops.terms import Terms
@@ -94,9 +94,11 @@ def join(
         return is_asset and (yes or confirmed("Does this site agree?"))
 
     study, site = Bundle.read(bundle), site_of(folder)
-    say(f"{field:10}{text}" for field, text in described(study.manifest, audit=study.audit).items())
+    manifest = study.manifest
+    audit = checked_audit(manifest.study, study.audit, package_sha256=manifest.package_sha256)
+    say(f"{field:10}{text}" for field, text in described(manifest, audit=audit).items())
     if not yes:
-        offer_policy(site, study.manifest, confirmed=confirmed, say=lambda line: say([line]))
+        offer_policy(site, manifest, confirmed=confirmed, say=lambda line: say([line]))
     say([_READING])
     say(site_operator.join_study(site, study, agreed=agreed))
 

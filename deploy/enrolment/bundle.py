@@ -15,6 +15,7 @@ from ...common.schema import Address, Section, Words
 from ...common.study.artefacts import AUDIT, MANIFEST
 from ...common.study.first_adapter import BY_HASH
 from ...common.study.manifest import Manifest
+from ...common.study.study import Study
 from ...common.system.code_pin import check_code_of
 from ...common.system.files import write_atomically
 from ...server.report.audit import Audited
@@ -67,6 +68,9 @@ class Flower(Section):
     """Where a site's node finds the server (host:port)."""
 
     address: Address
+
+
+_WHO_AUDITED: Final = "so says whoever audited, and audit.json in study.zip has the scores"
 
 
 def connection_sha256(address: str, certificates: bytes) -> str:
@@ -164,11 +168,17 @@ def _parts(path: Path) -> dict[str, bytes]:
         return {member.filename: archive.read(member) for member in members}
 
 
-def described(manifest: Manifest, *, audit: bytes | None = None) -> dict[str, Any]:
-    """A study in plain words, with its ``audit`` where it names one, for whoever decides about joining it.
+def checked_audit(study: Study, audit: bytes | None, *, package_sha256: str) -> Audited | None:
+    """What the audit found that a complete ``study`` names, if it names one, computed again: it takes seconds.
 
-    Raises StudyError where the audit is of another study.
+    Raises StudyError where it is of another study or program than that with the given hash, or refutes the claim.
     """
+    require_sound(audit, study, package_sha256=package_sha256)
+    return None if audit is None else Audited.of(audit)
+
+
+def described(manifest: Manifest, *, audit: Audited | None = None) -> dict[str, Any]:
+    """A study in plain words, with its ``checked_audit`` where it names one, for whoever decides about joining it."""
     study = manifest.study
     about, privacy, training = study.about, study.privacy, study.training
     strength = f"ε = {privacy.target_epsilon:g} at δ = {manifest.delta:g}" if privacy.noise else "NO PRIVACY"
@@ -188,12 +198,7 @@ def described(manifest: Manifest, *, audit: bytes | None = None) -> dict[str, An
         "reads": f"at most {count(study.data.records_per_unit, 'window')} of a {privacy.unit} in a step, "
         f"{study.data.max_tokens} tokens each"
         + (f"; {study.data.public_units} of public records beside" if study.data.public else ""),
-        **({} if audit is None else {"audit": _audited(manifest, audit)}),
+        **({} if audit is None else {"audit": f"{audit.in_brief}; {_WHO_AUDITED}"}),
         "program": f"grandrounds {manifest.package_version}, SHA-256 {manifest.package_sha256}",
         "manifest": manifest.sha256,
     }
-
-
-def _audited(manifest: Manifest, audit: bytes) -> str:
-    require_sound(audit, manifest.study, package_sha256=manifest.package_sha256)
-    return f"{Audited.of(audit).in_brief}; so says whoever audited, and audit.json in study.zip has the scores"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ...common.audit.named import named_audit, require_sound
+from ...common.audit.named import named_audit
 from ...common.crypto.identity import shown_key
 from ...common.data.groups import held_out
 from ...common.data.records import check_beginning
@@ -27,9 +27,10 @@ from ...common.study.study import Study, read_study
 from ...common.study.training import TrainingSection
 from ...common.system.files import make_folder, write_atomically
 from ...common.system.package_hash import running_sha256
+from ...server.report.audit import Audited
 from ...server.run.server_folder import FROZEN_ADAPTER, SETTINGS, ServerFolder
 from ..builtin.models import base_model_folder, with_lasting_name
-from ..enrolment.bundle import Bundle, Flower, described
+from ..enrolment.bundle import Bundle, Flower, checked_audit, described
 from ..enrolment.certificates import CA_CERTIFICATE, check_certificates
 from ..enrolment.needed_policy import needed_policy
 from ..flower.archive import app_sha256
@@ -48,15 +49,15 @@ def bundle(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: No
     records cannot be used, ModelError and StorageError.
     """
     _check_ready(folder)
-    if folder.has_study:
-        say("comparing study.toml with the study that was fixed")
-        manifest = folder.study.manifest()
-        _refuse_edits(folder, manifest)
-    else:
+    if not folder.has_study:
         fixed = _fixed(folder, say)
         _save(folder, fixed)
-        manifest = fixed.manifest
-    return _bundled(folder, manifest)
+        return _bundled(folder, fixed.manifest, fixed.audited)
+    say("comparing study.toml with the study that was fixed")
+    manifest = folder.study.manifest()
+    _refuse_edits(folder, manifest)
+    named = folder.study.named_audit(manifest.study)
+    return _bundled(folder, manifest, checked_audit(manifest.study, named, package_sha256=manifest.package_sha256))
 
 
 def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -80,7 +81,7 @@ def bundle_anew(folder: ServerFolder, *, say: Callable[[str], None] = lambda lin
                 if path.exists():
                     path.rename(aside / path.name)
         _save(folder, fixed)
-    return [*said, *_bundled(folder, fixed.manifest)]
+    return [*said, *_bundled(folder, fixed.manifest, fixed.audited)]
 
 
 def amend(folder: ServerFolder) -> list[str]:
@@ -88,7 +89,7 @@ def amend(folder: ServerFolder) -> list[str]:
 
     Raises StudyError where it may not follow the one in force, and StorageError.
     """
-    return _bundled(folder, fix_successor(folder))
+    return _bundled(folder, *fix_successor(folder))
 
 
 def _check_ready(folder: ServerFolder) -> None:
@@ -105,30 +106,34 @@ def _check_ready(folder: ServerFolder) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Fixed:
-    """A study with its keys and hashes, the ``frozen`` tensors (float32), and what else it is of, where it names it."""
+    """A study with its keys and hashes, the ``frozen`` tensors (float32), and what else it is of, where it names it.
+
+    ``audited`` is what its audit found.
+    """
 
     manifest: Manifest
     frozen: bytes
     first: FirstAdapter | None
     public: PublicRecords | None
     audit: bytes | None
+    audited: Audited | None
 
 
 def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
     study, enrolled, settings = read_study(folder.study_toml), folder.sites(), folder.settings()
-    named = {site.name for site in study.sites}
-    if named != set(enrolled):
+    members = {site.name for site in study.sites}
+    if members != set(enrolled):
         raise StudyError(
-            f"the study is of {', '.join(sorted(named))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
+            f"the study is of {', '.join(sorted(members))}, and enrolled are {', '.join(sorted(enrolled)) or 'none'}",
             why="every site of a study signs it, with a key that was compared",
             fix=f"enroll every site, and name those and no others in {folder.study_toml}",
         )
-    first, public, audited = first_adapter_of(study), PublicRecords.of(study), named_audit(study)
+    first, public, named = first_adapter_of(study), PublicRecords.of(study), named_audit(study)
     say("calibrating the noise")
     complete = complete_study(with_lasting_name(study))
-    if audited is not None:
+    if named is not None:
         say("computing again what its audit found")
-        require_sound(audited, complete, package_sha256=running_sha256())
+    audited = checked_audit(complete, named, package_sha256=running_sha256())
     base = settings.model or base_model_folder(complete.model.name)
     say(f"loading the model, and hashing {base}")
     # A is public: anyone may know the seed that drew it. The study's run draws what is trained of it once more.
@@ -158,7 +163,7 @@ def _fixed(folder: ServerFolder, say: Callable[[str], None]) -> _Fixed:
         connection_sha256=connection_of(folder),
     )
     frozen = vector_bytes(model.get_frozen_adapter())
-    return _Fixed(manifest=manifest, frozen=frozen, first=first, public=public, audit=audited)
+    return _Fixed(manifest=manifest, frozen=frozen, first=first, public=public, audit=named, audited=audited)
 
 
 def _in_time(training: TrainingSection, instant_s: float, *, is_stated: bool) -> TrainingSection:
@@ -183,7 +188,7 @@ def _save(folder: ServerFolder, fixed: _Fixed) -> None:
     folder.study.save_manifest(fixed.manifest)
 
 
-def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
+def _bundled(folder: ServerFolder, manifest: Manifest, audited: Audited | None) -> list[str]:
     """The study as the sites get it is written; what it is, and what to do with it."""
     public, named = folder.study.public_records(manifest.study), folder.study.named_audit(manifest.study)
     Bundle(
@@ -197,7 +202,7 @@ def _bundled(folder: ServerFolder, manifest: Manifest) -> list[str]:
     for name in manifest.site_keys:
         write_atomically(folder.policies / f"{name}.toml", needed_policy(manifest, name).encode())
     return [
-        *(f"{field:10}{text}" for field, text in described(manifest, audit=named).items()),
+        *(f"{field:10}{text}" for field, text in described(manifest, audit=audited).items()),
         f"an update leaves {manifest.study.training.answer_after_s:g} s after it was asked for, whatever was drawn; a "
         "site whose `client check` takes longer needs a larger training.answer_after_s",
         *filter(None, [no_spare_site(sites=len(manifest.site_keys), threshold=manifest.threshold)]),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from ...common.audit.named import named_audit, require_sound
+from ...common.audit.named import named_audit
 from ...common.errors import StudyError
 from ...common.ledger.replay import VerifiedLedger
 from ...common.schema import validated
@@ -14,17 +14,20 @@ from ...common.study.study import Study, read_study, study_tables
 from ...common.study.succession import check_successor
 from ...common.system.package_hash import running_sha256
 from ...common.version import __version__
+from ...server.report.audit import Audited
 from ...server.run.server_folder import ServerFolder
 from ..builtin.models import with_lasting_name
-from ..enrolment.bundle import connection_sha256
+from ..enrolment.bundle import checked_audit, connection_sha256
 from ..enrolment.certificates import CA_CERTIFICATE
 from ..flower.archive import app_sha256
 
 _WHY: Final = "every site signs one manifest of each version, and the ledger has them in their order"
 
 
-def fix_successor(folder: ServerFolder) -> Manifest:
+def fix_successor(folder: ServerFolder) -> tuple[Manifest, Audited | None]:
     """The manifest after the one in force, with the sites that are enrolled and what study.toml states; it is written.
+
+    With it, what its audit found, if it names one.
 
     Where it was fixed before and is not signed yet, it is that. Raises StudyError, also where more is changed than a
     successor may, and StorageError.
@@ -45,7 +48,7 @@ def fix_successor(folder: ServerFolder) -> Manifest:
             )
         following = _successor(folder, verified.manifest)
         audit = named_audit(read_study(folder.study_toml))
-        require_sound(audit, following.study, package_sha256=following.package_sha256)
+        audited = checked_audit(following.study, audit, package_sha256=following.package_sha256)
         if fixed != verified.manifest and fixed != following:
             raise StudyError(
                 f"version {fixed.version} of the manifest is fixed already, and is not this",
@@ -54,7 +57,7 @@ def fix_successor(folder: ServerFolder) -> Manifest:
             )
         folder.study.save_audit(audit)
         folder.study.save_manifest(following)
-    return following
+    return following, audited
 
 
 def connection_of(folder: ServerFolder) -> str:

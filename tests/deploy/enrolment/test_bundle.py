@@ -15,7 +15,7 @@ from grandrounds.common.crypto.identity import Identity, canonical_json, sha256
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.about import AboutSection
 from grandrounds.common.system.package_hash import running_sha256
-from grandrounds.deploy.enrolment.bundle import Bundle, Flower, SiteCard, connection_sha256, described
+from grandrounds.deploy.enrolment.bundle import Bundle, Flower, SiteCard, checked_audit, connection_sha256, described
 
 OTHER = "12" * 32
 ADDRESS = "server.example:9092"
@@ -55,14 +55,20 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path):
 
 def test_an_audit_of_another_study_is_shown_to_no_site():
     manifest = audited_manifest()
-    assert "by 60 planted gradient canaries" in described(manifest, audit=audit_of(manifest))["audit"]
+
+    def shown(audit):
+        found = checked_audit(manifest.study, audit, package_sha256=manifest.package_sha256)
+        return described(manifest, audit=found)["audit"]
+
+    assert "by 60 planted gradient canaries" in shown(audit_of(manifest))
+    assert "audit" not in described(manifest)
     with pytest.raises(StudyError, match="max_attempts is 2 there and 3 here"):
-        described(manifest, audit=audit_of(audited_manifest(attempts=2)))
+        shown(audit_of(audited_manifest(attempts=2)))
     invented = json.loads(audit_of(manifest))
     for bound in invented["bounds"]:
         bound["epsilon"] = 0.0
     with pytest.raises(StudyError, match="scores"):
-        described(manifest, audit=json.dumps(invented).encode())
+        shown(json.dumps(invented).encode())
 
 
 @pytest.mark.parametrize("public, instead", [(b"a", b"b"), (b"a", None), (None, b"a")])

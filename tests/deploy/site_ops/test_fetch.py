@@ -16,6 +16,7 @@ from grandrounds.client.site import assembly
 from grandrounds.client.site.folder import SETTINGS, SiteFolder
 from grandrounds.client.site.training_view import NEVER_LEAVES
 from grandrounds.client.state.database import SiteDatabase
+from grandrounds.common.audit.evidence import AuditEvidence
 from grandrounds.common.audit.membership import FEWEST
 from grandrounds.common.audit.named import name_of
 from grandrounds.common.crypto.identity import sha256
@@ -63,6 +64,13 @@ def messages():
     return []
 
 
+def patched_bounds(patched):
+    """Where it is noted that an audit's bounds were computed again, which takes seconds."""
+    noted, bounds = [], AuditEvidence.require_bounds
+    patched.setattr(AuditEvidence, "require_bounds", lambda evidence: (noted.append(evidence), bounds(evidence))[1])
+    return noted
+
+
 class Audited(LoopbackFederation):
     """A federation whose study names an audit of itself."""
 
@@ -72,7 +80,10 @@ class Audited(LoopbackFederation):
             audit.write_bytes(audit_of(self.bundle.manifest, seen=0.0))
             with self.folder.study_toml.open("a") as file:
                 file.write(f'[about]\naudit = "{audit}"\n')
-            self.said = bundling.bundle_anew(self.folder)
+            with pytest.MonkeyPatch.context() as patched:
+                checked = patched_bounds(patched)
+                self.said = bundling.bundle_anew(self.folder)
+            self.times_checked = len(checked)
             self.bundle = Bundle.read(self.folder.bundle)
         super()._join(site)
 
@@ -123,6 +134,7 @@ def test_every_site_holds_the_very_files_that_the_server_has(finished):
 def test_an_audit_that_the_study_names_is_told_before_sites_sign_and_is_in_the_report_that_they_check(finished):
     (told,) = [line for line in finished.said if line.startswith("audit ")]
     assert "by 60 planted gradient canaries, and 4 is claimed" in told
+    assert finished.times_checked == 1, "before the model is loaded, and not once more"
     report = json.loads((kept(SiteFolder(finished.path / "north")) / REPORT).read_bytes())
     assert report["audit"]["found"]["sha256"] == sha256((finished.path / "found.json").read_bytes())
     assert report["audit"]["is_signed"]
