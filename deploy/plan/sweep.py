@@ -92,6 +92,9 @@ class Sweep:
             {
                 "setting": dict(one.setting),
                 "noise_multiplier": one.noise_multiplier,
+                "noise_stages": [
+                    {"from_attempt": attempt, "factor": factor} for attempt, factor in one.study.privacy.noise_stages
+                ],
                 "before": list(map(published, one.before)),
                 "after": list(map(published, one.after)),
             }

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...common.durations import duration
-from ...common.study.study import Study
+from ...common.study.study import PrivacySection, Study
 from ...server.report.claim import count
 from ...server.report.rounding import up
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
@@ -63,7 +63,8 @@ def study_file(plan: Plan, proposed: Study, simulation: Simulation, swept: str =
         simulation = simulation.model_copy(update={"builtin_sites": len(study.sites)})
     heading = (
         "A study proposed by grandrounds plan.\n"
-        f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}, for epsilon {up(plan.epsilon)}.\n"
+        f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}"
+        f"{stages_in_words(plan.study.privacy)}, for epsilon {up(plan.epsilon)}.\n"
         f"Expected noise-to-signal: {plan.shares.noise_to_signal:.2f}. {_clipping(plan)}"
         + (f"\n{swept}" if swept else "")
     )
@@ -90,8 +91,12 @@ def _proposal(plan: Plan) -> Iterable[tuple[str, str]]:
         yield "public units", f"{beside} of each site in each step; they cost no ε, and noise-to-signal is without them"
     cut = ", near which every gradient is brought" if privacy.clipping == "auto" else ""
     yield "clipping norm", f"C = {privacy.clipping_norm:g}{cut}. {_clipping(plan)}"
-    stages = "".join(f"; from attempt {start} on {factor:g} times it" for start, factor in privacy.noise_stages)
-    yield "noise multiplier", f"z = {privacy.noise_multiplier:g}{stages}"
+    yield "noise multiplier", f"z = {privacy.noise_multiplier:g}{stages_in_words(privacy)}"
+
+
+def stages_in_words(privacy: PrivacySection) -> str:
+    """What noise becomes, after the noise multiplier itself; nothing where it stays as it is."""
+    return "".join(f"; from attempt {start} on {factor:g} times it" for start, factor in privacy.noise_stages)
 
 
 def _noise(plan: Plan) -> Iterable[tuple[str, str]]:

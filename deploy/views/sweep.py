@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ...server.report.claim import count
 from ..plan.grid import shown
-from ..plan.sweep import Sweep
+from ..plan.sweep import Sweep, Tried
 
 
 def print_sweep(console: Console, sweep: Sweep) -> None:
@@ -15,12 +15,14 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
     runs = len(sweep.best.after)
     console.print(Text("\nSettings by the perplexity of what was held out, the best first", style="bold"))
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("perplexity", "± (of its logarithm)", "before", "z"):
+    is_staged = any(one.study.privacy.noise_stages for one in sweep.tried)
+    z = "z, from the attempt on" if is_staged else "z"
+    for column in ("perplexity", "± (of its logarithm)", "before", z):
         table.add_column(column, justify="right")
     table.add_column("setting", overflow="fold")
     for one in sweep.tried:
         spread = "" if one.spread is None else f"{one.spread:.3f}"
-        cells = (f"{one.perplexity:.4g}", spread, f"{one.before[0]:.4g}", f"{one.noise_multiplier:g}")
+        cells = (f"{one.perplexity:.4g}", spread, f"{one.before[0]:.4g}", _noise(one))
         table.add_row(*cells, shown(one.setting), style="bold" if one is sweep.best else "")
     console.print(Padding(table, (0, 0, 0, 2)))
     units, patients = count(sweep.trained, "unit"), count(sweep.held_out, "patient")
@@ -36,3 +38,9 @@ def print_sweep(console: Console, sweep: Sweep) -> None:
         "worth on the sites' records is another question, and not asked here.",
         soft_wrap=True,
     )
+
+
+def _noise(one: Tried) -> str:
+    """The noise multiplier, and where noise has stages each one's, with the attempt that it begins with."""
+    z, stages = one.noise_multiplier, one.study.privacy.noise_stages
+    return "".join([f"{z:g}", *(f", {factor * z:.4g} from {attempt}" for attempt, factor in stages)])

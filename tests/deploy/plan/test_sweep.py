@@ -1,11 +1,13 @@
 """A sweep on public records: the study's own noise, ranked by what was held out, and refused on records of care."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.study.tiny_models import save_tiny_model
 from typer.testing import CliRunner
 
@@ -17,7 +19,8 @@ from grandrounds.common.study.step import mean_gradient
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.plan.grid import Grid, require_public
-from grandrounds.deploy.plan.sweep import _Public, sweep
+from grandrounds.deploy.plan.sweep import Sweep, Tried, _Public, sweep
+from grandrounds.deploy.views.sweep import print_sweep
 
 NO_NOISE = {"noise": False, "target_epsilon": None}
 SITES = ("north", "south", "west")
@@ -152,3 +155,22 @@ def test_too_few_public_records_are_refused(base: Path, text: Path, tmp_path: Pa
     assert NAMED not in refusal.value.diagnostics()
     with pytest.raises(GrandRoundsError, match="20 public patients"):
         sweep(a_study(base, units=40_000), grid, text)
+
+
+def test_where_noise_has_stages_each_one_s_is_shown(base: Path) -> None:
+    staged, plain = a_study(base, privacy={"noise_stages": [[2, 0.5], [3, 2.0]]}), a_study(base)
+    tried = [
+        Tried(setting={"privacy.clipping_norm": norm}, study=study, noise_multiplier=1.5, before=(9.0,), after=(8.0,))
+        for norm, study in ((1.0, staged), (2.0, plain))
+    ]
+
+    def printed(*of: Tried) -> str:
+        shown = io.StringIO()
+        found = Sweep(source="terms.jsonl", trained=20, held_out=5, tried=of)
+        print_sweep(Console(file=shown, width=200), found)
+        return shown.getvalue()
+
+    assert "1.5, 0.75 from 2, 3 from 3" in printed(*tried) and "z, from the attempt on" in printed(*tried)
+    assert "from" not in printed(tried[1]).splitlines()[2] and "1.5" in printed(tried[1])
+    figures = Sweep(source="terms.jsonl", trained=20, held_out=5, tried=(tried[0],)).figures
+    assert [tuple(stage.values()) for stage in figures["tried"][0]["noise_stages"]] == [(2, 0.5), (3, 2.0)]
