@@ -81,16 +81,17 @@ def continue_(
 
     described, output = _begun(study)
     first = continued(described, FinishedAdapter.read(finished, manifest_hash=manifest_hash))
-    write_atomically(output, first.data)
     whose = "as you expected" if manifest_hash else "which nothing shows to be the study that you mean: --manifest-hash"
-    say(
+    say(  # before anything is written
         [
-            f"{output} is the first adapter, of the study with the manifest {first.made.study_sha256}, {whose}",
-            f"it is {first.made.text}; a patient of both studies bears the sum of both ε and of both δ, as far as both "
-            "are claims for patients at as many sites",
-            _NAMED.format(first.sha256),
+            f"the earlier study is that of the manifest {first.made.study_sha256}, {whose}",
+            f"what it left is {first.made.text}; a patient of both studies bears the sum of both ε and of both δ, as "
+            "far as both are claims for patients at as many sites",
+            f"{output} becomes the first adapter; {_NAMED.format(first.sha256)}",
         ]
     )
+    write_atomically(output, first.data)
+    say([f"{output} is written"])
 
 
 def _begun(study: Path) -> "tuple[Study, Path]":

@@ -9,12 +9,13 @@ import pytest
 from support.study.tiny_models import save_tiny_model
 from typer.testing import CliRunner
 
-from grandrounds.common.errors import GrandRoundsError, StudyError
+from grandrounds.common.errors import GrandRoundsError, StorageError, StudyError
 from grandrounds.common.model.adapter import vector_sha256
 from grandrounds.common.schema import known, validated
 from grandrounds.common.study.artefacts import ADAPTER, CARD, PAGE, REPORT
 from grandrounds.common.study.first_adapter import FirstAdapter, with_pinned_adapter
 from grandrounds.common.study.study import Study
+from grandrounds.common.system import files
 from grandrounds.deploy.adapter.continuation import continued
 from grandrounds.deploy.adapter.finished import FinishedAdapter
 from grandrounds.deploy.builtin import models
@@ -93,6 +94,24 @@ def test_a_next_stage_begins_with_what_the_earlier_left_and_carries_its_claim(
     assert verdict.outcome is Outcome.ESTABLISHED
     frozen = next(finding for finding in verdict.findings if finding.name == "frozen")
     assert f"which study {manifest.sha256} left" in frozen.detail
+
+
+def test_what_a_stage_would_begin_with_is_shown_before_it_is_written(
+    earlier: Result, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it then cannot be."""
+
+    def refused(path: Path, data: bytes) -> None:
+        assert path == tmp_path / "first.safetensors"
+        raise StorageError("the disk is full", why="of this test", fix="none")
+
+    monkeypatch.setattr(files, "write_atomically", refused)
+    found = CliRunner().invoke(app, ["adapter", "continue", str(described), "--from", str(known(earlier.folder))])
+    assert isinstance(found.exception, StorageError)
+    said = " ".join(found.output.split())
+    assert f"the earlier study is that of the manifest {earlier.manifest.sha256}" in said
+    assert "-DP for each patient of study" in said and "becomes the first adapter; its SHA-256 is" in said
+    assert "is written" not in said
 
 
 def test_without_the_hash_nothing_shows_which_study_it_was(earlier: Result, described: Path) -> None:
