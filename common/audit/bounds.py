@@ -67,7 +67,8 @@ def line_up_bound(
     def is_refused(noise_multiplier: float) -> bool:
         return line_up_chance(scores, bits, foils, schedule=at(noise_multiplier)) <= 1 - confidence
 
-    low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+    factors = (1.0, *(factor for _, factor in schedule.stages))  # all noise is in range, and changes alike
+    low, high = MIN_NOISE_MULTIPLIER / min(factors), MAX_NOISE_MULTIPLIER / max(factors)
     if not is_refused(high):
         return 0.0
     while high > low * (1 + _TOLERANCE):

@@ -10,6 +10,7 @@ from ..errors import StudyError
 from ..privacy.draw_cap import cut_probability
 from ..privacy.events import SampledGaussianRelease, Schedule
 from ..schema import Section, Version, Words, known, validated
+from ..study.completion import stages_by_release
 from ..study.manifest import Manifest
 from ..study.study import PrivacySection, SecaggSection, Study
 from ..version import __version__
@@ -50,22 +51,14 @@ class AuditedParameters(Section):
     def _claiming(self) -> Self:
         if None in (self.privacy.target_epsilon, self.privacy.delta, self.privacy.noise_multiplier):
             raise ValueError("privacy: of a study that claims nothing")
-        if self.privacy.noise_stages:
-            raise ValueError("privacy: of a study whose noise has stages, which no audit is known to test")
         return self
 
     @classmethod
     def of(cls, study: Study) -> Self:
-        """Those of a complete study; raises StudyError for one without noise, and for one whose noise has stages."""
+        """Those of a complete study; raises StudyError for one without noise."""
         if not study.privacy.noise:
             raise StudyError(
                 "the study adds no noise", why="an audit tests a claim, and it makes none", fix="audit one with noise"
-            )
-        if study.privacy.noise_stages:
-            raise StudyError(
-                "the study's noise has stages (privacy.noise_stages)",
-                why="an audit weighs all releases alike, by one noise, and would find less than there is to find",
-                fix="audit the same study without noise_stages",
             )
         return cls(
             privacy=study.privacy,
@@ -92,7 +85,12 @@ class AuditedParameters(Section):
             sites_per_patient=privacy.sites_per_patient,
         )
         cut = cut_probability(delta=self.delta, releases=releases, sites_per_patient=privacy.sites_per_patient)
-        return Schedule(event=event, count=releases, cut_probability=0.0 if privacy.sampling_probability == 1 else cut)
+        return Schedule(
+            event=event,
+            count=releases,
+            cut_probability=0.0 if privacy.sampling_probability == 1 else cut,
+            stages=stages_by_release(privacy.noise_stages, local_steps=self.local_steps),
+        )
 
     @property
     def delta(self) -> float:

@@ -63,23 +63,27 @@ def _composed(schedule: Schedule) -> tuple[Array, Array]:
 
     What is left of the first to 1 is an infinite loss, of the second one below the grid.
     """
-    event = schedule.event
-    count = schedule.count * (event.sites_per_patient if event.trust == "local" else 1)
-    pair = DominatingPair.of(event)
-    deviation = _deviation(pair) * math.sqrt(count)
-    interval = deviation * min(1 / _POINTS, 2 * math.sqrt(_SPREAD / count))
-    loss, _ = pair.discretised(interval, _DEVIATIONS)
-    places = np.arange(len(loss.pmf))
-    mean = count * float(loss.pmf @ places)
-    reach = _FAR * (deviation / interval + len(places))
+    pairs = [
+        (DominatingPair.of(event), count * (event.sites_per_patient if event.trust == "local" else 1))
+        for event, count in schedule.events
+    ]
+    releases = sum(count for _, count in pairs)
+    deviation = math.sqrt(sum(count * _deviation(pair) ** 2 for pair, count in pairs))
+    interval = deviation * min(1 / _POINTS, 2 * math.sqrt(_SPREAD / releases))
+    losses = [(pair.discretised(interval, _DEVIATIONS)[0], count) for pair, count in pairs]
+    mean = sum(count * float(loss.pmf @ np.arange(len(loss.pmf))) for loss, count in losses)
+    longest = max(len(loss.pmf) for loss, _ in losses)
+    reach = _FAR * (deviation / interval + longest)
     first = max(0, math.floor(mean - reach))
-    last = min(count * (len(places) - 1), math.ceil(mean + reach))
-    size = 1 << max(1, math.ceil(math.log2(last - first + len(places))))
-    transform = np.fft.rfft(np.bincount(places % size, loss.pmf, size)) ** count
+    last = min(sum(count * (len(loss.pmf) - 1) for loss, count in losses), math.ceil(mean + reach))
+    size = 1 << max(1, math.ceil(math.log2(last - first + longest)))
+    transform = np.ones(size // 2 + 1, dtype=np.complex128)
+    for loss, count in losses:
+        transform *= np.fft.rfft(np.bincount(np.arange(len(loss.pmf)) % size, loss.pmf, size)) ** count
     masses = np.fft.irfft(transform, size)[np.arange(first, last + 1) % size]
     present: Array = np.maximum(masses - _ROUNDING, 0.0)
-    losses = interval * (count * loss.first + np.arange(first, last + 1))
-    outside: Array = present * np.exp(-np.maximum(losses, -700.0))
+    grid = interval * (sum(count * loss.first for loss, count in losses) + np.arange(first, last + 1))
+    outside: Array = present * np.exp(-np.maximum(grid, -700.0))
     return present, outside / max(1.0, outside.sum())
 
 

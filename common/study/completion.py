@@ -1,6 +1,7 @@
 """What follows from a study: δ, attempts, threshold and noise, where the people who wrote it left them open."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import StudyError
@@ -92,8 +93,16 @@ def schedule_of(study: Study, *, attempts: int, delta: float, noise_multiplier: 
 
 def stages_of(study: Study) -> tuple[NoiseStage, ...]:
     """The study's stages of noise, by the release that each begins with."""
-    steps = study.training.local_steps
-    return tuple(((attempt - 1) * steps + 1, factor) for attempt, factor in study.privacy.noise_stages)
+    return stages_by_release(study.privacy.noise_stages, local_steps=study.training.local_steps)
+
+
+def stages_by_release(stages: Iterable[NoiseStage], *, local_steps: int) -> tuple[NoiseStage, ...]:
+    """Of stages that begin with attempts, which have so many releases each.
+
+    >>> stages_by_release([(3, 0.5)], local_steps=4)
+    ((9, 0.5),)
+    """
+    return tuple(((attempt - 1) * local_steps + 1, factor) for attempt, factor in stages)
 
 
 def _staged(study: Study) -> str:

@@ -41,7 +41,7 @@ class Twin:
     def of(cls, audited: Manifest, *, canaries: int, seed: bytes) -> Self:
         """The twin of the ``audited`` study.
 
-        Raises StudyError where it claims nothing, has stages of noise, or has no room for so many.
+        Raises StudyError where it claims nothing, or has no room for so many.
         """
         AuditedParameters.of(audited.study)
         names, honest = [site.name for site in audited.study.sites], _honest(audited)

@@ -37,8 +37,6 @@ def _why_not(manifest: Manifest) -> str:
     study = manifest.study
     if not study.privacy.noise:
         return "the study adds no noise, and an audit tests a claim"
-    if study.privacy.noise_stages:
-        return "the study's noise has stages (privacy.noise_stages), and an audit weighs all releases by one noise"
     if _canaries(manifest) < _FEWEST:
         return f"an adapter of {manifest.dimension} numbers has no room for {_FEWEST} planted canaries"
     steps = manifest.max_attempts * study.training.local_steps * len(list(planted(manifest)))

@@ -20,9 +20,10 @@ REPETITIONS = 200
 MOST = 26  # of 200, where one in twenty may be: more happen by chance less than once in a million
 
 
-def twin(rng, *, canaries: int, foils: int, noise: float = 1.0):
+def twin(rng, *, canaries: int, foils: int, noise: float = 1.0, schedule: Schedule = SCHEDULE):
     """Scores by the likelihood ratio under the claimed noise, of which the twin adds ``noise`` times; bits; foils."""
-    q, z, count = EVENT.sampling_probability, EVENT.noise_multiplier, SCHEDULE.count
+    q, count = EVENT.sampling_probability, schedule.count
+    z = np.array([schedule.event_of(release).noise_multiplier for release in range(1, count + 1)])
     bits = rng.random(canaries) < 0.5
     inside = np.append(bits, np.zeros(foils, dtype=bool))
     x = inside[:, None] & (rng.random((canaries + foils, count)) < q)
@@ -49,6 +50,33 @@ def above_the_truth(is_above=refuses_the_truth) -> int:
 def test_a_bound_is_above_the_truth_no_more_often_than_stated():
     assert binom.sf(MOST - 1, REPETITIONS, 0.05) < 1e-5
     assert above_the_truth() < MOST
+
+
+def test_where_noise_changes_each_release_counts_with_its_own_and_by_one_noise_the_truth_is_refused_too_often():
+    rng = np.random.default_rng(13)
+    staged = replace(SCHEDULE, stages=((3, 0.5),))
+    twins = [twin(rng, canaries=60, foils=150, schedule=staged) for _ in range(REPETITIONS)]
+    assert sum(line_up_chance(*each, schedule=staged) <= 0.05 for each in twins) < MOST
+    assert sum(refuses_the_truth(*each) for each in twins) >= MOST
+
+
+def test_an_honest_twin_s_bound_comes_near_its_epsilon_where_noise_changes():
+    staged = replace(SCHEDULE, stages=((5, 4.0),))
+    found = line_up_bound(
+        *twin(np.random.default_rng(1), canaries=5_000, foils=27_500, schedule=staged),
+        schedule=staged,
+        delta=DELTA,
+        confidence=0.95,
+    )
+    epsilon = composed_epsilon([staged], delta=DELTA)
+    assert 0.87 * epsilon <= found <= epsilon < EPSILON
+
+
+def test_who_reveals_everybody_is_bounded_whatever_stages_there_are():
+    bits = np.arange(400) % 2 == 0
+    staged = replace(SCHEDULE, stages=((2, 4.0), (3, 0.25)))  # of which none takes noise out of its range
+    found = line_up_bound(bits, bits, np.zeros(1_600), schedule=staged, delta=DELTA, confidence=0.95)
+    assert found > 100
 
 
 def test_a_bound_is_above_the_truth_where_the_truth_is_refused_and_nowhere_else():

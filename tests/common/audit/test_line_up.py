@@ -1,6 +1,7 @@
 """How many of those outside a study score below somebody in it: known answers, and against the mechanism itself."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,21 @@ def test_a_patient_at_two_sites_meets_two_releases_or_one_twice_over():
     assert counts_in_line_up(schedule(z=1.5, count=3, sites=2), 9) == pytest.approx(nearer, abs=1e-9)
 
 
+@pytest.mark.parametrize("stages", [((3, 0.5),), ((2, 4.0), (5, 0.25))])
+def test_noise_that_changes_adds_up_as_the_precisions_of_its_releases_do(stages):
+    """Known: of Gaussians of several widths, all told together, the shift is the root of the sum of 1 / z²."""
+    of = replace(schedule(z=2.0, count=6), stages=stages)
+    shift = math.sqrt(sum(1 / of.event_of(release).noise_multiplier ** 2 for release in range(1, 7)))
+    area = ndtr(shift / math.sqrt(2))
+    assert area <= mean_share(counts_in_line_up(of, 9)) <= area + 3e-4
+
+
+def test_stages_of_one_noise_are_none():
+    of = schedule(z=1.2, q=0.5, count=5)
+    alike = counts_in_line_up(replace(of, stages=((2, 1.0), (4, 1.0))), 9)
+    assert alike == pytest.approx(counts_in_line_up(of, 9), abs=1e-12)
+
+
 def test_no_score_of_the_mechanism_is_better_in_any_line_up():
     """The exact likelihood ratio reaches the curve and exceeds it by chance alone; false alarms below 1e-6."""
     rng, people, z, q, count = np.random.default_rng(5), 20_000, 1.2254, 0.5, 5
@@ -80,8 +96,13 @@ def test_less_noise_never_makes_a_line_up_harder():
     ("z", "q", "count", "delta"), [(1.2254, 0.5, 5, 5e-4), (0.6, 0.01, 1000, 1e-5), (1.5, 0.9, 10, 1e-5)]
 )
 def test_the_gaussian_of_a_schedule_s_epsilon_allows_more_at_every_false_positive_rate(z, q, count, delta):
-    """So that a bound by the Gaussian's curve holds for sampled releases, too."""
+    """So that a bound by the Gaussian's curve holds for sampled releases, too, and where their noise changes."""
     of = schedule(z=z, q=q, count=count)
+    _check_curve(of, delta)
+    _check_curve(replace(of, stages=((count // 2 + 1, 0.5),)), delta)
+
+
+def _check_curve(of: Schedule, delta: float) -> None:
     shift = _gaussian_shift(composed_epsilon([of], delta=delta), delta)
     present, outside = (np.cumsum(masses[::-1]) for masses in _composed(of))
     rates = np.geomspace(1e-3, 0.99, 40)

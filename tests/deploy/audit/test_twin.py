@@ -55,6 +55,12 @@ def test_the_noise_that_nobody_knows_is_that_of_the_claim_or_of_the_fault(fault:
     assert share(seen(fault), twin()) == pytest.approx(expected, rel=0.3)
 
 
+def test_the_noise_of_each_attempt_is_that_of_its_stage() -> None:
+    of = twin_of(audited_manifest(noise_stages=[[2, 0.5], [3, 2.0]]))
+    found = [share(release[None], of) for release in of.seen(AS_CLAIMED)]
+    assert found == pytest.approx([1.0, 1 / 4, 4.0], rel=0.5)  # of a third as many gauges
+
+
 def test_a_mask_that_is_left_in_drowns_every_sum() -> None:
     assert share(seen("a mask left in"), twin()) > 1e6
 

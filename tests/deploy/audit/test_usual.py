@@ -25,7 +25,6 @@ def test_it_has_as_many_canaries_as_there_is_room_for_and_its_progress_comes_to_
     "manifest, why",
     [
         (audited_manifest(noise_multiplier=None), "adds no noise"),
-        (audited_manifest(noise_stages=[[2, 0.5]]), "noise has stages"),
         (audited_manifest().model_copy(update={"dimension": 40}), "has no room for 20 planted canaries"),
         (audited_manifest().model_copy(update={"dimension": 1 << 26}), "it takes minutes; `grandrounds audit DIR"),
     ],
