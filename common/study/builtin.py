@@ -40,15 +40,7 @@ def with_tuned(fields: Any) -> Any:
     is_builtin = tables["model"].get("name", BUILTIN_MODEL) == BUILTIN_MODEL
     is_distributed = tables["privacy"].get("trust", "distributed") == "distributed"
     refined = _REFINED if "learning_rate" in tables["training"] else frozenset()
-    departs = any(
-        field in tables[name] and field not in refined and not _is(tables[name][field], value)
-        for name, tuned in TUNED.items()
-        for field, value in tuned.items()
-    )
+    departs = any(field in tables[name] and field not in refined for name, tuned in TUNED.items() for field in tuned)
     if not is_builtin or not is_distributed or departs:
         return fields
     return {**fields, **{name: {**tuned, **tables[name]} for name, tuned in TUNED.items()}}
-
-
-def _is(stated: Any, tuned: Any) -> bool:
-    return (tuple(stated) if isinstance(stated, list) else stated) == tuned
