@@ -30,9 +30,15 @@ from ..privacy.events import MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, Schedul
 from .line_up import tail
 
 Method = Literal["line-up", "Gaussian curve", "one run"]
-Kind = Literal["gradient", "text"]
+# What a canary is, and where it is looked for: a direction, in sums; a text, in an adapter; the same text, in what an
+# adapter wrote.
+Kind = Literal["gradient", "text", "synthetic notes"]
 # Gradients of canaries are orthogonal, and so is the noise on them independent. What texts do to an adapter is not.
-CHOSEN: Final[dict[Kind, Method]] = {"gradient": "line-up", "text": "Gaussian curve"}
+CHOSEN: Final[dict[Kind, Method]] = {
+    "gradient": "line-up",
+    "text": "Gaussian curve",
+    "synthetic notes": "Gaussian curve",
+}
 
 MOST_OTHERS: Final = 32  # in a line-up: more add little
 GUESSED: Final = 0.1  # of the canaries: so many of the highest scores are guessed in, and as many of the lowest out

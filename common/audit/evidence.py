@@ -176,6 +176,7 @@ class AuditEvidence(EvidenceFile):
         confidence: with which the chosen methods' bounds of all kinds hold at once, where all is as claimed.
         seeds: of coins and canaries, chosen before the run. Noise and draws have none.
         stated: what the auditor says of the twin that scores do not show, as what was left out of it.
+        synthetic_notes: how many each twin's adapter wrote, by which alone canaries were scored once more.
     """
 
     unlike = "it is no evidence of an audit"
@@ -192,6 +193,7 @@ class AuditEvidence(EvidenceFile):
     stated: Annotated[tuple[Words, ...], Field(max_length=20, strict=False)] = ()
     canaries: Annotated[tuple[CanaryScores, ...], Field(min_length=1, max_length=20, strict=False)]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
+    synthetic_notes: int | None = Field(default=None, ge=1, le=_MOST)
 
     @model_validator(mode="after")
     def _of_these_canaries(self) -> Self:
@@ -200,6 +202,10 @@ class AuditEvidence(EvidenceFile):
             raise ValueError("canaries: two runs of one kind with one protection")
         if any((kind, CLAIMED) not in runs for kind, _ in runs):
             raise ValueError("canaries: of each kind there needs to be the run in which all is as claimed")
+        if any(kind == "synthetic notes" for kind, _ in runs) != (self.synthetic_notes is not None):
+            raise ValueError(
+                "synthetic_notes: how many there were belongs to scores by synthetic notes, and to no others"
+            )
         chosen = [(bound.kind, bound.protection) for bound in self.bounds if bound.is_chosen]
         if sorted(chosen) != sorted(runs):
             raise ValueError("bounds: not one of the chosen method for each of the canaries' runs")
@@ -214,6 +220,7 @@ class AuditEvidence(EvidenceFile):
         seeds: Mapping[str, str],
         confidence: float = 0.95,
         stated: Sequence[str] = (),
+        synthetic_notes: int | None = None,
     ) -> Self:
         """The evidence of a twin's runs, with the bounds that follow from it. Raises StudyError."""
         parameters = AuditedParameters.of(twin.study)
@@ -228,6 +235,7 @@ class AuditEvidence(EvidenceFile):
                 "stated": tuple(stated),
                 "canaries": tuple(canaries),
                 "bounds": tuple(_bounds(canaries, parameters, confidence=confidence)),
+                "synthetic_notes": synthetic_notes,
             },
             why=_WHY,
         )

@@ -29,7 +29,7 @@ def _audited(case: Case) -> str:
         )
     data = case.read(AUDIT)
     evidence, found = AuditEvidence.parse(data), Audited.of(data)
-    if stated not in (None, found.model_dump(mode="json")):
+    if stated not in (None, found.stated):
         raise DisagreesError(f"{AUDIT} is not the audit that the report states")
     if named not in (None, name_of(data)):
         raise DisagreesError(f"{AUDIT} is not the audit that the manifest names")

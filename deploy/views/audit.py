@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...common.audit.evidence import CLAIMED, AuditEvidence
+from ...server.report.audit import OF_NOTES, planted
 from ...server.report.rounding import down
 
 
@@ -17,8 +18,8 @@ def print_audit(console: Console, evidence: AuditEvidence, written: Sequence[Pat
         if run.protection != CLAIMED:
             continue
         console.print(
-            f"{len(run.scores)} {run.kind} canaries, {sum(run.bits)} of them in; ε claimed {claimed:g} at "
-            f"δ = {evidence.parameters.delta:g}",
+            f"{planted(run.kind, len(run.scores), evidence.synthetic_notes)}, {sum(run.bits)} of them in the twin; "
+            f"ε claimed {claimed:g} at δ = {evidence.parameters.delta:g}",
             soft_wrap=True,
         )
         table = Table("the twin", "ε is at least", "")
@@ -59,5 +60,7 @@ def print_audit(console: Console, evidence: AuditEvidence, written: Sequence[Pat
             "that is not seen above would pass as well; with more canaries an audit sees more.",
             soft_wrap=True,
         )
+    if evidence.synthetic_notes is not None:
+        console.print(OF_NOTES, soft_wrap=True)
     for place in written:
         console.print(f"Written to {place}.", soft_wrap=True)

@@ -22,6 +22,12 @@ NONE: Final = (
     "`grandrounds verify` checks it too."
 )
 
+# What a bound by synthetic notes says, and what it does not.
+OF_NOTES: Final = (
+    "One attack was tried on synthetic notes, and on so many of them: a bound of 0 says that it found nothing, not "
+    "that nothing is in them. What they tell follows from the adapter, and is within its ε."
+)
+
 # What is planted into a twin, in words.
 _FAULTS: Final[Mapping[Protection, str]] = {
     "noise off": "no site adds any noise",
@@ -35,7 +41,8 @@ _FAULTS: Final[Mapping[Protection, str]] = {
 class Audited(Section):
     """An audit's bounds by the methods that were chosen beforehand, and the hash of the file that bears them out.
 
-    ``canaries`` says how many there were of each kind, ``claimed`` which ε was put to the test.
+    ``canaries`` says how many there were of each kind, ``claimed`` which ε was put to the test. ``synthetic_notes``
+    says how many each twin's adapter wrote, where they were audited; else a report has no word of them.
     """
 
     sha256: Hex32
@@ -43,6 +50,7 @@ class Audited(Section):
     confidence: float
     canaries: dict[Kind, int]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
+    synthetic_notes: int | None = None
 
     @classmethod
     def of(cls, data: bytes) -> Self:
@@ -54,7 +62,16 @@ class Audited(Section):
             confidence=evidence.confidence,
             canaries={run.kind: len(run.scores) for run in evidence.canaries if run.protection == CLAIMED},
             bounds=tuple(bound for bound in evidence.bounds if bound.is_chosen),
+            synthetic_notes=evidence.synthetic_notes,
         )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """All of it as report.json has it."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def _planted(self, kind: Kind) -> str:
+        return planted(kind, self.canaries.get(kind, 0), self.synthetic_notes)
 
     @property
     def in_brief(self) -> str:
@@ -62,10 +79,8 @@ class Audited(Section):
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         most = max(found, key=lambda bound: bound.epsilon)
         off = [bound.epsilon for bound in self.bounds if (bound.kind, bound.protection) == (most.kind, "noise off")]
-        return (
-            f"ε is at least {down(most.epsilon)} by {self.canaries.get(most.kind, 0):,} planted {most.kind} canaries, "
-            f"and {self.claimed:g} is claimed"
-            + (f"; without noise at least {down(off[0])} would be seen" if off else "")
+        return f"ε is at least {down(most.epsilon)} by {self._planted(most.kind)}, and {self.claimed:g} is claimed" + (
+            f"; without noise at least {down(off[0])} would be seen" if off else ""
         )
 
     @property
@@ -88,9 +103,7 @@ class Audited(Section):
         """What was found, and what that says."""
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         shown = " and ".join(
-            f"{self.canaries.get(each.kind, 0):,} planted {each.kind} canaries show that ε is at least "
-            + down(each.epsilon)
-            for each in found
+            f"{self._planted(each.kind)} show that ε is at least {down(each.epsilon)}" for each in found
         )
         refuted = any(bound.epsilon > self.claimed for bound in found)
         off = [bound for bound in self.bounds if bound.protection == "noise off"]
@@ -105,7 +118,21 @@ class Audited(Section):
         return (
             f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "
             f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict}"
+            + ("" if self.synthetic_notes is None else f" {OF_NOTES}")
         )
+
+
+def planted(kind: Kind, canaries: int, synthetic_notes: int | None) -> str:
+    """How many canaries there were of a kind, and by what they were looked for.
+
+    >>> planted("gradient", 1000, None)
+    '1,000 planted gradient canaries'
+    >>> planted("synthetic notes", 200, 500)
+    '200 planted text canaries (by 500 synthetic notes alone)'
+    """
+    if kind != "synthetic notes":
+        return f"{canaries:,} planted {kind} canaries"
+    return f"{canaries:,} planted text canaries (by {synthetic_notes or 0:,} synthetic notes alone)"
 
 
 def attached(folder: Path, manifest: Manifest) -> Audited | None:

@@ -178,7 +178,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
             "says": NONE if declared.audit is None else declared.audit.in_words,
             "power": [] if declared.audit is None else declared.audit.power,
             "is_signed": study.about.audit is not None,
-            "found": None if declared.audit is None else declared.audit.model_dump(mode="json"),
+            "found": None if declared.audit is None else declared.audit.stated,
         },
         "attacks": _attacks(manifest, declared.attacks),
         "verification": f"grandrounds verify DIR --manifest-hash {manifest.sha256}",

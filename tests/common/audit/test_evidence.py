@@ -68,6 +68,26 @@ def test_bounds_of_two_kinds_of_canaries_hold_at_once_so_that_the_larger_may_be_
     assert swapped.headline.kind == "text" and swapped.headline.epsilon > 0
 
 
+def test_what_synthetic_notes_show_has_its_part_of_the_chance_to_err_and_a_bound_of_its_own():
+    gradient, _, text = runs()
+    found = CanaryScores.of("synthetic notes", "as claimed", scores=np.array(text.bits), bits=text.bits)
+    evidence = AuditEvidence.of(twin=MANIFEST, canaries=[gradient, text, found], seeds={}, synthetic_notes=8)
+    bound = known(evidence.chosen("synthetic notes"))
+    assert bound == found.bounds(evidence.parameters, confidence=1 - 0.05 / 3)[0]
+    assert bound.method == "Gaussian curve" and bound.epsilon > known(evidence.chosen("text")).epsilon
+    AuditEvidence.parse(evidence.to_json()).require_bounds()
+    lies = json.loads(evidence.to_json())
+    lies["canaries"][2]["scores"] = [0.0] * 100
+    with pytest.raises(StudyError, match="of synthetic notes canaries, as claimed"):
+        AuditEvidence.parse(json.dumps(lies).encode()).require_bounds()
+
+
+def test_evidence_from_before_synthetic_notes_were_audited_says_what_it_said():
+    before = json.loads(EVIDENCE.to_json())
+    assert before.pop("synthetic_notes") is None
+    assert AuditEvidence.parse(json.dumps(before).encode()) == EVIDENCE
+
+
 def test_the_headline_is_the_method_that_was_chosen_of_gradients_with_all_protection():
     assert (EVIDENCE.headline.kind, EVIDENCE.headline.protection) == ("gradient", "as claimed")
     assert EVIDENCE.headline.method == "line-up"
@@ -99,6 +119,8 @@ def test_scores_that_were_changed_no_longer_bear_the_bounds_out():
         (("canaries", 1, "protection"), "as claimed"),
         (("canaries", 0, "protection"), "half the noise"),
         (("bounds",), []),
+        (("synthetic_notes",), 8),
+        (("canaries", 2, "kind"), "synthetic notes"),
         (("parameters", "privacy", "target_epsilon"), None),
         (("parameters", "privacy", "delta"), None),
     ],

@@ -64,6 +64,34 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
     assert "not the audit that the report states" in refused(folder)
 
 
+def test_what_synthetic_notes_show_stands_beside_the_rest_with_what_they_show_without_noise(
+    study: SmallStudy, folder: Path
+) -> None:
+    (folder / AUDIT).write_bytes(audit_of(study.manifest, synthetic_notes=500))
+    audited = attached(folder, study.manifest)
+    assert audited is not None
+    report = study.report(audit=audited)
+    assert Declared.of(json.loads(json.dumps(report))).audit == audited
+    rewritten(folder, report)
+    reclosed(study, folder)
+    says = "60 planted text canaries (by 500 synthetic notes alone) show that ε is at least 0"
+    assert says in audited.in_words and "a bound of 0 says that it found nothing, not" in audited.in_words
+    for path in (PAGE, CARD):
+        text = (folder / path).read_text(encoding="utf-8")
+        assert says in text and "noise off (synthetic notes)" in text
+    findings = {finding.name: finding for finding in verify(folder).findings}
+    for name in ("audit", "report", "page", "card", "files"):
+        assert findings[name].status is Status.AGREES
+    changed = json.loads((folder / AUDIT).read_bytes())
+    changed["synthetic_notes"] = 5000
+    (folder / AUDIT).write_bytes(json.dumps(changed).encode())
+    assert "not the audit that the report states" in refused(folder)
+
+
+def test_of_an_audit_without_synthetic_notes_a_report_has_no_word_of_them(study: SmallStudy) -> None:
+    assert "synthetic" not in json.dumps(study.report(audit=Audited.of(audit_of(study.manifest)))["audit"])
+
+
 def test_an_audit_that_the_manifest_names_is_that_file_and_in_the_report(study: SmallStudy, tmp_path: Path) -> None:
     audit = audit_of(study.manifest)
     named = ran(about={"audit": name_of(audit)})

@@ -35,8 +35,18 @@ def twin_of(manifest: Manifest, *, canaries: int = 40) -> Twin:
     return Twin.of(manifest, canaries=canaries, seed=SEED)
 
 
-def audit_of(manifest: Manifest, *, seen: float = 0.5, seed: int = 1, lacking: Protection = "half the noise") -> bytes:
-    """Evidence in which canaries that were in stand out by so much, and more where something is lacking."""
+def audit_of(
+    manifest: Manifest,
+    *,
+    seen: float = 0.5,
+    seed: int = 1,
+    lacking: Protection = "half the noise",
+    synthetic_notes: int | None = None,
+) -> bytes:
+    """Evidence in which canaries that were in stand out by so much, and more where something is lacking.
+
+    Where there are ``synthetic_notes``, they show nothing with noise, and each text canary without.
+    """
     rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
     sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
     canaries = [
@@ -49,4 +59,11 @@ def audit_of(manifest: Manifest, *, seen: float = 0.5, seed: int = 1, lacking: P
         )
         for protection, size in sizes
     ]
-    return AuditEvidence.of(twin=manifest, canaries=canaries, seeds={"coins": "01"}).to_json()
+    if synthetic_notes:
+        canaries += [
+            CanaryScores.of("synthetic notes", "as claimed", scores=~bits, bits=bits),
+            CanaryScores.of("synthetic notes", "noise off", scores=bits, bits=bits),
+        ]
+    return AuditEvidence.of(
+        twin=manifest, canaries=canaries, seeds={"coins": "01"}, synthetic_notes=synthetic_notes
+    ).to_json()
