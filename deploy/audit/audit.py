@@ -22,14 +22,26 @@ _STATED: Final[tuple[str, ...]] = (
     "It trains no adapter, since a canary's gradient is the same at each.",
 )
 _OF_TEXTS: Final = "The text canaries' twins are simulations with synthetic patients, whose adapter alone is looked at."
+_OF_NOTES: Final[tuple[str, ...]] = (
+    "Synthetic notes are drawn from each twin's adapter at temperature 1, behind prompts of the kind that canaries "
+    "begin with.",
+    "An auxiliary adapter is trained on these notes alone, without noise; no other attack on them was tried.",
+)
 
 
 def audited(
-    manifest: Manifest, *, canaries: int, text_canaries: int = 0, patients: Patients | None = None, tell: Tell
+    manifest: Manifest,
+    *,
+    canaries: int,
+    text_canaries: int = 0,
+    synthetic_notes: int = 0,
+    patients: Patients | None = None,
+    tell: Tell,
 ) -> AuditEvidence:
     """The evidence of an audit with so many gradient canaries. Raises StudyError where the twin has no room for them.
 
-    Text canaries stand among ``patients``, built-in ones by default. Seed, statistic, confidence and faults are fixed
+    Text canaries stand among ``patients``, built-in ones by default; so many ``synthetic_notes`` of each twin's adapter
+    are audited by them, too. Seed, statistic, confidence and faults are fixed
     before the first release; the seed is in the evidence.
     """
     if 0 < text_canaries < _FEWEST_TEXTS:
@@ -38,17 +50,30 @@ def audited(
             why="a tenth of them is guessed to be in, and a tenth to be out: of so few nothing could be found",
             fix=f"give --text-canaries {_FEWEST_TEXTS} or more, or leave it out",
         )
+    if synthetic_notes and not text_canaries:
+        raise StudyError(
+            f"{synthetic_notes} synthetic notes, and no text canaries",
+            why="what notes tell is seen of the texts that were planted into the twin which they are from",
+            fix=f"give --text-canaries {_FEWEST_TEXTS} or more as well",
+        )
     seed = fresh_key()
     twin = Twin.of(manifest, canaries=canaries, seed=seed)
     scored = [scores_of(twin, fault, tell) for fault in planted(twin.manifest)]
     stated = _STATED
     if text_canaries:
         patients = patients or builtin_patients(manifest)
-        scored += text_scores(manifest, count=text_canaries, patients=patients, seed=seed, tell=tell)
-        stated += (_OF_TEXTS,)
+        scored += text_scores(
+            manifest, count=text_canaries, synthetic_notes=synthetic_notes, patients=patients, seed=seed, tell=tell
+        )
+        stated += (_OF_TEXTS, *(_OF_NOTES if synthetic_notes else ()))
     tell("computing the bounds")
     return AuditEvidence.of(
-        twin=twin.manifest, canaries=scored, seeds={"canaries": seed.hex()}, confidence=CONFIDENCE, stated=stated
+        twin=twin.manifest,
+        canaries=scored,
+        seeds={"canaries": seed.hex()},
+        confidence=CONFIDENCE,
+        stated=stated,
+        synthetic_notes=synthetic_notes or None,
     )
 
 

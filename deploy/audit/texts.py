@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,7 @@ from ...common.data.records import parse_records
 from ...common.data.tokenisation import Tokenisation, load_tokenizer
 from ...common.errors import StudyError
 from ...common.model.adapter import Vector
-from ...common.model.base_model import quiet
 from ...common.model.language_model import LanguageModel
-from ...common.model.library_errors import library_errors_over_records
 from ...common.schema import known, validated
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
@@ -27,14 +26,20 @@ from ...server.rounds.training import RoundOutcome
 from ...server.run.progress import Event
 from ..builtin.models import base_model_folder
 from ..builtin.patients import DemoOptions, demo_data
+from ..generate.prompts import Prompts
+from ..generate.sampling import Note, Sampling, batches
 from ..simulation.simulate import simulate
 from ..simulation.site_data import RecordSource
+from .auxiliary import Auxiliary
 
 _COINS_LABEL: Final = b"grandrounds/audit/v1/text-coins\n"
 _ADAPTER_LABEL: Final = b"grandrounds/audit/v1/text-adapter\n"
-_PROMPTS: Final = ("Chief complaint:", "History of present illness:", "Assessment and plan:", "Discharge summary:")
+_CANARIES_LABEL: Final = b"grandrounds/audit/v1/text-canaries\n"
+_NOTES_LABEL: Final = b"grandrounds/audit/v1/synthetic-notes\n"
 _TOKENS: Final = 48
 _TEMPERATURE: Final = 1.3  # so that no two are alike, and none is what a model would say anyway
+_TRIES: Final = 4  # for each canary that the base model writes to its length
+_AT_A_TIME: Final = 16
 _MOST_SITES: Final = 50
 _MOST_PATIENTS: Final = 24
 # What the twin has of protection, and whether it adds noise.
@@ -53,12 +58,20 @@ class Patients:
 
 
 def text_scores(
-    manifest: Manifest, *, count: int, patients: Patients, seed: bytes, tell: Callable[[str], None]
+    manifest: Manifest,
+    *,
+    count: int,
+    synthetic_notes: int = 0,
+    patients: Patients,
+    seed: bytes,
+    tell: Callable[[str], None],
 ) -> tuple[CanaryScores, ...]:
     """What an adversary makes of ``count`` text canaries, by the adapters of a twin and of one without noise.
 
-    A score is by how much the adapter lowers the loss of a canary's text, in nats a token. Each twin is a whole
-    simulation with ``patients``. Raises StudyError, where a twin cannot be made of the study.
+    A score is by how much the adapter lowers the loss of what a canary says behind its prompt, in nats a token. Each
+    twin is a whole simulation with ``patients``. Where there are ``synthetic_notes``, each twin's adapter writes so
+    many, and canaries are scored once more, in the same order, by an adapter that was trained on these alone
+    (``Auxiliary``). Raises StudyError, where a twin cannot be made of the study.
     """
     study = manifest.study
     if study.model.first_adapter is not None or study.data.public is not None:
@@ -68,18 +81,21 @@ def text_scores(
             fix="leave --text-canaries out; gradient canaries depend on neither",
         )
     base = base_model_folder(study.model.name)
-    adapter_seed = int.from_bytes(derived_key(seed, _ADAPTER_LABEL)[:7], "little")
+    adapter_seed = _number(seed, _ADAPTER_LABEL)
     model = LanguageModel.load(base, study.model.lora, seed=adapter_seed, precision=study.model.precision)
+    tokenizer = load_tokenizer(str(base))
     tell(f"making up {count} notes")
-    texts = _made_up(model, load_tokenizer(str(base)), count, seed=seed)
+    canaries = _made_up(model, tokenizer, count, seed=seed)
     coins = Stream(derived_key(seed, _COINS_LABEL)).words(count)
     bits = (coins & np.uint64(1)).astype(bool)
-    cohorts = {name: list(rows) for name, rows in patients.cohorts.items()}
+    rows = [
+        {"patient_id": f"canary-{number}", "prompt": canary.prompt.text, "completion": canary.written}
+        for number, canary in enumerate(canaries)
+    ]
+    cohorts = {name: list(of_site) for name, of_site in patients.cohorts.items()}
     for number in map(int, np.flatnonzero(bits)):
-        home = list(cohorts)[int(coins[number] >> np.uint64(1)) % len(cohorts)]
-        cohorts[home].append({"patient_id": f"canary-{number}", "text": texts[number]})
+        cohorts[list(cohorts)[int(coins[number] >> np.uint64(1)) % len(cohorts)]].append(rows[number])
     tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
-    rows = [{"patient_id": f"canary-{number}", "text": text} for number, text in enumerate(texts)]
     examples = tokenisation.evaluation_set(
         parse_records("canaries", rows, similar="different"), positions=model.positions
     ).examples
@@ -88,6 +104,7 @@ def text_scores(
         return np.array([math.log(model.perplexity([example], adapter).whole) for example in examples])
 
     before = losses(model.get_adapter())
+    auxiliary = Auxiliary.of(study, model, base=base, seed=seed) if synthetic_notes else None
     found = []
     for protection, has_noise in _RUNS:
 
@@ -96,14 +113,21 @@ def text_scores(
                 tell(f"{protection}: round {event.round} of {study.training.rounds}")
 
         tell(f"{protection}: training on synthetic patients and canaries")
-        result = simulate(
+        adapter = simulate(
             _twin(study, cohorts, has_noise=has_noise),
             cohorts,
             evaluation=patients.evaluation,
             adapter_seed=adapter_seed,
             observe=observe,
-        )
-        found.append(CanaryScores.of("text", protection, scores=before - losses(result.adapter), bits=bits))
+        ).adapter
+        found.append(CanaryScores.of("text", protection, scores=before - losses(adapter), bits=bits))
+        if auxiliary is not None:
+            tell(f"{protection}: writing {synthetic_notes} synthetic notes")
+            model.set_adapter(adapter)
+            notes = list(_written(model, tokenizer, count=synthetic_notes, seed=_number(seed, _NOTES_LABEL)))
+            tell(f"{protection}: training an auxiliary adapter on them")
+            after = losses(auxiliary.trained_on(notes))
+            found.append(CanaryScores.of("synthetic notes", protection, scores=before - after, bits=bits))
     return tuple(found)
 
 
@@ -151,27 +175,40 @@ def _twin(study: Study, cohorts: Mapping[str, Rows], *, has_noise: bool) -> Stud
     )
 
 
-def _made_up(model: LanguageModel, tokenizer: Any, count: int, *, seed: bytes) -> list[str]:
-    """Notes of about fifty tokens that the base model says at a high temperature, from each prompt as many."""
-    import torch
+def _made_up(model: LanguageModel, tokenizer: Any, count: int, *, seed: bytes) -> list[Note]:
+    """Notes of ``_TOKENS`` tokens behind a prompt that the base model says at a high temperature. Raises StudyError."""
+    with model.module.disable_adapter():
+        tried = _written(
+            model,
+            tokenizer,
+            count=_TRIES * count,
+            seed=_number(seed, _CANARIES_LABEL),
+            temperature=_TEMPERATURE,
+        )
+        made = list(islice((note for note in tried if note.written.strip() and not note.ended), count))
+    if len(made) < count:
+        raise StudyError(
+            f"the base model writes {len(made)} notes of {_TOKENS} tokens in {_TRIES * count} tries",
+            why=f"{count} text canaries are asked for, all of one length",
+            fix="give fewer, or leave --text-canaries out",
+        )
+    return made
 
-    texts: list[str] = []
-    with torch.random.fork_rng(), model.module.disable_adapter(), quiet():
-        torch.manual_seed(int.from_bytes(seed[:7], "little"))
-        for place, prompt in enumerate(_PROMPTS[:count]):
-            encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-            with library_errors_over_records(
-                "the base model makes up no note", why="text canaries are such", fix="leave --text-canaries out"
-            ):
-                made = model.module.generate(
-                    **encoded,
-                    max_new_tokens=_TOKENS,
-                    min_new_tokens=_TOKENS,
-                    do_sample=True,
-                    temperature=_TEMPERATURE,
-                    top_k=0,
-                    num_return_sequences=len(range(place, count, len(_PROMPTS))),
-                    pad_token_id=tokenizer.eos_token_id or 0,
-                )
-            texts += [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
-    return texts
+
+def _written(
+    model: LanguageModel, tokenizer: Any, *, count: int, seed: int, temperature: float = 1.0
+) -> Iterator[Note]:
+    """Notes with whatever adapter is active, as likely as it has them where the ``temperature`` is 1.
+
+    They begin as those of the built-in patients do, and have no form: all behind a prompt is the model's.
+    """
+    prompts = replace(Prompts.builtin(), sections=())
+    sampling = Sampling(
+        count=count, max_new_tokens=_TOKENS, temperature=temperature, top_p=1.0, seed=seed, batch=_AT_A_TIME
+    )
+    for some in batches(model, tokenizer, prompts, sampling):
+        yield from some
+
+
+def _number(seed: bytes, label: bytes) -> int:
+    return int.from_bytes(derived_key(seed, label)[:7], "little")

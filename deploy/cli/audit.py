@@ -17,6 +17,14 @@ def audit(
         int,
         typer.Option(min=0, max=10_000, help="Made-up notes among synthetic patients, which two trainings take."),
     ] = 0,
+    synthetic_notes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="Notes that each twin's adapter writes: text canaries are looked for in these alone, too.",
+        ),
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="Write the evidence here (default: nowhere).")] = None,
     attach: Annotated[
         Path | None,
@@ -46,7 +54,9 @@ def audit(
         manifest = read_subject(study, step)
         if attach is not None:
             require_alike(manifest, read_subject(attach, step), place=attach)
-        evidence = audited(manifest, canaries=canaries, text_canaries=text_canaries, tell=step)
+        evidence = audited(
+            manifest, canaries=canaries, text_canaries=text_canaries, synthetic_notes=synthetic_notes, tell=step
+        )
     for place in places:
         write_atomically(place, evidence.to_json())
     if as_json:

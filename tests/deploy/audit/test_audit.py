@@ -37,6 +37,13 @@ def test_text_canaries_of_which_nobody_would_be_guessed_are_refused_before_anyth
     assert not said
 
 
+def test_synthetic_notes_without_canaries_to_look_for_are_refused_before_anything_runs() -> None:
+    said: list[str] = []
+    with pytest.raises(StudyError, match="8 synthetic notes, and no text canaries"):
+        audited(audited_manifest(), canaries=20, synthetic_notes=8, tell=said.append)
+    assert not said
+
+
 @pytest.mark.soak
 def test_of_two_hundred_audits_no_more_bounds_are_above_epsilon_than_one_in_twenty() -> None:
     """More than 27 of 200 have a chance of less than 1e-6 where each has 0.05."""

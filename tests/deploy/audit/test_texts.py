@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.study.federation import small_manifest
@@ -6,7 +8,10 @@ from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.completion import complete_study
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.audit import texts
 from grandrounds.deploy.audit.texts import Patients, text_scores
+from grandrounds.deploy.generate.prompts import Prompt
+from grandrounds.deploy.generate.sampling import Note
 
 NAMES = ("north", "south", "west")
 PATIENTS = Patients(
@@ -31,21 +36,47 @@ def manifest(**model):
     return small_manifest(study, keys, Identity.generate(), dimension=1024, app_sha256=None, connection_sha256=None)
 
 
-def scored(manifest, said):
-    return text_scores(manifest, count=16, patients=PATIENTS, seed=bytes(32), tell=said.append)
+def scored(manifest, said, *, count=16, synthetic_notes=0):
+    return text_scores(
+        manifest, count=count, synthetic_notes=synthetic_notes, patients=PATIENTS, seed=bytes(32), tell=said.append
+    )
 
 
-def test_texts_are_scored_by_what_the_finished_adapter_gains_on_them_with_noise_and_without() -> None:
+def test_texts_are_scored_by_the_finished_adapter_and_by_its_synthetic_notes_with_noise_and_without() -> None:
     said: list[str] = []
-    claimed, off = scored(manifest(), said)
-    assert (claimed.protection, off.protection) == ("as claimed", "noise off")
-    assert claimed.bits == off.bits
-    assert 2 < sum(claimed.bits) < 14
-    scores, bits = np.array(off.scores), np.array(off.bits)
-    assert np.isfinite(scores).all()
-    assert len(set(off.scores)) == len(off.scores)
+    text, notes, text_off, notes_off = scored(manifest(), said, synthetic_notes=8)
+    assert [(run.kind, run.protection) for run in (text, notes, text_off, notes_off)] == [
+        ("text", "as claimed"),
+        ("synthetic notes", "as claimed"),
+        ("text", "noise off"),
+        ("synthetic notes", "noise off"),
+    ]
+    assert text.bits == notes.bits == text_off.bits == notes_off.bits
+    assert 2 < sum(text.bits) < 14
+    for run in (text, notes, text_off, notes_off):
+        assert np.isfinite(run.scores).all() and len(set(run.scores)) == 16
+    scores, bits = np.array(text_off.scores), np.array(text_off.bits)
     assert scores[bits].mean() > scores[~bits].mean()
-    assert "noise off: round 2 of 2" in said
+    assert len({text.scores, notes.scores, text_off.scores, notes_off.scores}) == 4
+    wrote, trained = "noise off: writing 8 synthetic notes", "noise off: training an auxiliary adapter on them"
+    assert said.index("noise off: round 2 of 2") < said.index(wrote) < said.index(trained)
+
+
+def test_what_is_scored_by_synthetic_notes_knows_of_the_coins_by_the_twin_s_adapter_alone(monkeypatch) -> None:
+    """Under other coins, and the same adapter, every score is the same: nothing else leads from a coin to a score."""
+    monkeypatch.setattr(texts, "simulate", lambda *_, **__: SimpleNamespace(adapter=np.full(128, 0.1, np.float32)))
+    one = scored(manifest(), [], synthetic_notes=4)
+    monkeypatch.setattr(texts, "_COINS_LABEL", b"other coins")
+    other = scored(manifest(), [], synthetic_notes=4)
+    assert one[1].kind == "synthetic notes" and one[1].bits != other[1].bits
+    assert [run.scores for run in one] == [run.scores for run in other]
+
+
+def test_a_model_that_ends_its_notes_at_once_makes_up_no_canaries(monkeypatch) -> None:
+    ended = Note(prompt=Prompt(text="Plan:", controls={}), written=" none", ended=True)
+    monkeypatch.setattr(texts, "batches", lambda *_, **__: iter([[ended] * 80]))
+    with pytest.raises(StudyError, match="writes 0 notes of 48 tokens in 64 tries"):
+        scored(manifest(), [])
 
 
 def test_a_study_with_a_first_adapter_is_refused_before_anything_is_trained() -> None:

@@ -3,7 +3,7 @@ import typer
 from support.study.audited_study import audited_manifest
 from typer.testing import CliRunner
 
-from grandrounds.common.audit.evidence import AuditEvidence
+from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.common.study.artefacts import AUDIT, MANIFEST
 from grandrounds.deploy.audit.subject import read_subject
@@ -55,6 +55,33 @@ def test_a_study_s_folder_is_audited_and_the_evidence_attached(app, folder) -> N
     assert "Nothing was found that refutes the claim" in shown and "not seen above would pass as well" in shown
     with pytest.raises(GrandRoundsError, match=r"audit.json exists"):
         run(app, folder, "--attach", folder)
+
+
+def test_synthetic_notes_are_audited_by_the_text_canaries_and_shown_with_what_a_bound_of_0_says(
+    app, folder, monkeypatch
+) -> None:
+    asked = {}
+
+    def scores(manifest, *, count, synthetic_notes, **_):
+        asked.update(count=count, synthetic_notes=synthetic_notes)
+        bits = [number % 2 == 0 for number in range(count)]
+        return tuple(
+            CanaryScores.of(kind, protection, scores=found, bits=bits)
+            for kind in ("text", "synthetic notes")
+            for protection, found in (("as claimed", [not bit for bit in bits]), ("noise off", bits))
+        )
+
+    monkeypatch.setattr("grandrounds.deploy.audit.audit.text_scores", scores)
+    options = ("--canaries", 60, "--text-canaries", 200, "--synthetic-notes", 500, "--attach", folder)
+    shown = run(app, folder, *options).stdout
+    assert asked == {"count": 200, "synthetic_notes": 500}
+    assert "200 planted text canaries (by 500 synthetic notes alone), 100 of them in the twin" in shown
+    assert "a bound of 0 says that it found nothing, not that nothing is in them" in shown
+    evidence = AuditEvidence.parse((folder / AUDIT).read_bytes())
+    evidence.require_bounds()
+    assert evidence.synthetic_notes == 500 and any("auxiliary adapter" in said for said in evidence.stated)
+    claimed, off = (evidence.chosen("synthetic notes", protection) for protection in ("as claimed", "noise off"))
+    assert claimed.epsilon == 0 and off.epsilon > 2
 
 
 def test_a_refuted_claim_is_told_by_the_exit_code(app, folder, monkeypatch) -> None:
