@@ -8,15 +8,20 @@ from typing import Final
 import numpy as np
 
 from ...common.data.blocks import Offsets
-from ...common.data.preparation import Prepared
+from ...common.data.preparation import Preparation, Prepared
 from ...common.data.quarantine import Quarantine
+from ...common.data.record import Record
+from ...common.data.records import read_records
 from ...common.data.store import Store, Units
+from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, ModelError, StorageError
+from ...common.sources.source import DataSource
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
+from ..minimisation.minimiser import check_columns
 from .folder import SiteFolder
 from .forgotten import Forgotten
-from .opt_outs import OptOuts, told_unmatched
+from .opt_outs import OptOuts, told_unmatched, without_opted_out
 from .prepared import PreparedRecords, Progress, unseen
 
 # How far the units that a study counts on may be from those that were read before the operator is warned.
@@ -82,6 +87,26 @@ class SiteRecords:
             opt_out_lines=opt_outs.count,
             unmatched=forgotten.unmatched(opt_outs, known) if forgotten else opt_outs.unmatched(known),
         )
+
+    @classmethod
+    def beside(
+        cls, folder: SiteFolder, study: Study, source: DataSource, *, tokenisation: Tokenisation
+    ) -> "SiteRecords":
+        """Records of another ``source`` than the site's own, such as held-out ones, as a study reads the site's.
+
+        Minimised as its policy says, and without who opted out. Raises DataError, StudyError and StorageError.
+        """
+        minimiser, settings, policy = folder.minimiser(), folder.settings(), folder.policy()
+        check_columns(minimiser.rules, source)
+        preparation = Preparation(
+            tokenisation=tokenisation,
+            max_tokens=study.data.max_tokens,
+            overlap=study.data.overlap,
+            similar=settings.similar_identifiers,
+            minimise=minimiser,
+            keep=minimiser.keep if minimiser.rules.chooses_records else None,
+        )
+        return cls.of(preparation.of_source(source), policy.data.opted_out)
 
     @property
     def patients(self) -> list[str]:
@@ -176,3 +201,14 @@ def told_far(patients: int, records: int, manifest: Manifest, name: str) -> Iter
             f"step is {units / nominal:.2g} times as large as the study means, and the claim is what it was. Is "
             "this the right file? If so, ask the study's author for nominal_units near the true number, rounded"
         )
+
+
+def read_beside(folder: SiteFolder, source: DataSource) -> list[Record]:
+    """Records of another source than the site's own, whole, minimised as its policy says and without who opted out.
+
+    Raises DataError, StudyError and StorageError.
+    """
+    minimiser = folder.minimiser()
+    check_columns(minimiser.rules, source)
+    records = read_records(source, similar=folder.settings().similar_identifiers)
+    return minimiser(without_opted_out(records, folder.policy().data.opted_out))

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from ...client.site.folder import SiteFolder
 from ...client.site.site_records import SiteRecords
 from ...common.data.preparation import Preparation
 from ...common.data.tokenisation import Tokenisation
+from ...common.errors import StudyError
 from ...common.model.adapter_file import vector_of
 from ...common.model.language_model import LanguageModel
 from ...common.sources.source import DataSource
@@ -24,20 +26,30 @@ def attack_release(
     *,
     members: DataSource,
     others: Sequence[DataSource],
+    site: SiteFolder | None = None,
     tell: Callable[[str], None],
 ) -> list[Findings]:
     """What attacks find of the ``adapter`` on the ``model``, with the same members beside each of the ``others``.
 
-    The reference is the base model. ``tell`` hears how far it is. Raises DataError, also where a patient is both or
-    patients of a kind are too few, and ModelError.
+    Of a ``site``'s records, nobody is read who opted out there, and what is read is minimised as its policy says: of
+    patients who have to be protected, a site has to be named. The reference is the base model. ``tell`` hears how far
+    it is. Raises StudyError, DataError, also where a patient is both or patients of a kind are too few, and ModelError.
     """
     study = manifest.study
-    preparation = Preparation(
-        tokenisation=tokenisation, max_tokens=study.data.max_tokens, overlap=study.data.overlap, similar="different"
-    )
-    trained, *untrained = (SiteRecords.of(preparation.of_source(source), None) for source in (members, *others))
+    require_site(manifest, site)
+
+    def read(source: DataSource) -> SiteRecords:
+        if site is not None:
+            return SiteRecords.beside(site, study, source, tokenisation=tokenisation)
+        preparation = Preparation(
+            tokenisation=tokenisation, max_tokens=study.data.max_tokens, overlap=study.data.overlap, similar="different"
+        )
+        return SiteRecords.of(preparation.of_source(source), None)
+
+    similar = "different" if site is None else site.settings().similar_identifiers
+    trained, *untrained = map(read, (members, *others))
     for records in untrained:
-        check_apart(records.identifiers, trained.identifiers, "different")
+        check_apart(records.identifiers, trained.identifiers, similar)
     patients = some_patients([trained], study, who="were trained on")
     compared = [some_patients([records], study, who="were not") for records in untrained]
     trained_numbers = vector_of(adapter.tensors, kind=adapter.lora.kind, trained=True)
@@ -51,3 +63,13 @@ def attack_release(
         )
         for each in compared
     ]
+
+
+def require_site(manifest: Manifest, site: SiteFolder | None) -> None:
+    """Raises StudyError where members are patients of a site, and none is named."""
+    if site is None and manifest.app_sha256 is not None:
+        raise StudyError(
+            "the release is of a study between institutions, and which site its members are patients of is not said",
+            why="who opted out there is read for nothing, and records are minimised as the site's policy says",
+            fix="name the site's folder, on its own machine: --site DIR",
+        )

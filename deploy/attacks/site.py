@@ -7,7 +7,6 @@ from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
 from ...client.site.site_records import SiteRecords
 from ...client.site.training_view import NEVER_LEAVES
-from ...common.data.preparation import Preparation
 from ...common.data.store import Unit
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError
@@ -60,15 +59,8 @@ def _patients(folder: SiteFolder, study: Study) -> tuple[list[Unit], list[Unit]]
             why="an attack shows only by how it treats patients who were trained on and others who were not",
             fix="hold out whole patients at random before the next study; of those trained on, none is another",
         )
-    trained, minimiser = SiteRecords.open(folder, study), folder.minimiser()
-    preparation = Preparation(
-        tokenisation=Tokenisation.load(str(settings.model), vocabulary_size=vocabulary_size_of(settings.model)),
-        max_tokens=study.data.max_tokens,
-        overlap=study.data.overlap,
-        similar=settings.similar_identifiers,
-        minimise=minimiser,
-        keep=minimiser.keep if minimiser.rules.chooses_records else None,
-    )
-    held_out = SiteRecords.of(preparation.of_source(settings.held_out), folder.policy().data.opted_out)
+    trained = SiteRecords.open(folder, study)
+    tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=vocabulary_size_of(settings.model))
+    held_out = SiteRecords.beside(folder, study, settings.held_out, tokenisation=tokenisation)
     check_apart(held_out.identifiers, trained.identifiers, settings.similar_identifiers)
     return some_patients([trained], study, who="were trained on"), some_patients([held_out], study, who="are held out")

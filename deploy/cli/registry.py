@@ -247,6 +247,10 @@ def drift(
         Path | None,
         typer.Option(metavar="RECORDS", help="Of patients whom it was trained on: attack it with them, too."),
     ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The site whose records all of these are: without who opted out, minimised."),
+    ] = None,
     patient: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of patients, if not patient_id.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of texts, if not text.")] = None,
     base: Annotated[
@@ -265,23 +269,29 @@ def drift(
     with steps() as step:
         step(f"loading {chosen.adapter}")
         manifest = place.case(chosen.released).verified.manifest
+        from ...client.site.folder import SiteFolder
         from ...common.data.tokenisation import Tokenisation
+        from ..attacks.release import attack_release, require_site
+        from ..site_ops.users import act_as_worker
 
+        of_site = None if site is None else SiteFolder(site)
+        if members is not None:
+            require_site(manifest, of_site)
         adapter = FinishedAdapter.read(place.place(chosen.adapter))
         found_base = adapter.base_folder(base)
+        if of_site is not None:
+            act_as_worker(of_site)  # who alone reads its records, policy and secret
         model = adapter.on(found_base)
         tokenisation = Tokenisation.load(str(found_base), vocabulary_size=model.vocabulary_size)
         then = Measured.by_report(chosen.released.facts) if against is None else None
         step("measuring")
         compared = [source_of(path, patient=patient, text=text) for path in (records, against) if path is not None]
-        measured = [measure(model, tokenisation, source) for source in compared]
+        measured = [measure(model, tokenisation, source, site=of_site) for source in compared]
         attacks_now, attacks_then = None, chosen.released.facts.attacks
         if members is not None:
-            from ..attacks.release import attack_release
-
             known = source_of(members, patient=patient, text=text)
             attacks_now, *before = attack_release(
-                model, tokenisation, adapter, manifest, members=known, others=compared, tell=step
+                model, tokenisation, adapter, manifest, members=known, others=compared, site=of_site, tell=step
             )
             attacks_then = before[0] if before else attacks_then
     found = Drift(now=measured[0], then=then or measured[1], attacks_now=attacks_now, attacks_then=attacks_then)

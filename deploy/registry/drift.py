@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...client.site.folder import SiteFolder
+from ...client.site.site_records import read_beside
 from ...common.data.groups import held_out
 from ...common.data.records import read_records
 from ...common.data.tokenisation import Tokenisation
@@ -115,12 +117,15 @@ class Drift:
         )
 
 
-def measure(model: LanguageModel, tokenisation: Tokenisation, source: DataSource) -> Measured:
+def measure(
+    model: LanguageModel, tokenisation: Tokenisation, source: DataSource, *, site: SiteFolder | None = None
+) -> Measured:
     """What base model and adapter lose on a source's records, by patient; the adapter is the one on ``model``.
 
-    Nothing is kept. Raises DataError, also where there are fewer than ``FEWEST_PATIENTS``, and ModelError.
+    Of a ``site``'s records, nobody is read who opted out there, and what is read is minimised as its policy says.
+    Nothing is kept. Raises DataError, also where there are fewer than ``FEWEST_PATIENTS``, StudyError and ModelError.
     """
-    records = read_records(source)
+    records = read_records(source) if site is None else read_beside(site, source)
     patients = [record.patient_id for record in records]
     if (found := len(set(patients))) < FEWEST_PATIENTS:
         raise DataError(

@@ -6,11 +6,11 @@ from pathlib import Path
 from ...client.site.assembly import open_model
 from ...client.site.folder import SiteFolder
 from ...client.site.joined_study import JoinedStudy
-from ...client.site.opt_outs import without_opted_out
 from ...client.site.results import write_results
+from ...client.site.site_records import read_beside
 from ...client.state.database import SiteDatabase
 from ...client.state.site_state import SiteState
-from ...common.data.records import count_records, read_records
+from ...common.data.records import count_records
 from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, StorageError, StudyError
 from ...common.model.base_folder import published_name
@@ -107,17 +107,16 @@ def _copy(evidence: Evidence, output: Path) -> None:
 
 
 def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[str]:
-    settings, opted_out = folder.settings(), folder.policy().data.opted_out
+    settings = folder.settings()
     if settings.held_out is None:
         yield "nothing was evaluated here: site.toml names no records that are held out (held_out)"
         return
     similar = settings.similar_identifiers
-    records = without_opted_out(read_records(settings.held_out, similar=similar), opted_out)
+    records = read_beside(folder, settings.held_out)  # minimised: measured on what the adapter was trained on
     check_apart((record.patient_id for record in records), count_records(settings.data, similar), similar)
     model = model_at_site(folder, study)
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
-    minimised = folder.minimiser()(records)  # the adapter is measured on what it was trained on
-    examples = tokenisation.evaluation_set(minimised, positions=model.positions).examples
+    examples = tokenisation.evaluation_set(records, positions=model.positions).examples
     before = model.perplexity(examples, model.get_adapter())  # which changes nothing yet: its B is zero
     after = model.perplexity(examples, adapter_vector(case, trained=True))
     judged = verdict(before.whole, after.whole, AtPosition.all_of(before, after))

@@ -16,15 +16,15 @@ from grandrounds.common.study.study import Study
 
 def staged(factor: float, **privacy: Any) -> Study:
     """A study that leaves to its completion what follows, with noise that is another from the second attempt on."""
-    fields = {
+    stages = [] if factor == 1 else [[2, factor]]
+    fields: dict[str, Any] = {
         "model": {"name": "tiny"},
         "data": {"evaluation": "synthetic"},
-        "privacy": {"sampling_probability": 1, "delta": 1e-3, **privacy},
+        "privacy": {"sampling_probability": 1, "delta": 1e-3, "noise_stages": stages, **privacy},
         "training": {"rounds": 1, "max_attempts": 3},
         "sites": [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")],
     }
-    stages = [] if factor == 1 else [[2, factor]]
-    return validated(Study, {**fields, "privacy": fields["privacy"] | {"noise_stages": stages}})
+    return validated(Study, fields)
 
 
 def refused(study: Study) -> GrandRoundsError:

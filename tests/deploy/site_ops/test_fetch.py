@@ -67,7 +67,12 @@ def messages():
 def patched_bounds(patched):
     """Where it is noted that an audit's bounds were computed again, which takes seconds."""
     noted, bounds = [], AuditEvidence.require_bounds
-    patched.setattr(AuditEvidence, "require_bounds", lambda evidence: (noted.append(evidence), bounds(evidence))[1])
+
+    def required(evidence):
+        noted.append(evidence)
+        bounds(evidence)
+
+    patched.setattr(AuditEvidence, "require_bounds", required)
     return noted
 
 
