@@ -1,10 +1,11 @@
 """What follows from a study: δ, attempts, threshold and noise, where the people who wrote it left them open."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ..errors import StudyError
+from ..errors import PrivacyError, StudyError
 from ..privacy.draw_cap import cut_probability, draw_cap
 from ..privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
@@ -103,6 +104,18 @@ def stages_by_release(stages: Iterable[NoiseStage], *, local_steps: int) -> tupl
     ((9, 0.5),)
     """
     return tuple(((attempt - 1) * local_steps + 1, factor) for attempt, factor in stages)
+
+
+@contextmanager
+def naming_stage(attempt: int) -> Iterator[None]:
+    """What is refused of the noise from that attempt on is refused with the stage that begins there."""
+    try:
+        yield
+    except PrivacyError as error:
+        if attempt == 1:
+            raise
+        what = f"{error.what}, from attempt {attempt} on (privacy.noise_stages)"
+        raise PrivacyError(what, why=error.why, fix=f"{error.fix}; or change the stage's factor") from error
 
 
 def _staged(study: Study) -> str:

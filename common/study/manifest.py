@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 
 from ..crypto.csprng import fresh_key
 from ..crypto.identity import Hex32, Identity, Name, Signature, canonical_json, sha256, verify_signature
-from ..errors import PrivacyError
 from ..model.adapter import vector_sha256
 from ..model.language_model import LanguageModel
 from ..privacy.events import Schedule
@@ -26,7 +25,7 @@ from ..secagg.parameters import RosterEntry, SecaggParameters
 from ..system.code_pin import check_form_of
 from ..system.package_hash import running_sha256
 from ..version import __version__
-from .completion import draw_cap_of, schedule_of
+from .completion import draw_cap_of, naming_stage, schedule_of
 from .study import Site, Study
 
 MANIFEST_LABEL = b"grandrounds/manifest/v1\n"
@@ -104,7 +103,8 @@ class Manifest(Section):
         # Each refuses what it cannot stand for: two parties with one key, too few honest shares, noise out of range.
         _ = self.secagg_parameters, self.honest_shares, self.fixed_point, self.schedule
         for attempt in self.stage_starts:
-            self._check_noise(attempt)
+            with naming_stage(attempt):
+                self.site_noise(attempt)
         if privacy.trust == "distributed" and self.largest_sum >= 2**31:
             raise ValueError(
                 f"study: a sum could reach {self.largest_sum:.3g} and wrap at 2**31; "
@@ -112,15 +112,6 @@ class Manifest(Section):
                 + (", or smaller factors of privacy.noise_stages" if self.study.privacy.noise_stages else "")
             )
         return self
-
-    def _check_noise(self, attempt: int) -> None:
-        try:
-            self.site_noise(attempt)
-        except PrivacyError as error:
-            if attempt == 1:
-                raise
-            what = f"{error.what}, from attempt {attempt} on (privacy.noise_stages)"
-            raise PrivacyError(what, why=error.why, fix=f"{error.fix}; or change the stage's factor") from error
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
