@@ -155,7 +155,7 @@ def _rows(path: Path) -> Rows:
 
 def _twin(study: Study, cohorts: Mapping[str, Rows], *, has_noise: bool) -> Study:
     """The study on synthetic patients, some more than it states."""
-    off = {} if has_noise else {"noise": False, "noise_multiplier": None, "target_epsilon": None}
+    off = {} if has_noise else {"noise": False, "noise_multiplier": None, "noise_stages": (), "target_epsilon": None}
     return validated(
         Study,
         {

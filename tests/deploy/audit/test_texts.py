@@ -72,6 +72,14 @@ def test_what_is_scored_by_synthetic_notes_knows_of_the_coins_by_the_twin_s_adap
     assert [run.scores for run in one] == [run.scores for run in other]
 
 
+def test_the_twin_of_a_study_whose_noise_changes_has_none_where_it_is_off() -> None:
+    study = manifest().study
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_stages": ((2, 0.5),)})})
+    off = texts._twin(study, PATIENTS.cohorts, has_noise=False)
+    assert not off.privacy.noise and not off.privacy.noise_stages
+    assert texts._twin(study, PATIENTS.cohorts, has_noise=True).privacy.noise_stages == ((2, 0.5),)
+
+
 def test_a_model_that_ends_its_notes_at_once_makes_up_no_canaries(monkeypatch) -> None:
     ended = Note(prompt=Prompt(text="Plan:", controls={}), written=" none", ended=True)
     monkeypatch.setattr(texts, "batches", lambda *_, **__: iter([[ended] * 80]))

@@ -3,8 +3,10 @@ import typer
 from support.study.audited_study import audited_manifest
 from typer.testing import CliRunner
 
-from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores
+from grandrounds.common.audit.bounds import Kind
+from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
 from grandrounds.common.errors import GrandRoundsError
+from grandrounds.common.schema import known
 from grandrounds.common.study.artefacts import AUDIT, MANIFEST
 from grandrounds.deploy.audit.subject import read_subject
 from grandrounds.deploy.cli.audit import audit
@@ -60,15 +62,18 @@ def test_a_study_s_folder_is_audited_and_the_evidence_attached(app, folder) -> N
 def test_synthetic_notes_are_audited_by_the_text_canaries_and_shown_with_what_a_bound_of_0_says(
     app, folder, monkeypatch
 ) -> None:
-    asked = {}
+    asked: dict[str, int] = {}
+    kinds: tuple[Kind, ...] = ("text", "synthetic notes")
 
     def scores(manifest, *, count, synthetic_notes, **_):
         asked.update(count=count, synthetic_notes=synthetic_notes)
         bits = [number % 2 == 0 for number in range(count)]
+        sizes: tuple[tuple[Protection, list[bool]], ...] = (
+            ("as claimed", [not bit for bit in bits]),
+            ("noise off", bits),
+        )
         return tuple(
-            CanaryScores.of(kind, protection, scores=found, bits=bits)
-            for kind in ("text", "synthetic notes")
-            for protection, found in (("as claimed", [not bit for bit in bits]), ("noise off", bits))
+            CanaryScores.of(kind, protection, scores=found, bits=bits) for kind in kinds for protection, found in sizes
         )
 
     monkeypatch.setattr("grandrounds.deploy.audit.audit.text_scores", scores)
@@ -80,8 +85,8 @@ def test_synthetic_notes_are_audited_by_the_text_canaries_and_shown_with_what_a_
     evidence = AuditEvidence.parse((folder / AUDIT).read_bytes())
     evidence.require_bounds()
     assert evidence.synthetic_notes == 500 and any("auxiliary adapter" in said for said in evidence.stated)
-    claimed, off = (evidence.chosen("synthetic notes", protection) for protection in ("as claimed", "noise off"))
-    assert claimed.epsilon == 0 and off.epsilon > 2
+    assert known(evidence.chosen("synthetic notes")).epsilon == 0
+    assert known(evidence.chosen("synthetic notes", "noise off")).epsilon > 2
 
 
 def test_a_refuted_claim_is_told_by_the_exit_code(app, folder, monkeypatch) -> None:
