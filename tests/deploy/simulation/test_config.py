@@ -7,8 +7,16 @@ import pytest
 
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError, StudyError
+from grandrounds.common.schema import known
 from grandrounds.common.sources.source import DataSource
-from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
+from grandrounds.common.study.completion import complete_study
+from grandrounds.deploy.simulation.config import (
+    check_files,
+    prepare_records,
+    read_simulation,
+    read_tables,
+    with_noisier_spares,
+)
 
 SYNTHETIC = {"data": {"evaluation": "synthetic"}}
 STATED = {"north": 33, "south": 12, "west": 7}
@@ -247,3 +255,31 @@ def test_a_column_of_patients_is_not_taken_for_that_of_sites(table: Path) -> Non
     table.write_text(f"hospital;mrn;note;x\n{rows}\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 1002: mrn has more than 1,000 values"):
         read_simulation(of_table(table, site_column="mrn", nominal_units={"ost": 1}))
+
+
+def test_of_the_built_in_patients_attempts_beyond_the_rounds_have_more_noise_and_the_others_less() -> None:
+    study = with_noisier_spares(*read_simulation({}))
+    assert study.privacy.noise_stages == ((5, 2.0),)
+    planned, alike = (known(complete_study(each).privacy.noise_multiplier) for each in (study, read_simulation({})[0]))
+    assert 0.93 * alike < planned < 0.95 * alike
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"training": {"max_attempts": 6}},
+        {"privacy": {"noise_stages": []}},
+        {"privacy": {"noise_multiplier": 1.2}},
+        {"privacy": {"noise": False}},
+        {"privacy": {"trust": "local"}},
+        {"simulation": {"dropouts": ["hospital-1@2"]}},
+    ],
+)
+def test_whoever_says_how_noise_or_attempts_are_has_them_so(said: dict[str, Any]) -> None:
+    study, simulation = read_simulation(said)
+    assert with_noisier_spares(study, simulation) == study
+
+
+def test_with_records_of_one_s_own_machines_may_be_away() -> None:
+    study, simulation = read_simulation(tables(nominal_units=STATED, evaluation="builtin"))
+    assert with_noisier_spares(study, simulation) == study
