@@ -75,7 +75,7 @@ def test_an_honest_twin_s_bound_comes_near_its_epsilon_where_noise_changes():
 def test_who_reveals_everybody_is_bounded_whatever_stages_there_are():
     bits = np.arange(400) % 2 == 0
     staged = replace(SCHEDULE, stages=((2, 4.0), (3, 0.25)))  # of which none takes noise out of its range
-    found = line_up_bound(bits, bits, np.zeros(1_600), schedule=staged, delta=DELTA, confidence=0.95)
+    found = line_up_bound(list(bits), list(bits), [0.0] * 1_600, schedule=staged, delta=DELTA, confidence=0.95)
     assert found > 100
 
 
