@@ -49,6 +49,7 @@ _TOLERANCE: Final = 1e-4  # relative, of the noise at which the search ends
 _FAR: Final = 1 / 4
 _COARSELY: Final = 100 * TOLERANCE
 _MOST_EPSILON: Final = 100.0
+_ROUNDING: Final = 1e-12  # so that no product of a quotient leaves the range that noise has
 
 
 def line_up_bound(
@@ -74,7 +75,8 @@ def line_up_bound(
         return line_up_chance(scores, bits, foils, schedule=at(noise_multiplier)) <= 1 - confidence
 
     factors = (1.0, *(factor for _, factor in schedule.stages))  # all noise is in range, and changes alike
-    low, high = MIN_NOISE_MULTIPLIER / min(factors), MAX_NOISE_MULTIPLIER / max(factors)
+    low = MIN_NOISE_MULTIPLIER / min(factors) * (1 + _ROUNDING)
+    high = MAX_NOISE_MULTIPLIER / max(factors) * (1 - _ROUNDING)
     if not is_refused(high):
         return 0.0
     while high > low * (1 + _TOLERANCE):

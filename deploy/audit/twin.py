@@ -108,7 +108,8 @@ class Twin:
         for attempt in range(1, self.manifest.max_attempts + 1):
             tell(f"attempt {attempt} of {self.manifest.max_attempts}")
             at = {name: replace(update, step=attempt - 1).encoded for name, update in updates.items()}
-            sums.append(self._coordinates(parties.released(at, attempt=attempt)))
+            in_attempt = replace(parties, parameters=self.manifest.attempt_parameters(attempt))
+            sums.append(self._coordinates(in_attempt.released(at, attempt=attempt)))
         return np.array(sums)
 
     def _seen_locally(self, updates: Mapping[str, "_CanaryUpdate"], tell: Tell) -> NDArray[np.float64]:

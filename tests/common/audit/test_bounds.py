@@ -79,6 +79,15 @@ def test_who_reveals_everybody_is_bounded_whatever_stages_there_are():
     assert found > 100
 
 
+def test_no_stage_takes_the_search_out_of_the_range_that_noise_has(monkeypatch):
+    tried: list[Schedule] = []
+    monkeypatch.setattr(bounds, "line_up_chance", lambda *scores, schedule: tried.append(schedule) or 1.0)
+    for thousandths in range(250, 4001):
+        staged = replace(SCHEDULE, stages=((3, thousandths / 1000),))
+        assert line_up_bound([1.0], [True], [0.0], schedule=staged, delta=DELTA, confidence=0.95) == 0
+    assert len(tried) == 3751
+
+
 def test_a_bound_is_above_the_truth_where_the_truth_is_refused_and_nowhere_else():
     rng = np.random.default_rng(14)
     twins = [twin(rng, canaries=60, foils=150, noise=noise) for noise in (3.0, 0.7, 0.4)]
