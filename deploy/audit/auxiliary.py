@@ -13,6 +13,7 @@ from ...common.crypto.csprng import Stream, derived_key
 from ...common.data.preparation import Preparation
 from ...common.data.records import named_rows
 from ...common.data.tokenisation import Tokenisation
+from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.model.optimizers import make_optimizer
@@ -58,7 +59,8 @@ class Auxiliary:
     def trained_on(self, notes: Sequence[Note], *, passes: int = _PASSES) -> Vector:
         """The adapter float32 [d] after ``passes`` over the notes, a few at a time; ``first`` where none says a word.
 
-        The notes are in an order of the seed's, another in each pass. Raises DataError where the model reads none.
+        The notes are in an order of the seed's, another in each pass. Raises DataError where the model reads none,
+        StudyError where it learns nothing of them.
         """
         rows = [
             {"patient_id": f"note-{number}", "prompt": note.prompt.text, "completion": note.written}
@@ -82,6 +84,12 @@ class Auxiliary:
             steps=len(batches),
             denominator=min(_AT_A_TIME, len(units)),
         )
+        if not change.any():
+            raise StudyError(
+                f"the auxiliary adapter learnt nothing of {len(units)} synthetic notes",
+                why="whatever they tell, this attack could not find it",
+                fix="leave --synthetic-notes out; the log says what failed",
+            )
         return (self.first + change).astype(np.float32)
 
     def _batches(self, count: int, passes: int) -> Iterator[Sequence[int]]:

@@ -1,7 +1,6 @@
 """Text canaries: notes that the base model made up, each of a patient who is in the twin by a fair coin."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -40,6 +39,7 @@ _TOKENS: Final = 48
 _TEMPERATURE: Final = 1.3  # so that no two are alike, and none is what a model would say anyway
 _TRIES: Final = 4  # for each canary that the base model writes to its length
 _AT_A_TIME: Final = 16
+_MOST_PERPLEXITY: Final = 1e300  # which stands for one that is no number, too
 _MOST_SITES: Final = 50
 _MOST_PATIENTS: Final = 24
 # What the twin has of protection, and whether it adds noise.
@@ -101,7 +101,8 @@ def text_scores(
     ).examples
 
     def losses(adapter: Vector) -> NDArray[np.float64]:
-        return np.array([math.log(model.perplexity([example], adapter).whole) for example in examples])
+        wholes = [model.perplexity([example], adapter).whole for example in examples]
+        return np.log(np.minimum(wholes, _MOST_PERPLEXITY))
 
     before = losses(model.get_adapter())
     auxiliary = Auxiliary.of(study, model, base=base, seed=seed) if synthetic_notes else None
