@@ -45,14 +45,7 @@ def simulate(
     Without --data it runs on five built-in synthetic hospitals and SmolLM2-135M-Instruct.
     """
     from ...server.run.progress import phase
-    from ..simulation.config import (
-        check_files,
-        chosen_dropouts,
-        prepare_records,
-        read_simulation,
-        read_tables,
-        with_noisier_spares,
-    )
+    from ..simulation.config import check_files, chosen_dropouts, prepare_records, read_simulation, read_tables
     from ..views.display import Display
 
     tables = read_tables(config, context.obj)
@@ -86,8 +79,7 @@ def simulate(
             result = resume_simulation(folder, **inputs)
         else:
             settings = json.loads(json.dumps(tables, default=_absolute))
-            planned = with_noisier_spares(study, simulation)
-            result = run_simulation(planned, output=folder, settings=settings, **inputs)
+            result = run_simulation(study, output=folder, settings=settings, **inputs)
     if as_json:
         typer.echo(json.dumps(result.report))
     else:

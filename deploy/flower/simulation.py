@@ -13,7 +13,7 @@ from ...common.schema import read_toml, validated
 from ...common.study.study import Study
 from ...server.rounds.app import Conversation, carry
 from ...server.run.progress import Observer
-from ..simulation.config import chosen_dropouts, prepare_records, read_simulation, with_noisier_spares
+from ..simulation.config import chosen_dropouts, prepare_records, read_simulation
 from ..simulation.outages import Outages
 from ..simulation.settings import BUILTIN_EVALUATION, Simulation
 from ..simulation.simulate import Network, simulate
@@ -49,11 +49,7 @@ def simulate_in_flower(grid: Grid, config: Mapping[str, Any]) -> None:
     study, simulation = read_simulation(tables)
     network = _between(grid, _nodes(grid, study))
     with Display() as display:
-        if file is None:
-            inputs = _TINY_INPUTS
-        else:
-            study = with_noisier_spares(study, simulation)
-            inputs = _inputs(tables, study, simulation, display.observe)
+        inputs = _TINY_INPUTS if file is None else _inputs(tables, study, simulation, display.observe)
         result = simulate(study, **inputs, output=output, observe=display.observe, network=network)
         if result.folder is not None:
             display.summary(result.report, result.folder)

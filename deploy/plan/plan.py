@@ -205,8 +205,6 @@ def _epsilon_row(study: Study, epsilon: float, trial: "Trial | None") -> Epsilon
 
 def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") -> Noise | None:
     privacy, training = study.privacy, study.training
-    if trust == "local" and privacy.noise_stages:  # which it has none of
-        return None
     # At one site a patient meets the same releases under both, and what is computed once is cached.
     counted_as = trust if privacy.sites_per_patient > 1 else privacy.trust
     local_steps = training.local_steps if trust == "local" else 1
@@ -221,7 +219,7 @@ def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") ->
             cut_probability=cut_probability_of(
                 study, delta=known(privacy.delta), releases=known(training.max_attempts) * local_steps
             ),
-            stages=stages_of(study),
+            stages=() if trust == "local" else stages_of(study),  # of which it has none
         )
         ratio = noise_to_signal(study, noise_multiplier=z, trust=trust, trial=trial)
     except PrivacyError:  # the table shows that there is none
@@ -242,14 +240,13 @@ def _by_overlap(study: Study) -> tuple[OverlapRow, ...]:
 
 
 def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | None:
-    if trust == "local" and study.privacy.noise_stages:
-        return None
     local_steps = study.training.local_steps if trust == "local" else 1
     # At one site both kinds of trust are one event, and what is computed once is cached.
     changed = _with_privacy(
         study,
         trust=trust if sites_per_patient > 1 else study.privacy.trust,
         sites_per_patient=sites_per_patient,
+        noise_stages=() if trust == "local" else study.privacy.noise_stages,
     ).model_copy(update={"training": study.training.model_copy(update={"local_steps": local_steps})})
     schedule = schedule_of(
         changed,

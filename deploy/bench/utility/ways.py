@@ -9,7 +9,7 @@ from ....common.privacy.noise_layers import noise_over_claim
 from ....common.secagg.parameters import default_threshold
 from ....common.study.study import Study
 from ...builtin.patients import Split
-from ...simulation.config import read_simulation, with_noisier_spares
+from ...simulation.config import read_simulation
 from ...simulation.settings import NO_DROPOUT, Simulation
 
 # All patients at one site, whose noise is that of the claim and no more · the same with as much noise as a federation's
@@ -64,8 +64,7 @@ class Case:
             "dropouts": (NO_DROPOUT,),
         }
         fields = {name: tables[name] for name in SECTIONS if name in tables}
-        study, settings = read_simulation({**fields, "privacy": privacy, "simulation": simulation})
-        return with_noisier_spares(study, settings), settings
+        return read_simulation({**fields, "privacy": privacy, "simulation": simulation})
 
 
 @dataclass(frozen=True, kw_only=True)

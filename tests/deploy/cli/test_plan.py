@@ -117,7 +117,7 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
     code, _, err = run(["plan", "--no-benchmark", quality[1]])
     assert code == 1 and "--quality is given without --results" in err
     for part in (
-        "z = 1.3692",
+        "z = 1.2799",
         "q = 0.6",
         "C = 0.3",
         "4, in at most 5",

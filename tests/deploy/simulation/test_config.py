@@ -10,13 +10,7 @@ from grandrounds.common.errors import DataError, StudyError
 from grandrounds.common.schema import known
 from grandrounds.common.sources.source import DataSource
 from grandrounds.common.study.completion import complete_study
-from grandrounds.deploy.simulation.config import (
-    check_files,
-    prepare_records,
-    read_simulation,
-    read_tables,
-    with_noisier_spares,
-)
+from grandrounds.deploy.simulation.config import check_files, prepare_records, read_simulation, read_tables
 
 SYNTHETIC = {"data": {"evaluation": "synthetic"}}
 STATED = {"north": 33, "south": 12, "west": 7}
@@ -258,10 +252,12 @@ def test_a_column_of_patients_is_not_taken_for_that_of_sites(table: Path) -> Non
 
 
 def test_of_the_built_in_patients_attempts_beyond_the_rounds_have_more_noise_and_the_others_less() -> None:
-    study = with_noisier_spares(*read_simulation({}))
+    study, _ = read_simulation({})
     assert study.privacy.noise_stages == ((5, 2.0),)
-    planned, alike = (known(complete_study(each).privacy.noise_multiplier) for each in (study, read_simulation({})[0]))
-    assert 0.93 * alike < planned < 0.95 * alike
+    assert read_simulation({"simulation": {"dropouts": ["hospital-2@3"]}})[0] == study  # as it is when nothing is said
+    alike, _ = read_simulation({"privacy": {"noise_stages": []}})
+    planned, unplanned = (known(complete_study(each).privacy.noise_multiplier) for each in (study, alike))
+    assert 0.93 * unplanned < planned < 0.95 * unplanned
 
 
 @pytest.mark.parametrize(
@@ -272,14 +268,11 @@ def test_of_the_built_in_patients_attempts_beyond_the_rounds_have_more_noise_and
         {"privacy": {"noise_multiplier": 1.2}},
         {"privacy": {"noise": False}},
         {"privacy": {"trust": "local"}},
-        {"simulation": {"dropouts": ["hospital-1@2"]}},
+        {"simulation": {"dropouts": ["hospital-1@2", "hospital-2@2"]}},  # more than a round bears
+        {"sites": [{"name": name, "nominal_units": 20} for name in ("north", "south", "west")]},
+        tables(nominal_units=STATED, evaluation="builtin"),
     ],
 )
-def test_whoever_says_how_noise_or_attempts_are_has_them_so(said: dict[str, Any]) -> None:
-    study, simulation = read_simulation(said)
-    assert with_noisier_spares(study, simulation) == study
-
-
-def test_with_records_of_one_s_own_machines_may_be_away() -> None:
-    study, simulation = read_simulation(tables(nominal_units=STATED, evaluation="builtin"))
-    assert with_noisier_spares(study, simulation) == study
+def test_whoever_says_how_noise_attempts_or_sites_are_has_them_so(said: dict[str, Any]) -> None:
+    study, _ = read_simulation(said)
+    assert study.privacy.noise_stages == ()

@@ -69,7 +69,7 @@ def test_the_full_example_states_the_defaults() -> None:
     assert study.sites == tuple(site.model_copy(update={"max_units": 30}) for site in default.sites)
     assert (study.model, study.data) == (default.model, default.data)
     given = study.privacy.model_dump(exclude_none=True)
-    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "delta": 5e-4, "sampling_probability": 0.5}
+    stated = {**default.privacy.model_dump(), "target_epsilon": 4.0, "delta": 5e-4, "sampling_probability": 0.6}
     assert given == {name: value for name, value in stated.items() if value is not None}
     assert study.training == default.training.model_copy(update={"max_attempts": 5})
 
