@@ -104,7 +104,9 @@ def test_of_any_form_chain_signatures_manifest_and_files_are_told(study: SmallSt
     claims = said_of(earlier, "ledger", "manifest", "authorship", "files")
     assert {status for status, _ in claims} == {"cannot be established"}
     ledger, manifest, authorship, files = (detail for _, detail in claims)
-    assert ledger.startswith(f"{len(study.lines)} entries are chained and signed by the study's server; but the study")
+    assert ledger.startswith(
+        f"{len(study.lines)} entries are chained and signed by the server that its manifest names; but the study"
+    )
     assert manifest.startswith(f"it is the ledger's last, SHA-256 {hash_}; but")
     assert authorship.startswith(f"its manifest's SHA-256 is {hash_}; but")
     assert files.startswith("6 of the 6 with which it was closed are there, as they were; but")
