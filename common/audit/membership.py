@@ -25,8 +25,8 @@ class Seen:
         base_run: the longest run of tokens that the base model continues verbatim, by the likeliest token.
         adapter_run: the adapter's.
         moved: how far the mean of the last hidden states is from the base model's, over the length of that.
-        aligned: the inner product of the clipped gradient at the start with the adapter's change, of length one;
-            positive where the change lowers the patient's loss.
+        aligned: the inner product of the clipped gradient at the base model with the adapter's change from it, of
+            length one; positive where the change lowers the patient's loss.
     """
 
     tokens: Scores

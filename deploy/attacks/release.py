@@ -32,8 +32,9 @@ def attack_release(
     """What attacks find of the ``adapter`` on the ``model``, with the same members beside each of the ``others``.
 
     Of a ``site``'s records, nobody is read who opted out there, and what is read is minimised as its policy says: of
-    patients who have to be protected, a site has to be named. The reference is the base model. ``tell`` hears how far
-    it is. Raises StudyError, DataError, also where a patient is both or patients of a kind are too few, and ModelError.
+    patients who have to be protected, a site of the study has to be named. The reference is the base model. ``tell``
+    hears how far it is. Raises StudyError, StorageError, ModelError, and DataError, also where a patient is both or
+    patients of a kind are too few.
     """
     study = manifest.study
     require_site(manifest, site)
@@ -66,10 +67,19 @@ def attack_release(
 
 
 def require_site(manifest: Manifest, site: SiteFolder | None) -> None:
-    """Raises StudyError where members are patients of a site, and none is named."""
-    if site is None and manifest.app_sha256 is not None:
+    """Raises StudyError where members are patients of a site, and none of the study's is named; StorageError."""
+    if manifest.app_sha256 is None:
+        return
+    if site is None:
         raise StudyError(
             "the release is of a study between institutions, and which site its members are patients of is not said",
             why="who opted out there is read for nothing, and records are minimised as the site's policy says",
             fix="name the site's folder, on its own machine: --site DIR",
+        )
+    if site.identity().public_key not in manifest.site_keys.values():
+        raise StudyError(
+            f"{site.path} is the folder of no site of the release's study: its key is none of "
+            f"{', '.join(sorted(manifest.site_keys))}",
+            why="members are patients of one of them: its list says who opted out, its policy what is minimised",
+            fix="name that site's folder, on its own machine: --site DIR",
         )

@@ -12,6 +12,7 @@ from support.study.tiny_models import save_tiny_model
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.site.folder import SiteFolder
 from grandrounds.common.audit.membership import FEWEST
+from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import DataError, StudyError
 from grandrounds.common.model.language_model import LanguageModel
@@ -110,6 +111,13 @@ def test_members_of_a_study_between_institutions_are_a_site_s(released: Released
     with pytest.raises(StudyError, match="which site its members are patients of is not said") as refused:
         released.attacked(missing, missing)
     assert "--site DIR" in refused.value.fix
+    strangers = {name: Identity.generate().public_key for name in released.manifest.site_keys}
+    others = released.manifest.model_copy(update={"site_keys": strangers})
+    with pytest.raises(StudyError, match="is the folder of no site of the release's study") as refused:
+        released.attacked(missing, missing, manifest=others, site=released.site)
+    assert "--site DIR" in refused.value.fix
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        released.attacked(missing, missing, site=released.site)
     simulated = released.manifest.model_copy(update={"app_sha256": None, "connection_sha256": None})
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         released.attacked(missing, missing, manifest=simulated)
