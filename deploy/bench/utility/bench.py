@@ -61,7 +61,7 @@ class UtilityBench:
                     continue
                 file.add(found)
                 rows.append(found)
-                self._write_tables(rows)
+                self._write_tables(self._ordered(rows))
                 del missing[job]
                 tell(_line(job, found, left=len(missing) - len(failed), processes=self.processes))
         except KeyboardInterrupt:
@@ -82,7 +82,7 @@ class UtilityBench:
                 why="a table lacks what they would have shown",
                 fix="see above what each of them says; the same command tries them again",
             )
-        return [row for row in rows if row.subject in set(subjects.values())]
+        return self._ordered([row for row in rows if row.subject in set(subjects.values())])
 
     def _attempts(self, missing: Mapping[Job, Subject]) -> Iterator[tuple[Job, Row | str]]:
         """What came of each run, as soon as it is over."""
@@ -100,6 +100,11 @@ class UtilityBench:
     def _write_tables(self, rows: Sequence[Row]) -> None:
         write_atomically(self.output / TABLE, markdown(rows).encode())
         write_atomically(self.output / CSV, as_csv(rows).encode())
+
+    def _ordered(self, rows: Sequence[Row]) -> list[Row]:
+        """The given settings' first, whichever run was over first: levers stand beside them."""
+        given = self.jobs[0].subject.settings
+        return sorted(rows, key=lambda row: row.settings != given)
 
 
 def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:

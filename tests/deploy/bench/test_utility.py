@@ -172,6 +172,23 @@ def test_a_lever_that_changes_nothing_is_refused_before_anything_runs(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_levers_stand_beside_the_settings_that_were_given_whichever_run_is_over_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "levers.toml").write_text("[wider]\nmodel = { rank = 4 }")
+    jobs = Levers.read(tmp_path / "levers.toml", {}).jobs([Run(way="distributed", epsilon=4.0, case=CASE)])
+
+    def attempts(bench: UtilityBench, missing: Any) -> Any:
+        for job, subject in reversed(list(missing.items())):
+            stated = {"model": {"rank": 1 if job.lever is None else 4}}
+            yield job, row("distributed", 9.0).model_copy(update={**subject.model_dump(), "stated": stated})
+
+    monkeypatch.setattr(UtilityBench, "_attempts", attempts)
+    rows = UtilityBench(output=tmp_path / "out", jobs=jobs).run(lambda line: None)
+    assert [each.settings for each in rows] == [job.subject.settings for job in jobs]
+    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == markdown(rows)
+
+
 def test_the_csv_has_means_beside_their_standard_errors() -> None:
     found = list(csv.DictReader(io.StringIO(as_csv([row("noise-off", 5.0), row("noise-off", 7.0, seed=2)]))))
     assert [(line["after"], line["after_standard_error"], line["epsilon"]) for line in found] == [("6.0", "1.0", "")]
