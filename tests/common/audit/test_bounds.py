@@ -81,7 +81,12 @@ def test_who_reveals_everybody_is_bounded_whatever_stages_there_are():
 
 def test_no_stage_takes_the_search_out_of_the_range_that_noise_has(monkeypatch):
     tried: list[Schedule] = []
-    monkeypatch.setattr(bounds, "line_up_chance", lambda *scores, schedule: tried.append(schedule) or 1.0)
+
+    def chance(*scores, schedule: Schedule) -> float:
+        tried.append(schedule)
+        return 1.0
+
+    monkeypatch.setattr(bounds, "line_up_chance", chance)
     for thousandths in range(250, 4001):
         staged = replace(SCHEDULE, stages=((3, thousandths / 1000),))
         assert line_up_bound([1.0], [True], [0.0], schedule=staged, delta=DELTA, confidence=0.95) == 0
