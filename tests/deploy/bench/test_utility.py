@@ -26,7 +26,7 @@ from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_l
 from grandrounds.deploy.bench.utility.grid import Grid
 from grandrounds.deploy.bench.utility.levers import Levers
 from grandrounds.deploy.bench.utility.perform import Workplace, measured
-from grandrounds.deploy.bench.utility.row import RowFile
+from grandrounds.deploy.bench.utility.row import RowFile, Subject
 from grandrounds.deploy.bench.utility.table import as_csv, lines_of, markdown, share_kept
 from grandrounds.deploy.bench.utility.ways import WAYS, Case, Run, Way
 from grandrounds.deploy.simulation.config import RecordFiles
@@ -253,9 +253,21 @@ def test_all_ways_have_one_schedule_and_differ_in_what_they_compare_alone() -> N
     assert (simulation.builtin_patients, simulation.builtin_seed) == (3, 5)
 
 
-def test_the_page_of_results_has_the_table_of_the_rows_that_it_rests_on() -> None:
+@pytest.mark.parametrize(
+    ("configuration", "name"), [("utility-base", "utility.jsonl"), ("levers-base", "levers.jsonl")]
+)
+def test_the_configuration_beside_rows_is_what_they_were_made_with(configuration: str, name: str) -> None:
+    results = Path(__file__).parents[3] / "tests" / "results"
+    first, *_ = RowFile(results / name).read()
+    case = Case(sites=first.sites, patients=first.patients, split=first.split, seed=first.seed)
+    of_case, _ = case.read(read_toml(results / f"{configuration}.toml"))
+    assert Subject.of(Run(way=first.way, epsilon=first.epsilon, case=case), of_case) == first.subject
+
+
+@pytest.mark.parametrize("name", ["utility.jsonl", "levers.jsonl"])
+def test_the_page_of_results_has_the_table_of_the_rows_that_it_rests_on(name: str) -> None:
     root = Path(__file__).parents[3]
-    rows = RowFile(root / "tests" / "results" / "utility.jsonl").read()
+    rows = RowFile(root / "tests" / "results" / name).read()
     assert markdown(rows) in (root / "deploy" / "RESULTS.md").read_text(encoding="utf-8")
 
 
