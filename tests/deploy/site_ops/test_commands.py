@@ -7,7 +7,7 @@ import stat
 import pytest
 from support.process.other_users import AS_ROOT, done_as, open_folder, user
 from support.process.resident_process import SITE
-from support.study.site_study import SiteStudy, write_policy
+from support.study.site_study import SiteStudy, reserved, write_policy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.policy import POLICY
@@ -57,15 +57,6 @@ def join(tmp_path, study, folder):
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
-
-
-def reserved(folder):
-    database = SiteDatabase.open(folder.state)
-    try:
-        statements = Reservations(database).statements()
-    finally:
-        database.close()
-    return [reservation.study for statement in statements for reservation in statement.reservations]
 
 
 DELETE = "grandrounds client data --delete DIR"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.study.federation import Federation
-from support.study.site_study import SiteStudy, write_policy
+from support.study.site_study import SiteStudy, reserved, write_policy
 from support.study.tiny_models import save_tiny_model
 
 from grandrounds.client.budget.policy import POLICY
@@ -57,15 +57,6 @@ def joined(site: SiteFolder, study: SiteStudy, federation: Federation) -> Joined
     policy.write_text(policy.read_text().replace("\ndelta = 1e-3", "\ndelta = 2e-3"))  # of two studies
     site_operator.join_study(site, bundle, agreed=lambda terms: True)
     return site.of(federation.manifest.study_id)
-
-
-def reserved(site: SiteFolder) -> list[str]:
-    database = SiteDatabase.open(site.state)
-    try:
-        statements = Reservations(database).statements()
-    finally:
-        database.close()
-    return [each.study for statement in statements for each in statement.reservations]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.study.audited_study import audit_of
@@ -31,6 +32,18 @@ def refused(folder: Path) -> str:
     return said
 
 
+def reported(study: SmallStudy, folder: Path, audit: bytes) -> tuple[dict[str, Any], Audited]:
+    """The report of a study that is closed again with the audit in its folder, and what the audit found."""
+    (folder / AUDIT).write_bytes(audit)
+    audited = attached(folder, study.manifest)
+    assert audited is not None
+    report = study.report(audit=audited)
+    assert Declared.of(json.loads(json.dumps(report))).audit == audited
+    rewritten(folder, report)
+    reclosed(study, folder)
+    return report, audited
+
+
 def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: SmallStudy, folder: Path) -> None:
     (finding,) = verdict_on(Case(evidence=read_evidence(folder), manifest_hash=None), "audit").findings
     assert finding.status is Status.ABSENT and "none is attached" in finding.detail
@@ -41,13 +54,7 @@ def test_an_audit_that_came_after_the_end_is_checked_beside_the_report(study: Sm
 
 
 def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study: SmallStudy, folder: Path) -> None:
-    (folder / AUDIT).write_bytes(audit_of(study.manifest))
-    audited = attached(folder, study.manifest)
-    assert audited is not None
-    report = study.report(audit=audited)
-    assert Declared.of(json.loads(json.dumps(report))).audit == audited
-    rewritten(folder, report)
-    reclosed(study, folder)
+    report, audited = reported(study, folder, audit_of(study.manifest))
     findings = {finding.name: finding for finding in verify(folder).findings}
     assert findings["audit"].detail == report["audit"]["says"] == audited.in_words
     for name in ("audit", "report", "page", "card", "files"):
@@ -67,13 +74,7 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
 def test_what_synthetic_notes_show_stands_beside_the_rest_with_what_they_show_without_noise(
     study: SmallStudy, folder: Path
 ) -> None:
-    (folder / AUDIT).write_bytes(audit_of(study.manifest, synthetic_notes=500))
-    audited = attached(folder, study.manifest)
-    assert audited is not None
-    report = study.report(audit=audited)
-    assert Declared.of(json.loads(json.dumps(report))).audit == audited
-    rewritten(folder, report)
-    reclosed(study, folder)
+    _, audited = reported(study, folder, audit_of(study.manifest, synthetic_notes=500))
     says = "60 planted text canaries (by 500 synthetic notes alone) show that ε is at least 0"
     assert says in audited.in_words and "a bound of 0 says that it found nothing, not" in audited.in_words
     for path in (PAGE, CARD):

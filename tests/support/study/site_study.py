@@ -5,7 +5,9 @@ import secrets
 import shutil
 
 from grandrounds.client.budget.policy import POLICY
+from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site.folder import KEY, SETTINGS, SiteFolder
+from grandrounds.client.state.database import SiteDatabase
 from grandrounds.common.crypto.identity import sha256
 from grandrounds.common.model.adapter import vector_bytes
 from grandrounds.common.model.language_model import LanguageModel
@@ -98,3 +100,13 @@ def write_policy(folder, manifest, epsilon=50.0):
     peers = json.dumps([manifest.server_key, *manifest.site_keys.values()])
     text = POLICY_TOML.format(model=manifest.model_sha256, peers=peers, epsilon=epsilon)
     (folder.path / POLICY).write_text(text)
+
+
+def reserved(site: SiteFolder) -> list[str]:
+    """The studies that have reserved of the site's budgets."""
+    database = SiteDatabase.open(site.state)
+    try:
+        statements = Reservations(database).statements()
+    finally:
+        database.close()
+    return [reservation.study for statement in statements for reservation in statement.reservations]
