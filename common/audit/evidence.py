@@ -7,10 +7,9 @@ from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, canonical_json, sha256
 from ..errors import StudyError
-from ..privacy.draw_cap import cut_probability
-from ..privacy.events import SampledGaussianRelease, Schedule
+from ..privacy.events import Schedule
 from ..schema import Section, Version, Words, known, validated
-from ..study.completion import stages_by_release
+from ..study.completion import schedule_of
 from ..study.manifest import Manifest
 from ..study.study import PrivacySection, SecaggSection, Study
 from ..version import __version__
@@ -76,20 +75,13 @@ class AuditedParameters(Section):
 
     @property
     def schedule(self) -> Schedule:
-        """What the claim covers, as ``completion.schedule_of`` has it."""
-        privacy, releases = self.privacy, self.max_attempts * self.local_steps
-        event = SampledGaussianRelease(
-            sampling_probability=privacy.sampling_probability,
-            noise_multiplier=known(privacy.noise_multiplier),
-            trust=privacy.trust,
-            sites_per_patient=privacy.sites_per_patient,
-        )
-        cut = cut_probability(delta=self.delta, releases=releases, sites_per_patient=privacy.sites_per_patient)
-        return Schedule(
-            event=event,
-            count=releases,
-            cut_probability=0.0 if privacy.sampling_probability == 1 else cut,
-            stages=stages_by_release(privacy.noise_stages, local_steps=self.local_steps),
+        """What the claim covers."""
+        return schedule_of(
+            self.privacy,
+            local_steps=self.local_steps,
+            attempts=self.max_attempts,
+            delta=self.delta,
+            noise_multiplier=known(self.privacy.noise_multiplier),
         )
 
     @property

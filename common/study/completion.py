@@ -1,7 +1,7 @@
 """What follows from a study: δ, attempts, threshold and noise, where the people who wrote it left them open."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
 from ..secagg.parameters import default_threshold
-from .study import DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, Study
+from .study import DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, PrivacySection, Study
 from .training import ATTEMPTS_PER_ROUND
 
 
@@ -44,13 +44,18 @@ def complete_study(study: Study) -> Study:
             steps=steps,
             trust=privacy.trust,
             sites_per_patient=privacy.sites_per_patient,
-            cut_probability=cut_probability_of(study, delta=delta, releases=steps),
-            stages=stages_of(study),
+            cut_probability=cut_probability_of(privacy, delta=delta, releases=steps),
+            stages=stages_of(privacy, local_steps=training.local_steps),
         )
     elif privacy.noise_multiplier is not None:
-        spent = epsilon(
-            schedule_of(study, attempts=attempts, delta=delta, noise_multiplier=privacy.noise_multiplier), delta=delta
-        ).epsilon
+        schedule = schedule_of(
+            privacy,
+            local_steps=training.local_steps,
+            attempts=attempts,
+            delta=delta,
+            noise_multiplier=privacy.noise_multiplier,
+        )
+        spent = epsilon(schedule, delta=delta).epsilon
         filled["target_epsilon"] = privacy.target_epsilon or math.ceil(spent * 1e4) / 1e4
         if spent > filled["target_epsilon"]:
             raise StudyError(
@@ -75,35 +80,32 @@ def complete_study(study: Study) -> Study:
     )
 
 
-def schedule_of(study: Study, *, attempts: int, delta: float, noise_multiplier: float) -> Schedule:
-    """Every release that ``attempts`` allow, of a study whose draws are cut for ``delta``."""
+def schedule_of(
+    privacy: PrivacySection, *, local_steps: int, attempts: int, delta: float, noise_multiplier: float
+) -> Schedule:
+    """Every release that ``attempts`` of ``local_steps`` each allow, where draws are cut for ``delta``."""
     event = SampledGaussianRelease(
-        sampling_probability=study.privacy.sampling_probability,
+        sampling_probability=privacy.sampling_probability,
         noise_multiplier=noise_multiplier,
-        trust=study.privacy.trust,
-        sites_per_patient=study.privacy.sites_per_patient,
+        trust=privacy.trust,
+        sites_per_patient=privacy.sites_per_patient,
     )
-    count = attempts * study.training.local_steps
+    count = attempts * local_steps
     return Schedule(
         event=event,
         count=count,
-        cut_probability=cut_probability_of(study, delta=delta, releases=count),
-        stages=stages_of(study),
+        cut_probability=cut_probability_of(privacy, delta=delta, releases=count),
+        stages=stages_of(privacy, local_steps=local_steps),
     )
 
 
-def stages_of(study: Study) -> tuple[NoiseStage, ...]:
-    """The study's stages of noise, by the release that each begins with."""
-    return stages_by_release(study.privacy.noise_stages, local_steps=study.training.local_steps)
+def stages_of(privacy: PrivacySection, *, local_steps: int) -> tuple[NoiseStage, ...]:
+    """The stages of noise by the release that each begins with; ``privacy`` has them by attempts.
 
-
-def stages_by_release(stages: Iterable[NoiseStage], *, local_steps: int) -> tuple[NoiseStage, ...]:
-    """Of stages that begin with attempts, which have so many releases each.
-
-    >>> stages_by_release([(3, 0.5)], local_steps=4)
+    >>> stages_of(PrivacySection(noise_stages=((3, 0.5),)), local_steps=4)
     ((9, 0.5),)
     """
-    return tuple(((attempt - 1) * local_steps + 1, factor) for attempt, factor in stages)
+    return tuple(((attempt - 1) * local_steps + 1, factor) for attempt, factor in privacy.noise_stages)
 
 
 @contextmanager
@@ -124,11 +126,11 @@ def _staged(study: Study) -> str:
     return f" with {', '.join(stages)} (privacy.noise_stages)" if stages else ""
 
 
-def cut_probability_of(study: Study, *, delta: float, releases: int) -> float:
+def cut_probability_of(privacy: PrivacySection, *, delta: float, releases: int) -> float:
     """With which a draw may be cut at one site in one of ``releases``; none is where every unit is in every step."""
-    if study.privacy.sampling_probability == 1:
+    if privacy.sampling_probability == 1:
         return 0.0
-    return cut_probability(delta=delta, releases=releases, sites_per_patient=study.privacy.sites_per_patient)
+    return cut_probability(delta=delta, releases=releases, sites_per_patient=privacy.sites_per_patient)
 
 
 def draw_cap_of(study: Study, *, max_units: int, delta: float) -> int:
@@ -137,7 +139,7 @@ def draw_cap_of(study: Study, *, max_units: int, delta: float) -> int:
     return draw_cap(
         max_units=max_units,
         sampling_probability=study.privacy.sampling_probability,
-        probability=cut_probability_of(study, delta=delta, releases=releases),
+        probability=cut_probability_of(study.privacy, delta=delta, releases=releases),
     )
 
 

@@ -155,7 +155,8 @@ class Manifest(Section):
         if not self.study.privacy.noise:
             return None
         return schedule_of(
-            self.study,
+            self.study.privacy,
+            local_steps=self.study.training.local_steps,
             attempts=self.max_attempts,
             delta=self.delta,
             noise_multiplier=known(self.study.privacy.noise_multiplier),

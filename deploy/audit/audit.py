@@ -41,8 +41,8 @@ def audited(
     """The evidence of an audit with so many gradient canaries. Raises StudyError where the twin has no room for them.
 
     Text canaries stand among ``patients``, built-in ones by default; so many ``synthetic_notes`` of each twin's adapter
-    are audited by them, too. Seed, statistic, confidence and faults are fixed
-    before the first release; the seed is in the evidence.
+    are audited by them, too. Seed, statistic, confidence and faults are fixed before the first release; the seed is in
+    the evidence.
     """
     if 0 < text_canaries < _FEWEST_TEXTS:
         raise StudyError(

@@ -123,7 +123,13 @@ class Plan:
         complete = complete_study(study)
         privacy, training = complete.privacy, complete.training
         z, attempts = known(privacy.noise_multiplier), known(training.max_attempts)
-        schedule = schedule_of(complete, attempts=attempts, delta=known(privacy.delta), noise_multiplier=z)
+        schedule = schedule_of(
+            privacy,
+            local_steps=training.local_steps,
+            attempts=attempts,
+            delta=known(privacy.delta),
+            noise_multiplier=z,
+        )
         epsilon = accountant.epsilon(schedule, delta=known(privacy.delta)).epsilon
         shares = _shares(complete, trial)
         epochs = privacy.sampling_probability * training.rounds * training.local_steps
@@ -217,9 +223,9 @@ def _noise(study: Study, epsilon: float, trust: Trust, trial: "Trial | None") ->
             trust=counted_as,
             sites_per_patient=privacy.sites_per_patient,
             cut_probability=cut_probability_of(
-                study, delta=known(privacy.delta), releases=known(training.max_attempts) * local_steps
+                privacy, delta=known(privacy.delta), releases=known(training.max_attempts) * local_steps
             ),
-            stages=() if trust == "local" else stages_of(study),  # of which it has none
+            stages=() if trust == "local" else stages_of(privacy, local_steps=local_steps),  # of which it has none
         )
         ratio = noise_to_signal(study, noise_multiplier=z, trust=trust, trial=trial)
     except PrivacyError:  # the table shows that there is none
@@ -247,9 +253,10 @@ def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | N
         trust=trust if sites_per_patient > 1 else study.privacy.trust,
         sites_per_patient=sites_per_patient,
         noise_stages=() if trust == "local" else study.privacy.noise_stages,
-    ).model_copy(update={"training": study.training.model_copy(update={"local_steps": local_steps})})
+    )
     schedule = schedule_of(
-        changed,
+        changed.privacy,
+        local_steps=local_steps,
         attempts=known(study.training.max_attempts),
         delta=known(study.privacy.delta),
         noise_multiplier=known(study.privacy.noise_multiplier),

@@ -26,7 +26,14 @@ def cost(study: Study) -> float:
     assert attempts is not None
     assert noise is not None
     assert delta is not None
-    return epsilon(schedule_of(study, attempts=attempts, delta=delta, noise_multiplier=noise), delta=delta).epsilon
+    schedule = schedule_of(
+        study.privacy,
+        local_steps=study.training.local_steps,
+        attempts=attempts,
+        delta=delta,
+        noise_multiplier=noise,
+    )
+    return epsilon(schedule, delta=delta).epsilon
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,8 @@ def _keeps_its_secrets(patch: Patch) -> None:
 
 def _claims(**wrong: Any) -> Plant:
     def plant(patch: Patch) -> None:
-        def claimed(study: Any, *, attempts: int, **options: Any) -> Any:
-            schedule = schedule_of(study, attempts=wrong.get("attempts", attempts), **options)
+        def claimed(privacy: Any, *, attempts: int, **options: Any) -> Any:
+            schedule = schedule_of(privacy, attempts=wrong.get("attempts", attempts), **options)
             q = wrong.get("sampling_probability", schedule.event.sampling_probability)
             return replace(schedule, event=replace(schedule.event, sampling_probability=q))
 
