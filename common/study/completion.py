@@ -10,7 +10,6 @@ from ..privacy.draw_cap import cut_probability, draw_cap
 from ..privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
-from ..secagg.parameters import default_threshold
 from .study import DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, PrivacySection, Study
 from .training import ATTEMPTS_PER_ROUND
 
@@ -25,14 +24,13 @@ def complete_study(study: Study) -> Study:
 
     privacy, training, secagg = study.privacy, study.training, study.secagg
     distributed = privacy.trust == "distributed"
-    threshold = secagg.threshold or default_threshold(len(study.sites))
     attempts = training.max_attempts or math.ceil(ATTEMPTS_PER_ROUND * training.rounds)
     delta = privacy.delta or default_delta(study.total_nominal_units)
     secagg = secagg.model_copy(
-        update={"threshold": threshold, "modulus_bits": secagg.modulus_bits or (32 if distributed else 16)}
+        update={"threshold": study.threshold, "modulus_bits": secagg.modulus_bits or (32 if distributed else 16)}
     )
     # Refuses a threshold too low for the corrupt sites before any time goes into calibration.
-    honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
+    honest_shares(trust=privacy.trust, threshold=study.threshold, corrupt_sites=privacy.corrupt_sites)
     filled: dict[str, Any] = {"delta": delta}
     if privacy.noise and privacy.noise_multiplier is None:
         filled["target_epsilon"] = DEFAULT_TARGET_EPSILON if privacy.target_epsilon is None else privacy.target_epsilon

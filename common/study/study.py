@@ -206,6 +206,11 @@ class Study(Section):
         """Nominal units of all sites."""
         return sum(site.nominal_units for site in self.sites)
 
+    @property
+    def threshold(self) -> int:
+        """How many sites must answer: as stated, or what follows from their number."""
+        return self.secagg.threshold or default_threshold(len(self.sites))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [site.name for site in self.sites]
@@ -215,8 +220,7 @@ class Study(Section):
             raise ValueError("sites: a site cannot be called 'server'")
         if self.privacy.sites_per_patient > len(self.sites):
             raise ValueError("privacy.sites_per_patient: above the number of sites")
-        sites, corrupt = len(self.sites), self.privacy.corrupt_sites
-        threshold = self.secagg.threshold or default_threshold(sites)
+        sites, corrupt, threshold = len(self.sites), self.privacy.corrupt_sites, self.threshold
         if threshold > sites:
             raise ValueError(f"secagg.threshold: {threshold} sites must answer, but there are {sites}")
         if 2 * threshold <= sites + corrupt:

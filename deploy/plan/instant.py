@@ -16,7 +16,6 @@ from ...common.privacy.mechanism import Lattice
 from ...common.privacy.noise_layers import noise_levels
 from ...common.privacy.rounded_gaussian import MIN_STDDEV, add_rounded_gaussian
 from ...common.schema import known
-from ...common.secagg.parameters import default_threshold
 from ...common.study.completion import draw_cap_of
 from ...common.study.study import Study
 from .rounding import two_digits_up
@@ -71,8 +70,7 @@ def dp_sgd_of(study: Study, sampler: GradSampler) -> DpSgd:
     """A site's DP-SGD; how wide the noise is that it adds changes no time and no norm."""
     privacy, dimension = study.privacy, sampler.model.layout.dimension
     lattice = Lattice(dimension=dimension, clipping_norm=privacy.clipping_norm, clipping=privacy.clipping)
-    sites = len(study.sites)
-    levels = noise_levels(sites=sites, threshold=study.secagg.threshold or default_threshold(sites))
+    levels = noise_levels(sites=len(study.sites), threshold=study.threshold)
     draws = 1 + (len(levels) if study.privacy.trust == "distributed" else 0)
     return DpSgd(sampler=sampler, lattice=lattice, mechanism=_NoiseOfASite(draws=draws))
 

@@ -13,7 +13,6 @@ from typing import Final
 
 from ...common.crypto.identity import make_key, shown_key
 from ...common.errors import StorageError, StudyError
-from ...common.secagg.parameters import default_threshold
 from ...common.study.about import AboutSection
 from ...common.study.study import Study, read_study
 from ...common.system.files import make_private_folder, write_atomically, write_missing
@@ -103,7 +102,6 @@ def init(
         _take_certificates(folder.certificates, certificates)
     _certify(folder.certificates, host)
     _prepare_flower(folder)
-    threshold = stated.secagg.threshold or default_threshold(len(stated.sites))
     today = datetime.now(UTC).date().isoformat()
     dated = about.model_copy(update={"dated": about.dated or stated.about.dated or today})
     write_missing(folder.study_toml, lambda: with_about(file.read_text(encoding="utf-8"), dated).encode())
@@ -113,7 +111,7 @@ def init(
         *write_server_units(folder),
         f"edit {folder.study_toml} until it is the study you mean; in it a site has the name of its site.json",
         *([] if settings.evaluation.exists() else [f"put public or synthetic records there: {settings.evaluation}"]),
-        *filter(None, [no_spare_site(sites=len(stated.sites), threshold=threshold)]),
+        *filter(None, [no_spare_site(sites=len(stated.sites), threshold=stated.threshold)]),
         f"next: {once_enrolled(folder)}",
     ]
 

@@ -11,7 +11,6 @@ from ...common.data.groups import held_out
 from ...common.data.records import check_beginning, count_records
 from ...common.errors import StudyError
 from ...common.schema import WHY_STUDY, read_toml, validated
-from ...common.secagg.parameters import default_threshold
 from ...common.sources.identifiers import Similar
 from ...common.sources.source import DataSource
 from ...common.study.study import SIMULATION, Study
@@ -71,8 +70,7 @@ def chosen_dropouts(study: Study, simulation: Simulation) -> list[Dropout]:
     if simulation.dropouts is not None:
         return [parse_dropout(text) for text in simulation.dropouts if text != NO_DROPOUT]
     default = parse_dropout(DEFAULT_DROPOUT)
-    threshold = study.secagg.threshold or default_threshold(len(study.sites))
-    bearable = len(study.sites) > threshold and study.training.rounds >= default.round
+    bearable = len(study.sites) > study.threshold and study.training.rounds >= default.round
     return [default] if bearable and not simulation.data else []
 
 
@@ -119,11 +117,11 @@ def _with_noisier_spares(study: Study, simulation: Simulation) -> Study:
     Only who interrupts the simulation needs these, as long as no more sites go away than a round bears. So the others
     have 6 % less noise at the same ε.
     """
-    privacy, training, sites = study.privacy, study.training, len(study.sites)
+    privacy, training = study.privacy, study.training
     is_ours = privacy.noise and privacy.noise_multiplier is None and privacy.trust == "distributed"
     is_said = "noise_stages" in privacy.model_fields_set or training.max_attempts is not None
     absent = Counter(dropout.round for dropout in chosen_dropouts(study, simulation))
-    bears = sites - (study.secagg.threshold or default_threshold(sites))
+    bears = len(study.sites) - study.threshold
     if not is_ours or is_said or max(absent.values(), default=0) > bears:
         return study
     stages = ((training.rounds + 1, SPARE_NOISE),)

@@ -6,7 +6,6 @@ from typing import Any, Final, Literal, get_args
 
 from ....common.errors import StudyError
 from ....common.privacy.noise_layers import noise_over_claim
-from ....common.secagg.parameters import default_threshold
 from ....common.study.study import Study
 from ...builtin.patients import Split
 from ...simulation.config import read_simulation
@@ -104,7 +103,7 @@ class Run:
                 sites,
                 trust="local" if self.way == "local" else "distributed",
                 sites=sites,
-                threshold=study.secagg.threshold or default_threshold(sites),
+                threshold=study.threshold,
                 corrupt_sites=study.privacy.corrupt_sites,
             ),
             3,

@@ -194,6 +194,19 @@ def test_the_largest_delta_is_one_over_all_nominal_units() -> None:
     assert study(privacy={"delta": 0.01}).privacy.delta == 0.01
 
 
+def test_two_thirds_of_the_sites_must_answer_unless_the_study_says_how_many() -> None:
+    assert (study().threshold, study(secagg={"threshold": 5}).threshold) == (4, 5)
+    assert complete_study(study()).secagg.threshold == study().threshold
+    root = Path(__file__).parents[3]
+    filled_in = [
+        path.relative_to(root).as_posix()
+        for folder in ("client", "common", "deploy", "server")
+        for path in (root / folder).rglob("*.py")
+        if "or default_threshold(" in path.read_text(encoding="utf-8")
+    ]
+    assert filled_in == ["common/study/study.py"], "who asks a study gets the same number everywhere"
+
+
 def test_what_a_study_leaves_open_follows_from_it() -> None:
     filled = complete_study(study(training={"rounds": 20}, privacy={"noise_multiplier": 4, "sampling_probability": 1}))
     assert filled.privacy.delta == default_delta(100) == 5e-4
