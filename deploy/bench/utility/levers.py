@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ class Job:
         """In words."""
         return str(self.run) if self.lever is None else f"{self.run}, {self.lever}"
 
-    @property
+    @cached_property
     def subject(self) -> Subject:
         """Which row it makes. Raises StudyError."""
         return Subject.of(self.run, self.run.case.read(self.tables)[0])

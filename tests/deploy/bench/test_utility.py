@@ -183,9 +183,13 @@ def test_levers_stand_beside_the_settings_that_were_given_whichever_run_is_over_
             stated = {"model": {"rank": 1 if job.lever is None else 4}}
             yield job, row("distributed", 9.0).model_copy(update={**subject.model_dump(), "stated": stated})
 
+    read: list[Case] = []
+    read_case = Case.read
+    monkeypatch.setattr(Case, "read", lambda case, tables: read.append(case) or read_case(case, tables))  # type: ignore[func-returns-value]
     monkeypatch.setattr(UtilityBench, "_attempts", attempts)
     rows = UtilityBench(output=tmp_path / "out", jobs=jobs).run(lambda line: None)
     assert [each.settings for each in rows] == [job.subject.settings for job in jobs]
+    assert len(read) == len(jobs), "a study is read once, however many rows are written"
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == markdown(rows)
 
 
