@@ -19,15 +19,17 @@ _REFINED: Final = frozenset(("learning_rate", "clipping_norm"))
 
 
 def with_tuned(fields: Any) -> Any:
-    """A study's tables, with ``TUNED`` where they are on the built-in model and state nothing else of it.
+    """A study's tables, with ``TUNED`` where they are on the built-in model and state nothing that departs from it.
 
-    A stated rate stands in place of the tuned one, and so does a clipping norm beside it. With anything else of
-    ``TUNED`` stated, the general defaults are what is left out. For distributed trust alone: under local trust sites
-    step by themselves, at rates of their own.
+    A stated rate stands in place of the tuned one, and so does a clipping norm beside it. Where anything else of
+    ``TUNED`` is stated to be otherwise, the general defaults are what is left out; what is stated as it was tuned
+    changes nothing. For distributed trust alone: under local trust sites step by themselves, at rates of their own.
 
     >>> with_tuned({"training": {"rounds": 3}})["training"]
     {'optimizer': 'sgd', 'learning_rate': 2.4, 'rounds': 3}
     >>> with_tuned({"training": {"learning_rate": 1.2}})["training"]
+    {'optimizer': 'sgd', 'learning_rate': 1.2}
+    >>> with_tuned({"training": {"learning_rate": 1.2, "optimizer": "sgd"}})["training"]
     {'optimizer': 'sgd', 'learning_rate': 1.2}
     >>> with_tuned({"model": {"rank": 8}})
     {'model': {'rank': 8}}
@@ -40,7 +42,16 @@ def with_tuned(fields: Any) -> Any:
     is_builtin = tables["model"].get("name", BUILTIN_MODEL) == BUILTIN_MODEL
     is_distributed = tables["privacy"].get("trust", "distributed") == "distributed"
     refined = _REFINED if "learning_rate" in tables["training"] else frozenset()
-    departs = any(field in tables[name] and field not in refined for name, tuned in TUNED.items() for field in tuned)
+    departs = any(
+        field in tables[name] and field not in refined and _listed(tables[name][field]) != value
+        for name, tuned in TUNED.items()
+        for field, value in tuned.items()
+    )
     if not is_builtin or not is_distributed or departs:
         return fields
     return {**fields, **{name: {**tuned, **tables[name]} for name, tuned in TUNED.items()}}
+
+
+def _listed(value: Any) -> Any:
+    """As ``TUNED`` has it, what TOML and JSON have as a list."""
+    return tuple(value) if isinstance(value, list) else value

@@ -39,6 +39,20 @@ def test_a_rate_that_is_stated_stands_in_the_tuned_one_s_place_and_changes_nothi
     assert both["model"] == tuned["model"]
 
 
+@pytest.mark.parametrize(("table", "field"), [(table, field) for table, fields in TUNED.items() for field in fields])
+def test_what_is_stated_as_it_was_tuned_changes_nothing(table: str, field: str) -> None:
+    value = TUNED[table][field]
+    as_in_toml = list(value) if isinstance(value, tuple) else value
+    assert study(**{table: {field: as_in_toml}}) == study()
+
+
+def test_the_tuned_optimiser_may_be_stated_beside_a_rate_and_another_one_departs() -> None:
+    rate = study(training={"learning_rate": 1.2})
+    assert study(training={"learning_rate": 1.2, "optimizer": "sgd"}) == rate
+    other = study(training={"learning_rate": 1.2, "optimizer": "adam"})
+    assert other["model"]["layers"] is None and other["model"] != rate["model"]
+
+
 @pytest.mark.parametrize("tables", [{"model": {"name": "tiny"}}, {"privacy": {"trust": "local"}}])
 def test_no_other_model_is_nor_a_step_of_a_site_alone(tables: dict[str, Any]) -> None:
     assert study(**tables)["model"]["layers"] is None
