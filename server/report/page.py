@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from ...common.crypto.identity import shown_key
 from . import claim
@@ -33,6 +34,7 @@ SENSITIVITY: Final = {
 }
 # What Markdown, and the hubs that show it, make something of within a line: links, images, code, tables.
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]|~!$:@./#])")
+_COMMAND: Final = re.compile(r"`([^`]+)`")
 
 
 def render_html(report: Report) -> str:
@@ -67,6 +69,15 @@ def markdown(text: str) -> str:
     return html.escape(_MARKDOWN.sub(r"\\\1", text), quote=False)
 
 
+def commands(text: str) -> Markup:
+    """Words of ours as HTML, with what stands between backquotes as code.
+
+    >>> print(commands("`a < b` & c"))
+    <code>a &lt; b</code> &amp; c
+    """
+    return Markup(_COMMAND.sub(r"<code>\1</code>", html.escape(text)))  # noqa: S704 - escaped here
+
+
 def rendered(package: str, name: str, *, written: datetime, **values: Any) -> str:
     """A page by the template ``name`` of another room, with the filters of this one; ``written`` is in UTC."""
     template = resources.files(package).joinpath(name).read_text(encoding="utf-8")
@@ -87,6 +98,7 @@ def environment(*, autoescape: bool) -> Environment:
     )
     for filter_ in (
         area,
+        commands,
         down,
         estimate,
         markdown,

@@ -49,6 +49,11 @@ def test_page_and_card_say_how_to_verify_them_and_who_signed(report: dict[str, A
     assert "A simulation." in render_html(report | {"setting": "simulation"})
 
 
+def test_the_page_shows_commands_as_code(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    assert "`" not in page and "<code>grandrounds client fetch DIR --attack</code>" in page
+
+
 def test_who_is_worse_off_is_said_by_report_page_and_card_and_comes_back(federation: SmallStudy) -> None:
     gains = np.concatenate([np.linspace(-0.3, -0.1, 10), np.linspace(0.3, 0.5, 10)])
     groups = in_groups(
