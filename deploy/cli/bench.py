@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ...common.model.base_model import Precision
-from .generate import ComputedIn
+from .generate import ComputedIn, Guidance
 
 bench = typer.Typer(
     name="bench", help="Measure a piece on this machine beside a named baseline, in one run.", no_args_is_help=True
@@ -256,6 +256,7 @@ def synthetic(
     base: Annotated[str | None, typer.Option(metavar="MODEL", help="The base model, if it is elsewhere.")] = None,
     count: Annotated[int, typer.Option(min=2, max=10**6, help="Notes of each adapter, and of the base model.")] = 1000,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="The most tokens of each.")] = 256,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the notes.")] = 1,
     precision: ComputedIn = None,
     as_json: AsJson = False,
@@ -273,6 +274,7 @@ def synthetic(
         max_new_tokens=max_new_tokens,
         temperature=0.7,
         top_p=0.9,
+        guidance=guidance,
         seed=seed,
         batch=128,
         precision=precision,

@@ -13,6 +13,10 @@ ComputedIn = Annotated[
     typer.Option(help="In what the model computes; without: as it was trained. bfloat16 is quicker on newer CPUs."),
 ]
 
+Guidance = Annotated[
+    float, typer.Option(min=1, max=20, help="Above 1, notes follow their prompts more closely, in twice the time.")
+]
+
 
 def generate(
     place: Annotated[
@@ -33,6 +37,7 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="Probability of the tokens that are drawn from.")
     ] = 0.95,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same gives the same notes.")] = 0,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Notes at a time.")] = 64,
     precision: ComputedIn = None,
@@ -78,6 +83,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        guidance=guidance,
         seed=seed,
         batch=batch,
         precision=precision,

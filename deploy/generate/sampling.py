@@ -27,6 +27,10 @@ class Sampling:
     ``top_p`` is nucleus sampling (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"): each token is
     one of the likeliest that have this probability together. ``precision`` is in what the model computes; None for what
     the adapter was trained in.
+
+    ``guidance`` is classifier-free guidance (Sanchez et al. 2023, "Stay on Topic with Classifier-Free Guidance",
+    equation 7): so many times counts by how much a note's own prompt changes a token's log-probability beside the next
+    note's prompt. At 1 it is the model's own; else each token is computed behind both.
     """
 
     count: int
@@ -36,6 +40,7 @@ class Sampling:
     seed: int
     batch: int
     precision: Literal["float32", "bfloat16"] | None = None
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +66,19 @@ def batches(
         numbers = range(start, min(start + sampling.batch, sampling.count))
         fillings = [Filling(prompts.sections, tokenizer) for _ in numbers if prompts.sections]
         begun = [prompts.prompt(number, seed=sampling.seed) for number in numbers]
+        others = [prompts.prompt(number + 1, seed=sampling.seed) for number in numbers if sampling.guidance != 1]
         generator = torch.Generator(model.device).manual_seed(_seed(sampling.seed, start))
-        yield _batch(model, tokenizer, begun, _Draw(sampling=sampling, generator=generator, fillings=fillings))
+        draw = _Draw(sampling=sampling, generator=generator, fillings=fillings)
+        yield _batch(model, tokenizer, begun, others, draw)
 
 
-def _batch(model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], draw: "_Draw") -> list[Note]:
+def _batch(
+    model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], others: Sequence[Prompt], draw: "_Draw"
+) -> list[Note]:
     import torch
 
     sampling, end = draw.sampling, tokenizer.eos_token_id
-    encoded = [_tokens(tokenizer, prompt.text, end) for prompt in prompts]
+    encoded = [_tokens(tokenizer, prompt.text, end) for prompt in (*prompts, *others)]
     longest = max(map(len, encoded))
     _check(encoded, model.positions, sampling.max_new_tokens)
     tokens, mask = torch.full((len(encoded), longest), end or 0), torch.zeros(len(encoded), longest, dtype=torch.long)
@@ -85,7 +94,7 @@ def _batch(model: LanguageModel, tokenizer: Any, prompts: Sequence[Prompt], draw
             repetition_penalty=1.0,  # else what the model's folder says
             pad_token_id=end or 0,
         )[:, longest:].cpu()
-    rows = zip(prompts, encoded, made.tolist(), strict=True)
+    rows = zip(prompts, encoded, made.tolist(), strict=False)  # behind them are the others, which say the same
     return [_note(tokenizer, prompt, read, written, end) for prompt, read, written in rows]
 
 
@@ -104,7 +113,12 @@ class _Draw:
         """Logits float [batch, vocabulary] that leave the token which was drawn, and no other."""
         import torch
 
-        logits = scores.float() / self.sampling.temperature
+        logits = scores.float()
+        guided = self.sampling.guidance != 1
+        if guided:
+            told, other = logits.log_softmax(-1).chunk(2)
+            logits = other + self.sampling.guidance * (told - other)
+        logits = logits / self.sampling.temperature
         likeliest, places = logits.topk(min(_CANDIDATES, logits.shape[-1]))
         chances = (likeliest - logits.logsumexp(-1, keepdim=True)).exp()
         chances = chances * (chances.cumsum(-1) - chances < self.sampling.top_p)  # what reaches top_p stays
@@ -112,6 +126,8 @@ class _Draw:
         if self.fillings:
             rows = zip(self.fillings, drawn.flatten().tolist(), strict=True)
             drawn = torch.tensor([[filling.next(token)] for filling, token in rows], device=scores.device)
+        if guided:
+            drawn = drawn.repeat(2, 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 

@@ -163,14 +163,37 @@ def test_nothing_is_written_over_and_no_two_origins_meet_in_a_file(generation: G
         generation.run(tmp_path / "notes.csv")
 
 
+def test_guidance_draws_by_what_the_prompt_changes_beside_another_notes_prompt() -> None:
+    told, other = torch.tensor([0.5, 0.2, 0.3]), torch.tensor([0.25, 0.25, 0.5])
+    guided = replace(SAMPLING, top_p=1.0, guidance=2.0)
+    draw = _Draw(sampling=guided, generator=torch.Generator().manual_seed(1))
+    scores = torch.stack([told, other]).log().repeat_interleave(40_000, 0)
+    scores = scores + torch.linspace(-3, 3, len(scores))[:, None]  # what all tokens have alike says nothing
+    drawn = draw(torch.empty(0), scores).argmax(-1)
+    assert torch.equal(drawn[:40_000], drawn[40_000:]), "both prompts are continued by one note"
+    often = torch.bincount(drawn, minlength=3) / len(drawn)
+    torch.testing.assert_close(often, told**2 / other / (told**2 / other).sum(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_prompt_is_continued_as_it_is_alone_whatever_longer_one_lies_beside_it(
-    base: Path, generation: Generation, tmp_path: Path
+    base: Path, generation: Generation, guidance: float
 ) -> None:
     model, tokenizer = generation.adapter.on(base), load_tokenizer(str(base))
-    likeliest = replace(SAMPLING, top_p=0.01, count=2)
+    likeliest = replace(SAMPLING, top_p=0.01, count=2, guidance=guidance)
     (both,) = batches(model, tokenizer, generation.prompts, likeliest)
     alone = [made[0] for made in batches(model, tokenizer, generation.prompts, replace(likeliest, batch=1))]
-    assert both == alone
+    assert both == alone and [note.prompt.controls["age"] for note in both] == ["4", "40"]
+
+
+def test_guidance_changes_notes_and_is_recorded(generation: Generation, tmp_path: Path) -> None:
+    for name, guidance in {"own": 1.0, "guided": 4.0}.items():
+        sampling = replace(SAMPLING, guidance=guidance)
+        described = replace(generation, sampling=sampling).run(tmp_path / f"{name}.jsonl")
+        assert described["sampling"]["guidance"] == guidance
+    own, guided = (rows(tmp_path / f"{name}.jsonl") for name in ("own", "guided"))
+    assert [row["control_age"] for row in own] == [row["control_age"] for row in guided]
+    assert [row["text"] for row in own] != [row["text"] for row in guided]
 
 
 def test_the_weights_of_the_last_layer_are_copied_for_no_note(base: Path, prompts: Path) -> None:
@@ -182,15 +205,17 @@ def test_the_weights_of_the_last_layer_are_copied_for_no_note(base: Path, prompt
     assert not head._forward_pre_hooks
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_note_has_the_form_that_its_prompts_give_and_each_of_a_batch_its_own_way_there(
-    generation: Generation, tmp_path: Path
+    generation: Generation, tmp_path: Path, guidance: float
 ) -> None:
     path = tmp_path / "prompts.toml"
     path.write_text(
         'prompt = "{a}:"\nvalues = { a = [1] }\n'
         'sections = [{ heading = "", tokens = 3 }, { heading = "# P\\n", tokens = 9 }]'
     )
-    formed = replace(generation, prompts=Prompts.read(path), sampling=replace(SAMPLING, max_new_tokens=40))
+    sampling = replace(SAMPLING, max_new_tokens=40, guidance=guidance)
+    formed = replace(generation, prompts=Prompts.read(path), sampling=sampling)
     formed.run(tmp_path / "notes.jsonl")
     texts = [row["text"] for row in rows(tmp_path / "notes.jsonl")]
     assert all(text.count("\n\n# P\n") == 1 and len(text.split("# P\n")[1]) <= 9 for text in texts), texts
