@@ -106,19 +106,24 @@ class Audited(Section):
             f"{self._planted(each.kind)} show that ε is at least {down(each.epsilon)}" for each in found
         )
         refuted = any(bound.epsilon > self.claimed for bound in found)
-        off = [bound for bound in self.bounds if bound.protection == "noise off"]
-        is_blind = bool(off) and all(bound.epsilon <= self.claimed for bound in off)
-        verdict = (
-            "This refutes the claim."
-            if refuted
-            else "That is within the claim, and says little of it: noise that is off is not seen either."
-            if is_blind
-            else "That is within the claim."
-        )
+        verdict = "This refutes the claim." if refuted else f"That is within the claim{self._blindness}."
         return (
             f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "
             f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict}"
             + ("" if self.synthetic_notes is None else f" {OF_NOTES}")
+        )
+
+    @property
+    def _blindness(self) -> str:
+        """By which kinds of canaries noise that is off would pass as well, or may: nothing where they all see it."""
+        kinds = {bound.kind for bound in self.bounds}
+        off = {bound.kind: bound.epsilon for bound in self.bounds if bound.protection == "noise off"}
+        unseen = [self._planted(kind) for kind in sorted(kinds & off.keys()) if off[kind] <= self.claimed]
+        untried = [self._planted(kind) for kind in sorted(kinds - off.keys())]
+        return "".join(
+            f"; {' and '.join(by)} say little of it: noise that is off {why}"
+            for by, why in ((unseen, "is not seen either"), (untried, "was not tried"))
+            if by
         )
 
 

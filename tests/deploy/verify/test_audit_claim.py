@@ -147,9 +147,17 @@ def test_an_audit_that_refutes_the_claim_is_told_and_makes_it_false(study: Small
     assert "This refutes the claim." in Audited.of((folder / AUDIT).read_bytes()).in_words
 
 
-def test_an_audit_that_does_not_see_noise_that_is_off_is_said_to_say_little(study: SmallStudy) -> None:
-    assert "says little of it" in Audited.of(audit_of(study.manifest, lacking="noise off")).in_words
-    assert "says little" not in Audited.of(audit_of(study.manifest)).in_words
+def test_of_each_kind_of_canaries_it_is_said_whether_noise_that_is_off_would_pass_as_well(study: SmallStudy) -> None:
+    def said(**how: Any) -> str:
+        return Audited.of(audit_of(study.manifest, **how)).in_words
+
+    blind = "claim; 60 planted gradient canaries say little of it: noise that is off is not seen either."
+    assert blind in said(lacking="noise off", lacks=1.0)
+    assert said(lacking="noise off", lacks=50.0).endswith("That is within the claim.")
+    by_notes = "60 planted text canaries (by 500 synthetic notes alone) say little of it: noise that is off"
+    found = said(lacking="noise off", lacks=50.0, synthetic_notes=500)
+    assert f"That is within the claim; {by_notes} is not seen either." in found and "gradient canaries say" not in found
+    assert "60 planted gradient canaries say little of it: noise that is off was not tried." in said()
 
 
 def test_a_bound_that_does_not_follow_and_a_twin_of_another_study_are_refused(study: SmallStudy, folder: Path) -> None:

@@ -41,14 +41,15 @@ def audit_of(
     seen: float = 0.5,
     seed: int = 1,
     lacking: Protection = "half the noise",
+    lacks: float = 1.0,
     synthetic_notes: int | None = None,
 ) -> bytes:
-    """Evidence in which canaries that were in stand out by so much, and more where something is lacking.
+    """Evidence in which canaries that were in stand out by so much, and by what it ``lacks`` where something is.
 
     Where there are ``synthetic_notes``, they show nothing with noise, and each text canary without.
     """
     rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
-    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, 1.0))
+    sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, lacks))
     canaries = [
         CanaryScores.of(
             "gradient",
