@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ..crypto.identity import Hex32, canonical_json, sha256
@@ -15,6 +16,7 @@ from ..study.study import PrivacySection, SecaggSection, Study
 from ..version import __version__
 from .bounds import CHOSEN, Kind, Method, f_dp_bound, line_up_bound, one_run_bound
 from .evidence_file import EvidenceFile
+from .roc import Estimate, auc
 
 FORMAT: Final = "grandrounds/audit/v1"
 CLAIMED: Final = "as claimed"
@@ -128,6 +130,11 @@ class CanaryScores(Section):
             foils=_rounded(foils),
         )
 
+    def area(self, *, confidence: float) -> Estimate | None:
+        """The area under the ROC curve of canaries that were in and that were not; None where there are none of one."""
+        scores, bits = np.array(self.scores), np.array(self.bits)
+        return auc(scores[bits], scores[~bits], confidence=confidence) if 0 < bits.sum() < len(bits) else None
+
     def bounds(self, parameters: AuditedParameters, *, confidence: float) -> tuple["Bound", ...]:
         """Every method's that these scores admit; the chosen one's first."""
         delta = parameters.delta
@@ -165,6 +172,7 @@ class AuditEvidence(EvidenceFile):
     Attributes:
         package_sha256: of the files of this program that the twin ran, as the manifest has it.
         twin_sha256: of the manifest that the twin ran under.
+        dimension: how many numbers the adapter has that both train.
         confidence: with which the chosen methods' bounds of all kinds hold at once, where all is as claimed.
         seeds: of coins and canaries, chosen before the run. Noise and draws have none.
         stated: what the auditor says of the twin that scores do not show, as what was left out of it.
@@ -179,6 +187,7 @@ class AuditEvidence(EvidenceFile):
     package_version: Version = __version__
     package_sha256: Hex32
     twin_sha256: Hex32
+    dimension: int = Field(ge=1, le=2**32)
     parameters: AuditedParameters
     confidence: float = Field(ge=0.5, lt=1)
     seeds: dict[str, Words]
@@ -221,6 +230,7 @@ class AuditEvidence(EvidenceFile):
             {
                 "package_sha256": twin.package_sha256,
                 "twin_sha256": twin.sha256,
+                "dimension": twin.dimension,
                 "parameters": parameters,
                 "confidence": confidence,
                 "seeds": dict(seeds),
@@ -252,6 +262,12 @@ class AuditEvidence(EvidenceFile):
         """Raises StudyError unless the twin was of the manifest's study, and ran its program."""
         self.require_code(manifest.package_sha256)
         self.require_parameters(manifest.study)
+        if self.dimension != manifest.dimension:
+            raise StudyError(
+                f"the audited twin trained {self.dimension:,} numbers, and this study trains {manifest.dimension:,}",
+                why=_WHY,
+                fix="audit this study, by `grandrounds audit` on its folder",
+            )
 
     def require_parameters(self, study: Study) -> None:
         """Raises StudyError that names each parameter in which the twin was not this complete ``study``'s."""

@@ -9,12 +9,13 @@ from pydantic import Field
 from ...common.audit.bounds import Kind
 from ...common.audit.evidence import CLAIMED, AuditEvidence, Bound, Protection
 from ...common.audit.named import name_of
+from ...common.audit.roc import Estimate
 from ...common.crypto.identity import Hex32, sha256
 from ...common.errors import StudyError
-from ...common.schema import Section
+from ...common.schema import Section, Words
 from ...common.study.artefacts import AUDIT
 from ...common.study.manifest import Manifest
-from .rounding import down
+from .rounding import area, down
 
 NONE: Final = (
     "No audit is part of this report. `grandrounds audit DIR --attach DIR` makes one, by a twin of the study with "
@@ -28,6 +29,12 @@ OF_NOTES: Final = (
     "that nothing is in them. What they tell follows from the adapter, and is within its ε."
 )
 
+# Of what each kind of canary is scored by, in words: fixed in the program, before any run.
+_SCORES: Final[Mapping[Kind, str]] = {
+    "gradient": "the likelihood ratio of a canary's inner products with all sums, that it was in to that it was not",
+    "text": "by how much the finished adapter lowers a text's loss",
+    "synthetic notes": "by how much an adapter that was trained on the notes alone lowers a text's loss",
+}
 # What is planted into a twin, in words.
 _FAULTS: Final[Mapping[Protection, str]] = {
     "noise off": "no site adds any noise",
@@ -41,27 +48,35 @@ _FAULTS: Final[Mapping[Protection, str]] = {
 class Audited(Section):
     """An audit's bounds by the methods that were chosen beforehand, and the hash of the file that bears them out.
 
-    ``canaries`` says how many there were of each kind, ``claimed`` which ε was put to the test. ``synthetic_notes``
-    says how many each twin's adapter wrote, where they were audited; else a report has no word of them.
+    ``canaries`` says how many there were of each kind, ``areas`` the area under the ROC curve of those that were in the
+    claimed twin and those that were not, ``claimed`` which ε was put to the test, ``seeds`` what coins and canaries
+    follow from. ``synthetic_notes`` says how many each twin's adapter wrote, where they were audited; else a report has
+    no word of them.
     """
 
     sha256: Hex32
     claimed: float = Field(gt=0, le=1e12)
     confidence: float
     canaries: dict[Kind, int]
+    areas: dict[Kind, Estimate]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
+    seeds: dict[str, Words]
     synthetic_notes: int | None = None
 
     @classmethod
     def of(cls, data: bytes) -> Self:
         """Of the bytes of audit.json; raises StudyError where they are none."""
         evidence = AuditEvidence.parse(data)
+        runs = [run for run in evidence.canaries if run.protection == CLAIMED]
+        areas = {run.kind: run.area(confidence=evidence.confidence) for run in runs}
         return cls(
             sha256=sha256(data),
             claimed=evidence.claimed,
             confidence=evidence.confidence,
-            canaries={run.kind: len(run.scores) for run in evidence.canaries if run.protection == CLAIMED},
+            canaries={run.kind: len(run.scores) for run in runs},
+            areas={kind: found for kind, found in areas.items() if found is not None},
             bounds=tuple(bound for bound in evidence.bounds if bound.is_chosen),
+            seeds=evidence.seeds,
             synthetic_notes=evidence.synthetic_notes,
         )
 
@@ -82,6 +97,15 @@ class Audited(Section):
         return f"ε is at least {down(most.epsilon)} by {self._planted(most.kind)}, and {self.claimed:g} is claimed" + (
             f"; without noise at least {down(off[0])} would be seen" if off else ""
         )
+
+    @property
+    def beforehand(self) -> list[str]:
+        """What was chosen before the run, in sentences: scores, methods, seeds."""
+        found = [bound for bound in self.bounds if bound.protection == CLAIMED]
+        return [
+            *(f"{bound.kind} canaries: {_SCORES[bound.kind]}; bounded by the method {bound.method}" for bound in found),
+            *(f"seed of {name}: {seed}" for name, seed in sorted(self.seeds.items())),
+        ]
 
     @property
     def power(self) -> list[dict[str, Any]]:
@@ -109,9 +133,14 @@ class Audited(Section):
         verdict = "This refutes the claim." if refuted else f"That is within the claim{self._blindness}."
         return (
             f"In a twin of this study, by the word of whoever audited it, {shown}, with a confidence of "
-            f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict}"
+            f"{100 * self.confidence:g} %; {self.claimed:g} is claimed. {verdict}{self._areas}"
             + ("" if self.synthetic_notes is None else f" {OF_NOTES}")
         )
+
+    @property
+    def _areas(self) -> str:
+        shown = [f"{area(found.model_dump())} by {self._planted(kind)}" for kind, found in self.areas.items()]
+        return f" Area under the ROC curve, 0.5 for guessing: {', '.join(shown)}." if shown else ""
 
     @property
     def _blindness(self) -> str:

@@ -176,6 +176,7 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
         },
         "audit": {
             "says": NONE if declared.audit is None else declared.audit.in_words,
+            "beforehand": [] if declared.audit is None else declared.audit.beforehand,
             "power": [] if declared.audit is None else declared.audit.power,
             "is_signed": study.about.audit is not None,
             "found": None if declared.audit is None else declared.audit.stated,

@@ -51,6 +51,13 @@ def test_evidence_is_read_as_it_was_written_and_bears_out_its_own_bounds():
     EVIDENCE.require_parameters(MANIFEST.study)
 
 
+def test_the_area_is_the_share_of_pairs_in_which_the_canary_that_was_in_has_more():
+    run = CanaryScores.of("text", "as claimed", scores=[3, 1, 2, 0], bits=[True, True, False, False])
+    found = known(run.area(confidence=0.95))
+    assert found.value == 0.75 and found.low < 0.5 < found.high
+    assert run.model_copy(update={"bits": (True,) * 4}).area(confidence=0.95) is None
+
+
 def test_bounds_of_two_kinds_of_canaries_hold_at_once_so_that_the_larger_may_be_the_headline():
     gradient, _, text = runs()
     alone = AuditEvidence.of(twin=MANIFEST, canaries=[gradient], seeds={"coins": "31"})
@@ -148,6 +155,15 @@ def test_a_twin_of_other_parameters_is_refused_by_their_names(section, field, va
     with pytest.raises(StudyError, match=f"{field} is .* there and {value} here"):
         EVIDENCE.require_parameters(study)
     assert AuditedParameters.of(study).sha256 != EVIDENCE.parameters.sha256
+
+
+def test_a_twin_of_another_adapter_or_program_is_refused():
+    EVIDENCE.require_of(MANIFEST)
+    other = MANIFEST.model_copy(update={"dimension": MANIFEST.dimension + 1})
+    with pytest.raises(StudyError, match=f"trained {MANIFEST.dimension:,} numbers, and this study"):
+        EVIDENCE.require_of(other)
+    with pytest.raises(StudyError, match="ran files of SHA-256"):
+        EVIDENCE.require_of(MANIFEST.model_copy(update={"package_sha256": "ab" * 32}))
 
 
 def test_sites_may_have_other_names_keys_and_sizes_in_a_twin():

@@ -63,6 +63,7 @@ def test_an_audit_that_came_in_time_is_in_the_report_the_page_and_the_card(study
         (PAGE, "planted gradient canaries"),
         (CARD, "planted gradient canaries"),
         (PAGE, audited.sha256),
+        (PAGE, "bounded by the method line-up; seed of "),
         (PAGE, "each site adds half of its noise"),
         (CARD, "| half the noise | each site adds half of its noise | "),
     ):
@@ -153,7 +154,8 @@ def test_of_each_kind_of_canaries_it_is_said_whether_noise_that_is_off_would_pas
 
     blind = "claim; 60 planted gradient canaries say little of it: noise that is off is not seen either."
     assert blind in said(lacking="noise off", lacks=1.0)
-    assert said(lacking="noise off", lacks=50.0).endswith("That is within the claim.")
+    seen = said(lacking="noise off", lacks=50.0)
+    assert "That is within the claim. Area under the ROC curve, 0.5 for guessing: 0." in seen
     by_notes = "60 planted text canaries (by 500 synthetic notes alone) say little of it: noise that is off"
     found = said(lacking="noise off", lacks=50.0, synthetic_notes=500)
     assert f"That is within the claim; {by_notes} is not seen either." in found and "gradient canaries say" not in found
