@@ -65,6 +65,16 @@ def test_every_command_prints_by_the_one_console_that_takes_words_as_they_are() 
     assert made == [ROOT / "deploy" / "views" / "console.py"]
 
 
+def test_no_process_of_a_pool_outlives_who_started_it() -> None:
+    """That ``end_with_parent`` does what it says is shown in common/system/test_processes.py."""
+    pools = {path: path.read_text(encoding="utf-8") for path in shipped()}
+    pools = {path: text for path, text in pools.items() if "ProcessPoolExecutor(" in text}
+    assert ROOT / "deploy" / "bench" / "utility" / "bench.py" in pools
+    without = [path for path, text in pools.items() if not re.search(r"initializer=(end_with_parent|_begin)\b", text)]
+    without += [path for path, text in pools.items() if "end_with_parent" not in text]
+    assert not without
+
+
 def test_dependencies_point_down() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -6,10 +6,9 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -23,6 +22,7 @@ from ...common.model.language_model import LanguageModel
 from ...common.privacy.mechanism import NoNoise
 from ...common.study.study import Study
 from ...common.system.privileges import keep_memory_private
+from ...common.system.processes import end_with_parent
 from .dp_sgd import DpSgd, Share
 from .grad_samples import GradSampler, Shape
 from .physical_batch import MachineSampler
@@ -184,7 +184,7 @@ def _run(link: Connection, number: int, devices: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is rank 0's to answer
     keep_memory_private()
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     ranks = Ranks([link], number=number, devices=devices)
     sampler: MachineSampler | None = None
     order = None
@@ -208,10 +208,3 @@ def _sum(sampler: MachineSampler, share: Share) -> None:
     step = DpSgd(sampler=sampler, lattice=share.lattice, mechanism=NoNoise(), integers=share.integers)
     total = step.sum_share(share.units, watch)
     sampler.ranks.add_up(total, watch.figures(share.lattice, noise_stddev=0) if share.is_watched else None)
-
-
-def _end_with_parent() -> None:
-    """However rank 0 ends, and whatever this process waits for."""
-    if parent := parent_process():
-        parent.join()
-    os._exit(1)

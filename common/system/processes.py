@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from .privileges import LIBC, User, become, leave_networks
@@ -112,3 +114,17 @@ def die_with(parent: int) -> None:
     LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def end_with_parent() -> None:
+    """In a process of multiprocessing: end at once when the one that started it ends, in whatever way.
+
+    A pool's process would compute what nobody waits for, and then wait for ever: its pipes are open at its own end.
+    """
+    Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)  # whatever the other threads compute or wait for

@@ -20,6 +20,7 @@ from ...client.training.cohort import Cohort
 from ...common.data.tokenisation import load_tokenizer
 from ...common.sources.source import DataSource
 from ...common.study.study import DataSection
+from ...common.system.processes import end_with_parent
 from .peak_memory import forget_peak, peak_bytes
 
 TABLE: Final = (10_000, 100_000, 1_000_000)
@@ -75,7 +76,8 @@ class DataBench:
 
     def _in_a_process(self, measure: Any, folder: Path) -> dict[str, Any]:
         """A process of its own, so that memory is what it takes and no more."""
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             return dict(pool.submit(measure, self, folder).result())
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...common.errors import DataError
+from ...common.system.processes import end_with_parent
 from ...common.version import __version__
 from .cache import cached_folder
 
@@ -167,13 +168,18 @@ def _generate(options: DemoOptions, *, processes: int) -> Generator[Patient, Non
     pool = ProcessPoolExecutor(
         max_workers=processes,
         mp_context=multiprocessing.get_context("spawn"),  # a fork would copy the locks of torch's threads
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
+        initializer=_begin,
     )
     try:
         yield from pool.map(functools.partial(patient, options=options), range(options.patients))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a worker process: Ctrl-C is the parent's to answer, and nothing is generated for one that has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 @functools.cache

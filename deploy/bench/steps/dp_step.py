@@ -28,6 +28,7 @@ from ....common.model.devices import PROCESSORS
 from ....common.model.language_model import LanguageModel
 from ....common.model.lora import Lora
 from ....common.study.study import Study
+from ....common.system.processes import end_with_parent
 from .. import peak_memory
 from .kinds import KINDS, WITHOUT_CHECKPOINTING, Step, Task, draws_noise, private_on
 from .random_models import PREFIX, random_model
@@ -212,7 +213,7 @@ class StepBench:
         # Not forked from this process, whose memory it would start from, but from one that has loaded the libraries.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([Task.__module__, *_OF_NOISE])
-        with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent, max_tasks_per_child=1) as pool:
             return dict(zip(kinds, pool.map(self.peak_bytes, kinds), strict=True))
 
 

@@ -13,6 +13,7 @@ from ....common.durations import duration
 from ....common.errors import GrandRoundsError, ModelError, StoppedError, StudyError
 from ....common.model.devices import PROCESSORS
 from ....common.system.files import write_atomically
+from ....common.system.processes import end_with_parent
 from .levers import Job
 from .row import Row, RowFile, Subject
 from .table import as_csv, markdown
@@ -88,7 +89,9 @@ class UtilityBench:
         """What came of each run, as soon as it is over."""
         # A fork would copy the locks of torch's threads; and a process for each run gives its memory back.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.processes, mp_context=context, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(
+            self.processes, mp_context=context, initializer=end_with_parent, max_tasks_per_child=1
+        ) as pool:
             futures = {pool.submit(attempt, self, job, subject): job for job, subject in missing.items()}
             try:
                 for future in as_completed(futures):

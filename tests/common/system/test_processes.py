@@ -66,6 +66,37 @@ def test_a_process_ends_with_who_started_it(tmp_path, how):
     os.close(ended)
 
 
+POOL = """
+import signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children, get_context
+from grandrounds.common.system.processes import end_with_parent
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, mp_context=get_context(sys.argv[1]), initializer=end_with_parent) as pool:
+        pool.submit(int).result()
+        pool.submit(time.sleep, 1000)
+        print(active_children()[0].pid, flush=True)
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_of_a_pool_ends_with_who_started_it_whatever_it_does(tmp_path, how, start):
+    program = tmp_path / "program.py"
+    program.write_text(POOL)
+    command = [sys.executable, program, start]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        ended = os.pidfd_open(child := int(parent.stdout.readline()))
+        parent.send_signal(how)
+        parent.wait()
+    if not (has_ended := select.select([ended], [], [], 60)[0]):
+        os.kill(child, signal.SIGKILL)
+    os.close(ended)
+    assert has_ended, "a process of its pool was still there"
+
+
 def test_flower_reports_nothing_and_no_proxy_stands_between_programs_of_one_machine(monkeypatch):
     monkeypatch.setenv("no_proxy", "hospital.example")
     monkeypatch.setenv("https_proxy", "http://proxy.example")
