@@ -74,16 +74,19 @@ class AttackBench:
         }
 
     def run(self, tell: Tell) -> dict[str, Any]:
-        """A row of each way: its findings and the mean exposure. Raises what training raises."""
+        """A row of each way: its findings and the mean exposure; what is done is told. Raises what training raises."""
         every = list(canaries(2 * self.members, seed=self.seed))
-        rows: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for name, (trained, tables) in self.ways.items():
-                central = Central.open(*self._simulated(trained, tables, every, Path(folder)), seed=self.seed)
-                sites = [site.name for site in central.manifest.study.sites]
-                adapter = central.train(sites, lambda line, name=name: tell(f"{name}: {line}"))  # type: ignore[misc]
-                rows[name] = self.row(central, adapter, every)
-        return rows
+            return {name: self._trained(name, every, Path(folder), _of(name, tell)) for name in self.ways}
+
+    def _trained(self, name: str, every: list[Canary], folder: Path, tell: Tell) -> dict[str, Any]:
+        """The row of one way."""
+        trained, tables = self.ways[name]
+        tell(f"reading the notes of {trained} canary patients, and loading the model")
+        central = Central.open(*self._simulated(trained, tables, every, folder), seed=self.seed)
+        tell("training")
+        adapter = central.train([site.name for site in central.manifest.study.sites], tell)
+        return self.row(central, adapter, every, tell)
 
     def _simulated(
         self, trained: int, tables: Mapping[str, Any], every: list[Canary], folder: Path
@@ -109,7 +112,7 @@ class AttackBench:
         study, settings = read_simulation(described)
         return study, prepare_records(settings, lambda event: None)
 
-    def row(self, central: Central, adapter: Vector, every: list[Canary]) -> dict[str, Any]:
+    def row(self, central: Central, adapter: Vector, every: list[Canary], tell: Tell) -> dict[str, Any]:
         """What attacks find of an adapter [d]."""
         seen = attacked(
             central.model,
@@ -117,8 +120,9 @@ class AttackBench:
             central.manifest,
             members=[unit for units in central.units.values() for unit in units],
             others=[[example] for example in central.evaluation.examples],
-            tell=lambda line: None,
+            tell=tell,
         )
+        tell(f"ranking the numbers of {_EXPOSED} canaries by how likely the adapter has them")
         found = Findings.of(*seen, curve=promise(central.manifest))
         central.model.set_adapter(adapter)
         exposed = exposures(central.model, load_tokenizer(str(central.base)), every[:_EXPOSED])
@@ -163,6 +167,11 @@ def attack_table(rows: Mapping[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _of(name: str, tell: Tell) -> Tell:
+    """What is told of one way."""
+    return lambda doing: tell(f"{name}: {doing}")
 
 
 def _written(path: Path, of: Iterable[Canary]) -> Path:

@@ -293,12 +293,14 @@ def attacks(
     as_json: AsJson = False,
 ) -> None:
     """Attacks on an adapter with privacy, beside one without noise and one made to memorise, on canary patients."""
-    _begin("attacks on three adapters, which are trained first; an hour on one processor")
-    from ..bench.attacks import AttackBench, attack_table
+    from ..views.console import steps
 
-    rows = AttackBench(members=members, memorised=memorised, rounds=rounds, seed=seed).run(
-        lambda line: typer.echo(line, err=True)
-    )
+    _begin("attacks on three adapters, which are trained first; an hour on one processor")
+    with steps() as step:
+        step("loading PyTorch")
+        from ..bench.attacks import AttackBench, attack_table
+
+        rows = AttackBench(members=members, memorised=memorised, rounds=rounds, seed=seed).run(step)
     _print({"rows": rows}, attack_table(rows), as_json)
 
 

@@ -54,7 +54,13 @@ class WithoutNoise(AttackBench):
 
 
 def test_the_benchmark_trains_on_canaries_and_attacks_what_comes_of_it_beside_as_many_others():
-    rows = WithoutNoise(members=FEWEST + 5, memorised=FEWEST, rounds=1, model="tiny").run(lambda line: None)
+    said: list[str] = []
+    rows = WithoutNoise(members=FEWEST + 5, memorised=FEWEST, rounds=1, model="tiny").run(said.append)
+    doing = [
+        next(n for n, line in enumerate(said) if part in line) for part in ("reading", "round 1", "attack", "rank")
+    ]
+    assert doing[0] == 0 and doing == sorted(doing), "each step is told as it begins"
+    assert all(line.startswith("noise off: ") for line in said)
     row = rows["noise off"]
     assert (row["members"], row["others"], row["epsilon"]) == (FEWEST, FEWEST + 5, None)
     assert "| noise off | none |" in attack_table(rows)

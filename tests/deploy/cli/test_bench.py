@@ -4,9 +4,11 @@ import json
 import math
 import sys
 from multiprocessing import forkserver
+from typing import Any
 
 import pytest
 
+from grandrounds.deploy.bench.attacks import AttackBench, Tell
 from grandrounds.deploy.bench.steps.dp_step import step_table
 from grandrounds.deploy.cli.main import main
 
@@ -71,6 +73,18 @@ def test_the_accountant_benchmark_prints_json(
     assert {"heterogeneous_s", "homogeneous_s"} <= figures.keys()
     assert figures["epsilon_fine"] <= figures["epsilon"] * (1 + 1e-9)
     assert figures["epsilon"] <= figures["epsilon_fine"] * 1.01
+
+
+def test_the_attacks_benchmark_tells_on_standard_error_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(self: AttackBench, tell: Tell) -> dict[str, Any]:
+        tell("private: training")
+        assert capsys.readouterr().err.endswith("loading PyTorch …\nprivate: training …\n"), "it is told at once"
+        return {}
+
+    monkeypatch.setattr(AttackBench, "run", begin)
+    assert json.loads(run(["attacks", "--json"], monkeypatch, capsys)) == {"rows": {}}
 
 
 def test_a_benchmark_says_in_words_beside_what_it_measured(
