@@ -57,10 +57,7 @@ class AuditedParameters(Section):
     @classmethod
     def of(cls, study: Study) -> Self:
         """Those of a complete study; raises StudyError for one without noise."""
-        if not study.privacy.noise:
-            raise StudyError(
-                "the study adds no noise", why="an audit tests a claim, and it makes none", fix="audit one with noise"
-            )
+        require_claim(study)
         return cls(
             privacy=study.privacy,
             secagg=study.secagg,
@@ -90,6 +87,14 @@ class AuditedParameters(Section):
     def delta(self) -> float:
         """δ of the claim."""
         return known(self.privacy.delta)
+
+
+def require_claim(study: Study) -> None:
+    """Raises StudyError for a study without noise; it need not be complete."""
+    if not study.privacy.noise:
+        raise StudyError(
+            "the study adds no noise", why="an audit tests a claim, and it makes none", fix="audit one with noise"
+        )
 
 
 class CanaryScores(Section):

@@ -5,13 +5,14 @@ from typing import Final
 
 import numpy as np
 
-from ...common.audit.evidence import AuditEvidence, CanaryScores
+from ...common.audit.evidence import AuditEvidence, CanaryScores, require_claim
 from ...common.crypto.csprng import fresh_key
 from ...common.errors import StudyError
 from ...common.study.manifest import Manifest
+from ...common.study.study import Study
 from .faults import AS_CLAIMED, Fault, faults
 from .scores import likelihood_ratios, told_apart
-from .texts import Patients, builtin_patients, text_scores
+from .texts import builtin_patients, require_text_twin, text_scores
 from .twin import Tell, Twin
 
 CONFIDENCE: Final = 0.95
@@ -29,21 +30,9 @@ _OF_NOTES: Final[tuple[str, ...]] = (
 )
 
 
-def audited(
-    manifest: Manifest,
-    *,
-    canaries: int,
-    text_canaries: int = 0,
-    synthetic_notes: int = 0,
-    patients: Patients | None = None,
-    tell: Tell,
-) -> AuditEvidence:
-    """The evidence of an audit with so many gradient canaries. Raises StudyError where the twin has no room for them.
-
-    Text canaries stand among ``patients``, built-in ones by default; so many ``synthetic_notes`` of each twin's adapter
-    are audited by them, too. Seed, statistic, confidence and faults are fixed before the first release; the seed is in
-    the evidence.
-    """
+def require_auditable(study: Study, *, text_canaries: int = 0, synthetic_notes: int = 0) -> None:
+    """Raises StudyError where a study, which need not be complete, cannot be audited so, whatever its adapter is."""
+    require_claim(study)
     if 0 < text_canaries < _FEWEST_TEXTS:
         raise StudyError(
             f"{text_canaries} text canaries",
@@ -56,14 +45,32 @@ def audited(
             why="what notes tell is seen of the texts that were planted into the twin which they are from",
             fix=f"give --text-canaries {_FEWEST_TEXTS} or more as well",
         )
+    if text_canaries:
+        require_text_twin(study)
+
+
+def audited(
+    manifest: Manifest, *, canaries: int, text_canaries: int = 0, synthetic_notes: int = 0, tell: Tell
+) -> AuditEvidence:
+    """The evidence of an audit with so many gradient canaries.
+
+    Text canaries stand among built-in patients; so many ``synthetic_notes`` of each twin's adapter are audited by them,
+    too. Seed, statistic, confidence and faults are fixed before the first release; the seed is in the evidence. Raises
+    StudyError as ``require_auditable`` does, and where the twin has no room for the canaries.
+    """
+    require_auditable(manifest.study, text_canaries=text_canaries, synthetic_notes=synthetic_notes)
     seed = fresh_key()
     twin = Twin.of(manifest, canaries=canaries, seed=seed)
     scored = [scores_of(twin, fault, tell) for fault in planted(twin.manifest)]
     stated = _STATED
     if text_canaries:
-        patients = patients or builtin_patients(manifest)
         scored += text_scores(
-            manifest, count=text_canaries, synthetic_notes=synthetic_notes, patients=patients, seed=seed, tell=tell
+            manifest,
+            count=text_canaries,
+            synthetic_notes=synthetic_notes,
+            patients=builtin_patients(manifest),
+            seed=seed,
+            tell=tell,
         )
         stated += (_OF_TEXTS, *(_OF_NOTES if synthetic_notes else ()))
     tell("computing the bounds")

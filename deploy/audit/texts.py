@@ -71,15 +71,10 @@ def text_scores(
     A score is by how much the adapter lowers the loss of what a canary says behind its prompt, in nats a token. Each
     twin is a whole simulation with ``patients``. Where there are ``synthetic_notes``, each twin's adapter writes so
     many, and canaries are scored once more, in the same order, by an adapter that was trained on these alone
-    (``Auxiliary``). Raises StudyError, where a twin cannot be made of the study.
+    (``Auxiliary``). The study is one that ``require_text_twin`` lets pass. Raises StudyError where the base model makes
+    up too few canaries, or the auxiliary adapter learns nothing.
     """
     study = manifest.study
-    if study.model.first_adapter is not None or study.data.public is not None:
-        raise StudyError(
-            "text canaries of a study with a first adapter or public records",
-            why="its manifest has the hashes of their files, and the twin would need the files",
-            fix="leave --text-canaries out; gradient canaries depend on neither",
-        )
     base = base_model_folder(study.model.name)
     adapter_seed = _number(seed, _ADAPTER_LABEL)
     model = LanguageModel.load(base, study.model.lora, seed=adapter_seed, precision=study.model.precision)
@@ -132,15 +127,25 @@ def text_scores(
     return tuple(found)
 
 
-def builtin_patients(manifest: Manifest) -> Patients:
-    """Built-in synthetic patients for the sites of a study, at most 24 each. Raises StudyError where there are none."""
-    sites = manifest.study.sites
-    if len(sites) > _MOST_SITES:
+def require_text_twin(study: Study) -> None:
+    """Raises StudyError where no twin of text canaries can be made of a study, which need not be complete."""
+    if study.model.first_adapter is not None or study.data.public is not None:
         raise StudyError(
-            f"text canaries at {len(sites)} sites",
+            "text canaries of a study with a first adapter or public records",
+            why="its manifest has the hashes of their files, and the twin would need the files",
+            fix="leave --text-canaries out; gradient canaries depend on neither",
+        )
+    if len(study.sites) > _MOST_SITES:
+        raise StudyError(
+            f"text canaries at {len(study.sites)} sites",
             why=f"there are built-in patients of at most {_MOST_SITES}",
             fix="leave --text-canaries out",
         )
+
+
+def builtin_patients(manifest: Manifest) -> Patients:
+    """Built-in synthetic patients for the sites of a study, at most 24 each."""
+    sites = manifest.study.sites
     data = demo_data(
         DemoOptions(
             hospitals=len(sites), patients_per_hospital=min(_MOST_PATIENTS, *(site.nominal_units for site in sites))

@@ -48,14 +48,20 @@ def audit(
         require_free(place)
     with steps() as step:
         step("loading PyTorch")
-        from ..audit.audit import audited
-        from ..audit.subject import read_subject, require_alike
+        from ..audit.audit import audited, require_auditable
+        from ..audit.subject import read_subject, require_alike, signed_in
 
-        manifest = read_subject(study, step)
-        if attach is not None:
-            require_alike(manifest, read_subject(attach, step), place=attach)
+        subject, other = read_subject(study), None if attach is None else signed_in(attach)
+        require_auditable(subject.study, text_canaries=text_canaries, synthetic_notes=synthetic_notes)
+        subject = subject.completed(step)
+        if attach is not None and other is not None:
+            require_alike(subject.study, other.study, place=attach)
         evidence = audited(
-            manifest, canaries=canaries, text_canaries=text_canaries, synthetic_notes=synthetic_notes, tell=step
+            subject.manifest(step),
+            canaries=canaries,
+            text_canaries=text_canaries,
+            synthetic_notes=synthetic_notes,
+            tell=step,
         )
     for place in places:
         write_atomically(place, evidence.to_json())

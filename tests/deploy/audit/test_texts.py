@@ -9,6 +9,7 @@ from grandrounds.common.errors import StudyError
 from grandrounds.common.study.completion import complete_study
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.audit import texts
+from grandrounds.deploy.audit.audit import audited
 from grandrounds.deploy.audit.texts import Patients, text_scores
 from grandrounds.deploy.generate.prompts import Prompt
 from grandrounds.deploy.generate.sampling import Note
@@ -87,8 +88,9 @@ def test_a_model_that_ends_its_notes_at_once_makes_up_no_canaries(monkeypatch) -
         scored(manifest(), [])
 
 
-def test_a_study_with_a_first_adapter_is_refused_before_anything_is_trained() -> None:
+def test_a_study_with_a_first_adapter_is_refused_before_anything_runs() -> None:
     said: list[str] = []
+    study = manifest(first_adapter=f"sha256:{'ab' * 32}", first_text="terms")
     with pytest.raises(StudyError, match="first adapter"):
-        scored(manifest(first_adapter=f"sha256:{'ab' * 32}", first_text="terms"), said)
+        audited(study, canaries=20, text_canaries=20, tell=said.append)
     assert not said

@@ -97,7 +97,9 @@ def test_a_refuted_claim_is_told_by_the_exit_code(app, folder, monkeypatch) -> N
 
 def test_a_study_toml_is_audited_before_there_is_a_study(tmp_path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    manifest = read_subject(tmp_path / "study.toml", lambda doing: None)
+    said: list[str] = []
+    manifest = read_subject(tmp_path / "study.toml").completed(said.append).manifest(said.append)
+    assert said == ["calibrating the noise", "loading the model tiny, for the size of its adapter"]
     assert manifest.study.privacy.target_epsilon == 4
     assert [site.name for site in manifest.study.sites] == ["north", "south", "west"]
     assert manifest.dimension > 0
@@ -110,6 +112,51 @@ def test_evidence_is_not_attached_to_a_study_of_other_parameters(app, folder, tm
     with pytest.raises(GrandRoundsError, match="other parameters"):
         run(app, folder, "--canaries", 20, "--attach", other)
     assert not (other / AUDIT).exists()
+
+
+@pytest.fixture
+def nothing_expensive(monkeypatch) -> None:
+    for name in ("complete_study", "LanguageModel.load"):
+        monkeypatch.setattr(f"grandrounds.deploy.audit.subject.{name}", lambda *_, **__: pytest.fail("it was begun"))
+
+
+PUBLIC = '[data]\npublic = "public.jsonl"\npublic_units = 1\n'
+MANY = "".join(f'\n[[sites]]\nname = "site-{number}"\nnominal_units = 20' for number in range(48))
+
+
+@pytest.mark.usefixtures("nothing_expensive")
+@pytest.mark.parametrize(
+    ("written", "options", "named"),
+    [
+        (STUDY, ["--synthetic-notes", 8], "8 synthetic notes, and no text canaries"),
+        (STUDY, ["--text-canaries", 5], "5 text canaries"),
+        (PUBLIC + STUDY, ["--text-canaries", 20], "text canaries of a study with a first adapter or public records"),
+        (STUDY + MANY, ["--text-canaries", 20], "text canaries at 51 sites"),
+        ("[privacy]\nnoise = false\n" + STUDY, [], "the study adds no noise"),
+        (STUDY, ["--attach", "empty"], r"empty holds no study\.json"),
+        (STUDY, ["--attach", "study.toml"], r"study\.toml holds no study\.json"),
+    ],
+)
+def test_what_cannot_be_audited_so_is_refused_before_anything_is_calibrated_or_loaded(
+    app, tmp_path, monkeypatch, written, options, named
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "public.jsonl").write_text('{"patient_id": "nobody", "text": "well rested"}\n')
+    (tmp_path / "study.toml").write_text(written)
+    with pytest.raises(GrandRoundsError, match=named):
+        run(app, "study.toml", *options)
+
+
+def test_evidence_for_a_study_of_other_parameters_is_refused_before_the_model_is_loaded(
+    app, folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        "grandrounds.deploy.audit.subject.LanguageModel.load", lambda *_, **__: pytest.fail("it was loaded")
+    )
+    (tmp_path / "study.toml").write_text(STUDY)
+    with pytest.raises(GrandRoundsError, match="other parameters"):
+        run(app, tmp_path / "study.toml", "--attach", folder)
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "notes.csv"])
