@@ -98,3 +98,13 @@ def require_alike(audited: Study, other: Study, *, place: Path) -> None:
             why="what a twin shows holds for the parameters that it ran with",
             fix=f"audit that one: grandrounds audit {place} --attach {place}",
         )
+
+
+def require_one_size(audited: Manifest, other: Manifest, *, place: Path) -> None:
+    """Raises StudyError unless the adapter of the study at ``place`` has as many trained numbers as the twin's."""
+    if audited.dimension != other.dimension:
+        raise StudyError(
+            f"the study in {place} trains {other.dimension:,} numbers, and the one to be audited {audited.dimension:,}",
+            why="what a twin shows holds for an adapter of its size",
+            fix=f"audit that one: grandrounds audit {place} --attach {place}",
+        )

@@ -49,15 +49,18 @@ def audit(
     with steps() as step:
         step("loading PyTorch")
         from ..audit.audit import audited, require_auditable
-        from ..audit.subject import read_subject, require_alike, signed_in
+        from ..audit.subject import read_subject, require_alike, require_one_size, signed_in
 
         subject, other = read_subject(study), None if attach is None else signed_in(attach)
         require_auditable(subject.study, text_canaries=text_canaries, synthetic_notes=synthetic_notes)
         subject = subject.completed(step)
         if attach is not None and other is not None:
             require_alike(subject.study, other.study, place=attach)
+        manifest = subject.manifest(step)
+        if attach is not None and other is not None:
+            require_one_size(manifest, other, place=attach)
         evidence = audited(
-            subject.manifest(step),
+            manifest,
             canaries=canaries,
             text_canaries=text_canaries,
             synthetic_notes=synthetic_notes,

@@ -114,6 +114,16 @@ def test_evidence_is_not_attached_to_a_study_of_other_parameters(app, folder, tm
     assert not (other / AUDIT).exists()
 
 
+def test_evidence_is_not_attached_to_a_study_of_another_size(app, folder, tmp_path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    larger = audited_manifest(attempts=2).model_copy(update={"dimension": 2048, "tensor_sizes": (2048,)})
+    (other / MANIFEST).write_bytes(larger.canonical)
+    with pytest.raises(GrandRoundsError, match="trains 2,048 numbers, and the one to be audited 1,024"):
+        run(app, folder, "--canaries", 20, "--attach", other)
+    assert not (other / AUDIT).exists()
+
+
 @pytest.fixture
 def nothing_expensive(monkeypatch) -> None:
     for name in ("complete_study", "LanguageModel.load"):
