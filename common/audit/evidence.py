@@ -195,7 +195,7 @@ class AuditEvidence(EvidenceFile):
     dimension: int = Field(ge=1, le=2**32)
     parameters: AuditedParameters
     confidence: float = Field(ge=0.5, lt=1)
-    seeds: dict[str, Words]
+    seeds: Annotated[dict[Words, Words], Field(max_length=20)]
     stated: Annotated[tuple[Words, ...], Field(max_length=20, strict=False)] = ()
     canaries: Annotated[tuple[CanaryScores, ...], Field(min_length=1, max_length=20, strict=False)]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]

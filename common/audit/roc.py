@@ -44,7 +44,7 @@ def auc(members: Scores, others: Scores, *, confidence: float) -> Estimate:
     ordered = np.sort(others)
     below, up_to = (np.searchsorted(ordered, members, side=side).sum() for side in ("left", "right"))
     value = float(below + up_to) / (2 * len(members) * len(others))
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = -NormalDist().inv_cdf((1 - confidence) / 2)  # not of (1 + confidence) / 2, which rounds to 1
 
     def is_near(theta: float) -> bool:
         halved = (len(members) + len(others)) / 2 - 1

@@ -1,6 +1,7 @@
 """audit.json: it holds for the parameters that its twin had, and everybody finds its bounds again from its scores."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -56,6 +57,19 @@ def test_the_area_is_the_share_of_pairs_in_which_the_canary_that_was_in_has_more
     found = known(run.area(confidence=0.95))
     assert found.value == 0.75 and found.low < 0.5 < found.high
     assert run.model_copy(update={"bits": (True,) * 4}).area(confidence=0.95) is None
+    surest = known(run.area(confidence=math.nextafter(1, 0)))
+    assert 0 < surest.low < found.low and found.high < surest.high < 1
+
+
+def test_names_of_seeds_which_a_report_shows_are_few_and_words_of_one_line():
+    for seeds in (
+        {"a\u202eb": "31"},
+        {"a\nb": "31"},
+        {"a" * 201: "31"},
+        {f"seed {number}": "31" for number in range(21)},
+    ):
+        with pytest.raises(StudyError, match="seeds"):
+            AuditEvidence.parse(changed("seeds", to=seeds))
 
 
 def test_bounds_of_two_kinds_of_canaries_hold_at_once_so_that_the_larger_may_be_the_headline():
