@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # importing torch takes a second, which `grandrounds --help` 
 
 
 _CANDIDATES: Final = 1024
+_LOOKED_AT: Final = 1024  # prompts, for one that is another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Sampling:
 
     ``guidance`` is classifier-free guidance (Sanchez et al. 2023, "Stay on Topic with Classifier-Free Guidance",
     equation 7): so many times counts by how much a note's own prompt changes a token's log-probability beside the next
-    note's prompt. At 1 it is the model's own; else each token is computed behind both.
+    note's prompt that is another. At 1 it is the model's own; else each token is computed behind both.
     """
 
     count: int
@@ -58,7 +59,7 @@ def batches(
     """The notes from number ``first`` on, which begins a batch, with whatever adapter is active; a batch at a time.
 
     The same seed gives the same notes on the same machine with the same libraries, wherever one goes on. Raises
-    ModelError where a prompt has no token, or leaves the model no room.
+    ModelError where a prompt has no token, leaves the model no room, or for guidance has no other beside it.
     """
     import torch
 
@@ -66,10 +67,24 @@ def batches(
         numbers = range(start, min(start + sampling.batch, sampling.count))
         fillings = [Filling(prompts.sections, tokenizer) for _ in numbers if prompts.sections]
         begun = [prompts.prompt(number, seed=sampling.seed) for number in numbers]
-        others = [prompts.prompt(number + 1, seed=sampling.seed) for number in numbers if sampling.guidance != 1]
+        others = [_another(prompts, number, seed=sampling.seed) for number in numbers if sampling.guidance != 1]
         generator = torch.Generator(model.device).manual_seed(_seed(sampling.seed, start))
         draw = _Draw(sampling=sampling, generator=generator, fillings=fillings)
         yield _batch(model, tokenizer, begun, others, draw)
+
+
+def _another(prompts: Prompts, number: int, *, seed: int) -> Prompt:
+    """The next note's prompt behind note ``number`` whose text is another. Raises ModelError."""
+    own = prompts.prompt(number, seed=seed).text
+    following = (prompts.prompt(number + step, seed=seed) for step in range(1, _LOOKED_AT + 1))
+    found = next((prompt for prompt in following if prompt.text != own), None)
+    if found is None:
+        raise ModelError(
+            f"the prompts of {prompts.name} do not differ",
+            why="guidance counts by what a note's prompt changes beside another's, and would change nothing",
+            fix="leave --guidance out, or mix prompts that differ",
+        )
+    return found
 
 
 def _batch(
@@ -117,7 +132,8 @@ class _Draw:
         guided = self.sampling.guidance != 1
         if guided:
             told, other = logits.log_softmax(-1).chunk(2)
-            logits = other + self.sampling.guidance * (told - other)
+            # What is forbidden behind both, as by the model's folder, stays so: the difference would be no number.
+            logits = torch.where(other.isneginf(), other, other + self.sampling.guidance * (told - other))
         logits = logits / self.sampling.temperature
         likeliest, places = logits.topk(min(_CANDIDATES, logits.shape[-1]))
         chances = (likeliest - logits.logsumexp(-1, keepdim=True)).exp()

@@ -186,6 +186,30 @@ def test_a_prompt_is_continued_as_it_is_alone_whatever_longer_one_lies_beside_it
     assert both == alone and [note.prompt.controls["age"] for note in both] == ["4", "40"]
 
 
+def test_what_is_forbidden_behind_both_prompts_stays_so_under_guidance() -> None:
+    guided = replace(SAMPLING, top_p=1.0, guidance=2.0)
+    draw = _Draw(sampling=guided, generator=torch.Generator().manual_seed(1))
+    scores = torch.tensor([[0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf]]).repeat_interleave(1_000, 0)
+    assert set(draw(torch.empty(0), scores).argmax(-1).tolist()) == {0, 1}
+
+
+def test_guidance_is_by_another_prompt_where_the_next_is_the_same_and_refused_where_all_are(
+    generation: Generation, base: Path, tmp_path: Path
+) -> None:
+    def texts(prompts: str, guidance: float) -> list[str]:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text(prompts)
+        likeliest = replace(SAMPLING, top_p=0.01, count=1, guidance=guidance)
+        model, tokenizer = generation.adapter.on(base), load_tokenizer(str(base))
+        return [note.written for made in batches(model, tokenizer, Prompts.read(path), likeliest) for note in made]
+
+    same, other = '{"prompt": "Age 4:"}\n', '{"prompt": "A patient of age 40:"}\n'
+    assert texts(same * 3 + other, 4.0) == texts(same + other, 4.0) != texts(same + other, 1.0)
+    with pytest.raises(ModelError, match=r"the prompts of prompts\.jsonl do not differ"):
+        texts(same * 3, 4.0)
+    assert texts(same * 3, 1.0)
+
+
 def test_guidance_changes_notes_and_is_recorded(generation: Generation, tmp_path: Path) -> None:
     for name, guidance in {"own": 1.0, "guided": 4.0}.items():
         sampling = replace(SAMPLING, guidance=guidance)
@@ -211,7 +235,7 @@ def test_a_note_has_the_form_that_its_prompts_give_and_each_of_a_batch_its_own_w
 ) -> None:
     path = tmp_path / "prompts.toml"
     path.write_text(
-        'prompt = "{a}:"\nvalues = { a = [1] }\n'
+        'prompt = "{a}:"\nvalues = { a = [1, 2] }\n'
         'sections = [{ heading = "", tokens = 3 }, { heading = "# P\\n", tokens = 9 }]'
     )
     sampling = replace(SAMPLING, max_new_tokens=40, guidance=guidance)
