@@ -77,7 +77,8 @@ def small_study(
     )
     fields: dict[str, dict[str, Any]] = {
         "data": {"max_tokens": 16, "records_per_unit": 3, "evaluation": "synthetic", **(data or {})},
-        "privacy": {"trust": trust, "delta": 1e-3, "sampling_probability": 1, **noise, **(privacy or {})},
+        "privacy": {"trust": trust, "delta": 1e-3, "sampling_probability": 1, "clipping_norm": 0.5}
+        | {**noise, **(privacy or {})},
         "training": {"rounds": 1, "max_attempts": 3, "optimizer": "sgd", "learning_rate": 1, "evaluations": 100}
         | {"answer_after_s": 2.0}
         | dict(training or {}),
