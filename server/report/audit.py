@@ -104,7 +104,7 @@ class Audited(Section):
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         return [
             *(f"{bound.kind} canaries: {_SCORES[bound.kind]}; bounded by the method {bound.method}" for bound in found),
-            *(f"seed of {name}: {seed}" for name, seed in sorted(self.seeds.items())),
+            *(f"seed of {name}: `{seed}`" for name, seed in sorted(self.seeds.items())),
         ]
 
     @property
