@@ -159,7 +159,7 @@ def noise_to_signal(study: Study, *, noise_multiplier: float, trust: Trust, tria
     shares.
     """
     privacy = study.privacy
-    threshold, sites = known(study.secagg.threshold), len(study.sites)
+    threshold, sites = study.threshold, len(study.sites)
     honest_shares(trust=trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
     over_claim = noise_over_claim(
         sites, trust=trust, sites=sites, threshold=threshold, corrupt_sites=privacy.corrupt_sites
@@ -268,7 +268,7 @@ def _epsilon_at(study: Study, trust: Trust, sites_per_patient: int) -> float | N
 
 
 def _shares(study: Study, trial: "Trial | None") -> NoiseShares:
-    privacy, threshold = study.privacy, known(study.secagg.threshold)
+    privacy, threshold = study.privacy, study.threshold
     h = honest_shares(trust=privacy.trust, threshold=threshold, corrupt_sites=privacy.corrupt_sites)
     z = known(privacy.noise_multiplier)
     return NoiseShares(
@@ -283,7 +283,7 @@ def _shares(study: Study, trial: "Trial | None") -> NoiseShares:
 
 def _by_threshold(study: Study) -> tuple[ThresholdRow, ...]:
     """For this threshold and for others that the protocol allows: as many sites absent as 0, 1, 2, 4, …."""
-    privacy, sites, planned = study.privacy, len(study.sites), known(study.secagg.threshold)
+    privacy, sites, planned = study.privacy, len(study.sites), study.threshold
     least = (sites + privacy.corrupt_sites) // 2 + 1
     if privacy.trust == "distributed":
         least = max(least, privacy.corrupt_sites + 2)
