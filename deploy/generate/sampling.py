@@ -29,9 +29,9 @@ class Sampling:
     one of the likeliest that have this probability together. ``precision`` is in what the model computes; None for what
     the adapter was trained in.
 
-    ``guidance`` is classifier-free guidance (Sanchez et al. 2023, "Stay on Topic with Classifier-Free Guidance",
-    equation 7): so many times counts by how much a note's own prompt changes a token's log-probability beside the next
-    note's prompt that is another. At 1 it is the model's own; else each token is computed behind both.
+    ``guidance`` is classifier-free guidance (Sanchez et al. 2023, "Stay on Topic with Classifier-Free Guidance"): so
+    many times counts by how much a note's own prompt changes a token's log-probability beside the next note's prompt
+    that is another. At 1 it is the model's own; else each token is computed behind both.
     """
 
     count: int
