@@ -15,6 +15,7 @@ from ..study.manifest import Manifest
 from ..study.study import PrivacySection, SecaggSection, Study
 from ..version import __version__
 from .bounds import CHOSEN, Kind, Method, f_dp_bound, line_up_bound, one_run_bound
+from .coins import bits_of, coins
 from .evidence_file import EvidenceFile
 from .roc import Estimate, auc
 
@@ -179,7 +180,7 @@ class AuditEvidence(EvidenceFile):
         twin_sha256: of the manifest that the twin ran under.
         dimension: how many numbers the adapter has that both train.
         confidence: with which the chosen methods' bounds of all kinds hold at once, where all is as claimed.
-        seeds: of coins and canaries, chosen before the run. Noise and draws have none.
+        seed: of coins and canaries, chosen before the run. Noise and draws have none.
         stated: what the auditor says of the twin that scores do not show, as what was left out of it.
         synthetic_notes: how many each twin's adapter wrote, by which alone canaries were scored once more.
     """
@@ -195,7 +196,7 @@ class AuditEvidence(EvidenceFile):
     dimension: int = Field(ge=1, le=2**32)
     parameters: AuditedParameters
     confidence: float = Field(ge=0.5, lt=1)
-    seeds: Annotated[dict[Words, Words], Field(max_length=20)]
+    seed: Hex32
     stated: Annotated[tuple[Words, ...], Field(max_length=20, strict=False)] = ()
     canaries: Annotated[tuple[CanaryScores, ...], Field(min_length=1, max_length=20, strict=False)]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
@@ -223,7 +224,7 @@ class AuditEvidence(EvidenceFile):
         *,
         twin: Manifest,
         canaries: Sequence[CanaryScores],
-        seeds: Mapping[str, str],
+        seed: str,
         confidence: float = 0.95,
         stated: Sequence[str] = (),
         synthetic_notes: int | None = None,
@@ -238,7 +239,7 @@ class AuditEvidence(EvidenceFile):
                 "dimension": twin.dimension,
                 "parameters": parameters,
                 "confidence": confidence,
-                "seeds": dict(seeds),
+                "seed": seed,
                 "stated": tuple(stated),
                 "canaries": tuple(canaries),
                 "bounds": tuple(_bounds(canaries, parameters, confidence=confidence)),
@@ -298,7 +299,15 @@ class AuditEvidence(EvidenceFile):
             )
 
     def require_bounds(self) -> None:
-        """Raises StudyError where a bound is not what follows from the scores; takes seconds."""
+        """Raises StudyError where coins do not follow from the seed, or a bound from the scores; takes seconds."""
+        for run in self.canaries:
+            own = bits_of(coins(run.kind, len(run.bits), seed=bytes.fromhex(self.seed)))
+            if run.bits != tuple(map(bool, own)):
+                raise StudyError(
+                    f"the coins of {run.kind} canaries, {run.protection}, do not follow from the audit’s seed",
+                    why="who was in has to be drawn before the run: whoever picks it afterwards finds what they like",
+                    fix="audit the study anew",
+                )
         found = list(_bounds(self.canaries, self.parameters, confidence=self.confidence))
         stated = {(bound.kind, bound.protection, bound.method): bound.epsilon for bound in self.bounds}
         for bound in found:

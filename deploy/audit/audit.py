@@ -77,7 +77,7 @@ def audited(
     return AuditEvidence.of(
         twin=twin.manifest,
         canaries=scored,
-        seeds={"canaries": seed.hex()},
+        seed=seed.hex(),
         confidence=CONFIDENCE,
         stated=stated,
         synthetic_notes=synthetic_notes or None,

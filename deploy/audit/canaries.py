@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from ...client.training.cohort import Cohort
 from ...client.training.grad_samples import GradSampler, Shape
 from ...client.training.ranks import ALONE
+from ...common.audit.coins import bits_of, coins
 from ...common.crypto.csprng import Stream, derived_key
 from ...common.errors import StudyError
 from ...common.model.example import Example
 from ...common.model.language_model import LanguageModel
 from .directions import Directions
 
-_BITS_LABEL: Final = b"grandrounds/audit/v1/bits\n"
 _HOMES_LABEL: Final = b"grandrounds/audit/v1/homes\n"
 # Foils for each canary: directions that no unit of the twin has.
 _FOILS: Final = 16
@@ -90,8 +90,7 @@ class Canaries:
     @cached_property
     def bits(self) -> NDArray[np.bool_]:
         """Which canaries are in, bool [count]."""
-        words = Stream(derived_key(self.directions.seed, _BITS_LABEL)).words(self.count)
-        return (words & np.uint64(1)).astype(bool)
+        return bits_of(coins("gradient", self.count, seed=self.directions.seed))
 
     @cached_property
     def homes(self) -> NDArray[np.intp]:

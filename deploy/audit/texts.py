@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.audit.coins import bits_of, coins
 from ...common.audit.evidence import CanaryScores, Protection
 from ...common.audit.named import without_audit
-from ...common.crypto.csprng import Stream, derived_key
+from ...common.crypto.csprng import derived_key
 from ...common.data.records import parse_records
 from ...common.data.tokenisation import Tokenisation, load_tokenizer
 from ...common.errors import StudyError
@@ -31,7 +32,6 @@ from ..simulation.simulate import simulate
 from ..simulation.site_data import RecordSource
 from .auxiliary import Auxiliary
 
-_COINS_LABEL: Final = b"grandrounds/audit/v1/text-coins\n"
 _ADAPTER_LABEL: Final = b"grandrounds/audit/v1/text-adapter\n"
 _CANARIES_LABEL: Final = b"grandrounds/audit/v1/text-canaries\n"
 _NOTES_LABEL: Final = b"grandrounds/audit/v1/synthetic-notes\n"
@@ -81,15 +81,15 @@ def text_scores(
     tokenizer = load_tokenizer(str(base))
     tell(f"making up {count} notes")
     canaries = _made_up(model, tokenizer, count, seed=seed)
-    coins = Stream(derived_key(seed, _COINS_LABEL)).words(count)
-    bits = (coins & np.uint64(1)).astype(bool)
+    words = coins("text", count, seed=seed)
+    bits = bits_of(words)
     rows = [
         {"patient_id": f"canary-{number}", "prompt": canary.prompt.text, "completion": canary.written}
         for number, canary in enumerate(canaries)
     ]
     cohorts = {name: list(of_site) for name, of_site in patients.cohorts.items()}
     for number in map(int, np.flatnonzero(bits)):
-        cohorts[list(cohorts)[int(coins[number] >> np.uint64(1)) % len(cohorts)]].append(rows[number])
+        cohorts[list(cohorts)[int(words[number] >> np.uint64(1)) % len(cohorts)]].append(rows[number])
     tokenisation = Tokenisation.load(str(base), vocabulary_size=model.vocabulary_size)
     examples = tokenisation.evaluation_set(
         parse_records("canaries", rows, similar="different"), positions=model.positions

@@ -12,7 +12,7 @@ from ...common.audit.named import name_of
 from ...common.audit.roc import Estimate
 from ...common.crypto.identity import Hex32, sha256
 from ...common.errors import StudyError
-from ...common.schema import Section, Words
+from ...common.schema import Section
 from ...common.study.artefacts import AUDIT
 from ...common.study.manifest import Manifest
 from .rounding import area, down
@@ -49,7 +49,7 @@ class Audited(Section):
     """An audit's bounds by the methods that were chosen beforehand, and the hash of the file that bears them out.
 
     ``canaries`` says how many there were of each kind, ``areas`` the area under the ROC curve of those that were in the
-    claimed twin and those that were not, ``claimed`` which ε was put to the test, ``seeds`` what coins and canaries
+    claimed twin and those that were not, ``claimed`` which ε was put to the test, ``seed`` what coins and canaries
     follow from. ``synthetic_notes`` says how many each twin's adapter wrote, where they were audited; else a report has
     no word of them.
     """
@@ -60,7 +60,7 @@ class Audited(Section):
     canaries: dict[Kind, int]
     areas: dict[Kind, Estimate]
     bounds: Annotated[tuple[Bound, ...], Field(strict=False)]
-    seeds: dict[str, Words]
+    seed: Hex32
     synthetic_notes: int | None = None
 
     @classmethod
@@ -76,7 +76,7 @@ class Audited(Section):
             canaries={run.kind: len(run.scores) for run in runs},
             areas={kind: found for kind, found in areas.items() if found is not None},
             bounds=tuple(bound for bound in evidence.bounds if bound.is_chosen),
-            seeds=evidence.seeds,
+            seed=evidence.seed,
             synthetic_notes=evidence.synthetic_notes,
         )
 
@@ -100,11 +100,11 @@ class Audited(Section):
 
     @property
     def beforehand(self) -> list[str]:
-        """What was chosen before the run, in sentences: scores, methods, seeds."""
+        """What was chosen before the run, in sentences: scores, methods, the seed."""
         found = [bound for bound in self.bounds if bound.protection == CLAIMED]
         return [
             *(f"{bound.kind} canaries: {_SCORES[bound.kind]}; bounded by the method {bound.method}" for bound in found),
-            *(f"seed of {name}: `{seed}`" for name, seed in sorted(self.seeds.items())),
+            f"seed of coins and canaries: `{self.seed}`",
         ]
 
     @property

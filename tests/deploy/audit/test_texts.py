@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from support.study.federation import small_manifest
 
+from grandrounds.common.audit.coins import coins
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.errors import StudyError
 from grandrounds.common.study.completion import complete_study
@@ -67,7 +68,7 @@ def test_what_is_scored_by_synthetic_notes_knows_of_the_coins_by_the_twin_s_adap
     """Under other coins, and the same adapter, every score is the same: nothing else leads from a coin to a score."""
     monkeypatch.setattr(texts, "simulate", lambda *_, **__: SimpleNamespace(adapter=np.full(128, 0.1, np.float32)))
     one = scored(manifest(), [], synthetic_notes=4)
-    monkeypatch.setattr(texts, "_COINS_LABEL", b"other coins")
+    monkeypatch.setattr(texts, "coins", lambda kind, count, *, seed: coins(kind, count, seed=bytes([1]) * 32))
     other = scored(manifest(), [], synthetic_notes=4)
     assert one[1].kind == "synthetic notes" and one[1].bits != other[1].bits
     assert [run.scores for run in one] == [run.scores for run in other]

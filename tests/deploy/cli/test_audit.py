@@ -1,9 +1,12 @@
+import re
+
 import pytest
 import typer
 from support.study.audited_study import audited_manifest
 from typer.testing import CliRunner
 
 from grandrounds.common.audit.bounds import Kind
+from grandrounds.common.audit.coins import bits_of, coins
 from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.common.schema import known
@@ -65,9 +68,9 @@ def test_synthetic_notes_are_audited_by_the_text_canaries_and_shown_with_what_a_
     asked: dict[str, int] = {}
     kinds: tuple[Kind, ...] = ("text", "synthetic notes")
 
-    def scores(manifest, *, count, synthetic_notes, **_):
+    def scores(manifest, *, count, synthetic_notes, seed, **_):
         asked.update(count=count, synthetic_notes=synthetic_notes)
-        bits = [number % 2 == 0 for number in range(count)]
+        bits = bits_of(coins("text", count, seed=seed)).tolist()
         sizes: tuple[tuple[Protection, list[bool]], ...] = (
             ("as claimed", [not bit for bit in bits]),
             ("noise off", bits),
@@ -80,10 +83,11 @@ def test_synthetic_notes_are_audited_by_the_text_canaries_and_shown_with_what_a_
     options = ("--canaries", 60, "--text-canaries", 200, "--synthetic-notes", 500, "--attach", folder)
     shown = run(app, folder, *options).stdout
     assert asked == {"count": 200, "synthetic_notes": 500}
-    assert "200 planted text canaries (by 500 synthetic notes alone), 100 of them in the twin" in shown
+    planted = re.search(r"200 planted text canaries \(by 500 synthetic notes alone\), (\d+) of them in the twin", shown)
     assert "a bound of 0 says that it found nothing, not that nothing is in them" in shown
     evidence = AuditEvidence.parse((folder / AUDIT).read_bytes())
     evidence.require_bounds()
+    assert planted is not None and int(planted[1]) == sum(evidence.canaries[-1].bits)
     assert evidence.synthetic_notes == 500 and any("auxiliary adapter" in said for said in evidence.stated)
     assert known(evidence.chosen("synthetic notes")).epsilon == 0
     assert known(evidence.chosen("synthetic notes", "noise off")).epsilon > 2

@@ -194,7 +194,7 @@ def test_what_was_lost_of_a_finished_study_s_results_is_written_again(
     """As the sites signed it: without an audit that came after the end."""
     folder = copied(finished[0], tmp_path)
     canaries = CanaryScores.of("gradient", "as claimed", scores=range(20), bits=[False, True] * 10)
-    evidence = AuditEvidence.of(twin=StudyFolder(folder).manifest(), canaries=[canaries], seeds={})
+    evidence = AuditEvidence.of(twin=StudyFolder(folder).manifest(), canaries=[canaries], seed="01" * 32)
     (folder / AUDIT).write_bytes(evidence.to_json())
     before = contents(folder)
     (folder / REPORT).unlink()

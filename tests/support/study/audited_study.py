@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from grandrounds.common.audit.coins import bits_of, coins
 from grandrounds.common.audit.evidence import AuditEvidence, CanaryScores, Protection
 from grandrounds.common.crypto.identity import Identity
 from grandrounds.common.study.manifest import Manifest
@@ -48,7 +49,7 @@ def audit_of(
 
     Where there are ``synthetic_notes``, they show nothing with noise, and each text canary without.
     """
-    rng, bits = np.random.default_rng(seed), np.arange(60) % 2 == 0
+    rng, bits = np.random.default_rng(seed), bits_of(coins("gradient", 60, seed=SEED))
     sizes: tuple[tuple[Protection, float], ...] = (("as claimed", seen), (lacking, lacks))
     canaries = [
         CanaryScores.of(
@@ -61,10 +62,11 @@ def audit_of(
         for protection, size in sizes
     ]
     if synthetic_notes:
+        found = bits_of(coins("synthetic notes", 60, seed=SEED))
         canaries += [
-            CanaryScores.of("synthetic notes", "as claimed", scores=~bits, bits=bits),
-            CanaryScores.of("synthetic notes", "noise off", scores=bits, bits=bits),
+            CanaryScores.of("synthetic notes", "as claimed", scores=~found, bits=found),
+            CanaryScores.of("synthetic notes", "noise off", scores=found, bits=found),
         ]
     return AuditEvidence.of(
-        twin=manifest, canaries=canaries, seeds={"coins": "01"}, synthetic_notes=synthetic_notes
+        twin=manifest, canaries=canaries, seed=SEED.hex(), synthetic_notes=synthetic_notes
     ).to_json()
