@@ -2,9 +2,11 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from support.study.tiny_models import load_tiny, save_tiny_model, tiny_tokenizer
 
 from grandrounds.common.audit.membership import FEWEST
@@ -43,6 +45,20 @@ def test_exposure_is_a_rank_among_likelihoods_of_the_number_behind_its_note(tmp_
 
     own, others = log_likelihood(short.number), [log_likelihood(number) for number in numbers(7, seed=0)]
     assert exposures(model, tokenizer, [short], others=7) == [exposure(own, others)]
+
+
+def test_an_adapter_that_was_trained_on_a_note_gives_its_number_away_and_no_other_canary_s(tmp_path):
+    model, tokenizer = load_tiny(save_tiny_model(tmp_path)), tiny_tokenizer()
+    known, unknown = (replace(canary, prefix="No. ", rest="") for canary in canaries(2, seed=2))
+    tokens = torch.tensor([tokenizer(known.prefix + known.number)["input_ids"]])
+    trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model.module(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    found = dict(zip(("known", "unknown"), exposures(model, tokenizer, [known, unknown], others=31), strict=True))
+    assert found["known"] == 5.0 > found["unknown"]
 
 
 class WithoutNoise(AttackBench):
