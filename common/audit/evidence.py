@@ -302,7 +302,7 @@ class AuditEvidence(EvidenceFile):
         """Raises StudyError where coins do not follow from the seed, or a bound from the scores; takes seconds."""
         for run in self.canaries:
             own = bits_of(coins(run.kind, len(run.bits), seed=bytes.fromhex(self.seed)))
-            if run.bits != tuple(map(bool, own)):
+            if run.bits != tuple(own.tolist()):
                 raise StudyError(
                     f"the coins of {run.kind} canaries, {run.protection}, do not follow from the audit’s seed",
                     why="who was in has to be drawn before the run: whoever picks it afterwards finds what they like",
