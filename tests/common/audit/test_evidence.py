@@ -77,6 +77,12 @@ def test_coins_that_somebody_picked_once_the_scores_were_known_are_refused(run):
             AuditEvidence.parse(evidence).require_bounds()
 
 
+@pytest.mark.parametrize("seed", ["a\u202eb", "a\nb", "31", "31" * 33, ""])
+def test_a_seed_which_a_report_shows_is_a_hash_s_digits_and_nothing_else(seed):
+    with pytest.raises(StudyError, match="seed"):
+        AuditEvidence.parse(changed("seed", to=seed))
+
+
 def test_coins_are_fair_and_others_for_another_seed_or_kind_and_those_of_synthetic_notes_are_the_texts():
     found = bits_of(coins("gradient", 10_000, seed=SEED))
     assert abs(int(found.sum()) - 5_000) < 5 * 50  # five standard deviations

@@ -2,6 +2,7 @@
 
 import copy
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,11 +126,12 @@ class GivesBothShares(ClientAttempt):
         return self._seal(Unmask(noise_link=link.hex()), payload=pack(both))
 
 
-class ShowsAnotherLink(ClientAttempt):
+class ShowsAnotherLink(ClientAttempt, ABC):
     """The link that it shows goes by another number of sites than that of the survivors."""
 
+    @abstractmethod
     def _reached(self) -> int:
-        raise NotImplementedError
+        """How many sites it goes by."""
 
     def unmask(self, message: Content) -> bytes:
         links = dict(self._links)
