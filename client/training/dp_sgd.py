@@ -133,6 +133,7 @@ class DpSgd:
             gradient = self.lattice.decode(self.release(draw))
             gradient /= denominator
             parameters = optimizer.step(parameters, gradient)
+        parameters = optimizer.left(parameters)
         parameters -= adapter  # of which float64 holds every number
         return parameters
 

@@ -110,7 +110,8 @@ class AttemptEnded(Body):
 class RoundClosed(Body):
     """The adapter took a step: the hash of the sum that it took, and of adapter and optimiser after it.
 
-    ``average_sha256`` is that of what the study would leave, where this is an average of its rounds' adapters.
+    ``average_sha256`` is that of what the study would leave, where this is kept beside the adapter: an average of the
+    rounds, or the iterate that disk looks ahead of.
     """
 
     type = EntryType.ROUND_CLOSED

@@ -295,7 +295,7 @@ class VerifiedLedger:
         # An attempt closes the round that it was begun for, and that one once.
         this = (closed.attempt, closed.round) == (last.attempt, last.round) and last.round == len(self.rounds) + 1
         self._require(this and last.unmasked, f"round {closed.round} has no attempt that was unmasked")
-        averages = self.manifest.study.training.averaging != "none"
+        averages = self.manifest.study.training.leaves_average
         self._require(averages == (closed.average_sha256 is not None), "it averages rounds otherwise than the study")
         self.rounds.append(
             RoundRecord(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[Any]  # of float32 or of float64
-OptimizerName = Literal["sgd", "momentum", "adam"]
+OptimizerName = Literal["sgd", "momentum", "adam", "disk"]
 # Whether known noise is taken off second moments, and of what: each number's own, or one of each tensor.
 NoiseCorrection = Literal["none", "coordinate", "tensor"]
 ADAM_EPSILON = 1e-8
@@ -29,6 +29,9 @@ class Optimizer(Protocol):
 
     def step(self, parameters: Vector, gradient: Vector) -> Vector:
         """New parameters [d] from parameters [d] and a gradient [d]; the arguments are left alone."""
+
+    def left(self, parameters: Vector) -> Vector:
+        """What training leaves that ends at the ``parameters`` [d] of the last step: where the next begins, or not."""
 
 
 @dataclass
@@ -59,6 +62,59 @@ class Sgd:
         velocity = gradient if self._velocity is None else self.momentum * self._velocity + gradient
         self._velocity = velocity.copy()
         return parameters - self.learning_rate * velocity
+
+    def left(self, parameters: Vector) -> Vector:
+        """The parameters."""
+        return parameters
+
+
+@dataclass
+class Disk:
+    """Gradient descent by a filtered gradient, each of which is taken ahead of where descent is (DiSK).
+
+    Zhang et al. 2024 (arXiv 2410.03883), algorithm 1, with κ = 1 − ``beta`` and γ = (1 − κ)/κ. At this γ what a record
+    adds is one gradient, at x + γ(x − x′) of the last two iterates x′ and x: so whoever computes gradients is given
+    that point, and all else is post-processing. The estimate of the gradient is β of the last and κ of the new one;
+    the first is as it comes. With β = 0 it is gradient descent.
+
+    ``parameters`` are the points where gradients are taken; ``left`` is the iterate.
+    """
+
+    learning_rate: float
+    beta: float
+    _estimate: Vector | None = None
+    _ahead: Vector | None = None
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """``estimate`` [d] and ``ahead`` [d], γ times the last change of the iterate, once there are some."""
+        if self._estimate is None or self._ahead is None:
+            return {}
+        return {"estimate": self._estimate.copy(), "ahead": self._ahead.copy()}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Continue from a ``state``."""
+        self._estimate = state["estimate"].copy() if state else None
+        self._ahead = state["ahead"].copy() if state else None
+
+    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+        """One step; the first iterate is where the first gradient was taken.
+
+        >>> disk = Disk(learning_rate=1.0, beta=0.5)
+        >>> parameters = disk.step(np.array([8.0]), np.array([2.0]))
+        >>> parameters, disk.left(parameters)
+        (array([4.]), array([6.]))
+        """
+        last, rest = self._estimate, 1 - self.beta
+        estimate = gradient if last is None else self.beta * last + rest * gradient
+        change = self.learning_rate * estimate
+        iterate = self.left(parameters) - change
+        self._estimate, self._ahead = estimate.copy(), -(self.beta / rest * change)
+        return iterate + self._ahead
+
+    def left(self, parameters: Vector) -> Vector:
+        """The iterate behind the point where the next gradient is taken."""
+        return parameters if self._ahead is None else parameters - self._ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +179,10 @@ class Adam:
             unbiased_square = self._without_noise(unbiased_square, self.noise, 1 - power2)
         return parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
 
+    def left(self, parameters: Vector) -> Vector:
+        """The parameters."""
+        return parameters
+
     def _without_noise(self, square: Vector, noise: KnownNoise, weight: float) -> Vector:
         """The second moments without the noise's; ``weight`` is that of the steps so far."""
         rest, (moment, variance) = 1 - self.beta2, self._noise
@@ -141,7 +201,9 @@ def make_optimizer(
     beta2: float = 0.99,
     noise: KnownNoise | None = None,
 ) -> Optimizer:
-    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum``, ``noise`` is for ``adam``.
+    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum`` and of ``disk`` 1 − κ.
+
+    ``noise`` is for ``adam``.
 
     >>> make_optimizer("sgd", learning_rate=1.0)
     Sgd(learning_rate=1.0, momentum=0.0, _velocity=None)
@@ -150,4 +212,6 @@ def make_optimizer(
         return Sgd(learning_rate)
     if name == "momentum":
         return Sgd(learning_rate, beta1)
+    if name == "disk":
+        return Disk(learning_rate, beta1)
     return Adam(learning_rate, beta1, beta2, noise)

@@ -28,11 +28,12 @@ from .rates import average_weight, rate_factor
 from .training import TrainingSection
 
 # The vectors that an optimiser remembers, float32, in this order; then come its pairs, of float64. Before them stands
-# the average of the rounds' adapters, where the study has one.
+# what the study would leave, where this is not the round's adapter.
 _VECTORS: Final[dict[OptimizerName, tuple[str, ...]]] = {
     "sgd": (),
     "momentum": ("velocity",),
     "adam": ("mean", "square"),
+    "disk": ("estimate", "ahead"),
 }
 _PAIRS: Final = ("powers", "noise")
 _MOST_BYTES_PER_NUMBER: Final = 20
@@ -193,14 +194,15 @@ def _write(due: DueStep, *, adapter: IO[bytes], optimizer: IO[bytes]) -> None:
                 gradient = mean_gradient(manifest, aggregate, due.survivors).astype(np.float32)
                 was = _NUMBERS.read(before.numbers, block)
                 stepped = rule.step(was * (1 - learning_rate * training.weight_decay), gradient)
-                state = rule.state | {"average": _averaged(training, due.round, found.get("average", was), stepped)}
+                iterate = rule.left(stepped)
+                state = rule.state | {"average": _averaged(training, due.round, found.get("average", was), iterate)}
             adapter.write(vector_view(stepped))
             for name, place in after.items():
                 place.write(optimizer, places.get(name, block), state[name])
 
 
 def left(manifest: Manifest, trained: Trained) -> Vector:
-    """The adapter float32 [d] that the study leaves, were it to end here: the average of its rounds, if it has one."""
+    """The adapter float32 [d] that the study leaves, were it to end here: its average, if it has one."""
     average = _average(manifest, trained)
     return trained.vector if average is None else np.require(_vector(average), requirements="W")
 
@@ -211,7 +213,7 @@ def left_sha256(manifest: Manifest, trained: Trained) -> str:
 
 
 def average_sha256(manifest: Manifest, trained: Trained) -> str | None:
-    """The hash of the average of the rounds' adapters, as the ledger has it; None where there is none."""
+    """The hash of the average of the rounds' iterates, as the ledger has it; None where there is none."""
     average = _average(manifest, trained)
     return None if average is None else sha256(average)
 
@@ -276,7 +278,7 @@ def _lengths(manifest: Manifest) -> dict[str, int]:
     """How many numbers are remembered under each name, in the order of ``_VECTORS`` and ``_PAIRS``."""
     training, d = manifest.study.training, manifest.dimension
     vectors = () if training.optimizer == "momentum" and training.beta1 == 0 else _VECTORS[training.optimizer]
-    lengths = dict.fromkeys(vectors if training.averaging == "none" else ("average", *vectors), d)
+    lengths = dict.fromkeys(("average", *vectors) if training.leaves_average else vectors, d)
     if training.noise_correction == "tensor":
         lengths["square"] = len(manifest.tensor_sizes)
     pairs = _PAIRS[: 0 if training.optimizer != "adam" else 1 if training.noise_correction == "none" else 2]
@@ -351,12 +353,12 @@ def _known_noise(due: DueStep) -> Callable[[int, int], KnownNoise] | None:
     return of
 
 
-def _averaged(training: TrainingSection, round_: int, average: Vector, adapter: Vector) -> Vector:
-    """The average after ``round_``, which left that ``adapter``; of a block of each."""
+def _averaged(training: TrainingSection, round_: int, average: Vector, iterate: Vector) -> Vector:
+    """The average after ``round_``, which came to that ``iterate``; of a block of each."""
     weight = average_weight(
         training.averaging, round_, rounds=training.rounds, averaged_rounds=training.averaged_rounds
     )
-    return adapter if weight == 1 else average + weight * (adapter - average)
+    return iterate if weight == 1 else average + weight * (iterate - average)
 
 
 def _unfit(what: str) -> EnvelopeError:

@@ -64,7 +64,11 @@ class TrainingSection(Section):
     averaged_rounds: Annotated[
         int, Help("How many last rounds a mean is of; an ema has the age of one of so many"), Field(ge=1, le=100_000)
     ] = 1
-    beta1: Annotated[float, Help("Of adam; also the momentum of momentum"), Field(ge=0, lt=1)] = 0.9
+    beta1: Annotated[
+        float,
+        Help("Of adam; also the momentum of momentum, and what disk keeps of the last estimate (1 − κ)"),
+        Field(ge=0, lt=1),
+    ] = 0.9
     beta2: Annotated[float, Help("Of adam"), Field(ge=0, lt=1)] = 0.99
     local_steps: Annotated[int, Option("Steps a site takes in a round, under local trust"), Field(ge=1, le=1000)] = 1
     local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
@@ -98,18 +102,24 @@ class TrainingSection(Section):
         'sgd; a learning rate of 0.05 (rounds of warm-up: 1), which falls evenly; the mean of the last 2 rounds is left'
         """
         rate = f"a learning rate of {self.learning_rate:g}"
+        filtered = f" (κ = {1 - self.beta1:g})" if self.optimizer == "disk" else ""
         rises = f" (rounds of warm-up: {self.warmup_rounds})" if self.warmup_rounds else ""
         return "; ".join(
             filter(
                 None,
                 (
-                    self.optimizer + _CORRECTED[self.noise_correction],
+                    self.optimizer + filtered + _CORRECTED[self.noise_correction],
                     rate + rises + _FALLS[self.rate_decay],
                     f"a weight decay of {self.weight_decay:g}" if self.weight_decay else "",
                     _LEFT[self.averaging].format(self.averaged_rounds),
                 ),
             )
         )
+
+    @property
+    def leaves_average(self) -> bool:
+        """Whether what is left is kept beside the last adapter: an average, or the iterate that disk looks ahead of."""
+        return self.averaging != "none" or self.optimizer == "disk"
 
     @property
     def evaluated_rounds(self) -> frozenset[int]:

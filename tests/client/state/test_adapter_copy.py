@@ -33,6 +33,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "averaged momentum": {"optimizer": "momentum", "averaging": "mean", "averaged_rounds": 9},
     "adam": {"optimizer": "adam"},
+    "disk": {"optimizer": "disk", "beta1": 0.5},
 }
 
 
@@ -54,9 +55,9 @@ def adam():
     return two_rounds("adam").fork()
 
 
-@pytest.fixture
-def averaged():
-    return two_rounds("averaged momentum").fork()
+@pytest.fixture(params=["averaged momentum", "disk"])
+def averaged(request):
+    return two_rounds(request.param).fork()
 
 
 def sent(message):
@@ -343,7 +344,7 @@ def test_a_study_that_leaves_the_sites_own_adapter_is_signed(history):
     assert closed_with(history, history.weights) == {"closed"}
 
 
-def test_where_rounds_are_averaged_no_site_signs_a_study_that_leaves_the_last_of_them(averaged):
+def test_where_an_average_is_left_no_site_signs_a_study_that_leaves_the_last_adapter(averaged):
     twin = averaged.fork()
     assert closed_with(averaged, averaged.weights) == {"closed"}
     assert closed_with(twin, numbers(averaged, averaged.last_step.after.adapter)) == {"adapter"}

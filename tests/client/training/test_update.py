@@ -77,7 +77,7 @@ def test_under_distributed_trust_the_update_is_the_integer_sum_at_the_attempt_s_
     assert not np.array_equal(computed(update, adapter + np.float32(0.1)), released)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "disk"])
 def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sampler, adapter, optimizer):
     training = {"local_steps": 3, "local_learning_rate": 0.3, "local_optimizer": optimizer, "beta1": 0.5, "beta2": 0.8}
     update = site_update(sampler, trust="local", training=training)
@@ -89,7 +89,7 @@ def test_under_local_trust_the_update_is_the_weighted_change_of_k_local_steps(sa
         sampler.model.set_adapter(parameters.astype(np.float32))
         # q is 1 and the site's nominal units are six, though it has four.
         parameters = steps.step(parameters, lattice.decode(plain(update).sum_units(UNITS)) / 6)
-    expected = (parameters - adapter) * 6 / sum(NOMINAL_UNITS)
+    expected = (steps.left(parameters) - adapter) * 6 / sum(NOMINAL_UNITS)
     decoded = update.manifest.fixed_point.decode(centred(released, update.manifest))
     np.testing.assert_allclose(decoded, expected, rtol=0, atol=0.51 / update.manifest.fixed_point.scale)
     assert np.abs(expected).max() > 100 / update.manifest.fixed_point.scale

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from grandrounds.common.model.optimizers import ADAM_EPSILON, Adam, KnownNoise, make_optimizer
 
-NAMES = ("sgd", "momentum", "adam")
+NAMES = ("sgd", "momentum", "adam", "disk")
 OPTIONS: dict[str, Any] = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95}
 STEPS, SIZE = 12, 6
 # Subnormal squares are where two orders of the same operations may differ.
@@ -30,7 +30,7 @@ def steps(optimizer, parameters, gradients):
     return parameters
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ORACLES)
 @settings(max_examples=50, deadline=None)
 @given(gradients=GRADIENTS)
 def test_the_steps_are_torch_s(name, gradients):
@@ -75,7 +75,7 @@ def test_a_step_leaves_its_arguments_and_the_given_state_alone(name):
     assert all(np.array_equal(state[key], kept[key]) for key in kept)
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adam", "disk"])
 def test_an_empty_state_begins_anew(name):
     optimizer = make_optimizer(name, **OPTIONS)
     first = optimizer.step(np.zeros(3), np.ones(3))
@@ -84,7 +84,7 @@ def test_an_empty_state_begins_anew(name):
     np.testing.assert_array_equal(optimizer.step(np.zeros(3), np.ones(3)), first)
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adam", "disk"])
 def test_a_state_that_is_forgotten_would_show(name):
     resumed, fresh = make_optimizer(name, **OPTIONS), make_optimizer(name, **OPTIONS)
     resumed.step(np.zeros(3), np.array([1.0, 2.0, 3.0]))
@@ -92,7 +92,7 @@ def test_a_state_that_is_forgotten_would_show(name):
     assert not np.array_equal(resumed.step(np.zeros(3), gradient), fresh.step(np.zeros(3), gradient))
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adam", "disk"])
 def test_whoever_holds_a_state_cannot_change_the_optimizer_by_it(name):
     optimizer, untouched = make_optimizer(name, **OPTIONS), make_optimizer(name, **OPTIONS)
     for each in (optimizer, untouched):
@@ -103,9 +103,67 @@ def test_whoever_holds_a_state_cannot_change_the_optimizer_by_it(name):
     np.testing.assert_array_equal(optimizer.step(np.zeros(3), gradient), untouched.step(np.zeros(3), gradient))
 
 
-# --- what noise leaves of second moments ------------------------------------------------------------------------------
+# --- a filter of gradients --------------------------------------------------------------------------------------------
 
 COUNT, SIGNAL, NOISE = 40_000, 1.0, 2.0
+CURVATURES = np.array([0.1, 0.7, 1.0, 1.6, 2.5, 4.0])
+
+
+def disk_of_two_gradients(kappa, gamma, start, noise):
+    """The paper's algorithm 1 as written, on a bowl: each step takes two gradients, one ahead of the iterate."""
+    iterate, moved, estimate = start, np.zeros(SIZE), None
+    for drawn in noise:
+        weight = (1 - kappa) / (kappa * gamma)
+        taken = weight * CURVATURES * (iterate + gamma * moved) + (1 - weight) * CURVATURES * iterate + drawn
+        estimate = taken if estimate is None else (1 - kappa) * estimate + kappa * taken
+        moved = -0.05 * estimate
+        iterate = iterate + moved
+    return iterate
+
+
+def disk(beta, start, noise, *, ahead=True):
+    """Ours, on the same bowl; or a filter alone, whose gradients are those at the iterate."""
+    optimizer, parameters = make_optimizer("disk", learning_rate=0.05, beta1=beta), start
+    for drawn in noise:
+        at = parameters if ahead else optimizer.left(parameters)
+        parameters = optimizer.step(parameters, CURVATURES * at + drawn)
+    return optimizer.left(parameters)
+
+
+@settings(max_examples=50, deadline=None)
+@given(noise=GRADIENTS, kappa=st.floats(0.05, 0.95))
+def test_one_gradient_ahead_of_the_iterate_is_all_that_disk_needs_at_its_gamma(noise, kappa):
+    start = np.linspace(-1, 1, SIZE)
+    expected = disk_of_two_gradients(kappa, (1 - kappa) / kappa, start, noise)
+    np.testing.assert_allclose(disk(1 - kappa, start, noise), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_at_the_iterate_would_make_another_filter():
+    start, noise = np.linspace(-1, 1, SIZE), np.random.default_rng(1).standard_normal((STEPS, SIZE))
+    expected = disk_of_two_gradients(0.5, 1.0, start, noise)
+    np.testing.assert_allclose(disk(0.5, start, noise), expected, rtol=1e-9)
+    assert np.abs(disk(0.5, start, noise, ahead=False) - expected).max() > 0.01
+
+
+@settings(max_examples=50, deadline=None)
+@given(gradients=GRADIENTS)
+def test_a_filter_that_keeps_nothing_is_gradient_descent(gradients):
+    start, optimizer = np.linspace(-1, 1, SIZE), make_optimizer("disk", learning_rate=0.05, beta1=0.0)
+    plain = steps(make_optimizer("sgd", learning_rate=0.05), start, gradients)
+    np.testing.assert_array_equal(optimizer.left(steps(optimizer, start, gradients)), plain)
+
+
+def test_a_filter_leaves_the_noise_s_known_share_of_an_estimate():
+    optimizer, random = make_optimizer("disk", learning_rate=1e-9, beta1=0.75), np.random.default_rng(2)
+    for _ in range(60):
+        optimizer.step(np.zeros(COUNT), 3.0 + NOISE * random.standard_normal(COUNT))
+    estimate = optimizer.state["estimate"]
+    assert estimate.mean() == pytest.approx(3.0, abs=0.03)
+    assert estimate.var() == pytest.approx(NOISE**2 * 0.25 / (2 - 0.25), rel=0.05)  # κ/(2 − κ)
+
+
+# --- what noise leaves of second moments ------------------------------------------------------------------------------
+
 NOISY = SIGNAL * np.sign(np.arange(COUNT) % 2 - 0.5) + NOISE * np.random.default_rng(3).standard_normal(COUNT)
 
 

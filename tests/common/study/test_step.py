@@ -32,7 +32,7 @@ from grandrounds.common.study.step import (
     sum_from_bytes,
 )
 
-OPTIMIZERS = ("sgd", "momentum", "adam")
+OPTIMIZERS = ("sgd", "momentum", "adam", "disk")
 TRUSTS = ("distributed", "local")
 D = 4
 IDENTITIES = {f"site-{i}": Identity.from_bytes(bytes([i]) * 32) for i in range(1, 6)}
@@ -115,7 +115,7 @@ def reference(
     noise = variance_in_sum * unit * unit if correction else 0.0
     power1 = power2 = 1.0
     moment = variance = 0.0
-    average, mean, square, velocity = list(adapter), [0.0] * D, [0.0] * D, [0.0] * D
+    average, mean, square, velocity, ahead = list(adapter), [0.0] * D, [0.0] * D, [0.0] * D, [0.0] * D
     for number, total in enumerate(sums):
         exact, weight = TRAINING["learning_rate"] * factors[number], weights[number]
         rate, kept = single(exact), single(1 - exact * weight_decay)
@@ -142,11 +142,19 @@ def reference(
                     unbiased = max(single(unbiased - single(moment / (1 - power2))), least)
                 above = single(rate * single(mean[i] / single(1 - power1)))
                 change = single(above / single(single(math.sqrt(unbiased)) + single(ADAM_EPSILON)))
-            adapter[i] = single(single(adapter[i] * kept) - change)
-            moved = single(average[i] + single(single(weight) * single(adapter[i] - average[i])))
-            average[i] = adapter[i] if weight == 1 else moved
-    state = [] if "averaging" not in LEVERS[levers] else average
-    state = state + {"sgd": [], "momentum": velocity, "adam": mean}[optimizer]
+            elif optimizer == "disk":
+                filtered = single(single(single(beta1) * mean[i]) + single(rest1 * gradient))
+                mean[i] = gradient if number == 0 else filtered
+                change = single(rate * mean[i])
+            adapter[i] = iterate = single(single(single(adapter[i] * kept) - ahead[i]) - change)
+            if optimizer == "disk":
+                ahead[i] = -single(single(beta1 / (1 - beta1)) * change)
+                adapter[i] = single(iterate + ahead[i])
+                iterate = single(adapter[i] - ahead[i])
+            moved = single(average[i] + single(single(weight) * single(iterate - average[i])))
+            average[i] = iterate if weight == 1 else moved
+    state = average if "averaging" in LEVERS[levers] or optimizer == "disk" else []
+    state = state + {"sgd": [], "momentum": velocity, "adam": mean, "disk": mean + ahead}[optimizer]
     state += [] if optimizer != "adam" else square[:2] if correction == "tensor" else square
     pairs = ([power1, power2] if optimizer == "adam" else []) + ([moment, variance] if correction else [])
     kept_bytes = struct.pack(f"<{len(state)}f", *state) + struct.pack(f"<{len(pairs)}d", *pairs)
@@ -173,6 +181,8 @@ def first() -> Trained:
     [
         ("sgd", "none"),
         ("momentum", "cosine, ema"),
+        ("disk", "none"),
+        ("disk", "linear, mean"),
         *(("adam", levers) for levers in ("none", "linear, mean", "decay, coordinate", "tensor")),
     ],
 )
@@ -226,7 +236,7 @@ def test_steps_go_on_from_what_was_sent_or_stored_as_they_would_have_without(opt
         assert (after.adapter_sha256, after.optimizer_sha256) == (whole.adapter_sha256, whole.optimizer_sha256)
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "disk"])
 def test_what_the_optimiser_remembers_matters(optimizer):
     manifest, sums = MANIFESTS[optimizer, "distributed"], [[500, -700, 1000, 3], [1, 2, 3, 4]]
     middle = taken(manifest, sums[:1], first())

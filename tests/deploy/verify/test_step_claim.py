@@ -30,10 +30,13 @@ def write_sums(study: SmallStudy, folder: Path) -> None:
 
 CORRECTED = {"optimizer": "adam", "noise_correction": "tensor", "weight_decay": 0.1}
 AVERAGED = {"optimizer": "momentum", "averaging": "ema", "averaged_rounds": 2, "rate_decay": "cosine"}
+FILTERED = {"optimizer": "disk", "beta1": 0.3}
 STAGES = [[2, 0.5], [4, 2.0]]
 
 
-@pytest.fixture(scope="module", params=[({"optimizer": "sgd"}, []), (AVERAGED, []), (CORRECTED, STAGES)])
+@pytest.fixture(
+    scope="module", params=[({"optimizer": "sgd"}, []), (AVERAGED, []), (FILTERED, []), (CORRECTED, STAGES)]
+)
 def closed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallStudy, Path]:
     folder = tmp_path_factory.mktemp("finished")
     training, stages = request.param
