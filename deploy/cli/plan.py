@@ -58,7 +58,8 @@ def plan(
         Path | None,
         typer.Option(
             metavar="GRID.toml",
-            help="Train with every setting of a grid on --public-text, with the study's noise, and plan the best.",
+            help="Train with every setting of a grid on --public-text, with the study's noise, and plan the best. "
+            "Where no noise_stages are stated, attempts beyond a setting's own rounds have more noise.",
             rich_help_panel=_PANEL,
         ),
     ] = None,

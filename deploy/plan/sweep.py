@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final, Self
@@ -22,7 +23,7 @@ from ...common.model.base_folder import vocabulary_size_of
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.events import MIN_NOISE_MULTIPLIER
 from ...common.privacy.mechanism import RoundedGaussian
-from ...common.schema import known, validated
+from ...common.schema import known
 from ...common.sources.source import DataSource
 from ...common.study.completion import complete_study, default_max_units
 from ...common.study.first_adapter import first_adapter_of, with_pinned_adapter
@@ -30,6 +31,7 @@ from ...common.study.manifest import Manifest, new_manifest
 from ...common.study.study import DataSection, Study
 from ...server.report.utility import published
 from ..builtin.models import base_model_folder
+from ..builtin.spares import with_setting
 from .grid import Grid, shown
 from .pooled import trained_in_one_place
 from .trial import Tell, Unit
@@ -106,8 +108,9 @@ class Sweep:
 def sweep(study: Study, grid: Grid, public_text: Path, *, tell: Tell = lambda doing: None) -> Sweep:
     """Train the study with every setting of ``grid`` on ``public_text``, and rank by perplexity on what is held out.
 
-    Each setting is calibrated for the study's ε, as it would be; a step's mean gradient carries the noise that it would
-    carry with every site present, also where there are fewer units than the study has. Public are the records: *no
+    Each setting is calibrated for the study's ε, as it would be, also where noise has stages: those that the study does
+    not state follow from a setting's rounds. A step's mean gradient carries the noise that it would carry with every
+    site present, also where there are fewer units than the study has. Public are the records: *no
     guarantee is made here*, and none is needed. A setting's runs have each another A, another draw and other noise; A
     is the same for all settings.
 
@@ -122,17 +125,26 @@ def sweep(study: Study, grid: Grid, public_text: Path, *, tell: Tell = lambda do
             "sites that step by themselves, or add public records",
             fix="state target_epsilon and distributed trust, or train each setting with `grandrounds simulate`",
         )
-    settings = [(setting, _with(study, setting)) for setting in grid.settings]  # all are judged before one is trained
+    # All are judged before one is trained.
+    settings = [(setting, with_setting(study, setting)) for setting in grid.settings]
     for one in {changed.model.first_adapter: changed for _, changed in settings}.values():
         first_adapter_of(one)  # each can be read
+    tell(f"calibrating the noise of {len(settings)} settings")
+    complete = [complete_study(changed) for _, changed in settings]
     read: dict[DataSection, _Public] = {}
-    tried = []
-    for number, (setting, changed) in enumerate(settings):
-        completed = complete_study(changed)
-        if changed.data not in read:
+    for one in complete:
+        if one.data not in read:
             tell(f"reading {public_text.name}")
-            read[changed.data] = _Public.read(public_text, changed)
-        public = read[changed.data]
+            read[one.data] = _Public.read(public_text, one)
+    tell(f"judging {len(settings)} settings")
+    for _, alike in groupby(complete, key=lambda one: one.model):  # a grid's models vary slowest
+        model = None
+        for one in alike:
+            model = model or read[one.data].model(one, seed=0)
+            read[one.data].manifest(one, model)
+    tried = []
+    for number, ((setting, changed), completed) in enumerate(zip(settings, complete, strict=True)):
+        public = read[completed.data]
         perplexities = []
         for seed in range(grid.repeats):
             doing = f"run {number * grid.repeats + seed + 1} of {grid.runs}, {shown(setting)}"
@@ -200,11 +212,8 @@ class _Public:
 
         Raises ModelError, PrivacyError and StudyError.
         """
-        model = LanguageModel.load(self.base, study.model.lora, seed=seed, precision=study.model.precision)
-        first = first_adapter_of(study)
-        if first is not None:
-            first.put_on(model)
-        manifest = self._manifest(study, model)
+        model = self.model(study, seed=seed)
+        manifest = self.manifest(study, model)
         sites = [site.name for site in manifest.study.sites]
         start = model.get_adapter()
         examples = self.tokenisation.evaluation_set(self.held_out, positions=model.positions).examples
@@ -233,10 +242,19 @@ class _Public:
         )
         return before, model.perplexity(examples, adapter).whole
 
-    def _manifest(self, study: Study, model: LanguageModel) -> Manifest:
-        """That of the study, were the public units its own: a step's mean gradient has the noise that it has there.
+    def model(self, study: Study, *, seed: int) -> LanguageModel:
+        """That of the study, with its first adapter or an A that is ``seed``'s. Raises ModelError and StudyError."""
+        model = LanguageModel.load(self.base, study.model.lora, seed=seed, precision=study.model.precision)
+        first = first_adapter_of(study)
+        if first is not None:
+            first.put_on(model)
+        return model
+
+    def manifest(self, study: Study, model: LanguageModel) -> Manifest:
+        """That of a complete study, were the public units its own: a step's mean gradient has the noise it has there.
 
         As many units enter a step as in the study, or all there are: then there is as much less noise in their sum.
+        Raises DataError, PrivacyError and StudyError.
         """
         privacy, units = study.privacy, len(self.units)
         planned = privacy.sampling_probability * study.total_nominal_units
@@ -266,12 +284,3 @@ class _Public:
             model=model,
             model_sha256=model.folder_sha256,
         )
-
-
-def _with(study: Study, setting: Mapping[str, Any]) -> Study:
-    """The study with a setting. Raises StudyError where it would be none."""
-    tables = study.model_dump()
-    for name, value in setting.items():
-        table, field = name.split(".")
-        tables[table][field] = value
-    return validated(Study, tables)

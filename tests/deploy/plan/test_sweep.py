@@ -17,9 +17,12 @@ from grandrounds.common.schema import known, validated
 from grandrounds.common.study.completion import complete_study
 from grandrounds.common.study.step import mean_gradient
 from grandrounds.common.study.study import Study
+from grandrounds.deploy.builtin.spares import with_setting
 from grandrounds.deploy.cli.main import app
+from grandrounds.deploy.plan.first_adapter import prepare
 from grandrounds.deploy.plan.grid import Grid, require_public
 from grandrounds.deploy.plan.sweep import Sweep, Tried, _Public, sweep
+from grandrounds.deploy.simulation.config import read_simulation
 from grandrounds.deploy.views.sweep import print_sweep
 
 NO_NOISE = {"noise": False, "target_epsilon": None}
@@ -79,11 +82,56 @@ def test_every_setting_is_calibrated_for_the_study_s_epsilon(base: Path, text: P
     assert noise[4] > noise[1]
 
 
+def builtin(base: Path, *, rounds: int, **privacy: Any) -> Study:
+    """As `plan` has it where nothing is said of sites, attempts and noise: attempts beyond the rounds have more."""
+    of = a_study(base).model_dump(include={"model", "data"}, exclude_unset=True)
+    training = {"rounds": rounds, "optimizer": "sgd"}
+    study, _ = read_simulation({**of, "privacy": {"target_epsilon": 4.0, **privacy}, "training": training})
+    return study
+
+
+def test_spare_attempts_of_a_setting_are_those_beyond_its_own_rounds(base: Path, text: Path) -> None:
+    study = builtin(base, rounds=4)
+    assert study.privacy.noise_stages == ((5, 2.0),)
+    found = sweep(study, Grid(training={"rounds": (4, 8, 2)}), text)
+    for one in found.tried:
+        rounds = one.setting["training.rounds"]
+        asked = complete_study(builtin(base, rounds=rounds))
+        assert one.study.privacy.noise_stages == asked.privacy.noise_stages == ((rounds + 1, 2.0),)
+        assert one.noise_multiplier == asked.privacy.noise_multiplier
+    assert found.best.study.privacy.noise_stages, "and the plan has them"
+
+
+def test_stages_that_a_study_or_a_setting_states_stay_as_they_are(base: Path) -> None:
+    stated = with_setting(builtin(base, rounds=4, noise_stages=[[5, 2.0]]), {"training.rounds": 8})
+    assert stated.privacy.noise_stages == ((5, 2.0),)
+    derived = builtin(base, rounds=4)
+    assert with_setting(derived, {"privacy.noise_stages": (), "training.rounds": 8}).privacy.noise_stages == ()
+    assert with_setting(derived, {"training.max_attempts": 4}).privacy.noise_stages == (), "no attempt is to spare"
+    twice = with_setting(with_setting(derived, {"training.learning_rate": 1.0}), {"training.rounds": 8})
+    assert twice.privacy.noise_stages == ((9, 2.0),)
+
+
+def test_a_setting_that_cannot_be_calibrated_or_begun_is_refused_before_another_is_trained(
+    base: Path, text: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    staged = builtin(base, rounds=4, noise_stages=[[5, 2.0]])
+    with pytest.raises(StudyError, match="one begins with attempt 5, and there are 3"):
+        sweep(staged, Grid(training={"rounds": (4, 2)}), text, tell=told.append)
+    first = tmp_path / "first.safetensors"
+    first.write_bytes(prepare(a_study(base), text, said="terms").first.data)
+    of_rank_2 = a_study(base, model={"first_adapter": str(first)})
+    with pytest.raises(StudyError, match="made for another adapter"):
+        sweep(of_rank_2, Grid(model={"rank": (2, 3)}), text, tell=told.append)
+    assert told and not [line for line in told if line.startswith("run")]
+
+
 @pytest.mark.parametrize("units", [4, 40])  # 12 in a step, and 120, where there are 20
 def test_a_step_s_mean_gradient_has_the_noise_that_it_has_in_the_study(base: Path, text: Path, units: int) -> None:
     study = complete_study(a_study(base, units=units))
     model = LanguageModel.load(base, study.model.lora, seed=0)
-    here = _Public.read(text, study)._manifest(study, model)
+    here = _Public.read(text, study).manifest(study, model)
     planned = study.privacy.sampling_probability * study.total_nominal_units
     assert here.study.privacy.sampling_probability * here.study.total_nominal_units == pytest.approx(min(planned, 20))
 
