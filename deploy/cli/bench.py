@@ -193,7 +193,10 @@ def utility(
     ] = None,
     levers: Annotated[
         Path | None,
-        typer.Option(help="TOML: of each lever by its name, the tables that it changes; each is tried, too."),
+        typer.Option(
+            help="TOML: of each lever by its name, the tables that it changes; each is tried, too. No default "
+            "beside them changes; where no noise_stages are stated, attempts beyond its own rounds have more noise."
+        ),
     ] = None,
     ways: Annotated[
         str,

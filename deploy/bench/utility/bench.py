@@ -124,7 +124,7 @@ def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:
         tell=lambda line: print(f"  {job}: {line}", file=sys.stderr, flush=True),
     )
     try:
-        return perform(job.run, job.tables, workplace)
+        return perform(job, workplace)
     except GrandRoundsError as error:
         return error.diagnostics()
 

@@ -1,25 +1,31 @@
 """What is run: each way of training with the settings that were given, and beside them with each lever's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from ....common.errors import StudyError
 from ....common.schema import read_toml
-from ....common.study.builtin import with_tuned
+from ....common.study.study import Study
+from ...builtin.spares import with_setting
+from ...simulation.settings import Simulation
 from .row import Subject
 from .ways import COMPARED, SECTIONS, Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """A ``run`` with what the ``tables`` of a study's file say of training; ``lever`` names what they change."""
+    """A ``run`` with what the ``tables`` of a study's file say of training, and what a ``lever`` changes of it.
+
+    ``setting`` has the fields that it changes by their dotted names.
+    """
 
     run: Run
     tables: Mapping[str, Any]
     lever: str | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """In words."""
@@ -28,14 +34,21 @@ class Job:
     @cached_property
     def subject(self) -> Subject:
         """Which row it makes. Raises StudyError."""
-        return Subject.of(self.run, self.run.case.read(self.tables)[0])
+        return Subject.of(self.run, self.read()[0])
+
+    def read(self) -> tuple[Study, Simulation]:
+        """The study of the run's case, and where records are. Raises StudyError."""
+        study, simulation = self.run.case.read(self.tables)
+        return (study if self.lever is None else with_setting(study, self.setting)), simulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levers:
     """By name, tables of a study's file of which each is tried in place of what the ``tables`` say.
 
-    Of the built-in model, in place of what is tuned, too: a lever changes what it names, and no default beside it.
+    Of the built-in model, in place of what is tuned, too: a lever changes what it names, and no default beside it. Only
+    the noise of attempts beyond the rounds, where no stages are stated, is derived again (``with_setting``): it begins
+    behind the lever's own rounds.
     """
 
     tables: Mapping[str, Any]
@@ -47,22 +60,19 @@ class Levers:
         changes = {} if path is None else read_toml(path)
         for name, change in changes.items():
             _require_effect(name, change)
-        return cls(tables=with_tuned(tables), changes=changes)
+        return cls(tables=tables, changes=changes)
 
     def jobs(self, runs: Sequence[Run]) -> list[Job]:
         """Every run without a lever and then with each, before the next seed's."""
         jobs = []
         for run in runs:
             jobs.append(Job(run=run, tables=self.tables))
-            jobs += [Job(run=run, tables=self._with(change), lever=name) for name, change in self.changes.items()]
+            for lever, change in self.changes.items():
+                setting = {
+                    f"{table}.{name}": value for table, fields in change.items() for name, value in fields.items()
+                }
+                jobs.append(Job(run=run, tables=self.tables, lever=lever, setting=setting))
         return jobs
-
-    def _with(self, change: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-        changed = {}
-        for section, fields in change.items():
-            given = self.tables.get(section)
-            changed[section] = {**given, **fields} if isinstance(given, Mapping) else fields
-        return {**self.tables, **changed}
 
 
 def _require_effect(name: str, change: Any) -> None:

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from ...simulation.simulate import Result, resume, simulate
 from ...verify.claims import verify
 from .central import Central
 from .extraction import Extraction
+from .levers import Job
 from .row import Row, Subject, stated_of
 from .ways import CENTRAL, Run
 
@@ -47,14 +48,14 @@ class Workplace:
     tell: Tell = lambda line: None
 
 
-def perform(run: Run, tables: Mapping[str, Any], workplace: Workplace) -> Row:
-    """The row of a run on the built-in patients, which are generated where they are not yet there.
+def perform(job: Job, workplace: Workplace) -> Row:
+    """The row of a job's run on the built-in patients, which are generated where they are not yet there.
 
     A federation goes on with what an earlier call left of it. Raises what training raises.
     """
-    of_case, simulation = run.case.read(tables)
-    records = prepare_records(simulation, _observer(run.study(of_case), workplace.tell))
-    return measured(run, of_case, records, workplace)
+    of_case, simulation = job.read()
+    records = prepare_records(simulation, _observer(job.run.study(of_case), workplace.tell))
+    return measured(job.run, of_case, records, workplace)
 
 
 def measured(run: Run, of_case: Study, records: RecordFiles, workplace: Workplace) -> Row:

@@ -117,7 +117,7 @@ def test_every_lever_is_tried_with_each_run_in_the_place_of_what_the_configurati
     jobs = Levers.read(file, given).jobs(runs)
     names = [None, "wider", "clipped"]
     assert [(job.run.case.seed, job.lever) for job in jobs] == [(seed, name) for seed in (1, 2) for name in names]
-    studies = [job.run.case.read(job.tables)[0] for job in jobs[:3]]
+    studies = [job.read()[0] for job in jobs[:3]]
     assert [study.model.rank for study in studies] == [2, 4, 2]
     assert {study.training.learning_rate for study in studies} == {1.0}
     assert [study.privacy.clipping for study in studies] == ["norm", "norm", "auto"]
@@ -130,12 +130,27 @@ def test_a_lever_changes_nothing_that_it_does_not_name(tmp_path: Path) -> None:
     file.write_text("[adam]\ntraining = { optimizer = 'adam', learning_rate = 0.004 }\n[wider]\nmodel = { rank = 4 }")
     runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
     tuned, adam, wider = (
-        {name: dict(table) for name, table in job.run.case.read(job.tables)[0].model_dump().items() if name in TUNED}
+        {name: dict(table) for name, table in job.read()[0].model_dump().items() if name in TUNED}
         for job in Levers.read(file, {}).jobs(runs)
     )
     adam["training"].update({name: tuned["training"][name] for name in ("optimizer", "learning_rate")})
     wider["model"]["rank"] = tuned["model"]["rank"]
     assert adam == wider == tuned
+
+
+def test_a_lever_of_rounds_or_attempts_has_the_noise_of_its_own_spare_attempts(tmp_path: Path) -> None:
+    """Where the configuration states no stages of noise; and what a lever does not name is as it is without it."""
+    file = tmp_path / "levers.toml"
+    file.write_text("[longer]\ntraining.rounds = 8\n[more-tries]\ntraining.max_attempts = 6\n")
+    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
+
+    def stages(tables: dict[str, Any]) -> list[Any]:
+        return [job.read()[0].privacy.noise_stages for job in Levers.read(file, tables).jobs(runs)]
+
+    assert stages({}) == [((5, 2.0),), ((9, 2.0),), ((5, 2.0),)]
+    assert stages({"privacy": {"noise_stages": []}}) == [()] * 3
+    assert stages({"privacy": {"noise_stages": [[3, 0.5]]}}) == [((3, 0.5),)] * 3
+    assert stages({"training": {"max_attempts": 9}}) == [()] * 3
 
 
 def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim() -> None:
@@ -144,7 +159,7 @@ def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim
     jobs = Levers.read(results / "levers.toml", read_toml(results / "levers-base.toml")).jobs(runs)
     assert len({job.subject for job in jobs}) == len(jobs) > 10
     for job in jobs:
-        study = job.run.study(job.run.case.read(job.tables)[0])
+        study = job.run.study(job.read()[0])
         assert study.privacy.noise and study.privacy.target_epsilon == 4.0, job
 
 
