@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from ...common.model.adapter import Vector, loaded
 from ...common.model.example import Example
-from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import Mechanism
 from ...common.secagg.encoding import residue_dtype
 from ...common.study.manifest import Manifest
@@ -54,12 +53,7 @@ class SiteUpdate:
         change = self._dp_sgd(mechanism).train(
             self._draw,
             adapter=adapter,
-            optimizer=make_optimizer(
-                training.local_optimizer,
-                learning_rate=training.local_learning_rate,
-                beta1=training.beta1,
-                beta2=training.beta2,
-            ),
+            optimizer=training.site_optimizer(),
             steps=training.local_steps,
             denominator=self.manifest.step_units([self.name]),
         )

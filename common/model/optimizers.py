@@ -27,8 +27,11 @@ class Optimizer(Protocol):
     def restore(self, state: dict[str, Vector]) -> None:
         """Continue from a ``state``."""
 
-    def step(self, parameters: Vector, gradient: Vector) -> Vector:
-        """New parameters [d] from parameters [d] and a gradient [d]; the arguments are left alone."""
+    def step(self, parameters: Vector, gradient: Vector, *, kept: float = 1.0) -> Vector:
+        """New parameters [d] from parameters [d] and a gradient [d]; the arguments are left alone.
+
+        ``kept`` is the share of them that weight decay leaves beforehand.
+        """
 
     def left(self, parameters: Vector) -> Vector:
         """What training leaves that ends at the ``parameters`` [d] of the last step: where the next begins, or not."""
@@ -51,17 +54,17 @@ class Sgd:
         """Continue from a ``state``."""
         self._velocity = state["velocity"].copy() if "velocity" in state else None
 
-    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+    def step(self, parameters: Vector, gradient: Vector, *, kept: float = 1.0) -> Vector:
         """One step.
 
         >>> Sgd(learning_rate=0.5).step(np.array([1.0]), np.array([2.0]))
         array([0.])
         """
         if self.momentum == 0.0:
-            return parameters - self.learning_rate * gradient
+            return kept * parameters - self.learning_rate * gradient
         velocity = gradient if self._velocity is None else self.momentum * self._velocity + gradient
         self._velocity = velocity.copy()
-        return parameters - self.learning_rate * velocity
+        return kept * parameters - self.learning_rate * velocity
 
     def left(self, parameters: Vector) -> Vector:
         """The parameters."""
@@ -72,16 +75,16 @@ class Sgd:
 class Disk:
     """Gradient descent by a filtered gradient, each of which is taken ahead of where descent is (DiSK).
 
-    Zhang et al. 2024 (arXiv 2410.03883), algorithm 1, with κ = 1 − ``beta`` and γ = (1 − κ)/κ. At this γ what a record
+    Zhang et al. 2024 (arXiv 2410.03883), algorithm 1, with κ = ``gain`` and γ = (1 − κ)/κ. At this γ what a record
     adds is one gradient, at x + γ(x − x′) of the last two iterates x′ and x: so whoever computes gradients is given
-    that point, and all else is post-processing. The estimate of the gradient is β of the last and κ of the new one;
-    the first is as it comes. With β = 0 it is gradient descent.
+    that point, and all else is post-processing. The estimate of the gradient is κ of the new one and 1 − κ of the last;
+    the first is as it comes. With κ = 1 it is gradient descent.
 
     ``parameters`` are the points where gradients are taken; ``left`` is the iterate.
     """
 
     learning_rate: float
-    beta: float
+    gain: float
     _estimate: Vector | None = None
     _ahead: Vector | None = None
 
@@ -97,20 +100,19 @@ class Disk:
         self._estimate = state["estimate"].copy() if state else None
         self._ahead = state["ahead"].copy() if state else None
 
-    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+    def step(self, parameters: Vector, gradient: Vector, *, kept: float = 1.0) -> Vector:
         """One step; the first iterate is where the first gradient was taken.
 
-        >>> disk = Disk(learning_rate=1.0, beta=0.5)
+        >>> disk = Disk(learning_rate=1.0, gain=0.5)
         >>> parameters = disk.step(np.array([8.0]), np.array([2.0]))
         >>> parameters, disk.left(parameters)
         (array([4.]), array([6.]))
         """
-        last, rest = self._estimate, 1 - self.beta
-        estimate = gradient if last is None else self.beta * last + rest * gradient
-        change = self.learning_rate * estimate
-        iterate = self.left(parameters) - change
-        self._estimate, self._ahead = estimate.copy(), -(self.beta / rest * change)
-        return iterate + self._ahead
+        last, iterate = self._estimate, self.left(parameters)
+        self._estimate = gradient.copy() if last is None else (1 - self.gain) * last + self.gain * gradient
+        stepped = kept * iterate - self.learning_rate * self._estimate
+        self._ahead = (1 - self.gain) / self.gain * (stepped - iterate)
+        return stepped + self._ahead
 
     def left(self, parameters: Vector) -> Vector:
         """The iterate behind the point where the next gradient is taken."""
@@ -164,7 +166,7 @@ class Adam:
         self._mean = state["mean"].copy() if state else None
         self._square = state["square"].copy() if state else None
 
-    def step(self, parameters: Vector, gradient: Vector) -> Vector:
+    def step(self, parameters: Vector, gradient: Vector, *, kept: float = 1.0) -> Vector:
         """One step; the first moves every coordinate by about the learning rate."""
         shared = None if self.noise is None else self.noise.square
         squared = gradient * gradient if shared is None else shared
@@ -177,7 +179,7 @@ class Adam:
         unbiased_square = self._square / (1 - power2)
         if self.noise is not None:
             unbiased_square = self._without_noise(unbiased_square, self.noise, 1 - power2)
-        return parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
+        return kept * parameters - self.learning_rate * unbiased_mean / (np.sqrt(unbiased_square) + ADAM_EPSILON)
 
     def left(self, parameters: Vector) -> Vector:
         """The parameters."""
@@ -199,11 +201,12 @@ def make_optimizer(
     learning_rate: float,
     beta1: float = 0.9,
     beta2: float = 0.99,
+    gain: float = 0.7,
     noise: KnownNoise | None = None,
 ) -> Optimizer:
-    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum`` and of ``disk`` 1 − κ.
+    """The optimiser that a manifest names; ``beta1`` is the momentum of ``momentum``, ``noise`` is for ``adam``.
 
-    ``noise`` is for ``adam``.
+    ``gain`` is the κ of ``disk``.
 
     >>> make_optimizer("sgd", learning_rate=1.0)
     Sgd(learning_rate=1.0, momentum=0.0, _velocity=None)
@@ -213,5 +216,5 @@ def make_optimizer(
     if name == "momentum":
         return Sgd(learning_rate, beta1)
     if name == "disk":
-        return Disk(learning_rate, beta1)
+        return Disk(learning_rate, gain)
     return Adam(learning_rate, beta1, beta2, noise)

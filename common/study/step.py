@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..crypto.identity import sha256
 from ..errors import EnvelopeError
 from ..model.adapter import Vector, adapter_from, loaded, vector_view
-from ..model.optimizers import KnownNoise, OptimizerName, make_optimizer
+from ..model.optimizers import KnownNoise, OptimizerName
 from ..protocol.messages import packed, views
 from ..schema import known
 from ..secagg.encoding import centred, residue_dtype, residues, sum_of_squares
@@ -179,13 +179,7 @@ def _write(due: DueStep, *, adapter: IO[bytes], optimizer: IO[bytes]) -> None:
             places = {name: slice(0, 2) for name in _PAIRS}
             if training.noise_correction == "tensor":
                 places["square"] = slice(tensor, tensor + 1)
-            rule = make_optimizer(
-                training.optimizer,
-                learning_rate=learning_rate,
-                beta1=training.beta1,
-                beta2=training.beta2,
-                noise=noise,
-            )
+            rule = training.server_optimizer(learning_rate=learning_rate, noise=noise)
             found = {name: place.read(before.optimizer, places.get(name, block)) for name, place in remembered.items()}
             rule.restore(found)
             # An adapter that is not finite is refused by those who get it.
@@ -193,7 +187,7 @@ def _write(due: DueStep, *, adapter: IO[bytes], optimizer: IO[bytes]) -> None:
                 aggregate = sum_from_bytes(manifest, total, block.start, block.stop)
                 gradient = mean_gradient(manifest, aggregate, due.survivors).astype(np.float32)
                 was = _NUMBERS.read(before.numbers, block)
-                stepped = rule.step(was * (1 - learning_rate * training.weight_decay), gradient)
+                stepped = rule.step(was, gradient, kept=1 - learning_rate * training.weight_decay)
                 iterate = rule.left(stepped)
                 state = rule.state | {"average": _averaged(training, due.round, found.get("average", was), iterate)}
             adapter.write(vector_view(stepped))

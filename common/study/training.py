@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
-from ..model.optimizers import NoiseCorrection, OptimizerName
+from ..model.optimizers import KnownNoise, NoiseCorrection, Optimizer, OptimizerName, make_optimizer
 from ..schema import Help, Option, Section
 from .rates import Averaging, Decay
 
@@ -64,12 +64,13 @@ class TrainingSection(Section):
     averaged_rounds: Annotated[
         int, Help("How many last rounds a mean is of; an ema has the age of one of so many"), Field(ge=1, le=100_000)
     ] = 1
-    beta1: Annotated[
-        float,
-        Help("Of adam; also the momentum of momentum, and what disk keeps of the last estimate (1 − κ)"),
-        Field(ge=0, lt=1),
-    ] = 0.9
+    beta1: Annotated[float, Help("Of adam; also the momentum of momentum"), Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Help("Of adam"), Field(ge=0, lt=1)] = 0.99
+    filter_gain: Annotated[
+        float,
+        Help("Of disk: the weight of a new gradient in the estimate (κ); below 1 it filters, in many rounds"),
+        Field(gt=0, le=1),
+    ] = 0.7
     local_steps: Annotated[int, Option("Steps a site takes in a round, under local trust"), Field(ge=1, le=1000)] = 1
     local_optimizer: Annotated[OptimizerName, Help("The sites', under local trust")] = "sgd"
     local_learning_rate: Annotated[float, Help("Of the sites' optimiser"), Field(gt=0, le=100)] = 1.0
@@ -102,7 +103,7 @@ class TrainingSection(Section):
         'sgd; a learning rate of 0.05 (rounds of warm-up: 1), which falls evenly; the mean of the last 2 rounds is left'
         """
         rate = f"a learning rate of {self.learning_rate:g}"
-        filtered = f" (κ = {1 - self.beta1:g})" if self.optimizer == "disk" else ""
+        filtered = f" (κ = {self.filter_gain:g})" if self.optimizer == "disk" else ""
         rises = f" (rounds of warm-up: {self.warmup_rounds})" if self.warmup_rounds else ""
         return "; ".join(
             filter(
@@ -114,6 +115,20 @@ class TrainingSection(Section):
                     _LEFT[self.averaging].format(self.averaged_rounds),
                 ),
             )
+        )
+
+    def server_optimizer(self, *, learning_rate: float | None = None, noise: KnownNoise | None = None) -> Optimizer:
+        """The server's, at its own learning rate or another."""
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        return self._optimizer(self.optimizer, rate, noise)
+
+    def site_optimizer(self) -> Optimizer:
+        """A site's, under local trust."""
+        return self._optimizer(self.local_optimizer, self.local_learning_rate)
+
+    def _optimizer(self, name: OptimizerName, rate: float, noise: KnownNoise | None = None) -> Optimizer:
+        return make_optimizer(
+            name, learning_rate=rate, beta1=self.beta1, beta2=self.beta2, gain=self.filter_gain, noise=noise
         )
 
     @property

@@ -16,7 +16,6 @@ from ...common.data.tokenisation import Tokenisation
 from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
-from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import NoNoise
 from ...common.study.study import Study
 from ..generate.sampling import Note
@@ -80,7 +79,7 @@ class Auxiliary:
         change = self.dp_sgd.train(
             lambda: [units[number] for number in next(drawn)],
             adapter=self.first,
-            optimizer=make_optimizer(how.optimizer, learning_rate=how.learning_rate, beta1=how.beta1, beta2=how.beta2),
+            optimizer=how.server_optimizer(),
             steps=len(batches),
             denominator=min(_AT_A_TIME, len(units)),
         )

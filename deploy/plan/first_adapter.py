@@ -18,7 +18,6 @@ from ...common.data.tokenisation import Tokenisation
 from ...common.errors import DataError, ModelError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
-from ...common.model.optimizers import make_optimizer
 from ...common.privacy.mechanism import NoNoise
 from ...common.study.first_adapter import FirstAdapter, Made
 from ...common.study.study import Study
@@ -97,7 +96,7 @@ def _trained(study: Study, training: DpSgd, units: Sequence[Unit], steps: int) -
     change = replace(training, mechanism=NoNoise()).train(
         lambda: units,
         adapter=start,
-        optimizer=make_optimizer(how.optimizer, learning_rate=how.learning_rate, beta1=how.beta1, beta2=how.beta2),
+        optimizer=how.server_optimizer(),
         steps=steps,
         denominator=len(units),
     )

@@ -33,7 +33,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "averaged momentum": {"optimizer": "momentum", "averaging": "mean", "averaged_rounds": 9},
     "adam": {"optimizer": "adam"},
-    "disk": {"optimizer": "disk", "beta1": 0.5},
+    "disk": {"optimizer": "disk", "filter_gain": 0.5},
 }
 
 

@@ -38,7 +38,7 @@ D = 4
 IDENTITIES = {f"site-{i}": Identity.from_bytes(bytes([i]) * 32) for i in range(1, 6)}
 SERVER = Identity.from_bytes(bytes(32))
 SURVIVORS = ("site-1", "site-2", "site-4", "site-5")
-TRAINING = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95}
+TRAINING = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95, "filter_gain": 0.3}
 KNOWN = json.loads((VECTORS / "step.json").read_text(encoding="utf-8"))
 
 
@@ -48,6 +48,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "decay, coordinate": {"noise_correction": "coordinate", "weight_decay": 0.25, "rate_decay": "inverse-sqrt"},
     "tensor": {"noise_correction": "tensor"},
     "linear, mean": {"rate_decay": "linear", "warmup_rounds": 1, "averaging": "mean", "averaged_rounds": 3},
+    "decay": {"weight_decay": 0.25},
     "cosine, ema": {"rate_decay": "cosine", "warmup_rounds": 2, "averaging": "ema", "averaged_rounds": 4},
 }
 
@@ -84,6 +85,7 @@ BY_ROUND = {
     "none": ([1.0] * 6, [1.0] * 6),
     "decay, coordinate": ([1 / math.sqrt(round_) for round_ in range(1, 7)], [1.0] * 6),
     "tensor": ([1.0] * 6, [1.0] * 6),
+    "decay": ([1.0] * 6, [1.0] * 6),
     "linear, mean": ([1 / 2, 1.0, 4 / 5, 3 / 5, 2 / 5, 1 / 5], [1.0, 1.0, 1.0, 1.0, 1 / 2, 1 / 3]),
     "cosine, ema": (
         [1 / 3, 2 / 3, 1.0, (2 + math.sqrt(2)) / 4, 1 / 2, (2 - math.sqrt(2)) / 4],
@@ -107,7 +109,7 @@ def reference(
     """The steps in plain Python, one number after the other: the adapter, and what is remembered of the steps."""
     factors, weights = BY_ROUND[levers]
     correction, weight_decay = (LEVERS[levers].get(name, 0) for name in ("noise_correction", "weight_decay"))
-    beta1, beta2 = TRAINING["beta1"], TRAINING["beta2"]
+    beta1, beta2, gain = TRAINING["beta1"], TRAINING["beta2"], TRAINING["filter_gain"]
     rest1, rest2 = single(1 - beta1), single(1 - beta2)
     # Of four survivors each has all of its noise in the sum: a share of a quarter, and a layer of 1/3 - 1/4.
     claimed, unit = 10 * manifest_of(optimizer, trust, levers).lattice.sensitivity, gradient_of(trust, 1)
@@ -143,12 +145,13 @@ def reference(
                 above = single(rate * single(mean[i] / single(1 - power1)))
                 change = single(above / single(single(math.sqrt(unbiased)) + single(ADAM_EPSILON)))
             elif optimizer == "disk":
-                filtered = single(single(single(beta1) * mean[i]) + single(rest1 * gradient))
+                filtered = single(single(single(1 - gain) * mean[i]) + single(single(gain) * gradient))
                 mean[i] = gradient if number == 0 else filtered
                 change = single(rate * mean[i])
-            adapter[i] = iterate = single(single(single(adapter[i] * kept) - ahead[i]) - change)
+            before = single(adapter[i] - ahead[i])
+            adapter[i] = iterate = single(single(before * kept) - change)
             if optimizer == "disk":
-                ahead[i] = -single(single(beta1 / (1 - beta1)) * change)
+                ahead[i] = single(single((1 - gain) / gain) * single(iterate - before))
                 adapter[i] = single(iterate + ahead[i])
                 iterate = single(adapter[i] - ahead[i])
             moved = single(average[i] + single(single(weight) * single(iterate - average[i])))
@@ -182,6 +185,7 @@ def first() -> Trained:
         ("sgd", "none"),
         ("momentum", "cosine, ema"),
         ("disk", "none"),
+        ("disk", "decay"),
         ("disk", "linear, mean"),
         *(("adam", levers) for levers in ("none", "linear, mean", "decay, coordinate", "tensor")),
     ],

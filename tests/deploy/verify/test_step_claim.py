@@ -30,7 +30,7 @@ def write_sums(study: SmallStudy, folder: Path) -> None:
 
 CORRECTED = {"optimizer": "adam", "noise_correction": "tensor", "weight_decay": 0.1}
 AVERAGED = {"optimizer": "momentum", "averaging": "ema", "averaged_rounds": 2, "rate_decay": "cosine"}
-FILTERED = {"optimizer": "disk", "beta1": 0.3}
+FILTERED = {"optimizer": "disk"}
 STAGES = [[2, 0.5], [4, 2.0]]
 
 
