@@ -19,6 +19,7 @@ from ....common.model.example import Example
 from ....common.model.language_model import LanguageModel
 from ....common.privacy.mechanism import Mechanism, NoNoise, RoundedGaussian, site_noise_stddev
 from ....common.study.completion import complete_study, draw_cap_of
+from ....common.study.first_adapter import first_adapter_of, with_pinned_adapter
 from ....common.study.manifest import Manifest, new_manifest
 from ....common.study.study import Study
 from ...plan.pooled import trained_in_one_place
@@ -49,7 +50,8 @@ class Central:
     def open(cls, study: Study, records: RecordFiles, *, seed: int, devices: Sequence[str] = (PROCESSORS,)) -> Self:
         """Reads the records, and draws the frozen part of the adapter from ``seed``; computes on ``devices``.
 
-        Raises StudyError where the step would correct for the noise of a federation, or count its public records.
+        Raises StudyError where the step would correct for the noise of a federation, or count its public records, and
+        where a first adapter is unfit.
         """
         if study.data.public is not None:
             raise StudyError(
@@ -63,6 +65,7 @@ class Central:
                 why="the study's step takes off the noise of a federation's sums, and in one place there is less",
                 fix="leave pooled and alone out of --ways, or noise_correction out of the settings",
             )
+        first = first_adapter_of(study)
         data = read_all(
             study,
             records.cohorts,
@@ -75,9 +78,11 @@ class Central:
         model = LanguageModel.load(
             data.base, study.model.lora, seed=seed, precision=study.model.precision, device=devices[0]
         )
+        if first is not None:
+            first.put_on(model)
         completed = complete_study(study)
         manifest = new_manifest(
-            completed,
+            with_pinned_adapter(completed),
             site_keys={site.name: Identity.generate().public_key for site in study.sites},
             server_key=Identity.generate().public_key,
             model=model,
