@@ -113,7 +113,8 @@ def share_kept(row: Row, without_noise: float | None) -> float | None:
 def markdown(rows: Sequence[Row]) -> str:
     """A table for each of the settings, with what in them is no default, and which programs made the rows.
 
-    Settings that were only tried beside the first ones, seed by seed, are lines of one table, the last.
+    Settings that were only tried beside the first ones, seed by seed, are lines of one table, the last, with all
+    programs that made rows of theirs.
     """
     groups = _by(rows, lambda row: row.settings)
     tried = list(levers(list(groups.values())))
@@ -122,14 +123,15 @@ def markdown(rows: Sequence[Row]) -> str:
     for settings, group in groups.items():
         if settings in beside:
             continue
-        programs = sorted({f"{row.version} ({row.program[:8]})" for row in group})
         parts += [
-            f"Settings {settings[:8]}: {'; '.join(said(group[0].stated))}. Program {', '.join(programs)}.",
+            f"Settings {settings[:8]}: {'; '.join(said(group[0].stated))}. {_programs(group)}.",
             table([_HEAD, *map(_cells, lines_of(group))]),
             *against_pooled(group),
         ]
     if tried:
-        parts += [f"Levers: what else was tried, beside settings {rows[0].settings[:8]}.", table(lever_cells(tried))]
+        made = _programs([row for row in rows if row.settings in beside])
+        head = f"Levers: what else was tried, beside settings {rows[0].settings[:8]}. {made}."
+        parts += [head, table(lever_cells(tried))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -153,6 +155,10 @@ def as_csv(rows: Sequence[Row]) -> str:
             first = [getattr(line.rows[0], name) for name in fields]
             writer.writerow([*first, len(line.rows), *values, line.ledger])
     return text.getvalue()
+
+
+def _programs(rows: Sequence[Row]) -> str:
+    return f"Program {', '.join(sorted({f'{row.version} ({row.program[:8]})' for row in rows}))}"
 
 
 def _cells(line: Line) -> list[str]:
