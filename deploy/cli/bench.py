@@ -213,13 +213,15 @@ def utility(
     processes: Annotated[int, typer.Option(min=1, max=256, help="Runs beside one another.")] = 1,
     device: Annotated[str, typer.Option(metavar="NAME,NAME", help="Of each run: cpu, cuda, cuda:1.")] = "cpu",
     extraction: Annotated[
-        bool, typer.Option(help="Ask the adapters for facts, too; perplexity alone takes less.")
+        bool,
+        typer.Option(help="Ask the adapters for facts, too; perplexity alone takes less. Rows without are made again."),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Train in several ways on the same synthetic patients: perplexity, share of the gain kept, F1 of an extraction.
 
-    The defaults take an hour on two processors. It goes on where it was stopped; each federation's ledger is verified.
+    The defaults take an hour on two processors. It goes on where it was stopped, and says which rows another program
+    made; each federation's ledger is verified.
     """
     from ...common.schema import read_toml
     from ..bench.utility.bench import UtilityBench

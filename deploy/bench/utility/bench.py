@@ -2,7 +2,8 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ....common.durations import duration
 from ....common.errors import GrandRoundsError, ModelError, StoppedError, StudyError
 from ....common.model.devices import PROCESSORS
 from ....common.system.files import write_atomically
+from ....common.system.package_hash import running_sha256
 from ....common.system.processes import end_with_parent
 from .levers import Job
 from .row import Row, RowFile, Subject
@@ -27,7 +29,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class UtilityBench:
-    """What is run: ``jobs``, in this order, into the folder ``output``; without ``asks`` nothing is extracted."""
+    """What is run: ``jobs``, in this order, into the folder ``output``; without ``asks`` nothing is extracted.
+
+    A run whose row has no F1 is run again where one is asked for, and its new row takes the old one's place.
+    """
 
     output: Path
     jobs: Sequence[Job]
@@ -50,9 +55,10 @@ class UtilityBench:
             )
         file = RowFile.create(self.output / ROWS)
         rows = file.read()
-        done = {row.subject for row in rows}
+        there = [row for row in rows if row.subject in set(subjects.values())]
+        done = {row.subject for row in there if not self.asks or row.f1_after is not None}
         missing = {job: subject for job, subject in subjects.items() if subject not in done}
-        tell(f"{len(subjects)} runs, of which {len(subjects) - len(missing)} are done")
+        tell(_begun(len(subjects), there, done))
         failed: list[Job] = []
         try:
             for job, found in self._attempts(missing):
@@ -61,7 +67,7 @@ class UtilityBench:
                     tell(f"{job}: {found}")
                     continue
                 file.add(found)
-                rows.append(found)
+                rows = [*(row for row in rows if row.subject != found.subject), found]
                 self._write_tables(self._ordered(rows))
                 del missing[job]
                 tell(_line(job, found, left=len(missing) - len(failed), processes=self.processes))
@@ -127,6 +133,16 @@ def attempt(bench: UtilityBench, job: Job, subject: Subject) -> Row | str:
         return perform(job, workplace)
     except GrandRoundsError as error:
         return error.diagnostics()
+
+
+def _begun(runs: int, there: Sequence[Row], done: Collection[Subject]) -> str:
+    """How much of it is done, by which other programs, and what is done again."""
+    lines = [f"{runs} runs, of which {len(done)} are done"]
+    if again := len(there) - len(done):
+        lines.append(f"{again} have a row without F1 and are run again, for it is asked for")
+    others = Counter(row.program[:8] for row in there if row.subject in done and row.program != running_sha256())
+    lines += [f"{count} are of another program, {program}" for program, count in sorted(others.items())]
+    return "; ".join(lines)
 
 
 def _line(job: Job, row: Row, *, left: int, processes: int) -> str:

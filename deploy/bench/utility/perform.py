@@ -61,11 +61,12 @@ def perform(job: Job, workplace: Workplace) -> Row:
 def measured(run: Run, of_case: Study, records: RecordFiles, workplace: Workplace) -> Row:
     """As ``perform``, on these ``records``."""
     started = time.monotonic()
+    subject, stated = Subject.of(run, of_case), stated_of(of_case)  # of files as they are before it trains
     train = _central if run.way in CENTRAL else _federated
     return Row(
-        **Subject.of(run, of_case).model_dump(),
+        **subject.model_dump(),
         **train(run, run.study(of_case), records, workplace),
-        stated=stated_of(of_case),
+        stated=stated,
         rounds=of_case.training.rounds,
         seconds=round(time.monotonic() - started, 1),
         version=__version__,

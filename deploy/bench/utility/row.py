@@ -10,6 +10,7 @@ from ....common.crypto.identity import Hex32, canonical_json, sha256
 from ....common.errors import StorageError, reason
 from ....common.schema import Section
 from ....common.study.study import Study
+from ....common.system.files import write_atomically
 from ...builtin.patients import Split
 from .ways import Run, Way
 
@@ -23,7 +24,7 @@ class Subject(Section):
     """Which run a row is of, whenever and by which version of the program it was made.
 
     ``settings`` is a hash of all that a study says of training, is no default, and is not compared here: so a field
-    that a later version adds does not part its rows from those of before.
+    that a later version adds does not part its rows from those of before. Files stand in it by their own hashes.
     """
 
     way: Way
@@ -37,7 +38,7 @@ class Subject(Section):
 
     @classmethod
     def of(cls, run: Run, study: Study) -> "Subject":
-        """Of a run whose case has the ``study``."""
+        """Of a run whose case has the ``study``. Raises StudyError where a file that this names cannot be used."""
         return Subject(
             way=run.way,
             epsilon=run.epsilon,
@@ -66,7 +67,7 @@ class Row(Subject):
     """One run.
 
     Attributes:
-        stated: what of the settings is no default.
+        stated: what of the settings is no default, and files by their hashes.
         perplexity_before: over whole held-out notes, of three digits as reports have it; None if it is not finite. Of
             several adapters the geometric mean.
         f1_before: of the extraction task, where it was asked; of several adapters the mean.
@@ -98,7 +99,15 @@ class Row(Subject):
 
 
 def stated_of(study: Study) -> dict[str, Any]:
-    """What a study says of training that is no default, section by section."""
+    """What a study says of training that is no default, section by section; a file of it by its hash.
+
+    Raises StudyError where a file cannot be used.
+    """
+    if study.model.first_adapter is not None or study.data.public is not None:
+        from ....common.study.first_adapter import with_pinned_adapter  # it loads torch
+        from ....common.study.public_records import with_pinned_records
+
+        study = with_pinned_records(with_pinned_adapter(study))
     said: dict[str, Any] = study.model_dump(mode="json", include=_TRAINING, exclude_defaults=True)
     return said
 
@@ -132,17 +141,29 @@ class RowFile:
             ) from None
 
     def add(self, row: Row) -> None:
-        """Add a row, in the place of what a killed process left of one. Raises StorageError."""
+        """Add a row, in the place of an earlier one of the same run, or of what a killed process left of one.
+
+        Raises StorageError.
+        """
+        rows = self.read()
+        kept = [each for each in rows if each.subject != row.subject]
+        if len(kept) < len(rows):
+            write_atomically(self.path, b"".join(map(_line, (*kept, row))))
+            return
         try:
             with self.path.open("r+b") as file:
                 *_, torn = file.read().rpartition(b"\n")
                 file.seek(-len(torn), os.SEEK_END)
                 file.truncate()
-                file.write(row.model_dump_json().encode() + b"\n")
+                file.write(_line(row))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+
+def _line(row: Row) -> bytes:
+    return row.model_dump_json().encode() + b"\n"
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:

@@ -16,19 +16,18 @@ from support.utility_rows import row
 
 from grandrounds.common.data.tokenisation import load_tokenizer
 from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.common.model.adapter import vector_sha256
 from grandrounds.common.model.language_model import LanguageModel
 from grandrounds.common.model.lora import Lora
 from grandrounds.common.schema import known, read_toml
-from grandrounds.common.study.builtin import TUNED
-from grandrounds.deploy.bench.utility.bench import UtilityBench
 from grandrounds.deploy.bench.utility.central import Central
 from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
 from grandrounds.deploy.bench.utility.grid import Grid
-from grandrounds.deploy.bench.utility.levers import Levers
 from grandrounds.deploy.bench.utility.perform import Workplace, measured
 from grandrounds.deploy.bench.utility.row import RowFile, Subject
 from grandrounds.deploy.bench.utility.table import as_csv, lines_of, markdown, share_kept
 from grandrounds.deploy.bench.utility.ways import WAYS, Case, Run, Way
+from grandrounds.deploy.plan.first_adapter import prepare
 from grandrounds.deploy.simulation.config import RecordFiles
 from grandrounds.deploy.simulation.simulate import simulate
 
@@ -99,6 +98,15 @@ def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_inte
     assert f"| 1 | 9.00 | 10.00 | {math.log(0.9):+.3f} | – |" in text
 
 
+def test_the_levers_name_every_program_that_their_rows_came_from() -> None:
+    rows = [row("distributed", 10.0, seed=seed) for seed in range(2)]
+    beside: dict[str, Any] = {"settings": "ef" * 32, "stated": {}}
+    rows += [row("distributed", 9.0, seed=seed, program=name * 32, **beside) for seed, name in enumerate(("12", "ab"))]
+    own, levers = markdown(rows).split("Levers: ")
+    assert "Program 0.1.0 (cdcdcdcd)." in own and "12121212" not in own
+    assert levers.splitlines()[0].endswith("Program 0.1.0 (12121212), 0.1.0 (abababab).")
+
+
 def test_settings_without_a_run_of_the_first_beside_each_have_a_table_of_their_own() -> None:
     first = row("distributed", 10.0)
     other: dict[str, Any] = {"settings": "ef" * 32, "stated": {}}
@@ -108,104 +116,6 @@ def test_settings_without_a_run_of_the_first_beside_each_have_a_table_of_their_o
     assert "Levers" in markdown([first, row("distributed", 9.0, **other)])
     unfinished = markdown([first, row("distributed", None, **other)])
     assert "Levers" not in unfinished and "| – |" in unfinished
-
-
-def test_every_lever_is_tried_with_each_run_in_the_place_of_what_the_configuration_says(tmp_path: Path) -> None:
-    file, given = tmp_path / "levers.toml", {"model": {"rank": 2}, "training": {"learning_rate": 1.0}}
-    file.write_text("[wider]\nmodel.rank = 4\n[clipped]\nprivacy.clipping = 'auto'\n")
-    runs = [Run(way="distributed", epsilon=4.0, case=replace(CASE, seed=seed)) for seed in (1, 2)]
-    jobs = Levers.read(file, given).jobs(runs)
-    names = [None, "wider", "clipped"]
-    assert [(job.run.case.seed, job.lever) for job in jobs] == [(seed, name) for seed in (1, 2) for name in names]
-    studies = [job.read()[0] for job in jobs[:3]]
-    assert [study.model.rank for study in studies] == [2, 4, 2]
-    assert {study.training.learning_rate for study in studies} == {1.0}
-    assert [study.privacy.clipping for study in studies] == ["norm", "norm", "auto"]
-    assert len({job.subject for job in jobs}) == 6
-
-
-def test_a_lever_changes_nothing_that_it_does_not_name(tmp_path: Path) -> None:
-    """Of the built-in model neither: what is tuned there is one choice, which stating a part of it would undo."""
-    file = tmp_path / "levers.toml"
-    file.write_text("[adam]\ntraining = { optimizer = 'adam', learning_rate = 0.004 }\n[wider]\nmodel = { rank = 4 }")
-    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
-    tuned, adam, wider = (
-        {name: dict(table) for name, table in job.read()[0].model_dump().items() if name in TUNED}
-        for job in Levers.read(file, {}).jobs(runs)
-    )
-    adam["training"].update({name: tuned["training"][name] for name in ("optimizer", "learning_rate")})
-    wider["model"]["rank"] = tuned["model"]["rank"]
-    assert adam == wider == tuned
-
-
-def test_a_lever_of_rounds_or_attempts_has_the_noise_of_its_own_spare_attempts(tmp_path: Path) -> None:
-    """Where the configuration states no stages of noise; and what a lever does not name is as it is without it."""
-    file = tmp_path / "levers.toml"
-    file.write_text("[longer]\ntraining.rounds = 8\n[more-tries]\ntraining.max_attempts = 6\n")
-    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
-
-    def stages(tables: dict[str, Any]) -> list[Any]:
-        return [job.read()[0].privacy.noise_stages for job in Levers.read(file, tables).jobs(runs)]
-
-    assert stages({}) == [((5, 2.0),), ((9, 2.0),), ((5, 2.0),)]
-    assert stages({"privacy": {"noise_stages": []}}) == [()] * 3
-    assert stages({"privacy": {"noise_stages": [[3, 0.5]]}}) == [((3, 0.5),)] * 3
-    assert stages({"training": {"max_attempts": 9}}) == [()] * 3
-
-
-def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim() -> None:
-    results = Path(__file__).parents[3] / "tests" / "results"
-    runs = [Run(way="distributed", epsilon=4.0, case=replace(CASE, patients=120))]
-    jobs = Levers.read(results / "levers.toml", read_toml(results / "levers-base.toml")).jobs(runs)
-    assert len({job.subject for job in jobs}) == len(jobs) > 10
-    for job in jobs:
-        study = job.run.study(job.read()[0])
-        assert study.privacy.noise and study.privacy.target_epsilon == 4.0, job
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("rank = 4", "rank is no table"),
-        ("[wider]\nrank = 4", "wider is no table"),
-        ("[wider]\nsites = { number = 4 }", "wider has sites"),
-        ("[private]\nprivacy = { target_epsilon = 8, noise = false }", "privacy.target_epsilon, privacy.noise"),
-    ],
-)
-def test_a_lever_that_would_be_left_out_of_account_is_refused(tmp_path: Path, text: str, named: str) -> None:
-    (tmp_path / "levers.toml").write_text(text)
-    with pytest.raises(StudyError, match=named):
-        Levers.read(tmp_path / "levers.toml", {})
-
-
-def test_a_lever_that_changes_nothing_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    (tmp_path / "levers.toml").write_text("[same]\nmodel = { rank = 2 }\ntraining = { averaging = 'none' }")
-    runs = [Run(way="distributed", epsilon=4.0, case=CASE)]
-    jobs = Levers.read(tmp_path / "levers.toml", {"model": {"rank": 2}}).jobs(runs)
-    with pytest.raises(StudyError, match="the same"):
-        UtilityBench(output=tmp_path / "out", jobs=jobs).run(print)
-    assert not (tmp_path / "out").exists()
-
-
-def test_levers_stand_beside_the_settings_that_were_given_whichever_run_is_over_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "levers.toml").write_text("[wider]\nmodel = { rank = 4 }")
-    jobs = Levers.read(tmp_path / "levers.toml", {}).jobs([Run(way="distributed", epsilon=4.0, case=CASE)])
-
-    def attempts(bench: UtilityBench, missing: Any) -> Any:
-        for job, subject in reversed(list(missing.items())):
-            stated = {"model": {"rank": 1 if job.lever is None else 4}}
-            yield job, row("distributed", 9.0).model_copy(update={**subject.model_dump(), "stated": stated})
-
-    read: list[Case] = []
-    read_case = Case.read
-    monkeypatch.setattr(Case, "read", lambda case, tables: read.append(case) or read_case(case, tables))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(UtilityBench, "_attempts", attempts)
-    rows = UtilityBench(output=tmp_path / "out", jobs=jobs).run(lambda line: None)
-    assert [each.settings for each in rows] == [job.subject.settings for job in jobs]
-    assert len(read) == len(jobs), "a study is read once, however many rows are written"
-    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == markdown(rows)
 
 
 def test_the_csv_has_means_beside_their_standard_errors() -> None:
@@ -339,6 +249,27 @@ def test_pooled_training_without_noise_comes_to_the_adapter_of_a_federation_bit_
     assert np.array_equal(central.train(sites), federated.adapter)
     assert not np.array_equal(central.train(sites[:1]), federated.adapter)
     assert central.manifest.frozen_adapter_sha256 == federated.manifest.frozen_adapter_sha256
+
+
+def test_training_in_one_place_begins_with_the_first_adapter_that_a_federation_begins_with(
+    records: RecordFiles, tmp_path: Path
+) -> None:
+    """And comes to the same adapter without noise, bit by bit."""
+    file = tmp_path / "public.safetensors"
+    of_case, _ = CASE.read({**TABLES, "privacy": {"sampling_probability": 1.0}})
+    file.write_bytes(prepare(of_case, records.evaluation, said="terms", steps=1).first.data)
+    named = of_case.model_copy(update={"model": of_case.model.model_copy(update={"first_adapter": str(file)})})
+    study = Run(way="noise-off", epsilon=None, case=CASE).study(named)
+    central = Central.open(study, records, seed=CASE.seed)
+    federated = simulate(study, **records.inputs, adapter_seed=CASE.seed)
+    assert federated.manifest.adapter_sha256 == central.manifest.adapter_sha256 == vector_sha256(central.first)
+    assert np.array_equal(central.train([site.name for site in study.sites]), federated.adapter)
+    assert central.manifest.frozen_adapter_sha256 == federated.manifest.frozen_adapter_sha256
+    for way in ("pooled", "pooled-noisier", "alone"):
+        found = measured(
+            Run(way=way, epsilon=4.0, case=CASE), named, records, Workplace(folder=tmp_path / way, asks=False)
+        )
+        assert found.perplexity_after and found.stated["model"]["first_text"] == "terms"
 
 
 def test_the_noise_of_one_place_is_the_claim_s_and_no_more(records: RecordFiles) -> None:
