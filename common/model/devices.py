@@ -1,6 +1,7 @@
 """Where a model computes: on processors, or on a GPU whose arithmetic repeats itself to the last bit."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ PROCESSORS: Final = "cpu"
 Checkpointing = Literal["auto", "on", "off"]
 # Whether each of several devices holds a part of the base model, or all of it; auto: a part where all is much.
 Sharding = Literal["auto", "on", "off"]
-Device = Annotated[str, Spelt(r"^(cpu|cuda(:[0-9]{1,3})?)$", 'needs "cpu", "cuda" or, of several, "cuda:1"')]
+_NAME: Final = r"^(cpu|cuda(:[0-9]{1,3})?)$"
+Device = Annotated[str, Spelt(_NAME, 'needs "cpu", "cuda" or, of several, "cuda:1"')]
 
 
 def _listed(given: Any) -> Any:
@@ -52,6 +54,8 @@ def open_device(name: str) -> "torch.device":
     """
     import torch
 
+    if not re.fullmatch(_NAME, name):
+        raise ModelError(f"{name!r} is no device", why=_WHY, fix="write cpu, cuda or, of several GPUs, cuda:1")
     if name == PROCESSORS:
         return torch.device(name)
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]

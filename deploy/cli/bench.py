@@ -237,13 +237,14 @@ def utility(
         split=split,
         seeds=seeds,
         first_seed=first_seed,
+        device=device.split(","),
     )
     measured = UtilityBench(
         output=output,
         jobs=Levers.read(levers, {} if config is None else read_toml(config)).jobs(tuple(grid.runs())),
         asks=extraction,
         processes=processes,
-        devices=tuple(device.split(",")),
+        devices=grid.device,
     )
     rows = measured.run(lambda line: typer.echo(line, err=True))
     _print({"rows": [row.model_dump(mode="json") for row in rows]}, markdown(rows), as_json)

@@ -37,13 +37,18 @@ def epsilon(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compute epsilon of a schedule by privacy loss distributions, and by Renyi divergence beside it."""
+    from ...common.errors import PrivacyError
     from ...common.privacy.events import SampledGaussianRelease
     from ...common.privacy.selection import selection_cost
     from ..plan.epsilon import epsilon
 
     stages = [_stage(text) for text in noise_stage or ()]
     if stages and selected_from is not None:
-        raise typer.BadParameter("--noise-stage: a choice among runs is computed for one noise in all steps")
+        raise PrivacyError(
+            "--noise-stage is given beside --selected-from",
+            why="what a choice among runs costs is computed for one noise in all steps",
+            fix="leave one of them out; the noise multiplier of the stage with the least noise bounds it from above",
+        )
     chosen = None
     if selected_from is not None:
         event = SampledGaussianRelease(
@@ -102,8 +107,14 @@ def epsilon(
 
 
 def _stage(text: str) -> tuple[int, float]:
+    from ...common.errors import PrivacyError
+
     start, _, factor = text.partition(":")
     try:
         return int(start), float(factor)
     except ValueError:
-        raise typer.BadParameter(f"--noise-stage: {text!r} is no STEP:FACTOR, as 13:0.5") from None
+        raise PrivacyError(
+            f"--noise-stage {text} is not STEP:FACTOR",
+            why="ε follows from which steps have which noise",
+            fix="write for example --noise-stage 13:0.5, for half of the first step's noise from step 13 on",
+        ) from None

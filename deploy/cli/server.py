@@ -72,7 +72,13 @@ def init(
 
     given = [path for path in (certificate, certificate_key, ca) if path is not None]
     if len(given) not in (0, 3):
-        raise typer.BadParameter("give --certificate, --certificate-key and --ca together, or none of them")
+        from ...common.errors import StudyError
+
+        raise StudyError(
+            f"of --certificate, --certificate-key and --ca, {len(given)} are given",
+            why="the server shows a certificate, proves by its key that it is its own, and sites trust who issued it",
+            fix="give all three, or none of them: then they are made",
+        )
     certificates = (given[0], given[1], given[2]) if given else None
     place = ServerFolder(folder)
     said = {"title": title, "purpose": purpose, "institutions": institution, "contact": contact}

@@ -34,7 +34,11 @@ def verify(
 
     names = [claim.name for claim in CLAIMS]
     if unknown := set(require or ()) - set(names):
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the claims are {', '.join(names)}")
+        # No error of ours, whose exit code says here that a claim is false.
+        raise typer.BadParameter(
+            f"--require {', '.join(sorted(unknown))}: no claim has that name, and none is held to it; choose among "
+            f"{', '.join(names)}"
+        )
     with steps() as step:
         step(f"recomputing every claim of {folder}")
         verdict = verify(folder, manifest_hash=manifest_hash)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator
 
+from ....common.model.devices import PROCESSORS, Devices
 from ....common.schema import Section, validated
 from ...builtin.patients import Split
 from ...simulation.settings import MAX_BUILTIN_SITES
@@ -17,7 +18,7 @@ _Patients = Annotated[int, Field(ge=3, le=100_000, strict=False)]
 
 
 class Grid(Section):
-    """What is varied. ``seeds`` are consecutive, from ``first_seed``.
+    """What is varied. ``seeds`` are consecutive, from ``first_seed``; every run computes on ``device``, one or several.
 
     >>> grid = Grid.read(ways="pooled,noise-off", epsilon="2,4", sites="5", patients="20", split="iid", seeds=1,
     ...     first_seed=7)
@@ -35,6 +36,7 @@ class Grid(Section):
     split: Annotated[tuple[Split, ...], Field(min_length=1, strict=False)]
     seeds: int
     first_seed: int
+    device: Devices = (PROCESSORS,)
 
     @classmethod
     def read(cls, **given: Any) -> Self:

@@ -13,6 +13,9 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
 
 def test_on_processors_nothing_is_asked_of_a_gpu_and_determinism_is_left_as_it_is() -> None:
     assert open_device("cpu") == torch.device("cpu")
+    for name in ("tpu", "", "cpu,cpu"):
+        with pytest.raises(ModelError, match="is no device"):
+            open_device(name)
     assert described(["cpu"]) == "processors"
     assert not torch.are_deterministic_algorithms_enabled()
 

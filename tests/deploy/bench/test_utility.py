@@ -148,6 +148,8 @@ def test_what_a_killed_process_left_of_a_row_is_dropped_and_any_other_damage_is_
         ({"epsilon": "many"}, "epsilon"),
         ({"sites": "2"}, "sites"),
         ({"split": ""}, "split"),
+        ({"device": ["cpu", ""]}, "device"),
+        ({"device": ["cpu", "cuda"]}, "device"),
     ],
 )
 def test_a_list_with_what_is_none_of_it_is_refused_by_its_name(given: dict[str, str], named: str) -> None:

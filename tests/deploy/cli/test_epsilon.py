@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import typer
@@ -6,6 +7,7 @@ from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.deploy.cli.epsilon import epsilon
+from grandrounds.deploy.cli.main import main
 
 SCHEDULE = ["--noise-multiplier", "1", "--sampling-probability", "0.05", "--steps", "200", "--delta", "1e-5"]
 
@@ -46,8 +48,26 @@ def test_noise_that_changes_is_priced_by_its_stages_and_said(app: typer.Typer) -
     shown = " ".join(CliRunner().invoke(app, [*SCHEDULE, *stages]).stdout.split())
     assert "z = 1, from step 101 on 2 times it, from step 151 on 1 times it, delta" in shown
     assert "4.25" in shown, "150 of 200 steps at z = 1 alone cost 4.18"
-    for wrong in (["--noise-stage", "half"], ["--noise-stage", "101:2", "--selected-from", "20"]):
-        assert CliRunner().invoke(app, [*SCHEDULE, *wrong]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--noise-stage=half"],
+        ["--noise-stage=3:abc"],
+        ["--noise-stage=:2"],
+        ["--noise-stage=101:2", "--selected-from=20"],
+    ],
+)
+def test_stages_that_cannot_be_read_or_priced_are_refused_with_a_diagnosis(
+    wrong: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["grandrounds", "epsilon", *SCHEDULE, *wrong])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and wrong[0].split("=")[0] in said
+    assert "Why it matters:" in said and "What to do:" in said
 
 
 def test_without_json_it_is_a_table(app: typer.Typer) -> None:

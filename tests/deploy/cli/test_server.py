@@ -105,7 +105,7 @@ def test_status_says_by_which_code_a_site_refused(folder, card):
 
 def test_a_certificate_is_given_with_its_key_and_authority_or_not_at_all(folder, card):
     result = CliRunner().invoke(app, ["server", "init", str(folder), "--ca", str(card)])
-    assert result.exit_code == 2
+    assert isinstance(result.exception, StudyError) and "give all three, or none" in result.exception.fix
     assert not folder.exists()
 
 
