@@ -61,21 +61,27 @@ class Lever:
 def against_pooled(rows: Sequence[Row]) -> Iterator[str]:
     """In words: by how much a federation's log-perplexity exceeds that of all patients at one site, seed by seed.
 
-    With the t-interval of the mean of the paired differences; of fewer than two pairs nothing is said.
+    With the t-interval of the mean of the paired differences; of fewer than two pairs nothing is said. Where a run of a
+    pair came to no figure there is no mean, which would be one of the runs that went well.
     """
     federated = _alike([row for row in rows if row.way == "distributed"])
     for group, way in product(federated, ("pooled", "pooled-noisier")):
         pooled = {(row.case, row.epsilon): row for row in rows if row.way == way}
-        pairs = [(row, pooled.get((row.case, row.epsilon))) for row in group]
-        differences = _differences(pairs)
-        if len(differences) < 2:
+        pairs = [(row, other) for row in group if (other := pooled.get((row.case, row.epsilon)))]
+        if len(pairs) < 2:
             continue
-        first, found = group[0], Paired.of(differences)
-        other = next(other for _, other in pairs if other is not None)
+        (first, other), differences = pairs[0], _differences(pairs)
+        if len(differences) < len(pairs):
+            outcome = (
+                f"no mean, since {len(pairs) - len(differences)} of {len(pairs)} seeds have a run without a figure"
+            )
+        else:
+            found = Paired.of(differences)
+            outcome = f"ln perplexity {found.mean:+.3f}, 95 % t-interval {found.interval} ({found.count} seeds)"
         yield (
             f"Distributed against {way}, {first.sites} sites, {first.patients} patients ({first.split}), "
             f"ε = {first.epsilon:g}, noise {first.noise_over_claimed:g} and {other.noise_over_claimed:g} × claimed: "
-            f"ln perplexity {found.mean:+.3f}, 95 % t-interval {found.interval} ({found.count} seeds)."
+            f"{outcome}."
         )
 
 
@@ -137,12 +143,12 @@ def _flat(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, fields in stated.items() for name, value in fields.items()}
 
 
-def _differences(pairs: Sequence[tuple[Row, Row | None]]) -> list[float]:
-    """Of log-perplexity, of those pairs that are whole and came to figures."""
+def _differences(pairs: Sequence[tuple[Row, Row]]) -> list[float]:
+    """Of log-perplexity, of those pairs that came to figures."""
     return [
         math.log(row.perplexity_after / other.perplexity_after)
         for row, other in pairs
-        if other is not None and row.perplexity_after and other.perplexity_after
+        if row.perplexity_after and other.perplexity_after
     ]
 
 

@@ -83,6 +83,13 @@ def test_the_difference_from_pooled_training_has_the_t_interval_of_paired_seeds(
     assert "against pooled-noisier" in markdown(rows) and "noise 1 and 1.12 × claimed" in markdown(rows)
 
 
+def test_of_pairs_that_are_not_all_whole_no_mean_is_given() -> None:
+    rows = [row("pooled", 10.0, seed=seed) for seed in range(6)]
+    rows += [row("distributed", 11.0 if seed < 3 else None, seed=seed) for seed in range(6)]
+    text = markdown(rows)
+    assert "no mean, since 3 of 6 seeds have a run without a figure." in text and "t-interval" not in text
+
+
 def test_settings_tried_beside_the_first_are_lines_of_one_table_with_paired_intervals() -> None:
     rows = [row("distributed", 10.0, seed=seed) for seed in range(3)]
     rank: dict[str, Any] = {"settings": "ef" * 32, "stated": {"training": {"learning_rate": 2.4}, "model": {"rank": 4}}}
