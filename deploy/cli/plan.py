@@ -11,7 +11,8 @@ from .options import ConfigOption, StudyCommand, named
 
 if TYPE_CHECKING:
     from ...common.study.study import Study
-    from ..bench.utility.scaling import Forecast
+    from ..bench.utility.forecast import Forecast
+    from ..builtin.patients import Split
 
 _PANEL = "Data and model"
 
@@ -69,10 +70,14 @@ def plan(
     ] = False,
     results: Annotated[
         Path | None,
-        typer.Option(help="rows.jsonl of `bench utility`: what perplexity to expect, by what was measured."),
+        typer.Option(
+            help="rows.jsonl of `bench utility`: what perplexity to expect, by runs of this trust, epsilon, number of "
+            "rounds and of sites."
+        ),
     ] = None,
     quality: Annotated[
-        float | None, typer.Option(min=1, help="A perplexity: how many patients does it take at the target epsilon?")
+        float | None,
+        typer.Option(min=1, help="A perplexity: how many patients does it take, in these rounds, at these sites?"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -94,7 +99,7 @@ def plan(
     if output is not None:
         _require_free(output)
     study, simulation = read_simulation(tables)
-    forecast = _forecast(study, results, quality)
+    forecast = _forecast(study, simulation.builtin_split, results, quality)
     require_unprotected(public_text, public_text_kind)
     text = None if sweep is None else require_public(public_text, public_text_kind)
     grid = None if sweep is None else Grid.read(sweep)
@@ -121,6 +126,7 @@ def plan(
         step("calibrating the noise")
         target = study.privacy.target_epsilon or DEFAULT_TARGET_EPSILON
         planned = Plan.of(study, trial, epsilons={*EPSILONS, target})
+    forecast = None if forecast is None else forecast.beside(study)
     if output is not None:
         chosen = "" if swept is None else swept.chosen
         write_atomically(output, study_file(planned, study, simulation, chosen).encode())
@@ -139,14 +145,14 @@ def plan(
         console.print(f"\n{line}")
 
 
-def _forecast(study: "Study", results: Path | None, quality: float | None) -> "Forecast | None":
+def _forecast(study: "Study", split: "Split", results: Path | None, quality: float | None) -> "Forecast | None":
     """What the results say of the study, before anything is computed. Raises StudyError and StorageError."""
     from ...common.errors import StudyError
+    from ..bench.utility.forecast import Forecast
     from ..bench.utility.row import RowFile
-    from ..bench.utility.scaling import Forecast
 
     if results is not None:
-        return Forecast.of(RowFile(results).read(), study, perplexity=quality)
+        return Forecast.of(RowFile(results).read(), study, split=split, perplexity=quality)
     if quality is not None:
         raise StudyError(
             "--quality is given without --results",

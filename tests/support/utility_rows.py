@@ -1,8 +1,9 @@
 """Rows of the benchmark of utility, as runs would leave them."""
 
+from pathlib import Path
 from typing import Any
 
-from grandrounds.deploy.bench.utility.row import Row
+from grandrounds.deploy.bench.utility.row import Row, RowFile
 from grandrounds.deploy.bench.utility.ways import Way
 
 
@@ -33,3 +34,9 @@ def row(way: Way, after: float | None, *, seed: int = 1, **changed: Any) -> Row:
         "finished": "2026-01-01T00:00:00+00:00",
     }
     return Row.model_validate({**fields, **changed})
+
+
+def written_down(*names: str) -> list[Row]:
+    """The rows of ``tests/results``, of files of these names."""
+    results = Path(__file__).parents[1] / "results"
+    return [found for name in names for found in RowFile(results / f"{name}.jsonl").read()]

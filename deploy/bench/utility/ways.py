@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, get_args
 
 from ....common.errors import StudyError
 from ....common.privacy.noise_layers import noise_over_claim
+from ....common.privacy.trust import Trust
 from ....common.study.study import Study
 from ...builtin.patients import Split
 from ...simulation.config import read_simulation
@@ -97,14 +98,13 @@ class Run:
             return None
         if self.way in ("pooled", "alone"):
             return 1.0
-        sites = len(study.sites)
-        return round(
-            noise_over_claim(
-                sites,
-                trust="local" if self.way == "local" else "distributed",
-                sites=sites,
-                threshold=study.threshold,
-                corrupt_sites=study.privacy.corrupt_sites,
-            ),
-            3,
-        )
+        return noise_over_claimed(study, "local" if self.way == "local" else "distributed")
+
+
+def noise_over_claimed(study: Study, trust: Trust) -> float:
+    """As rows have it of a study's sites: of three decimals."""
+    sites = len(study.sites)
+    over = noise_over_claim(
+        sites, trust=trust, sites=sites, threshold=study.threshold, corrupt_sites=study.privacy.corrupt_sites
+    )
+    return round(over, 3)

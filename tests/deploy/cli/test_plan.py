@@ -103,7 +103,7 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
     proposed = tmp_path / "study.toml"
     measured = RowFile.create(tmp_path / "rows.jsonl")
     for seed, after in enumerate((12.1, 10.0, 8.1, 6.6)):
-        measured.add(row("distributed", after, seed=seed, patients=60 * 2**seed))
+        measured.add(row("distributed", after, seed=seed, patients=60 * 2**seed, noise_over_claimed=1.118))
         measured.add(row("distributed", 99.0, seed=seed, patients=60, epsilon=1.0))
     quality = [f"--results={measured.path}", "--quality=9"]
     code, out, err = run(["plan", "--no-benchmark", f"--output={proposed}", *quality])
