@@ -17,10 +17,11 @@ MAX_SENSITIVITY: Final = 1 << 23
 
 
 def honest_shares(*, trust: Trust, threshold: int, corrupt_sites: int) -> int:
-    """The number h of noise shares in every released sum that the adversary does not know.
+    """The least number h of honest sites in a released sum, whose noise together has at least the claimed variance.
 
     Distributed: at least ``threshold`` sites are in every sum that is unmasked, and the adversary knows the noise of
-    at most ``corrupt_sites`` of them, so h is the difference. Local: a site relies on its own noise only, h = 1.
+    at most ``corrupt_sites`` of them, so h is the difference. Where as few last, all of their noise stays; where more
+    do, less of each one's (``noise_shares``). Local: a site relies on its own noise only, h = 1.
 
     Raises PrivacyError where distributed trust leaves h < 2 (a coalition could see one site's sum under a share of
     the noise only) or assumes that no site at all is curious.

@@ -182,7 +182,7 @@ class Manifest(Section):
 
     @property
     def honest_shares(self) -> int:
-        """h: shares of the noise that the adversary cannot know in any sum that is unmasked."""
+        """h: the least number of honest sites in a sum that is unmasked; 1 under local trust."""
         privacy = self.study.privacy
         return honest_shares(trust=privacy.trust, threshold=self.threshold, corrupt_sites=privacy.corrupt_sites)
 

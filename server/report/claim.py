@@ -1,6 +1,6 @@
 """What a study claims and what it does not, in words for a privacy officer; the numbers are the report's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,19 +83,25 @@ def adversary(manifest: Manifest) -> str:
     )
 
 
-def seen(manifest: Manifest) -> str:
-    """What the server and the other sites get to see of a site's work, and what hides the rest."""
-    study, threshold = manifest.study, manifest.threshold
-    sum_over = f"only the sum over {at_least(threshold, of=len(study.sites))}"
-    if study.privacy.trust == "local":
+def seen(manifests: Sequence[Manifest]) -> str:
+    """What the server and the other sites get to see of a site's work, and what hides the rest, by each roster."""
+    sum_over = f"only the sum over {must_answer(manifests)}"
+    if manifests[-1].study.privacy.trust == "local":
         return (
             "Each site adds all of the noise itself before anything leaves it. Secure aggregation then shows the "
             f"server {sum_over}; the claim does not depend on it."
         )
     return (
-        f"Secure aggregation shows the server {sum_over}, never one site’s update. At least {manifest.honest_shares} "
-        "of the noise shares in every such sum are unknown to this adversary, and the claim counts only those."
+        f"Secure aggregation shows the server {sum_over}, never one site’s update. At least "
+        f"{min(manifest.honest_shares for manifest in manifests)} honest sites are in every such sum. The noise that "
+        "honest sites leave in it is unknown to this adversary and has at least the deviation that the claim counts."
     )
+
+
+def must_answer(manifests: Iterable[Manifest]) -> str:
+    """Of how many sites an attempt needs how many, under each of the rosters that a study had."""
+    rosters = dict.fromkeys(at_least(each.threshold, of=len(each.study.sites)) for each in manifests)
+    return " or ".join(rosters) + (", by the roster of the attempt" if len(rosters) > 1 else "")
 
 
 def protected(manifest: Manifest) -> str:

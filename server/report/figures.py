@@ -33,11 +33,12 @@ _NAMES: Final = (
 )
 
 
-def privacy_figures(manifest: Manifest) -> dict[str, Any]:
-    """The claim and every figure of privacy; all None without noise.
+def privacy_figures(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """The claim and every figure of privacy, of a study under a manifest and its successors; all None without noise.
 
     A figure beside the claim is None where no useful bound exists. Raises PrivacyError where the claim has none.
     """
+    manifest = manifests[-1]
     schedule, delta = manifest.schedule, manifest.delta
     if schedule is None:
         return dict.fromkeys(_NAMES)
@@ -47,7 +48,7 @@ def privacy_figures(manifest: Manifest) -> dict[str, Any]:
         "claim": claim.claim(manifest, spent.epsilon),
         "protected": claim.protected(manifest),
         "adversary": claim.adversary(manifest),
-        "adversary_sees": claim.seen(manifest),
+        "adversary_sees": claim.seen(manifests),
         "epsilon": spent.epsilon,
         "epsilon_rdp": spent.epsilon_rdp,
         "delta": delta,
@@ -58,7 +59,7 @@ def privacy_figures(manifest: Manifest) -> dict[str, Any]:
         "attack": _attack([*curve, (delta, spent.epsilon)]),
         "epsilon_replace_one": _epsilon_replace_one(schedule, delta),
         "epsilon_without_amplification": _bound(schedule.without_amplification(), delta),
-        "overlap": _overlap(manifest),
+        "overlap": _overlap(manifest, sites=max(len(each.study.sites) for each in manifests)),
     }
 
 
@@ -106,8 +107,8 @@ def _bound(schedule: Schedule, delta: float, *, relation: Relation = "add_or_rem
         return None
 
 
-def _overlap(manifest: Manifest) -> list[dict[str, Any]]:
-    """What the same schedule means for someone whose records are at one site, at the stated number, at all."""
+def _overlap(manifest: Manifest, *, sites: int) -> list[dict[str, Any]]:
+    """What the same schedule means for someone with records at one site, at the stated number, at all ``sites``."""
     accountant = CentralAccountant(schedule=manifest.schedule, max_attempts=manifest.max_attempts, delta=manifest.delta)
     return [
         {
@@ -115,5 +116,5 @@ def _overlap(manifest: Manifest) -> list[dict[str, Any]]:
             "epsilon": None if spent is None else spent.epsilon,
             "epsilon_rdp": None if spent is None else spent.epsilon_rdp,
         }
-        for overlap, spent in accountant.claims(len(manifest.study.sites)).items()
+        for overlap, spent in accountant.claims(sites).items()
     ]

@@ -50,7 +50,7 @@ def render_html(report: Report) -> str:
             dropped_when=DROPPED_WHEN,
             sensitivity=SENSITIVITY,
             claim=claim,
-            in_sums=[row["noise_in_sum"]["noise_multiplier"] for row in rounds if row["noise_in_sum"]],
+            in_sums=[said["noise_multiplier"] for row in rounds for said in row["noise_in_sums"]],
         )
     )
 

@@ -90,7 +90,9 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
     if declared.audit is not None and study.about.audit not in (None, f"{BY_HASH}{declared.audit.sha256}"):
         raise broken("the report states another audit than the one that the manifest names")
     training = study.training
-    figures = privacy_figures(manifest)
+    begun_under = {attempt.manifest for attempt in verified.attempts}
+    ran = [each for each in verified.manifests if each.sha256 in begun_under or each == manifest]
+    figures = privacy_figures(ran)
     rounds = _rounds(verified, declared, figures["epsilon"])
     closed = len(verified.rounds)
     before = declared.perplexity_before
@@ -127,10 +129,11 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
         "mechanism": _mechanism(manifest),
         "secure_aggregation": {
             "threshold": manifest.threshold,
+            "must_answer": claim.must_answer(ran),
             "corrupt_sites": study.privacy.corrupt_sites,
             "modulus_bits": study.secagg.modulus_bits,
         },
-        "sampler": _sampler(manifest, attempts=len(verified.attempts)),
+        "sampler": _sampler(ran, attempts=len(verified.attempts)),
         "training": {
             "model": study.model.model_dump(mode="json"),
             "model_sha256": manifest.model_sha256,
@@ -151,8 +154,9 @@ def build_report(verified: VerifiedLedger, declared: Declared) -> Report:
                 "minimised": None if site.minimised is None else list(site.minimised),
                 "largest_epsilon": site.largest_epsilon,
                 "budget_epsilon": site.budget_epsilon,
+                "has_left": site.name not in manifest.site_keys,
             }
-            for site in study.sites
+            for site in {site.name: site for each in ran for site in each.study.sites}.values()
         ],
         "data_touches": list(claim.data_touches(manifest)),
         "randomness": "Sampling, noise and masks come from AES-256-CTR under keys drawn anew from the operating "
@@ -245,18 +249,21 @@ def _mechanism(manifest: Manifest) -> Report:
 
 
 def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | None:
-    """How much noise is in the sum of an attempt that was unmasked, as a multiplier, and over what is claimed.
+    """How much noise is left in the sum of an attempt that was unmasked, as a multiplier, and over what is claimed.
 
-    The sites that showed what may be taken off signed it. That the server took it off is its word, and so is that a
-    site showed nothing: the ledger can have more noise in a sum than there is, but no less than is claimed.
+    Where sites added what they must, and the server took off what they showed: the sites that showed it signed it. A
+    site that shows nothing by the ledger may have shown it to the server alone; a server may leave in what was shown.
+    None under local trust: what becomes of noise in a site's own steps is not known.
     """
     manifest = next(each for each in verified.manifests if each.sha256 == attempt.manifest)
-    if not manifest.study.privacy.noise or not attempt.unmasked:
+    privacy = manifest.study.privacy
+    if not privacy.noise or privacy.trust == "local" or not attempt.unmasked:
         return None
     level = manifest.secagg_parameters.levels_reached(attempt.survivors)[-1]
     variance = manifest.variance_in_sum(attempt.survivors, shown=attempt.shown, attempt=attempt.attempt)
     in_sum = math.sqrt(variance) / manifest.lattice.sensitivity
     return {
+        "attempt": attempt.attempt,
         "noise_multiplier": in_sum,
         "over_claimed": in_sum / manifest.noise_multiplier(attempt.attempt),
         "sites_that_kept_theirs": sorted(set(attempt.survivors) - set(attempt.shown))
@@ -265,8 +272,9 @@ def _noise_in_sum(verified: VerifiedLedger, attempt: AttemptRecord) -> Report | 
     }
 
 
-def _sampler(manifest: Manifest, *, attempts: int) -> Report:
+def _sampler(ran: Sequence[Manifest], *, attempts: int) -> Report:
     """How units are drawn, and how often each takes part on average."""
+    manifest = ran[-1]
     study = manifest.study
     q, steps = study.privacy.sampling_probability, study.training.local_steps
     return {
@@ -275,7 +283,7 @@ def _sampler(manifest: Manifest, *, attempts: int) -> Report:
         "expected_participations": q * steps * attempts,
         "expected_participations_in_whole_schedule": q * steps * manifest.max_attempts,
         "max_records_per_unit": study.data.records_per_unit,
-        "draw_caps": {site.name: manifest.draw_cap(site.name) for site in study.sites},
+        "draw_caps": {site.name: each.draw_cap(site.name) for each in ran for site in each.study.sites},
         "delta_of_caps": None if manifest.schedule is None else manifest.schedule.cut_delta,
         "max_tokens": study.data.max_tokens,
     }
@@ -298,23 +306,23 @@ def _dropouts(attempts: Sequence[AttemptRecord]) -> list[Report]:
 def _rounds(verified: VerifiedLedger, declared: Declared, claimed: float | None) -> list[Report]:
     """Every round that was begun; the last of them may not have been closed, and then has no survivors."""
     survivors = {closed.round: list(closed.survivors) for closed in verified.rounds}
-    attempts: dict[int, list[int]] = {}
+    attempts: dict[int, list[AttemptRecord]] = {}
     for attempt in verified.attempts:
-        attempts.setdefault(attempt.round, []).append(attempt.attempt)
+        attempts.setdefault(attempt.round, []).append(attempt)
     evaluated = set(verified.manifest.study.training.evaluated_rounds)
     if _is_exhausted(verified):  # what is left is evaluated
         evaluated |= {len(verified.rounds), len(verified.rounds) + 1}
     return [
         {
             "round": round_,
-            "attempts": serials,
+            "attempts": [each.attempt for each in begun],
             "survivors": survivors.get(round_, []),
-            "noise_in_sum": _noise_in_sum(verified, verified.attempts[serials[-1] - 1]),
-            "epsilon_spent": _spent(verified.manifest, serials[-1], claimed),
+            "noise_in_sums": [said for each in begun if (said := _noise_in_sum(verified, each))],
+            "epsilon_spent": _spent(verified.manifest, begun[-1].attempt, claimed),
             "evaluated": round_ in evaluated,
             "perplexity": declared.perplexities.get(round_) if round_ in evaluated else None,
         }
-        for round_, serials in attempts.items()
+        for round_, begun in attempts.items()
     ]
 
 

@@ -240,11 +240,11 @@ def test_what_is_said_of_the_noise_in_a_sum_follows_from_what_its_sites_signed(
     study: SmallStudy, folder: Path, figure: str
 ) -> None:
     report = study.report()
-    said = report["utility"]["rounds"][0]["noise_in_sum"]
+    (said,) = report["utility"]["rounds"][0]["noise_in_sums"]
     said[figure] = ["site-1"] if figure == "sites_that_kept_theirs" else 1.001 * said[figure]
     rewritten(folder, report)
     reclosed(study, folder)
-    assert f"utility.rounds.0.noise_in_sum.{figure}" in refused(folder, FOLLOWS)
+    assert f"utility.rounds.0.noise_in_sums.0.{figure}" in refused(folder, FOLLOWS)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_study_whose_noise_has_stages_is_verified_and_says_of_each_sum_what_wa
     write_sums(study, tmp_path)
     assert verify(tmp_path, study.manifest.sha256).holds
     report = study.report()
-    rounds = [row["noise_in_sum"] for row in report["utility"]["rounds"]]
+    rounds = [said for row in report["utility"]["rounds"] for said in row["noise_in_sums"]]
     assert [said["noise_multiplier"] / said["over_claimed"] for said in rounds] == pytest.approx([1.5, 0.75])
     assert [said["over_claimed"] for said in rounds] == pytest.approx([(5 / 4) ** 0.5, (4 / 3) ** 0.5], rel=0.01)
     assert report["epsilon"] > ran().report()["epsilon"], "three attempts of half the noise, of four"

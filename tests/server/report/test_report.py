@@ -219,6 +219,7 @@ def test_every_site_s_records_are_described_in_its_own_words() -> None:
         "minimised": None,
         "largest_epsilon": None,
         "budget_epsilon": None,
+        "has_left": False,
     }
     assert (report["data"][1]["sha256"], report["data"][2]["sensitivity"]) == ("12" * 32, "identifiable")
     page = render_html(report)
