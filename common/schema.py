@@ -198,7 +198,7 @@ def validated(
         where, at = "" if source is None else f"{source}: ", f"{table}." if table else ""
         items = error.errors(include_url=False)
         # A list is called too short where one of its items is wrong.
-        wrong = {item["loc"][:-1] for item in items}
+        wrong = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
         told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong]
         problems = "; ".join(at + _problem(item, model) for item in told)
         raise StudyError(f"{where}{problems}", why=why, fix="correct the named fields") from error

@@ -82,6 +82,6 @@ def _chosen(tensors: Mapping[str, Vector], *, kind: str, trained: bool) -> dict[
 def _unfit(what: str) -> ModelError:
     return ModelError(
         f"the adapter's file {what}",
-        why="it could not be compared with what the sums made",
-        fix="have the server's operator show all sites the study's folder",
+        why="what is loaded, or compared with a study's sums, has to be the adapter, whole",
+        fix="get its folder anew, whole, from whoever has the study's",
     )

@@ -5,18 +5,16 @@ from typing import Final
 
 import numpy as np
 
-from ...common.audit.evidence import AuditEvidence, CanaryScores, require_claim
+from ...common.audit.evidence import AuditEvidence, CanaryScores
 from ...common.crypto.csprng import fresh_key
-from ...common.errors import StudyError
 from ...common.study.manifest import Manifest
-from ...common.study.study import Study
 from .faults import AS_CLAIMED, Fault, faults
 from .scores import likelihood_ratios, told_apart
-from .texts import builtin_patients, require_text_twin, text_scores
-from .twin import Tell, Twin
+from .subject import Tell, require_auditable
+from .texts import builtin_patients, text_scores
+from .twin import Twin
 
 CONFIDENCE: Final = 0.95
-_FEWEST_TEXTS: Final = 20
 _STATED: Final[tuple[str, ...]] = (
     "The gradient canaries' twin holds nobody else: whoever a claim is made against knows all other patients' "
     "gradients, and takes them off, as those of public records.",
@@ -28,25 +26,6 @@ _OF_NOTES: Final[tuple[str, ...]] = (
     "begin with.",
     "An auxiliary adapter is trained on these notes alone, without noise; no other attack on them was tried.",
 )
-
-
-def require_auditable(study: Study, *, text_canaries: int = 0, synthetic_notes: int = 0) -> None:
-    """Raises StudyError where a study, which need not be complete, cannot be audited so, whatever its adapter is."""
-    require_claim(study)
-    if 0 < text_canaries < _FEWEST_TEXTS:
-        raise StudyError(
-            f"{text_canaries} text canaries",
-            why="a tenth of them is guessed to be in, and a tenth to be out: of so few nothing could be found",
-            fix=f"give --text-canaries {_FEWEST_TEXTS} or more, or leave it out",
-        )
-    if synthetic_notes and not text_canaries:
-        raise StudyError(
-            f"{synthetic_notes} synthetic notes, and no text canaries",
-            why="what notes tell is seen of the texts that were planted into the twin which they are from",
-            fix=f"give --text-canaries {_FEWEST_TEXTS} or more as well",
-        )
-    if text_canaries:
-        require_text_twin(study)
 
 
 def audited(

@@ -1,14 +1,14 @@
 """The study that is audited: as people wrote it, or as its sites signed it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
-from ...common.audit.evidence import AuditedParameters
+from ...common.audit.evidence import AuditedParameters, require_claim
 from ...common.audit.named import without_audit
 from ...common.crypto.identity import Identity
 from ...common.errors import StorageError, StudyError
-from ...common.model.language_model import LanguageModel
 from ...common.study.artefacts import MANIFEST
 from ...common.study.completion import complete_study
 from ...common.study.first_adapter import FirstAdapter, first_adapter_of
@@ -18,7 +18,11 @@ from ...common.system.code_pin import check_code
 from ...server.run.study_folder import StudyFolder
 from ..builtin.models import base_model_folder, with_lasting_name
 from ..simulation.config import read_simulation, read_tables
-from .twin import Tell
+
+_FEWEST_TEXTS: Final = 20
+_MOST_SITES: Final = 50
+
+Tell = Callable[[str], None]
 
 _WHAT: Final = "a study's folder, its study.json, or the study.toml that it is written in"
 
@@ -49,6 +53,8 @@ class Subject:
         """
         if self.signed is not None:
             return self.signed
+        from ...common.model.language_model import LanguageModel  # with PyTorch, before which much is refused
+
         study = self.study
         tell(f"loading the model {study.model.name}, for the size of its adapter")
         model = LanguageModel.load(
@@ -88,6 +94,41 @@ def signed_in(folder: Path) -> Manifest:
     manifest = StudyFolder(folder).manifest()
     check_code(version=manifest.package_version, sha256=manifest.package_sha256)
     return manifest
+
+
+def require_auditable(study: Study, *, text_canaries: int = 0, synthetic_notes: int = 0) -> None:
+    """Raises StudyError where a study, which need not be complete, cannot be audited so, whatever its adapter is."""
+    require_claim(study)
+    if 0 < text_canaries < _FEWEST_TEXTS:
+        raise StudyError(
+            f"{text_canaries} text canaries",
+            why="a tenth of them is guessed to be in, and a tenth to be out: of so few nothing could be found",
+            fix=f"give --text-canaries {_FEWEST_TEXTS} or more, or leave it out",
+        )
+    if synthetic_notes and not text_canaries:
+        raise StudyError(
+            f"{synthetic_notes} synthetic notes, and no text canaries",
+            why="what notes tell is seen of the texts that were planted into the twin which they are from",
+            fix=f"give --text-canaries {_FEWEST_TEXTS} or more as well",
+        )
+    if text_canaries:
+        _require_text_twin(study)
+
+
+def _require_text_twin(study: Study) -> None:
+    """Raises StudyError where no twin of text canaries can be made of a study, which need not be complete."""
+    if study.model.first_adapter is not None or study.data.public is not None:
+        raise StudyError(
+            "text canaries of a study with a first adapter or public records",
+            why="its manifest has the hashes of their files, and the twin would need the files",
+            fix="leave --text-canaries out; gradient canaries depend on neither",
+        )
+    if len(study.sites) > _MOST_SITES:
+        raise StudyError(
+            f"text canaries at {len(study.sites)} sites",
+            why=f"there are built-in patients of at most {_MOST_SITES}",
+            fix="leave --text-canaries out",
+        )
 
 
 def require_alike(audited: Study, other: Study, *, place: Path) -> None:

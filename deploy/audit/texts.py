@@ -40,7 +40,6 @@ _TEMPERATURE: Final = 1.3  # so that no two are alike, and none is what a model 
 _TRIES: Final = 4  # for each canary that the base model writes to its length
 _AT_A_TIME: Final = 16
 _MOST_PERPLEXITY: Final = 1e300  # which stands for one that is no number, too
-_MOST_SITES: Final = 50
 _MOST_PATIENTS: Final = 24
 # What the twin has of protection, and whether it adds noise.
 _RUNS: Final[tuple[tuple[Protection, bool], ...]] = (("as claimed", True), ("noise off", False))
@@ -71,7 +70,7 @@ def text_scores(
     A score is by how much the adapter lowers the loss of what a canary says behind its prompt, in nats a token. Each
     twin is a whole simulation with ``patients``. Where there are ``synthetic_notes``, each twin's adapter writes so
     many, and canaries are scored once more, in the same order, by an adapter that was trained on these alone
-    (``Auxiliary``). The study is one that ``require_text_twin`` lets pass. Raises StudyError where the base model makes
+    (``Auxiliary``). The study is one that ``require_auditable`` lets pass. Raises StudyError where the base model makes
     up too few canaries, or the auxiliary adapter learns nothing.
     """
     study = manifest.study
@@ -125,22 +124,6 @@ def text_scores(
             after = losses(auxiliary.trained_on(notes))
             found.append(CanaryScores.of("synthetic notes", protection, scores=before - after, bits=bits))
     return tuple(found)
-
-
-def require_text_twin(study: Study) -> None:
-    """Raises StudyError where no twin of text canaries can be made of a study, which need not be complete."""
-    if study.model.first_adapter is not None or study.data.public is not None:
-        raise StudyError(
-            "text canaries of a study with a first adapter or public records",
-            why="its manifest has the hashes of their files, and the twin would need the files",
-            fix="leave --text-canaries out; gradient canaries depend on neither",
-        )
-    if len(study.sites) > _MOST_SITES:
-        raise StudyError(
-            f"text canaries at {len(study.sites)} sites",
-            why=f"there are built-in patients of at most {_MOST_SITES}",
-            fix="leave --text-canaries out",
-        )
 
 
 def builtin_patients(manifest: Manifest) -> Patients:

@@ -1,6 +1,6 @@
 """A twin of a study: its parameters, protocol, arithmetic and noise, with canaries for patients and keys of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -19,8 +19,8 @@ from ...common.study.manifest import Manifest
 from .attempt import Parties
 from .canaries import Canaries, CanarySampler, room_for_canaries
 from .faults import Fault, Where
+from .subject import Tell
 
-Tell = Callable[[str], None]
 _NO_ADAPTER: Final = np.zeros(0, dtype=np.float32)
 
 

@@ -40,19 +40,19 @@ def audit(
     """
     from ...common.study.artefacts import AUDIT
     from ...common.system.files import write_atomically
+    from ..audit.subject import read_subject, require_alike, require_auditable, require_one_size, signed_in
     from ..views.audit import print_audit
     from ..views.console import plain_console, steps
 
     places = [place for place in (output, None if attach is None else attach / AUDIT) if place is not None]
     for place in places:
         require_free(place)
+    subject, other = read_subject(study), None if attach is None else signed_in(attach)
+    require_auditable(subject.study, text_canaries=text_canaries, synthetic_notes=synthetic_notes)
     with steps() as step:
         step("loading PyTorch")
-        from ..audit.audit import audited, require_auditable
-        from ..audit.subject import read_subject, require_alike, require_one_size, signed_in
+        from ..audit.audit import audited
 
-        subject, other = read_subject(study), None if attach is None else signed_in(attach)
-        require_auditable(subject.study, text_canaries=text_canaries, synthetic_notes=synthetic_notes)
         subject = subject.completed(step)
         if attach is not None and other is not None:
             require_alike(subject.study, other.study, place=attach)

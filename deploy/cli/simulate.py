@@ -46,6 +46,7 @@ def simulate(
     """
     from ...server.run.progress import phase
     from ..simulation.config import check_files, chosen_dropouts, prepare_records, read_simulation, read_tables
+    from ..simulation.sites import check_dropouts
     from ..views.display import Display
 
     tables = read_tables(config, context.obj)
@@ -56,6 +57,8 @@ def simulate(
         folder = output or _free_folder(DEFAULT_OUTPUT)
     study, simulation = read_simulation(tables)
     check_files(simulation)
+    dropouts = chosen_dropouts(study, simulation)
+    check_dropouts(study, dropouts)
     with Display(quiet=as_json) as display, _told_when_stopped(folder):
         with phase(display.observe, "libraries", "PyTorch and Flower"):
             from ...common.model.devices import open_device
@@ -69,7 +72,7 @@ def simulate(
         attacking = partial(_attacking, records.evaluation) if attack else None
         inputs: dict[str, Any] = {
             **records.inputs,
-            "dropouts": chosen_dropouts(study, simulation),
+            "dropouts": dropouts,
             "devices": simulation.devices,
             "observe": display.observe,
             "audit": usual_audit if audit else None,

@@ -42,7 +42,9 @@ def check(
         )
     if head is None:
         said.append("that no entry was taken off its end was not compared with a head noted earlier (--head)")
-    elif head not in {registry.ledger.head_at(length) for length in range(1, len(registry.ledger) + 1)}:
+    elif "".join(head.split()).lower() not in {
+        registry.ledger.head_at(length) for length in range(1, len(registry.ledger) + 1)
+    }:
         raise StudyError(
             f"the ledger never had the head {head}",
             why="entries were taken off its end, or it was written anew: a withdrawal may be missing",

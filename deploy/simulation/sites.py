@@ -78,6 +78,18 @@ def simulated_policy(manifest: Manifest, site: Site, *, opted_out: Path | None) 
     )
 
 
+def check_dropouts(study: Study, dropouts: Sequence[Dropout]) -> None:
+    """Raises StudyError where a site or a round is none of the study's."""
+    names = {site.name for site in study.sites}
+    for dropout in dropouts:
+        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
+            raise StudyError(
+                f"there is no {dropout.site} in round {dropout.round} to drop out",
+                why="the simulation would not show what was asked for",
+                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
+            )
+
+
 def check_cohorts(
     study: Study, cohorts: Mapping[str, object], dropouts: Sequence[Dropout], opted_out: Mapping[str, object]
 ) -> None:
@@ -95,10 +107,4 @@ def check_cohorts(
             why="whoever opted out would be read all the same, at the site that was meant",
             fix="name the site as the study does",
         )
-    for dropout in dropouts:
-        if dropout.site not in names or not 1 <= dropout.round <= study.training.rounds:
-            raise StudyError(
-                f"there is no {dropout.site} in round {dropout.round} to drop out",
-                why="the simulation would not show what was asked for",
-                fix=f"name one of {', '.join(sorted(names))} and a round from 1 to {study.training.rounds}",
-            )
+    check_dropouts(study, dropouts)

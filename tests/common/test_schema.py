@@ -98,6 +98,14 @@ def test_a_wrong_item_is_told_and_not_that_its_list_is_too_short() -> None:
     assert "target_modules =" not in refused.value.what
 
 
+def test_a_list_is_not_too_short_where_a_field_of_its_items_is_wrong() -> None:
+    sites = [{"name": f"site-{number}", "nominal_units": 0} for number in range(5)]
+    with pytest.raises(StudyError) as refused:
+        validated(Study, {"sites": sites})
+    assert refused.value.what.count("nominal_units = 0") == 5
+    assert "needs 3 or more" not in refused.value.what
+
+
 def test_a_file_s_fault_names_the_file(tmp_path: Path) -> None:
     for name, read in {
         "policy.toml": lambda: read_policy(tmp_path / "policy.toml"),

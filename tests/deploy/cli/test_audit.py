@@ -130,8 +130,8 @@ def test_evidence_is_not_attached_to_a_study_of_another_size(app, folder, tmp_pa
 
 @pytest.fixture
 def nothing_expensive(monkeypatch) -> None:
-    for name in ("complete_study", "LanguageModel.load"):
-        monkeypatch.setattr(f"grandrounds.deploy.audit.subject.{name}", lambda *_, **__: pytest.fail("it was begun"))
+    for name in ("deploy.audit.subject.complete_study", "common.model.language_model.LanguageModel.load"):
+        monkeypatch.setattr(f"grandrounds.{name}", lambda *_, **__: pytest.fail("it was begun"))
 
 
 PUBLIC = '[data]\npublic = "public.jsonl"\npublic_units = 1\n'
@@ -166,7 +166,7 @@ def test_evidence_for_a_study_of_other_parameters_is_refused_before_the_model_is
     app, folder, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(
-        "grandrounds.deploy.audit.subject.LanguageModel.load", lambda *_, **__: pytest.fail("it was loaded")
+        "grandrounds.common.model.language_model.LanguageModel.load", lambda *_, **__: pytest.fail("it was loaded")
     )
     (tmp_path / "study.toml").write_text(STUDY)
     with pytest.raises(GrandRoundsError, match="other parameters"):

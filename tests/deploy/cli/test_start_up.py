@@ -55,6 +55,8 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
         "server report": [server],
         "server run": [server],
         "verify": [str(tmp_path / "nothing")],
+        "audit": [str(tmp_path / "nothing")],
+        "simulate  ": ["--dropout=hospital-9@2"],
         "simulate": [*(f"--data={name}={path}" for name, path in data.items()), *units, "--evaluation=builtin"],
     }
     commands = {name: [*name.split(), *options] for name, options in {**done, **refused}.items()}
@@ -65,7 +67,8 @@ def test_commands_at_the_desk_load_no_library_that_they_do_not_use(tmp_path: Pat
     assert {name for name, (said, _) in found.items() if said == "done"} == set(done)
     assert f"grandrounds {__version__}\nSHA-256 of its files: {running_sha256()}\n" in ran.stdout
     assert found["simulate"][0].startswith("wesst.csv: it cannot be read")
+    assert found["simulate  "][0] == "there is no hospital-9 in round 2 to drop out"
     # Of Flower, whose server the simulation's modules name, nothing heavier is loaded.
     loaded = {name: set(modules) for name, (_, modules) in found.items()}
-    assert loaded.pop("simulate") <= {"flwr"}
+    assert loaded.pop("simulate") | loaded.pop("simulate  ") | loaded.pop("audit") <= {"flwr"}
     assert {name for name, modules in loaded.items() if modules} == set()

@@ -160,6 +160,8 @@ def test_a_registry_is_verified_against_its_key_an_earlier_head_and_what_it_keep
     done("incident", registry, "a disk failed")
     said = done("verify", registry, "--key", told["key"], "--head", told["head"])
     assert "it continues what it was" in said and "letters@1 is what was released" in said
+    in_groups = " ".join(told["head"].upper()[at : at + 8] for at in range(0, 64, 8))
+    assert "it continues what it was" in done("verify", registry, "--head", in_groups)
     assert "was not compared" in done("verify", registry)
     assert "not the one that was given" in refused("verify", registry, "--key", "ab" * 32)
     ledger = registry / "registry.jsonl"
