@@ -85,11 +85,16 @@ class FieldOption(TyperOption):
         )
 
     def _left_out(self, unset: str) -> str:
+        from ...common.study.builtin import TUNED
+
+        section, name = self.place
         default = unset or self._default
         if default in (None, {}) or self._is_flag:
             return ""
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        return f" (default {shown:g})" if isinstance(shown, float) else f" (default {shown})"
+        tuned = TUNED.get(section, {}).get(name, default)
+        if tuned == default:
+            return f" (default {_shown(default)})"
+        return f" (default {_shown(tuned)} as the built-in model is tuned, else {_shown(default)})"
 
     def value(self, given: Any) -> Any:
         """What the field is given: a flag turns its default round; None, {} or () if the option was not there."""
@@ -104,6 +109,13 @@ class FieldOption(TyperOption):
         if self._value_kind is Path and len(given) == 1 and "=" not in given[0]:
             return Path(given[0])  # of no site alone: the field says whether it takes one
         return named(self.opts[0], given, self._value_kind)
+
+
+def _shown(default: Any) -> str:
+    """As it would be given."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def named(flag: str, texts: Iterable[str], kind: type[int] | type[Path] | type[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .settings import DEFAULT_DROPOUT, Simulation
 
 _COMMENTS_FROM: Final = 34
 _FULL: Final = """\
-Every parameter of a study, with its default and what it does. Unknown names are refused.
+Every parameter of a study, as the built-in study has it, and what it does. Unknown names are refused.
 Every message that a site signs carries the hash of all of this but [simulation]; the server can change none of it.
 [simulation] is for `grandrounds simulate` alone. This file is made by `make templates`."""
 

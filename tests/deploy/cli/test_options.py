@@ -15,6 +15,7 @@ from pydantic import Field
 from rich.text import Text
 
 from grandrounds.common.schema import Help, Option, Section, help_of
+from grandrounds.common.study.builtin import TUNED
 from grandrounds.common.study.study import DataSection, Study
 from grandrounds.deploy.cli.main import app, main
 from grandrounds.deploy.cli.plan import PlanCommand
@@ -81,7 +82,7 @@ def options(command: str) -> dict[str, click.Option]:
     return dict(found)
 
 
-SECTIONS: tuple[type[Section], ...] = (Simulation, *Study.sections().values())
+SECTIONS: dict[str, type[Section]] = {"simulation": Simulation, **Study.sections()}
 
 
 def test_every_argument_and_option_of_every_command_says_what_it_is_to_its_last_word() -> None:
@@ -102,21 +103,23 @@ def test_every_argument_and_option_of_every_command_says_what_it_is_to_its_last_
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_declared_as_an_option_is_one_of_both_commands_with_its_default(command: str) -> None:
     offered, declared = options(command), 0
-    for section in SECTIONS:
-        for name, field in section.model_fields.items():
+    for section, model in SECTIONS.items():
+        for name, field in model.model_fields.items():
             option = help_of(field)
             if isinstance(option, Option) and option.only in ("", command):
                 shown = offered[f"--{option.name or name.replace('_', '-')}"].help or ""
                 assert shown.startswith(option.text)
                 if type(field.default) in (int, float) and name not in PROPOSED:
-                    assert f"(default {field.default:g})" in shown
+                    tuned = TUNED.get(section, {}).get(name)
+                    of_builtin = "" if tuned is None else f"{tuned:g} as the built-in model is tuned, else "
+                    assert f"(default {of_builtin}{field.default:g})" in shown
                 assert not {"None", "PydanticUndefined"} & set(re.findall(r"\w+", shown))
                 declared += 1
     assert declared >= 17
 
 
 def test_help_of_every_field_is_there() -> None:
-    for section in SECTIONS:
+    for section in SECTIONS.values():
         assert all(help_of(field).text for field in section.model_fields.values())
 
 
