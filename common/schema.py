@@ -187,6 +187,7 @@ def validated(
     source: Path | None = None,
     table: str = "",
     why: str = WHY_STUDY,
+    fix: str = "correct the named fields",
 ) -> ModelT:
     """``model`` from untrusted fields, the ``table`` of the file ``source`` if they are one of a file.
 
@@ -201,7 +202,7 @@ def validated(
         wrong = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
         told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong]
         problems = "; ".join(at + _problem(item, model) for item in told)
-        raise StudyError(f"{where}{problems}", why=why, fix="correct the named fields") from error
+        raise StudyError(f"{where}{problems}", why=why, fix=fix) from error
 
 
 def _problem(item: ErrorDetails, model: type[BaseModel]) -> str:

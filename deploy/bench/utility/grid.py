@@ -41,7 +41,12 @@ class Grid(Section):
     @classmethod
     def read(cls, **given: Any) -> Self:
         """From lists as a command line has them, with commas; ``all`` stands for every way. Raises StudyError."""
-        return validated(cls, {name: _listed(value) for name, value in given.items()}, table="bench utility")
+        return validated(
+            cls,
+            {name: _listed(value) for name, value in given.items()},
+            why="they say what is compared",
+            fix="correct the options of these names",
+        )
 
     @field_validator("ways", mode="before")
     @classmethod

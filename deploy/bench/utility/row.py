@@ -137,7 +137,7 @@ class RowFile:
             raise StorageError(
                 f"{self.path} cannot be read as rows of this benchmark: {reason(error)}",
                 why="a table says nothing if one of its rows is not understood",
-                fix="name the rows.jsonl of a benchmark that this version ran, or another --output",
+                fix="name the rows.jsonl of a benchmark that this version ran; a new one needs a folder of its own",
             ) from None
 
     def add(self, row: Row) -> None:
