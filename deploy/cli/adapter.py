@@ -51,14 +51,19 @@ def prepare(
 
         made = prepared(described, public_text, said=said or public_text.name, steps=steps, tell=step)
     write_atomically(output, made.first.data)
+    short = []
+    if described.privacy.clipping_norm > 2 * made.norm:
+        longer = described.privacy.clipping_norm / made.norm
+        short = [f"the noise is for gradients {longer:.3g} times as long, of the clipping norm: choose a larger alpha"]
     say(
         [
             f"{output} is the first adapter, of {made.units} public units: {made.first.made.text}",
             _NAMED.format(made.first.sha256),
             f"where A reads lie {made.caught:.1%} of the mean gradient's squared norm there; of an A that is drawn it "
             f"would be {made.by_chance:.2%}",
-            f"A's rows are {made.scale:.3g} times as long as drawn ones, so that a unit's gradient has the same norm, "
-            "and clipping norm and rate are those of the study",
+            f"A's rows are {made.scale:.3g} times as long as drawn ones, so that a unit's gradient has the same norm "
+            f"({made.norm:.3g} in the median), and clipping norm and rate are those of the study",
+            *short,
         ]
     )
 

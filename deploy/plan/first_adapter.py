@@ -34,6 +34,7 @@ class Preparation:
         caught: the share of the mean gradient's squared norm that lies where A reads, over all layers.
         by_chance: what an A that is drawn catches on average.
         scale: the norm of A's rows, over the mean norm of rows that are drawn.
+        norm: the median norm of a unit's gradient before clipping, under this A and under one that is drawn.
     """
 
     first: FirstAdapter
@@ -41,6 +42,7 @@ class Preparation:
     caught: float
     by_chance: float
     scale: float
+    norm: float
 
 
 def prepare(
@@ -86,7 +88,9 @@ def prepare(
         tell(f"training on them, {steps} steps without noise")
         first.put_on(model)
         first = FirstAdapter.of(_trained(study, training, units, steps), made)
-    return Preparation(first=first, units=len(units), caught=caught / whole, by_chance=by_chance / whole, scale=scale)
+    return Preparation(
+        first=first, units=len(units), caught=caught / whole, by_chance=by_chance / whole, scale=scale, norm=norm
+    )
 
 
 def _trained(study: Study, training: DpSgd, units: Sequence[Unit], steps: int) -> dict[str, Vector]:

@@ -100,6 +100,7 @@ def test_a_reads_where_the_gradients_of_public_text_are_and_its_scale_is_a_drawn
     made.first.put_on(begun)
     norms = [np.median(dp_sgd_of(study, sampler_of(study, model)).norms(units)) for model in (drawn, begun)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] > 0
+    assert made.norm == pytest.approx(norms[0])
     assert made.by_chance == pytest.approx(2 / 16) and made.by_chance < made.caught <= 1
     assert prepare(study, text, said="terms").first.data == made.first.data
 
@@ -179,6 +180,10 @@ def made(base: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     said = CliRunner().invoke(commands, words).output
     assert f"{file} is the first adapter, of 5 public units: terms of an ontology" in said
     assert FirstAdapter.read(file).sha256 in said
+    clipped = described.with_name("clipped.toml")
+    clipped.write_text(described.read_text().replace(file.name, "other") + "[privacy]\nclipping_norm = 1e6\n")
+    of_clipped = CliRunner().invoke(commands, ["prepare", str(clipped), "--public-text", str(text)]).output
+    assert "choose a larger alpha" in of_clipped and "choose a larger alpha" not in said
     again = CliRunner().invoke(commands, words).exception
     assert isinstance(again, GrandRoundsError) and "exists" in again.what
     return file
