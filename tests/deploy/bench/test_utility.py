@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.study.tiny_models import save_tiny_model
 from support.utility_rows import row
 
@@ -23,6 +25,7 @@ from grandrounds.common.schema import known, read_toml
 from grandrounds.deploy.bench.utility.central import Central
 from grandrounds.deploy.bench.utility.extraction import FACTS, Extraction, log_likelihoods, macro_f1
 from grandrounds.deploy.bench.utility.grid import Grid
+from grandrounds.deploy.bench.utility.paired import together
 from grandrounds.deploy.bench.utility.perform import Workplace, measured
 from grandrounds.deploy.bench.utility.row import RowFile, Subject
 from grandrounds.deploy.bench.utility.table import as_csv, lines_of, markdown, share_kept
@@ -189,6 +192,21 @@ def test_all_ways_have_one_schedule_and_differ_in_what_they_compare_alone() -> N
     assert [study.privacy.target_epsilon for study in studies.values()] == [4.0, 4.0, None, None]
     assert studies["no-privacy"].privacy.clipping_norm > studies["noise-off"].privacy.clipping_norm
     assert (simulation.builtin_patients, simulation.builtin_seed) == (3, 5)
+
+
+def test_of_levers_without_effect_one_is_called_real_in_one_table_of_twenty() -> None:
+    tables = np.random.default_rng(1).random((4000, 16))
+    called = [min(p for p in together(table.tolist()) if p is not None) < 0.05 for table in tables]
+    assert np.mean(called) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(tables.min(axis=1) < 0.05) > 0.5, "each judged by itself"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_chances_judged_together_keep_their_order_and_are_none_the_smaller(chances: list[float]) -> None:
+    adjusted = [p for p in together(chances) if p is not None]
+    assert all(before <= after <= 1 for before, after in zip(chances, adjusted, strict=True))
+    in_order = sorted(zip(chances, adjusted, strict=True))
+    assert [p for _, p in in_order] == sorted(adjusted)
 
 
 @pytest.mark.parametrize(

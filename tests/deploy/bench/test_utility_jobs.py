@@ -108,7 +108,7 @@ def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim
 ) -> None:
     results = Path(__file__).parents[3] / "tests" / "results"
     monkeypatch.chdir(tmp_path)
-    for name in ("public-a", "public-warm"):
+    for name in ("public-a", "public-warm", "public-core"):
         first_adapter(Path(f"{name}.safetensors"), text=name)
     runs = [Run(way="distributed", epsilon=4.0, case=replace(CASE, patients=120))]
     jobs = Levers.read(results / "levers.toml", read_toml(results / "levers-base.toml")).jobs(runs)
@@ -120,7 +120,7 @@ def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim
     ran = {
         each.settings for each in RowFile(results / "levers.jsonl").read() if "first_adapter" not in str(each.stated)
     }
-    assert ran < set(settings.values()), "what was run is still of the same settings"
+    assert ran <= set(settings.values()), "what was run is still of the same settings"
 
 
 @pytest.mark.parametrize(

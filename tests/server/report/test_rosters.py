@@ -10,7 +10,7 @@ from support.study.verified_study import BETTER
 from grandrounds.server.report.page import render_html
 from grandrounds.server.report.report import Declared, build_report
 
-OVERLAP = {"sampling_probability": 0.25, "sites_per_patient": 2}
+OVERLAP: dict[str, Any] = {"sampling_probability": 0.25, "sites_per_patient": 2}
 
 
 def history_of(trust: str = "distributed", **privacy: Any) -> History:
