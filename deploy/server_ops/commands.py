@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from ...common.crypto.identity import make_key, shown_key
@@ -28,7 +29,7 @@ from ..enrolment.certificates import (
     check_certificates,
     make_certificates,
 )
-from ..enrolment.node_keys import make_secret
+from ..enrolment.node_keys import make_secret, public_pem
 from ..plan.spare_site import no_spare_site
 from .about import check_said, with_about
 from .certificate_watch import RENEW_WITHIN, CertificateWatch
@@ -99,7 +100,7 @@ def init(
             f"--superlink-port {settings.superlink_port}",
         )
     if certificates is not None:
-        _take_certificates(folder.certificates, certificates)
+        _take_certificates(folder.certificates, certificates, host)
     _certify(folder.certificates, host)
     _prepare_flower(folder)
     today = datetime.now(UTC).date().isoformat()
@@ -131,7 +132,7 @@ def enroll(folder: ServerFolder, *cards: Path) -> list[str]:
         for site in map(SiteCard.read, cards):
             _check_keys(site, sites)
             known = sites.get(site.name)
-            if known is None or known.node_key != site.node_key:
+            if known is None or public_pem(known.node_key) != public_pem(site.node_key):
                 sites[site.name] = EnrolledSite(public_key=site.public_key, node_key=site.node_key)
                 # A site with another node key may have lost its machine: whoever has that is let in no more.
                 withdrawn |= _node_of(known)
@@ -174,8 +175,9 @@ def _check_keys(site: SiteCard, sites: Mapping[str, EnrolledSite]) -> None:
             why="whoever can change a site's key can speak in its name",
             fix="ask the site which is its own; a site that lost its key takes another name, or signs a successor",
         )
+    node_key = public_pem(site.node_key)  # of a line of OpenSSH's, which may end in a comment
     for name, other in sites.items():
-        if name != site.name and (other.public_key == site.public_key or other.node_key == site.node_key):
+        if name != site.name and (other.public_key == site.public_key or public_pem(other.node_key) == node_key):
             raise StudyError(
                 f"{site.name} has a key of {name}",
                 why="two names of one site would count as two who can be trusted apart",
@@ -274,16 +276,28 @@ def _certify(folder: Path, host: str) -> None:
     check_certificates(folder, host, now=now)
 
 
-def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path]) -> None:
-    """Copy given ones to where the gate finds them."""
-    (folder / CA_KEY).unlink(missing_ok=True)  # of another authority than the one given
+def _take_certificates(folder: Path, certificates: tuple[Path, Path, Path], host: str) -> None:
+    """Copy given ones to where the gate finds them, once they can serve ``host``: for others nothing is lost.
+
+    Raises StudyError and StorageError.
+    """
+    given = {}
     for source, name in zip(certificates, (CERTIFICATE, CERTIFICATE_KEY, CA_CERTIFICATE), strict=True):
         try:
-            data = source.read_bytes()
+            given[name] = source.read_bytes()
         except OSError as error:
             raise StorageError(
                 f"{source} cannot be read: {error.strerror}",
                 why="the gate shows the certificate, and sites trust the authority",
                 fix="give the three files --certificate, --certificate-key and --ca",
             ) from error
+    with TemporaryDirectory(dir=folder.parent) as beside:  # which nobody else may enter
+        _write_certificates(Path(beside), given)
+        check_certificates(Path(beside), host, now=datetime.now(UTC))
+    _write_certificates(folder, given)
+    (folder / CA_KEY).unlink(missing_ok=True)  # of another authority than the one given
+
+
+def _write_certificates(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
         write_atomically(folder / name, data, mode=0o600 if name == CERTIFICATE_KEY else 0o644)

@@ -47,7 +47,8 @@ _CALLS: Final = {
     )
 }
 _HOLD_S, _AGAIN_S = 10.0, 0.5
-_BODY_S: Final = 30.0  # for the next part of a body, however small
+_BODY_S: Final = 30.0  # for the next part of a body, however small; and for all of it, beside what its size takes
+_LEAST_RATE: Final = 1 << 13  # bytes in a second, at which the largest body that a caller may bring has to come
 _LARGEST_BYTES: Final = 1 << 18  # of what is no part of a study's message
 _BESIDE_A_PIECE: Final = 1 << 12  # what Flower writes around it
 _MOST_OBJECTS: Final = 16  # of one answer, which has three
@@ -117,16 +118,20 @@ def _refusal(status: HTTPStatus) -> Response:
 
 
 async def _body(request: Request, largest: int) -> bytes | None:
-    """What a call brings; None where that is more than ``largest``. Raises TimeoutError where it stops coming."""
+    """What a call brings; None where that is more than ``largest``.
+
+    Raises TimeoutError where it stops coming, or comes too slowly for a connection to be kept for it.
+    """
     received, parts = bytearray(), request.stream()
-    while True:
-        async with asyncio.timeout(_BODY_S):
-            part = await anext(parts, None)
-        if part is None:
-            return bytes(received)
-        received += part
-        if len(received) > largest:
-            return None
+    async with asyncio.timeout(_BODY_S + largest / _LEAST_RATE):
+        while True:
+            async with asyncio.timeout(_BODY_S):
+                part = await anext(parts, None)
+            if part is None:
+                return bytes(received)
+            received += part
+            if len(received) > largest:
+                return None
 
 
 def _is_one_answer_of_its_sender(body: bytes) -> bool:

@@ -14,8 +14,8 @@ from support.network.loopback import free_ports, until
 from support.study.enrolled_server import SITES, card, initialised
 
 from grandrounds.common.crypto.identity import Identity
-from grandrounds.common.errors import StudyError
-from grandrounds.deploy.enrolment.certificates import CERTIFICATE, make_certificates
+from grandrounds.common.errors import StorageError, StudyError
+from grandrounds.deploy.enrolment.certificates import CA_KEY, CERTIFICATE, make_certificates
 from grandrounds.deploy.server_ops import commands as server_operator
 from grandrounds.deploy.server_ops import follow as server_run
 from grandrounds.deploy.server_ops.flwr import FlowerControl
@@ -102,6 +102,28 @@ def test_a_certificate_that_ends_soon_is_renewed(tmp_path, monkeypatch):
     assert (folder.certificates / CERTIFICATE).read_bytes() != before
 
 
+@pytest.mark.parametrize("spoilt", ["server.pem", "server.key", "ca.crt"])
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"no certificate")])
+def test_given_certificates_that_cannot_serve_leave_those_that_do(tmp_path, spoilt, spoil):
+    folder = initialised(tmp_path / "server")
+    make_certificates(tmp_path / "given", "localhost")
+    spoil(tmp_path / "given" / spoilt)
+    given, before = (
+        tuple(tmp_path / "given" / name for name in ("server.pem", "server.key", "ca.crt")),
+        contents(folder),
+    )
+    settings = folder.settings()
+    with pytest.raises((StudyError, StorageError)):
+        server_operator.init(
+            folder,
+            host=settings.host,
+            port=settings.port,
+            superlink_port=settings.superlink_port,
+            certificates=given,
+        )
+    assert contents(folder) == before and (folder.certificates / CA_KEY).exists()
+
+
 def test_given_certificates_of_another_host_are_refused(tmp_path):
     make_certificates(tmp_path / "given", "other.example.org")
     given = tuple(tmp_path / "given" / name for name in ("server.pem", "server.key", "ca.crt"))
@@ -127,6 +149,20 @@ def test_a_site_keeps_its_key_and_may_change_its_node_s(tmp_path):
     with pytest.raises(StudyError, match="a key of north"):
         server_operator.enroll(folder, card(tmp_path, "south", key))
     assert folder.sites() == {"north": after}
+
+
+def test_a_node_s_key_is_one_s_own_whatever_comment_stands_beside_it(tmp_path):
+    folder, norths = initialised(tmp_path / "server"), card(tmp_path, "north", Identity.generate())
+    server_operator.enroll(folder, norths)
+    key = folder.sites()["north"].node_key.split()
+    copied = json.loads(card(tmp_path, "south").read_text()) | {"node_key": f"{key[0]} {key[1]} me@south"}
+    (tmp_path / "copied.json").write_text(json.dumps(copied))
+    with pytest.raises(StudyError, match="a key of north"):
+        server_operator.enroll(folder, tmp_path / "copied.json")
+    again = json.loads(norths.read_text()) | {"node_key": f"{key[0]} {key[1]} another@north"}
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    server_operator.enroll(folder, tmp_path / "again.json")
+    assert folder.withdrawn == set()
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": "grandrounds/site/v2"}'])

@@ -1,5 +1,7 @@
 """The gate before a real SuperLink: nodes with an enrolled key come in, and nobody and nothing else."""
 
+import asyncio
+import itertools
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -25,6 +28,7 @@ from grandrounds.common.protocol.pieces import PIECE_BYTES
 from grandrounds.common.system.processes import environment
 from grandrounds.deploy.enrolment.certificates import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, make_certificates
 from grandrounds.deploy.enrolment.node_keys import make_node_key, node_proof, public_pem
+from grandrounds.deploy.server_ops import gate as gates
 from grandrounds.deploy.server_ops.gate import largest_object, make_gate
 from grandrounds.server.run.server_folder import EnrolledSite, ServerFolder
 
@@ -254,6 +258,20 @@ def test_of_a_node_no_more_is_read_than_a_study_s_messages_have(tmp_path, node, 
         for (call, size), status in sizes.items():
             assert gate.post(f"/v1/fleet/{call}", content=bytes(size), headers=proof).status_code == status
     assert asked == ["/v1/fleet/push-object"]
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(gates, "_BODY_S", 0.2)
+    monkeypatch.setattr(gates, "_LEAST_RATE", 1e9)
+    parts = itertools.count()
+
+    async def receive():
+        assert next(parts) < 1000, "its next part came in time, each time"
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(gates._body(Request({"type": "http", "method": "POST", "headers": []}, receive), SMALL))
 
 
 def test_a_piece_of_an_update_is_taken_of_who_is_enrolled_and_little_of_who_is_not(tmp_path, node):
