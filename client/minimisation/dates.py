@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import date, timedelta
 from typing import Final
 
@@ -30,12 +31,12 @@ _TAILS: Final = "|".join(sorted({name[1:] for places in _PLACES for name in plac
 # A letter that no other goes before, and the rest of a name; some are none. A set at first is what `re` finds fast.
 _MONTH: Final = rf"[JFMASONDjfmasond](?<![^\W\d_].)(?i:{_TAILS})"
 
-# A date begins with a number that none goes before, or with a month.
+# A date begins with a number that none goes before, of a day or a year, or with a month.
 _FROM_NUMBER: Final = re.compile(
     rf"""(?P<first>[0-9] (?<![0-9].) [0-9]{{0,3}}) (?:
         (?P<mark>[-/]|\.[ ]?) (?P<second>[0-9]{{1,2}}) (?P=mark) (?P<third>[0-9]{{1,4}})
-      | (?P<th>(?i:st|nd|rd|th))? (?P<gap>-|\.?\s{{0,2}}|\s+of\s+) (?P<month>{_MONTH}) \.?,? (?:-|\s{{1,2}})
-        (?P<year>[0-9]{{4}}|(?<=-)[0-9]{{2}})
+      | (?P<th>(?i:st|nd|rd|th))? (?P<gap>[-/]|\.?\s{{0,2}}|\s+of\s+) (?P<month>{_MONTH}) \.?,? (?:[-/]|\s{{0,2}})
+        (?P<year>[0-9]{{4}}|(?<=[-/])[0-9]{{2}})
       ) (?![0-9])""",
     re.VERBOSE,
 )
@@ -44,6 +45,16 @@ _FROM_MONTH: Final = re.compile(
         (?P<gap>,\s{{0,2}}|\s{{1,2}}) (?P<year>[0-9]{{4}}) (?![0-9])""",
     re.VERBOSE,
 )
+_FROM_YEAR: Final = re.compile(
+    rf"""(?P<year>[0-9] (?<![0-9].) [0-9]{{3}}) (?P<gap>[-/]) (?P<month>{_MONTH}) (?P=gap)
+        (?P<first>[0-9]{{1,2}}) (?P<th>) (?![0-9])""",
+    re.VERBOSE,
+)
+# Before a date, the first day of a range, which has no year of its own: 1.3.-7.3.2024.
+_RANGE: Final = re.compile(
+    r"(?<![0-9.])(?P<first>[0-9]{1,2})\.[ ]?(?P<second>[0-9]{1,2})\.(?P<year>)\s?(?:-|bis|und)\s?\Z"
+)
+_LONGEST_RANGE: Final = 14  # characters before its last day
 _FIRST_OF_1900S: Final = 69  # of two digits, as POSIX reads them
 
 
@@ -51,8 +62,9 @@ def shifted(text: str, days: int, *, day_first: bool) -> str:
     """The text with each date moved by so many days, in the form in which it is written; times stay.
 
     ISO (2024-03-07), American (3/7/2024, March 7, 2024), German (7.3.2024, 7. März 2024) and British (7 March 2024,
-    07-Mar-24); of numbers with slashes or hyphens the day comes first where ``day_first``, or where there is no such
-    date otherwise. What is no date of the calendar stays; so do dates without a year, and other languages' months.
+    07-Mar-24), of databases (07MAR2024, 2024-Mar-07) and as a range (1.3.-7.3.2024); of numbers with slashes or hyphens
+    the day comes first where ``day_first``, or where there is no such date otherwise. What is no date of the
+    calendar stays; so do other dates without a year, and other languages' months.
 
     >>> shifted("seen 2024-02-28 10:15 and 1 March 2024", 2, day_first=False)
     'seen 2024-03-01 10:15 and 3 March 2024'
@@ -75,10 +87,27 @@ _Names = tuple[str, str, str]  # the groups of year, month and day
 def _dates(text: str, day_first: bool) -> Iterator[tuple[re.Match[str], date, _Names]]:
     end = 0
     every = [*_those_of(_FROM_NUMBER, text, day_first), *_those_of(_FROM_MONTH, text, day_first)]
+    every += _those_of(_FROM_YEAR, text, day_first)
     for one in sorted(every, key=lambda one: one[0].start()):
         if one[0].start() >= end:
+            yield from _range_to(*one, end)
             yield one
             end = one[0].end()
+
+
+def _range_to(
+    found: re.Match[str], last: date, names: _Names, end: int
+) -> Iterator[tuple[re.Match[str], date, _Names]]:
+    """The first day of a range of which a date is the last, of its year or the one before; behind ``end``."""
+    if names != ("third", "second", "first"):
+        return
+    first = _RANGE.search(found.string, max(end, found.start() - _LONGEST_RANGE), found.start())
+    for year in (last.year, last.year - 1) if first else ():
+        with suppress(ValueError):
+            day = date(year, int(first["second"]), int(first["first"]))
+            if day <= last:
+                yield first, day, ("year", *names[1:])
+                return
 
 
 def _those_of(pattern: re.Pattern[str], text: str, day_first: bool) -> Iterator[tuple[re.Match[str], date, _Names]]:
@@ -127,7 +156,7 @@ def _moved(found: re.Match[str], day: date, names: _Names, days: int) -> str:
         other = day + timedelta(days=days)
     except OverflowError:
         return found[0]
-    parts = {names[0]: f"{other.year:04}"[-len(found[names[0]]) :], **_month_and_day(found, names, other)}
+    parts = {names[0]: f"{other.year:04}"[4 - len(found[names[0]]) :], **_month_and_day(found, names, other)}
     text, end = "", found.start()
     for name in sorted(parts, key=found.start):
         text += found.string[end : found.start(name)] + parts[name]
@@ -148,7 +177,7 @@ def _month_and_day(found: re.Match[str], names: _Names, other: date) -> dict[str
         is_wide = any(part.startswith("0") for part in pair) or all(len(part) == 2 for part in pair)
         width = 2 if is_wide else 1
         return {month: f"{other.month:0{width}}", day: f"{other.day:0{width}}"}
-    is_wide = found[day].startswith("0") or found["gap"] == "-"
+    is_wide = found[day].startswith("0") or found["gap"] in ("-", "/", "")
     parts = {month: _month(found, other), day: f"{other.day:02}" if is_wide else str(other.day)}
     if found["th"]:
         suffix = _ordinal(other.day)

@@ -19,6 +19,7 @@ from .names import Names
 from .numbers import without_numbers
 from .patterns import Patterns, TooLongError
 from .rules import Minimisation
+from .spelling import plain
 
 # HMAC under a site's secret of its own, of data that begins with a label.
 Keyed = Callable[[bytes], bytes]
@@ -28,7 +29,7 @@ _Left = list[str] | SetAsideContent
 MOST_DAYS: Final = 365
 _DATES: Final = b"grandrounds/date-shift/v1\n"
 _CHOICE: Final = b"grandrounds/record-choice/v1\n"
-_RULES: Final = b"grandrounds/minimisation/v1\n"
+_RULES: Final = b"grandrounds/minimisation/v2\n"
 _WHY: Final = "what the policy keeps out of records must not come in by another way"
 
 
@@ -107,7 +108,7 @@ class Minimiser:
             return SetAsideContent(reason="a pattern of minimise.replace takes too long on it")
 
     def _without(self, text: str, patient: str) -> str:
-        text = self._patterns.without(text)
+        text = self._patterns.without(plain(text))
         if self._names is not None:
             text = self._names.without(text)
         if self.rules.shift_dates:

@@ -9,24 +9,26 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ...common.errors import DataError
+from .spelling import plain
 
 MARK: Final = "[NAME]"
 MAX_BYTES: Final = 1 << 26
 _COMMENT: Final = "#"
-_WORD: Final = re.compile(r"[^\W\d_][\u0300-\u036f]*(?:[\w\u0300-\u036f])*")
-_BETWEEN: Final = re.compile(r"[^\S\n]{0,2}[-'’.,]?[^\S\n]{0,2}\n?[^\S\n]{0,2}")
+# Of a list, digits count where they are part of a word; in a text they end it, as underscores do: scan_Berg_2024.
+_LISTED: Final = re.compile(r"[^\W\d_][\u0300-\u036f]*(?:[\w\u0300-\u036f])*")
+_WORD: Final = re.compile(r"(?:[^\W\d_][\u0300-\u036f]*)+|\d+")
+_BETWEEN: Final = re.compile(r"[^\S\n]{0,2}[-'’.,_]?[^\S\n]{0,2}\n?[^\S\n]{0,2}")
 
 
 class Names:
     """The names of a list: each is one word or several, and stands in a text with as many, in this order."""
 
     def __init__(self, names: Sequence[Sequence[str]]) -> None:
+        self._names = frozenset(map(tuple, names))
         found = defaultdict(set)
-        for words in names:
-            found[words[0]].add(tuple(words))
-        self._by_first: Mapping[str, Sequence[tuple[str, ...]]] = {
-            first: sorted(all_, key=lambda words: (-len(words), words)) for first, all_ in found.items()
-        }
+        for words in self._names:
+            found[words[0]].add(len(words))
+        self._lengths: Mapping[str, Sequence[int]] = {first: sorted(all_)[::-1] for first, all_ in found.items()}
 
     @classmethod
     def read(cls, path: Path) -> "Names":
@@ -63,17 +65,18 @@ class Names:
 
     def _count(self, text: str, places: Sequence[tuple[int, int]], number: int) -> int:
         """Of how many words the longest name is that begins with this one; 0 if none does."""
-        for words in self._by_first.get(_folded(text[slice(*places[number])]), ()):
-            spans = places[number : number + len(words)]
-            if tuple(_folded(text[start:end]) for start, end in spans) == words and all(
+        for length in self._lengths.get(_folded(text[slice(*places[number])]), ()):
+            spans = places[number : number + length]
+            if tuple(_folded(text[start:end]) for start, end in spans) in self._names and all(
                 _BETWEEN.fullmatch(text, one[1], other[0]) for one, other in pairwise(spans)
             ):
-                return len(words)
+                return length
         return 0
 
 
 def _words(text: str) -> list[str]:
-    return [_folded(word) for word in _WORD.findall(text)]
+    listed = _LISTED.findall(plain(text).replace("_", " "))
+    return [_folded(word) for each in listed for word in _WORD.findall(each)]
 
 
 def _folded(word: str) -> str:

@@ -7,13 +7,15 @@ from .dates import spans
 
 MARK: Final = "[NUMBER]"
 LEAST_DIGITS: Final = 6
-# Six digits or more in a row, also in groups of three and four, as of insurances; and telephones, which begin with a
-# plus, a bracket or a zero. Values that stand beside each other, as 120/80 98 37.5, are none of these.
+# Six digits or more in a row, also in groups of four or three, as of insurances; and telephones, which begin with a
+# plus, a bracket or a zero. Values that stand beside each other, as 120/80 98 37.5, are none of these; three of three
+# digits each may be.
 _NUMBER: Final = re.compile(
     r"""[0-9+(] (?<![0-9].) (?: (?<=\+) [0-9]{1,3} (?:[ ./()-]{1,3}[0-9]{1,12}){2,6}
       | (?<=\() \+?[0-9]{2,6}\) (?:[ ./-]{0,2}[0-9]{2,12}){1,4}
       | (?<=0) [0-9]{1,5} (?:[ ./-]{1,2}[0-9]{2,12}){1,4} (?:-[0-9])?
-      | (?<=[0-9]) (?:[0-9]{2} [ .-] [0-9]{2,3} [ .-] [0-9]{4} | [0-9]{3} (?:[ -][0-9]{4}){2,4} | [0-9]{5,})
+      | (?<=[0-9]) (?:[0-9]{2} [ .-] [0-9]{2,3} [ .-] [0-9]{4} | [0-9]{3} (?:[ -][0-9]{4}){2,4}
+        | [0-9]{2} (?P<mark>[ -]) [0-9]{3} (?:(?P=mark)[0-9]{3}){1,3} | [0-9]{5,})
       ) (?![0-9])""",
     re.VERBOSE,
 )

@@ -51,6 +51,8 @@ class RecordsPerPatient(Section):
 class Minimisation(Section):
     """What is taken out of records, in this order: patterns, names, dates, numbers; a hook sees what is left.
 
+    Where a rule is about texts, all spaces and hyphens in them are plain ones before, and what is not seen is gone.
+
     Attributes:
         suppress_columns: columns of the source that no text is made of.
         replace: what is replaced by regular expressions.

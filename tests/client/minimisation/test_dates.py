@@ -36,6 +36,14 @@ FORMS = ("%Y-%m-%d", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y",
         ("20th Feb 2024", "1st Mar 2024"),
         ("20-FEB-2024", "01-MAR-2024"),
         ("20-Feb-24", "01-Mar-24"),
+        ("20/Feb/2024", "01/Mar/2024"),
+        ("20/feb/24", "01/mar/24"),
+        ("20FEB2024", "01MAR2024"),
+        ("2024-Feb-20", "2024-Mar-01"),
+        ("2024/DEC/25", "2025/JAN/04"),
+        ("19.2.-20.2.2024", "29.2.-1.3.2024"),
+        ("28.12. - 03.01.2024", "07.01. - 13.01.2024"),
+        ("28. 2. bis 1. 3. 2024", "9. 3. bis 11. 3. 2024"),
         ("February 20, 2024", "March 1, 2024"),
         ("Feb. 20, 2024", "Mar. 1, 2024"),
         ("February 20th,\n2024", "March 1st,\n2024"),
@@ -54,6 +62,7 @@ def test_a_date_is_moved_and_written_as_it_was(written: str, moved: str) -> None
         "0-0-1, 1-1-10 mg; 120/80; 98.6; version 1.2.20.5, 10.12.20.24",
         "in May 2024, on 3/7, at 10:15, Ward 5/2024; 12024-02-20; 2024-02-200",
         "9999-12-31",
+        "31.2.-31.4.2024; 20FEB24, 120FEB20245, 2024-Feb-30, 2024-Feb/20",
         "20 Junİ 2024, 20 mars 2024",
     ],
 )
@@ -65,6 +74,11 @@ def test_the_day_comes_first_where_a_site_says_so() -> None:
     assert shifted("3/7/2024", 1, day_first=False) == "3/8/2024"
     assert shifted("3/7/2024", 1, day_first=True) == "4/7/2024"
     assert shifted("13-7-2024; 7/13/2024", 1, day_first=True) == "14-7-2024; 7/14/2024"
+
+
+def test_a_value_before_a_date_is_no_day_of_a_range() -> None:
+    for value in ("creatinine 1.3", "1.3", "version 1.1.3.", "31.2."):
+        assert shifted(f"{value}-7.3.2024", 10, day_first=True) == f"{value}-17.3.2024"
 
 
 DAYS = st.dates(min_value=date(1901, 1, 1), max_value=date(2098, 12, 31))

@@ -27,11 +27,13 @@ def names(tmp_path: Path, text: str) -> Names:
         ("anna-maria VAN DAM; Anna, Maria", "[NAME]; Anna, Maria"),
         ("O'Brien’s and O’Brien; Brien", "[NAME]’s and [NAME]; Brien"),
         ("Dam van", "Dam van"),
+        ("scan_Müller_2024, Müller2, 3müller", "scan_[NAME]_2024, [NAME]2, 3[NAME]"),
+        ("van_Dam, Bed7, Bed, Bed 8, Anna 2 Maria", "[NAME], [NAME], Bed, Bed 8, Anna 2 Maria"),
         ("", ""),
     ],
 )
 def test_a_name_is_replaced_as_a_whole_word_in_any_case(tmp_path: Path, text: str, left: str) -> None:
-    listed = names(tmp_path, "\ufeffMüller # surgery\n\nAnna Maria van Dam\nVan Dam\r\nO'Brien\n# all\n")
+    listed = names(tmp_path, "\ufeffMüller # surgery\n\nAnna Maria van Dam\nVan Dam\r\nO'Brien\nBed7\n# all\n")
     assert listed.without(text) == left
 
 
