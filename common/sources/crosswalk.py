@@ -68,7 +68,9 @@ class Crosswalk:
             if not isinstance(row, Malformed) and (identifier := as_text(row.get(PATIENT_ID))):
                 patient = self.patient(identifier)
                 led = {PATIENT_ID: patient} if patient != identifier else {}  # of what is no identifier, none is made
-                row = {**row, **led, OTHER_IDS: self.others(patient)}
+                known = row.get(OTHER_IDS)
+                others = (*(known if isinstance(known, tuple) else ()), *self.others(patient))
+                row = {**row, **led, OTHER_IDS: others}
             yield place, row
 
 

@@ -206,8 +206,9 @@ def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
 
     Raises DataError where it cannot be told whose they are.
     """
-    rows = _reader(_format(source))(source, reading or Reading())
-    if source.crosswalk is None:
+    format_ = _format(source)
+    rows = _reader(format_)(source, reading or Reading())
+    if source.crosswalk is None or format_ == "fhir":  # which joins what a crosswalk says with patients' links
         return rows
     from .crosswalk import Crosswalk
 

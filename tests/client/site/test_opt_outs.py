@@ -132,7 +132,13 @@ def linked(tmp_path):
     return export(tmp_path / "export", *links, *notes)
 
 
-@pytest.mark.parametrize("source_of", [crosswalk, linked])
+def linked_beside_a_crosswalk(tmp_path):
+    """The same, with a crosswalk that has a line of somebody else."""
+    (tmp_path / "walk.csv").write_text("from,to\n4,5\n")
+    return linked(tmp_path).model_copy(update={"crosswalk": tmp_path / "walk.csv"})
+
+
+@pytest.mark.parametrize("source_of", [crosswalk, linked, linked_beside_a_crosswalk])
 @pytest.mark.parametrize("line", ["1", "002", "9", "p"])
 def test_who_opted_out_by_any_identifier_of_theirs_is_left_out(tmp_path, source_of, line):
     source = source_of(tmp_path)

@@ -14,7 +14,9 @@ import pytest
 from grandrounds.common.data.record import PromptCompletion
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
+from grandrounds.common.sources.crosswalk import Crosswalk
 from grandrounds.common.sources.files import Reading
+from grandrounds.common.sources.rows import OTHER_IDS, Malformed
 from grandrounds.common.sources.source import DataSource, read_rows
 
 NAME = "Zebedee"
@@ -258,3 +260,9 @@ def test_a_crosswalk_makes_no_identifier_of_what_is_none(tmp_path: Path, patient
     (tmp_path / "notes.jsonl").write_text(json.dumps({"patient_id": patient, "text": "well"}))
     with pytest.raises(DataError, match="unusable patient_id"):
         read_records(DataSource(files=(tmp_path / "notes.jsonl",), crosswalk=tmp_path / "walk.csv"))
+
+
+def test_a_crosswalk_adds_to_the_identifiers_that_a_row_comes_with() -> None:
+    rows = [("row 1", {"patient_id": "a", OTHER_IDS: ("b",)})]
+    ((_, row),) = Crosswalk({"a": "P", "z": "P"}).applied(rows)
+    assert not isinstance(row, Malformed) and row == {"patient_id": "P", OTHER_IDS: ("b", "a", "z")}
