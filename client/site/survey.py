@@ -74,7 +74,7 @@ class Survey:
         gone = set[str]()  # spellings of who opted out
         kinds = Counter[type[Content]]()
         counts, forms, known, marked_up = Counter[str](), dict[str, str](), set[str](), 0
-        for one in parsed(read_rows(settings.data), settings.data.patient):
+        for one in parsed(read_rows(settings.data, similar=similar), settings.data.patient):
             record = checks.admit(one)
             if record is None:
                 continue
@@ -200,7 +200,7 @@ def _is_marked_up(text: str) -> bool:
 def _check(source: DataSource, similar: Similar | None) -> None:
     """Raises DataError where records cannot be used."""
     checks = RecordChecks(source.name, similar, None)
-    for one in parsed(read_rows(source), source.patient):
+    for one in parsed(read_rows(source, similar=similar), source.patient):
         checks.admit(one)
     checks.finish()
 

@@ -76,7 +76,7 @@ class Preparation:
     ) -> Prepared:
         """The store of a source's records; as ``of_rows``, and ``progress`` is told the share of the source, too."""
         reading = Reading()
-        rows = read_rows(source, reading)
+        rows = read_rows(source, reading, self.similar)
         return self.of_rows(
             source.name,
             rows,

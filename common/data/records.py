@@ -54,7 +54,7 @@ def read_records(
     name: in a CSV without a header that would be a record.
     """
     source = DataSource.of(source)
-    return _records(source.name, parsed(read_rows(source), source.patient), similar, quarantine)
+    return _records(source.name, parsed(read_rows(source, similar=similar), source.patient), similar, quarantine)
 
 
 def count_records(source: DataSource, similar: Similar | None, opted_out: Collection[str] = ()) -> Counter[str]:
@@ -63,7 +63,7 @@ def count_records(source: DataSource, similar: Similar | None, opted_out: Collec
     No more than one record is held. Raises DataError.
     """
     checks = RecordChecks(source.name, similar, Quarantine())
-    admitted = (checks.admit(one) for one in parsed(read_rows(source), source.patient))
+    admitted = (checks.admit(one) for one in parsed(read_rows(source, similar=similar), source.patient))
     written = Counter(record.patient_id for record in admitted if record is not None)
     counts: Counter[str] = Counter()
     findings = checks.finish()
@@ -222,7 +222,9 @@ def _records(
     checks = RecordChecks(name, similar, quarantine)
     records = [record for one in found if (record := checks.admit(one)) is not None]
     findings = checks.finish()
-    return [replace(record, patient_id=findings.spellings[record.patient_id]) for record in records]
+    patients = ((record, findings.spellings[record.patient_id]) for record in records)
+    others = findings.other_ids
+    return [replace(record, patient_id=one, other_ids=tuple(others.get(one, ()))) for record, one in patients]
 
 
 def _refuse_empty(name: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """FHIR R4 exports as bulk NDJSON: each document, report or composition with a text is a row of its patient."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from .binaries import BINARY, Binaries
 from .elements import Element, ElementError, object_of, objects_of, resource_of, text_of
 from .fhir_references import PATIENT, Link, links_of, one_identifier, patient_of
 from .files import LONGEST, Reading, SourceFile, found_files
+from .identifiers import Similar, canonical
 from .markup import html_text
 from .rows import OTHER_IDS, PATIENT_ID, Rows, refuse
 
@@ -80,17 +82,18 @@ def is_export(named: Sequence[Path]) -> bool:
     return False
 
 
-def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
+def fhir_rows(source: "DataSource", reading: Reading, similar: Similar | None = None) -> Rows:
     """The notes of an export, in the order of its files and lines; a resource that cannot be used is Malformed.
 
     Files are read twice, first for links between patients and for where each Binary is, wherever these stand.
-    Raises DataError where such a link cannot be read, or no resource is a note.
+    Links join identifiers in any spelling, unless ``similar`` says that these are "different" patients'. Raises
+    DataError where such a link cannot be read, or no resource is a note.
     """
     files = found_files(source.files, ENDINGS)
     reading.expect([*files, *files])
     binaries = Binaries()
     links = (link for file in files for link in _links(file, reading, binaries))
-    whose = _whose(source, links)
+    whose = _whose(source, links, similar)
     passed_over: Counter[str] = Counter()
     is_empty = True
     for file in files:
@@ -104,7 +107,9 @@ def fhir_rows(source: "DataSource", reading: Reading) -> Rows:
         refuse(source.name, what, fix)
 
 
-def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], tuple[str, tuple[str, ...]]]:
+def _whose(
+    source: "DataSource", links: Iterable[Link], similar: Similar | None
+) -> Callable[[str], tuple[str, tuple[str, ...]]]:
     """A patient's identifier by each that is linked to it, with the others that are known.
 
     A crosswalk says first whose the linked ones are.
@@ -112,14 +117,15 @@ def _whose(source: "DataSource", links: Iterable[Link]) -> Callable[[str], tuple
     from .crosswalk import Crosswalk
 
     crosswalk = Crosswalk.read(source.crosswalk, source.encoding) if source.crosswalk else Crosswalk({})
-    own = crosswalk.patient
-    patients = one_identifier((own(one), own(other), kind) for one, other, kind in links)
+    own, form = crosswalk.patient, str if similar == "different" else canonical
+    patients = one_identifier(((own(one), own(other), kind) for one, other, kind in links), form)
     linked: dict[str, tuple[str, ...]] = {}
     for identifier, patient in patients.items():
         linked[patient] = (*linked.get(patient, ()), identifier, *crosswalk.others(identifier))
 
+    @functools.cache  # for forms take their time
     def whose(identifier: str) -> tuple[str, tuple[str, ...]]:
-        patient = patients.get(own(identifier), own(identifier))
+        patient = patients.get(form(own(identifier)), own(identifier))
         return patient, linked.get(patient) or crosswalk.others(patient)
 
     return whose

@@ -5,7 +5,7 @@ is the same for the same patient of another server or road. A group, a contained
 none: nobody could say that it is not another's, too.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from .elements import Element, ElementError, object_of, objects_of, text_of
@@ -58,21 +58,25 @@ def links_of(patient: Element) -> Iterator[Link]:
             yield identifier, other, text_of(link, "type")
 
 
-def one_identifier(links: Iterable[Link]) -> Mapping[str, str]:
+def one_identifier(links: Iterable[Link], form: Callable[[str], str] = str) -> Mapping[str, str]:
     """The identifier of each patient who is linked: the least of those that are joined and have not been replaced.
 
-    Whatever the type of a link is, it joins: two identifiers of one person must not be two patients.
+    Whatever the type of a link is, it joins: two identifiers of one person must not be two patients. Those of one
+    ``form`` are one, and patients are given by it; of its spellings the least is the identifier.
 
     >>> one_identifier([("1", "3", "replaced-by"), ("5", "3", "seealso"), ("8", "9", "refer")])
     {'1': '3', '3': '3', '5': '3', '8': '8', '9': '8'}
     """
     joined: dict[str, set[str]] = {}
+    spelt: dict[str, str] = {}
     replaced = set()
-    for one, other, kind in links:
+    for *ends, kind in links:
+        one, other = map(form, ends)
+        spelt |= {each: min(end, spelt.get(each, end)) for each, end in zip((one, other), ends, strict=True)}
         small, large = sorted((joined.setdefault(each, {each}) for each in (one, other)), key=len)
         if small is not large:
             large |= small
             joined.update(dict.fromkeys(small, large))
         replaced |= {one} if kind == _REPLACED_BY else {other} if kind == _REPLACES else set()
-    representatives = {id(group): min(group - replaced, default=min(group)) for group in joined.values()}
+    representatives = {id(group): min(map(spelt.__getitem__, group - replaced or group)) for group in joined.values()}
     return {patient: representatives[id(group)] for patient, group in sorted(joined.items())}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Set
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -23,6 +24,7 @@ from .columns import Columns, Template, as_text
 from .fhir import ENDINGS as RESOURCES
 from .fhir import FhirSettings, is_export
 from .files import Reading, SourceFile, file_state, fixed_part, found_files
+from .identifiers import Similar
 from .omop import Omop
 from .rows import KINDS, KNOWN, PATIENT_ID, Rows
 
@@ -201,13 +203,14 @@ class DataSource(Section):
         return hashlib.sha256(_FINGERPRINT_LABEL + json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def read_rows(source: DataSource, reading: Reading | None = None) -> Rows:
+def read_rows(source: DataSource, reading: Reading | None = None, similar: Similar | None = None) -> Rows:
     """The rows of a source, one after another, ``reading`` being told how far it is.
 
-    Raises DataError where it cannot be told whose they are.
+    ``similar`` says whose identifiers are that differ in spelling alone, where a source itself joins patients. Raises
+    DataError where it cannot be told whose they are.
     """
     format_ = _format(source)
-    rows = _reader(format_)(source, reading or Reading())
+    rows = _reader(format_, similar)(source, reading or Reading())
     if source.crosswalk is None or format_ == "fhir":  # which joins what a crosswalk says with patients' links
         return rows
     from .crosswalk import Crosswalk
@@ -227,7 +230,7 @@ def _format(source: DataSource) -> Format:
     return "fhir" if not has_columns and is_export(source.files) else "auto"
 
 
-def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
+def _reader(format_: Format, similar: Similar | None) -> Callable[[DataSource, Reading], Rows]:
     """Each is loaded when it is needed: some bring libraries that others can do without."""
     match format_:
         case "auto" | "jsonl" | "csv" | "parquet":
@@ -237,7 +240,7 @@ def _reader(format_: Format) -> Callable[[DataSource, Reading], Rows]:
         case "fhir":
             from .fhir import fhir_rows
 
-            return fhir_rows
+            return partial(fhir_rows, similar=similar)
         case "omop":
             from .omop import omop_rows
 

@@ -14,6 +14,7 @@ from grandrounds.common.data.records import parse_records, read_records
 from grandrounds.common.data.tokenisation import Tokenisation
 from grandrounds.common.errors import DataError
 from grandrounds.common.sources.identifiers import canonical
+from grandrounds.common.sources.rows import OTHER_IDS
 from grandrounds.common.sources.source import DataSource
 
 PATIENT = "Wilhelmina Featherstone"
@@ -155,3 +156,11 @@ def test_all_that_a_patient_is_known_by_belongs_to_one_budget(tmp_path):
     prepared = Preparation(tokenisation=Tokenisation(tiny_tokenizer()), max_tokens=8).of_source(crosswalk(tmp_path))
     known = set(map(canonical, SiteRecords.of(prepared, None).identifiers))
     assert known == set(map(canonical, ["1", "2", "3", "9", "P"]))
+
+
+def test_what_one_spelling_of_a_patient_is_known_by_leaves_out_the_records_of_all(tmp_path):
+    rows = [{"patient_id": "B7", "text": "seen", OTHER_IDS: ("A1",)}, {"patient_id": "b7", "text": "well"}]
+    (tmp_path / "opted-out.txt").write_text("A1\n")
+    assert not without_opted_out(parse_records("records", rows, similar="same"), tmp_path / "opted-out.txt")
+    left = without_opted_out(parse_records("records", rows, similar="different"), tmp_path / "opted-out.txt")
+    assert [record.patient_id for record in left] == ["b7"]

@@ -12,6 +12,7 @@ from support.fhir_export import NOTE, SECRET, document, export, inline, patient,
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
 from grandrounds.common.sources.fhir_references import one_identifier
+from grandrounds.common.sources.identifiers import Similar, canonical
 from grandrounds.common.sources.rows import Malformed
 from grandrounds.common.sources.source import DataSource, read_rows
 
@@ -127,6 +128,18 @@ def test_a_crosswalk_says_whose_the_linked_identifiers_are(tmp_path: Path) -> No
     (tmp_path / "crosswalk.csv").write_text("from,to\n2,0\n5,0\n")
     found = texts(source.model_copy(update={"crosswalk": tmp_path / "crosswalk.csv"}))
     assert [identifier for identifier, _ in found] == ["0", "0", "0", "7"]
+
+
+@pytest.mark.parametrize(("similar", "joined"), [(None, True), ("same", True), ("different", False)])
+def test_links_join_identifiers_in_any_spelling_unless_these_are_different_patients(
+    tmp_path: Path, similar: Similar | None, joined: bool
+) -> None:
+    notes = [document(subject={"reference": f"Patient/{one}"}) for one in ("0A", "0c5f", "b7")]
+    links = patient("0A", ("seealso", "urn:uuid:0C5F")), patient("B7", ("replaces", "Patient/a1"))
+    records = read_records(export(tmp_path / "export", *links, *notes), similar=similar)
+    found = [record.patient_id for record in records]
+    assert found == (["0A", "0A", "B7"] if joined else ["0A", "0c5f", "b7"])
+    assert {*map(canonical, records[2].other_ids)} == ({"b7", "a1"} if joined else set())
 
 
 @given(st.lists(st.tuples(*[st.sampled_from("abcdefg")] * 2, st.sampled_from(["refer", "replaced-by"]))), st.randoms())
