@@ -70,6 +70,20 @@ def test_an_attachment_may_be_a_binary_of_the_export_wherever_it_stands(tmp_path
     assert reasons(source)[0][1] == "its attachment is a Binary in a compressed file"
 
 
+@pytest.mark.parametrize("other", ["text of another patient", "no fever"])
+def test_a_binary_whose_id_another_one_has_is_nobody_s_text_unless_both_are_the_same(
+    tmp_path: Path, other: str
+) -> None:
+    binaries = [{"resourceType": "Binary", "id": "1", **inline(text)} for text in ("no fever", other)]
+    of_one = document({"contentType": "text/plain", "url": "https://a.example/fhir/Binary/1"})
+    source = export(tmp_path, of_one, binaries[0], binaries[1], document())
+    same = other == "no fever"
+    assert texts(source) == [("1", "no fever")] * same + [("1", NOTE)]
+    assert [what for _, what in reasons(source)] == ["its attachment is a Binary whose id another one has, too"] * (
+        not same
+    )
+
+
 def test_a_document_in_several_formats_is_one_note_of_the_best_that_can_be_read(tmp_path: Path) -> None:
     rtf, html, pdf = inline(r"{\rtf1 rtf}", "text/rtf"), inline("html", "text/html"), inline("", "application/pdf")
     broken = {"contentType": "text/plain", "data": "?"}
