@@ -27,7 +27,7 @@ class Crosswalk:
 
     @classmethod
     def read(cls, path: Path, encoding: str = "utf-8") -> Self:
-        """The columns ``from`` and ``to`` of a table, or the first two.
+        """The columns ``from`` and ``to`` of a table, in any case and order.
 
         Raises DataError, also where an identifier leads to two patients, or to one that leads to another.
         """
@@ -75,7 +75,8 @@ class Crosswalk:
 
 
 def _ends(header: Sequence[str], refuse_header: Refuse) -> Collection[str]:
-    ends = _ENDS if set(_ENDS) <= set(header) else header[:2]
-    if len(set(ends)) != 2 or any(header.count(name) > 1 for name in ends):
-        refuse_header("it has no two columns of identifiers", "give it the columns from and to")
-    return ends
+    found = [[name for name in header if name.strip("\ufeff \t").casefold() == end] for end in _ENDS]
+    if any(len(names) != 1 for names in found):
+        fix = "give it a header with from, of each identifier, and to, of the patient whose it is"
+        refuse_header("it has no two columns from and to, each once", fix)
+    return [names[0] for names in found]

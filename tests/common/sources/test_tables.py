@@ -200,7 +200,7 @@ NOTES = "patient_id,text\n007,a\n8,b\nA-17,c\n9,d\n"
 def test_identifiers_of_a_crosswalk_are_their_patients_however_they_are_spelt(tmp_path: Path, ending: str) -> None:
     (tmp_path / "notes.csv").write_text(NOTES)
     walk: Rows = [{"from": one, "to": to} for one, to in (("7", "P1"), ("8", "p1"), ("a\u201117", "P2"), ("P2", "P2"))]
-    named = [{"x": 1, **row} if ending == "csv" else {"old": row["from"], "new": row["to"]} for row in walk]
+    named = [{"x": 1, **row} if ending == "csv" else {"To": row["to"], " FROM": row["from"]} for row in walk]
     write = {"csv": write_csv, "parquet": ROADS["notes.parquet"][0], "jsonl": write_zst}[ending]
     write(tmp_path / f"walk.{ending}", named)
     source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / f"walk.{ending}")
@@ -217,14 +217,17 @@ def test_identifiers_of_a_crosswalk_are_their_patients_however_they_are_spelt(tm
         (f"from,to\n1,{NAME}\n{NAME},3\n", "line 2: leads to a patient whom walk.csv, line 3 leads away from"),
         (f"from,to\n{NAME},\n", "line 2: an identifier is missing"),
         (f"from,to\n{NAME}\n", "line 2: has 1 cells"),
-        (f"{NAME}\n1\n", "line 1: it has no two columns"),
+        (f"{NAME}\n1\n", "line 1: it has no two columns from and to"),
+        (f"7,{NAME}\n8,{NAME}\n", "line 1: it has no two columns from and to"),
+        ("from,to,To\n7,8,8\n", "line 1: it has no two columns from and to"),
+        ("\ufefffrom,to\n", None),
         ("from,to\n", None),
     ],
 )
 def test_a_crosswalk_that_leads_two_ways_or_further_on_is_refused(tmp_path: Path, walk: str, said: str | None) -> None:
     (tmp_path / "notes.csv").write_text(NOTES)
-    (tmp_path / "walk.csv").write_text(walk)
-    source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv")
+    (tmp_path / "walk.csv").write_text(walk, encoding="utf-8")
+    source = DataSource(files=(tmp_path / "notes.csv",), crosswalk=tmp_path / "walk.csv", encoding="UTF-8")
     if said is None:
         assert len(read_records(source)) == 4
         return
