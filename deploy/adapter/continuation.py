@@ -19,7 +19,7 @@ def continued(study: Study, adapter: FinishedAdapter) -> FirstAdapter:
 
     What the later study makes of the adapter is post-processing for the earlier one's patients; for whoever is in both,
     the two compose (Dwork and Roth 2014, proposition 2.1 and theorem 3.16). Raises StudyError where the earlier study's
-    claim is not shown, or it promised nothing, or where one of the two trains a core.
+    claim is not established, or it promised nothing, or where one of the two trains a core.
     """
     if adapter.case is None:
         raise StudyError(

@@ -21,10 +21,11 @@ from ..builtin.models import base_model_folder
 from ..verify.adapter_claims import ADAPTER_CLAIMS
 from ..verify.case import Case
 from ..verify.claims import verdict_on
+from ..verify.established import require_established
 from ..verify.evidence import read_evidence
 from ..verify.verdict import Status
 
-# What makes an adapter its study's; of all else, such as what it cost, `grandrounds verify` says what holds.
+# What makes an adapter its study's, by the server's word; what the sites signed, and what it cost: ``require_claim``.
 _CLAIMS: Final = ("ledger", "manifest", *(claim.name for claim in ADAPTER_CLAIMS))
 _SETTING: Final = "--base"
 _NO_LICENSE: Final = "which its publisher states"
@@ -164,14 +165,17 @@ class FinishedAdapter:
         )
 
     def require_claim(self) -> None:
-        """Raises StudyError where there is a study beside the adapter whose claim of privacy does not hold."""
-        for finding in () if self.case is None else verdict_on(self.case, "privacy", "report").findings:
-            if finding.status not in (Status.AGREES, Status.NOTHING):
-                raise StudyError(
-                    f"the claim of the adapter's study is not shown. {finding.claim}: {finding.detail}",
-                    why="what is made of the adapter would carry it on, to people who cannot see the study",
-                    fix="see what `grandrounds verify` says of the study's folder, and get it anew",
-                )
+        """Raises StudyError or OtherProgramError where a study is beside the adapter whose claim is not established.
+
+        All of it has to be, as ``verify`` has it: until enough sites signed the end, which adapter the last round left
+        is the server's word alone. Who vouched for the manifest is ``case``'s to say.
+        """
+        if self.case is not None:
+            require_established(
+                self.case,
+                what="the claim of the adapter's study",
+                why="what is made of the adapter would carry it on, to people who cannot see the study",
+            )
 
     def base_folder(self, given: str | None = None) -> Path:
         """The folder of the base model: ``given`` as a folder or hub name, or where the study has it."""

@@ -25,13 +25,18 @@ PROVIDED: Final = (
     "out or changed by comparing it with such records: whoever does so releases something that no ε covers."
 )
 NOBODY_S: Final = "Nothing shows whose adapter this is: no claim of privacy goes with the notes."
+UNVOUCHED: Final = (
+    "Nobody vouched for the study’s manifest (--manifest-hash was not given): anybody can make a study that is whole, "
+    "with keys of their own, and its claim is worth nothing. Ask a site for the hash of the manifest that it signed, "
+    "and compare it with manifest_sha256."
+)
 BASE_ALONE: Final = "No adapter was active: the notes are the base model’s, and have nothing of any study."
 
 
 def claimed(adapter: FinishedAdapter) -> dict[str, Any] | None:
     """The claim of the adapter's study, which was recomputed; None where there is no study beside the adapter.
 
-    ``epsilon`` is None where the study promised nothing. Raises StudyError where its claim does not hold.
+    ``epsilon`` is None where the study promised nothing. Raises StudyError where its claim is not established.
     """
     if adapter.case is None:
         return None
@@ -50,6 +55,7 @@ def _claim_of(case: Case) -> dict[str, Any]:
         "neighboring_relation": report["neighboring_relation"],
         "claim": report["claim"],
         "began_with": report["training"]["began_with"],
+        "vouched_for": case.manifest_hash is not None,
     }
 
 
@@ -61,9 +67,10 @@ def in_short(claim: dict[str, Any] | None) -> str:
     if claim["epsilon"] is None:
         return f"NO PRIVACY; {study}"
     before = "" if claim["began_with"] is None else "; it began with another adapter, which this claim is not of"
+    unvouched = "" if claim["vouched_for"] else "; nobody vouched for that study"
     return (
         f"({up(claim['epsilon'])}, {probability(claim['delta'])})-DP for each {claim['privacy_unit']} by {study}; "
-        f"post-processing, ε + 0{before}"
+        f"post-processing, ε + 0{before}{unvouched}"
     )
 
 
@@ -82,6 +89,7 @@ def about(
         privacy = [NOBODY_S]
     else:
         privacy = [POST_PROCESSING, PROVIDED] if claim["epsilon"] is not None else [NO_PRIVACY]
+        privacy += [] if claim["vouched_for"] else [UNVOUCHED]
     return {
         "format": FORMAT,
         "synthetic": "Every note was written by a language model. None is a record of a person.",

@@ -1,56 +1,40 @@
 """A finished study as a release: every claim of it recomputed first, from its folder alone."""
 
-from typing import Any, Final
+from typing import Any
 
 from ...common.crypto.identity import sha256
-from ...common.errors import OtherProgramError, StudyError
+from ...common.errors import StudyError
 from ...common.study.artefacts import ATTACKS, AUDIT, LEDGER, results
 from ...server.report.attacks import Attacked
 from ...server.report.report import Declared
 from ..verify.adapter_claims import last_adapter
 from ..verify.case import Case
-from ..verify.claims import verdict_on
-from ..verify.verdict import Outcome, Status
+from ..verify.established import require_established
+from ..verify.verdict import Status
 from .entries import Facts
-
-# Another version of this program ran the study, whose report that still writes the same; an audit and attacks that the
-# report states lie with the study's server alone.
-_MAY_BE_OPEN: Final = frozenset({"program", "audit", "attacks"})
 
 
 def require_verified(case: Case, *, without_privacy: bool) -> tuple[str, ...]:
     """The names of the claims that stay open, of those that may.
 
-    Raises StudyError where any other does not hold, and OtherProgramError where none is false, but only another version
-    of this program can confirm it.
+    Raises StudyError where any other does not hold, or nobody vouched for the manifest; and OtherProgramError where
+    none is false, but only another version of this program can confirm it.
     """
-    findings = verdict_on(case).findings
-    if all(finding.status is not Status.DISAGREES for finding in findings):
-        case.check_form()
-    open_ = {finding.name for finding in findings if finding.status is Status.OPEN}
-    for finding in sorted(findings, key=lambda one: one.status is not Status.DISAGREES):
-        if finding.name == "authorship" and case.manifest_hash is None:
-            raise StudyError(
-                f"whose study this is, nobody vouched for: its manifest's SHA-256 is {case.verified.manifest.sha256}",
-                why="anybody can make a study that is whole, with keys of their own",
-                fix="ask a site for the hash of its manifest, and give it with --manifest-hash",
-            )
-        if finding.status is Status.DISAGREES or finding.name in open_ - _MAY_BE_OPEN:
-            by_another = finding.outcome is Outcome.UNKNOWN and "program" in open_
-            raise (OtherProgramError if by_another else StudyError)(
-                f"the study {'cannot be confirmed here' if by_another else 'does not hold'}. {finding.claim}: "
-                f"{finding.detail}",
-                why="a release is what others rely on, and what is claimed of it has to be borne out",
-                fix="use the version that the study ran"
-                if by_another
-                else "get the study's folder anew from the server's operator; `grandrounds verify` has all claims",
-            )
-        if finding.status is Status.NOTHING and not without_privacy:
-            raise StudyError(
-                "the study ran without noise, and claims no privacy",
-                why="its adapter may say what stands in a patient's records, and nothing bounds how much",
-                fix="release none of it; or, if its records are nobody's, say so with --without-privacy",
-            )
+    findings = require_established(
+        case, what="the study", why="a release is what others rely on, and what is claimed of it has to be borne out"
+    ).findings
+    if case.manifest_hash is None:
+        raise StudyError(
+            f"whose study this is, nobody vouched for: its manifest's SHA-256 is {case.verified.manifest.sha256}",
+            why="anybody can make a study that is whole, with keys of their own",
+            fix="ask a site for the hash of its manifest, and give it with --manifest-hash",
+        )
+    if not without_privacy and any(finding.status is Status.NOTHING for finding in findings):
+        raise StudyError(
+            "the study ran without noise, and claims no privacy",
+            why="its adapter may say what stands in a patient's records, and nothing bounds how much",
+            fix="release none of it; or, if its records are nobody's, say so with --without-privacy",
+        )
     return tuple(finding.name for finding in findings if finding.status is Status.OPEN)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,14 +17,21 @@ from typer.testing import CliRunner
 
 from grandrounds.common.data.tokenisation import load_tokenizer
 from grandrounds.common.errors import GrandRoundsError, ModelError, StorageError, StudyError
+from grandrounds.common.ledger import entries
+from grandrounds.common.ledger.chain import Entry
+from grandrounds.common.model.adapter import vector_sha256
 from grandrounds.common.model.lora import Lora
+from grandrounds.common.study.artefacts import RESULTS
+from grandrounds.deploy.adapter.continuation import continued
 from grandrounds.deploy.adapter.finished import FinishedAdapter
 from grandrounds.deploy.cli.main import app
 from grandrounds.deploy.generate.generation import Generation
 from grandrounds.deploy.generate.notes_file import about_path
 from grandrounds.deploy.generate.prompts import Prompts
-from grandrounds.deploy.generate.provenance import claimed, in_short
+from grandrounds.deploy.generate.provenance import about, claimed, in_short
 from grandrounds.deploy.generate.sampling import Sampling, _Draw, batches
+from grandrounds.deploy.verify.claims import verify
+from grandrounds.deploy.verify.verdict import Outcome
 
 SAMPLING = Sampling(count=5, max_new_tokens=6, temperature=1.0, top_p=0.9, seed=3, batch=2)
 
@@ -291,6 +299,38 @@ def test_no_claim_goes_with_notes_whose_study_promised_nothing_or_less_than_its_
     case = replace(adapter.case, evidence=replace(evidence, files=forged))
     with pytest.raises(StudyError, match="the claim of the adapter's study is not shown"):
         claimed(replace(adapter, case=case))
+
+
+def test_until_sites_sign_the_end_the_last_adapter_is_the_server_s_word_and_no_claim_is_handed_on(
+    base: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """With the server's key alone: another adapter in the last round's entry, and an end that no site signed."""
+    forged = ran()
+    forged.adapters[-1] = np.full_like(forged.adapters[-1], 7.0)
+    closed_round = entries.RoundClosed.of(Entry.parse(forged.lines[-1]))
+    forged.rewrite_last(closed_round.model_copy(update={"adapter_sha256": vector_sha256(forged.adapters[-1])}))
+    forged.write_results(tmp_path)
+    files = {path: hashlib.sha256((tmp_path / path).read_bytes()).hexdigest() for path in RESULTS}
+    forged.ledger.append(entries.StudyClosed(charges=forged.ledger.verified.charges, files=files))
+    forged.write_ledger(tmp_path)
+    assert verify(tmp_path, forged.manifest.sha256).outcome is Outcome.UNFINISHED
+    adapter = FinishedAdapter.read(tmp_path, manifest_hash=forged.manifest.sha256)
+    generation = Generation(adapter=adapter, base=base, prompts=Prompts.read(prompts), sampling=SAMPLING)
+    for handed_on in (lambda: generation.run(tmp_path / "notes.jsonl"), lambda: continued(forged.study, adapter)):
+        with pytest.raises(StudyError, match=r"is not shown\. .* 0 sites of at least 4 have signed"):
+            handed_on()
+    assert not (tmp_path / "notes.jsonl").exists()
+
+
+def test_notes_say_in_every_row_and_beside_them_that_nobody_vouched_for_the_study(
+    study: SmallStudy, closed: Any, prompts: Path
+) -> None:
+    known, unknown = (FinishedAdapter.read(closed[1], manifest_hash=each) for each in (study.manifest.sha256, None))
+    for adapter, unvouched in ((known, False), (unknown, True)):
+        claim = claimed(adapter)
+        said = about(adapter, claim, Prompts.read(prompts), SAMPLING)["privacy"]
+        assert ("Nobody vouched for the study’s manifest" in said) is unvouched
+        assert in_short(claim).endswith("; nobody vouched for that study") is unvouched
 
 
 def test_the_command_says_what_the_notes_are(folder: Path, prompts: Path, tmp_path: Path) -> None:
