@@ -7,7 +7,7 @@ from ...common.model.lora import Lora
 from ...common.study.first_adapter import FirstAdapter, Made
 from ...common.study.manifest import Manifest
 from ...common.study.study import Study
-from ...server.report.claim import count
+from ...server.report.claim import for_whom
 from ...server.report.rounding import probability, up
 from .finished import FinishedAdapter
 
@@ -58,9 +58,7 @@ def continued(study: Study, adapter: FinishedAdapter) -> FirstAdapter:
 def _whose(manifest: Manifest) -> str:
     """Whom the claim is for, with what a reader of it alone would take for granted, in one line of few words."""
     privacy, before = manifest.study.privacy, manifest.study.model
-    whose = f"each {privacy.unit} of study {manifest.study_id[:12]}"
-    if privacy.unit == "patient":
-        whose += f", at {count(privacy.sites_per_patient, 'site')} at most"
+    whose = for_whom(privacy.unit, privacy.sites_per_patient, of=f" of study {manifest.study_id[:12]}")
     if before.first_study is not None:
         whose += f", which began with what the study of manifest {before.first_study[:12]} left"
     elif before.first_adapter is not None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ...common.version import __version__
-from ...server.report.claim import NO_PRIVACY
+from ...server.report.claim import NO_PRIVACY, for_whom
 from ...server.report.rounding import probability, up
 from ..adapter.finished import FinishedAdapter
 from ..verify.case import Case
@@ -52,6 +52,7 @@ def _claim_of(case: Case) -> dict[str, Any]:
         "epsilon": report["epsilon"],
         "delta": report["delta"],
         "privacy_unit": manifest.study.privacy.unit,
+        "sites_per_patient": manifest.study.privacy.sites_per_patient,
         "neighboring_relation": report["neighboring_relation"],
         "claim": report["claim"],
         "began_with": report["training"]["began_with"],
@@ -67,9 +68,10 @@ def in_short(claim: dict[str, Any] | None) -> str:
     if claim["epsilon"] is None:
         return f"NO PRIVACY; {study}"
     before = "" if claim["began_with"] is None else "; it began with another adapter, which this claim is not of"
+    whom = for_whom(claim["privacy_unit"], claim["sites_per_patient"])
     unvouched = "" if claim["vouched_for"] else "; nobody vouched for that study"
     return (
-        f"({up(claim['epsilon'])}, {probability(claim['delta'])})-DP for each {claim['privacy_unit']} by {study}; "
+        f"({up(claim['epsilon'])}, {probability(claim['delta'])})-DP for {whom}, by {study}; "
         f"post-processing, ε + 0{before}{unvouched}"
     )
 

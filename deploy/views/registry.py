@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...common.model.perplexity import CONFIDENCE, Interval
-from ...server.report.claim import NO_PRIVACY, count
+from ...server.report.claim import NO_PRIVACY, for_whom
 from ...server.report.findings import Findings
 from ...server.report.rounding import area, bound, number, up
 from ..registry.drift import Drift, Measured
@@ -108,8 +108,8 @@ def release_lines(registry: Registry, release: Release) -> Iterator[str]:
         yield f"privacy      {NO_PRIVACY}"
     else:
         yield (
-            f"privacy      ε = {up(facts.epsilon)} at δ = {facts.delta:g} for each {facts.privacy_unit}, whose records "
-            f"are at no more than {count(facts.sites_per_patient, 'site')}"
+            f"privacy      ε = {up(facts.epsilon)} at δ = {facts.delta:g} for "
+            f"{for_whom(facts.privacy_unit, facts.sites_per_patient)}"
         )
     yield f"perplexity   {number(facts.perplexity_before)} → {number(facts.perplexity_after)} on {facts.evaluation}"
     if facts.attacks is not None:

@@ -7,7 +7,7 @@ from typing import Final
 from ...common.schema import known
 from ...common.study.manifest import Manifest
 from ...common.study.model_section import ModelSection
-from ...common.study.study import Study
+from ...common.study.study import PrivacyUnit, Study
 from .rounding import number, probability, up
 
 RECOMPUTE: Final = (
@@ -67,6 +67,16 @@ def claim(manifest: Manifest, epsilon: float) -> str:
         f"({up(epsilon)}, {probability(manifest.delta)})-differentially private for each {privacy.unit} under the "
         f"add-or-remove-one relation, against {adversary(manifest)}, provided that {_conditions(manifest)}."
     )
+
+
+def for_whom(unit: PrivacyUnit, sites_per_patient: int, *, of: str = "") -> str:
+    """Whom a claim is for, with the condition that a reader of a few words alone would take for granted.
+
+    >>> for_whom("patient", 1, of=" of study 1"), for_whom("record", 1)
+    ('each patient of study 1, at one site at most', 'each record')
+    """
+    at_most = f", at {count(sites_per_patient, 'site')} at most" if unit == "patient" else ""
+    return f"each {unit}{of}{at_most}"
 
 
 def adversary(manifest: Manifest) -> str:

@@ -283,7 +283,10 @@ def test_notes_carry_the_claim_of_the_study_as_it_was_recomputed(study: SmallStu
     report = json.loads((closed[1] / "report.json").read_bytes())
     assert (claim["epsilon"], claim["delta"]) == (report["epsilon"], report["delta"])
     assert claim["manifest_sha256"] == study.manifest.sha256 and claim["claim"] == report["claim"]
-    assert in_short(claim).endswith("post-processing, ε + 0") and "-DP for each patient by study" in in_short(claim)
+    assert in_short(claim).endswith("post-processing, ε + 0")
+    assert "-DP for each patient, at one site at most, by study" in in_short(claim)
+    assert "for each patient, at three sites at most, by" in in_short({**claim, "sites_per_patient": 3})
+    assert "for each record, by" in in_short({**claim, "privacy_unit": "record"})
 
 
 def test_no_claim_goes_with_notes_whose_study_promised_nothing_or_less_than_its_report_says(
