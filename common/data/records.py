@@ -57,7 +57,20 @@ def read_records(
     return _records(source.name, parsed(read_rows(source, similar=similar), source.patient), similar, quarantine)
 
 
-def count_records(source: DataSource, similar: Similar | None, opted_out: Collection[str] = ()) -> Counter[str]:
+@dataclass(frozen=True, kw_only=True)
+class PatientCounts:
+    """How many records each patient has; ``other_ids`` are those that the source knows beside, of who has some."""
+
+    records: Counter[str]
+    other_ids: Mapping[str, Sequence[str]]
+
+    @property
+    def identifiers(self) -> list[str]:
+        """All that the patients are known by."""
+        return [one for patient in self.records for one in (patient, *self.other_ids.get(patient, ()))]
+
+
+def count_records(source: DataSource, similar: Similar | None, opted_out: Collection[str] = ()) -> PatientCounts:
     """How many records each patient of a source has, of whom no canonical form is among those who ``opted_out``.
 
     No more than one record is held. Raises DataError.
@@ -70,7 +83,7 @@ def count_records(source: DataSource, similar: Similar | None, opted_out: Collec
     for spelling, patient in findings.spellings.items():
         if not any(canonical(one) in opted_out for one in (patient, *findings.other_ids.get(patient, ()))):
             counts[patient] += written[spelling]
-    return counts
+    return PatientCounts(records=counts, other_ids=findings.other_ids)
 
 
 def check_beginning(source: DataSource | Path) -> None:

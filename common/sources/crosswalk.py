@@ -1,6 +1,6 @@
 """A crosswalk: a table that says which identifiers are one patient's."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -16,13 +16,13 @@ _FIX: Final = "give each identifier one patient, whose identifier no line leads 
 
 
 class Crosswalk:
-    """Patients' identifiers by the canonical forms of those that lead to them; any other is its patient's own."""
+    """Patients' identifiers by those that lead to them, in whatever spelling; any other is its patient's own."""
 
-    def __init__(self, patients: dict[str, str]) -> None:
-        self._patients = patients
+    def __init__(self, patients: Mapping[str, str]) -> None:
+        self._patients = {canonical(identifier): patient for identifier, patient in patients.items()}
         self._leading: dict[str, tuple[str, ...]] = {}
-        for form, patient in patients.items():
-            self._leading[canonical(patient)] = (*self._leading.get(canonical(patient), ()), form)
+        for identifier, patient in patients.items():
+            self._leading[canonical(patient)] = (*self._leading.get(canonical(patient), ()), identifier)
         self._known: dict[str, str] = {}  # by their spelling, for canonical forms take their time
 
     @classmethod
@@ -32,6 +32,7 @@ class Crosswalk:
         Raises DataError, also where an identifier leads to two patients, or to one that leads to another.
         """
         patients: dict[str, str] = {}
+        written: dict[str, str] = {}
         places: dict[str, str] = {}
         for file in found_files([path], ENDINGS):
             for place, cells in Table(file=file, reading=Reading(), needed=_ends, encoding=encoding).rows():
@@ -45,12 +46,13 @@ class Crosswalk:
                 if canonical(patients.setdefault(form, other)) != canonical(other):
                     refuse(place, f"leads to another patient than {places[form]}", _FIX)
                 places.setdefault(form, place)
+                written.setdefault(form, one)
         for form, patient in patients.items():
             onward = canonical(patient)
             if canonical(patients.get(onward, patient)) != onward:
                 refuse(places[form], f"leads to a patient whom {places[onward]} leads away from", _FIX)
         spelt: dict[str, str] = {}
-        return cls({form: spelt.setdefault(canonical(patient), patient) for form, patient in patients.items()})
+        return cls({written[form]: spelt.setdefault(canonical(patient), patient) for form, patient in patients.items()})
 
     def patient(self, identifier: str) -> str:
         """The identifier of the patient whose this one is."""
@@ -59,7 +61,7 @@ class Crosswalk:
         return self._known[identifier]
 
     def others(self, patient: str) -> tuple[str, ...]:
-        """The canonical forms of what leads to a patient's identifier."""
+        """What leads to a patient's identifier, each in its first spelling."""
         return self._leading.get(canonical(patient), ())
 
     def applied(self, rows: Rows) -> Rows:

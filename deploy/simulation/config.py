@@ -187,7 +187,7 @@ def _nominal_sites(simulation: Simulation, *, unit: str) -> list[dict[str, Any]]
 def _count_units(simulation: Simulation, name: str, unit: str) -> int:
     """Of those who did not opt out."""
     opted_out = OptOuts.read(simulation.opted_out.get(name)).patients
-    counts = count_records(simulation.files[name], simulation.similar_identifiers, opted_out)
+    counts = count_records(simulation.files[name], simulation.similar_identifiers, opted_out).records
     return counts.total() if unit == "record" else len(counts)
 
 

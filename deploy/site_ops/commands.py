@@ -172,8 +172,8 @@ def recover(folder: SiteFolder) -> list[str]:
             reservations, asset = Reservations(database), policy.data.data_asset()
             reservations.register(asset)
             reservations.spend(asset.name)
-            patients = count_records(settings.data, "different")  # all of them, however one is written
-            Patients(database, FingerprintKey.read(key)).claim(asset.name, patients)
+            known = count_records(settings.data, "same").identifiers  # of all of them, however one is written
+            Patients(database, FingerprintKey.read(key)).claim(asset.name, known)
         finally:
             database.close()
         (unfinished / DATABASE).rename(folder.state / DATABASE)  # not before all of it is spent

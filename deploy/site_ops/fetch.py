@@ -113,7 +113,8 @@ def _evaluated(folder: SiteFolder, study: JoinedStudy, case: Case) -> Iterator[s
         return
     similar = settings.similar_identifiers
     records = read_beside(folder, settings.held_out)  # minimised: measured on what the adapter was trained on
-    check_apart((record.patient_id for record in records), count_records(settings.data, similar), similar)
+    held_out = (one for record in records for one in (record.patient_id, *record.other_ids))
+    check_apart(held_out, count_records(settings.data, similar).identifiers, similar)
     model = model_at_site(folder, study)
     tokenisation = Tokenisation.load(str(settings.model), vocabulary_size=model.vocabulary_size)
     examples = tokenisation.evaluation_set(records, positions=model.positions).examples
@@ -134,12 +135,14 @@ def model_at_site(folder: SiteFolder, study: JoinedStudy) -> LanguageModel:
 
 
 def check_apart(held_out: Iterable[str], trained: Iterable[str], similar: Similar | None) -> None:
-    """Raises DataError where a patient is in both, in whatever spelling unless these are ``different``."""
+    """Raises DataError where a patient is in both, in whatever spelling unless these are ``different``.
+
+    Both are all identifiers that patients are known by.
+    """
     form = str if similar == "different" else canonical
-    both = set(map(form, held_out)) & set(map(form, trained))
-    if both:
+    if not set(map(form, held_out)).isdisjoint(map(form, trained)):
         raise DataError(
-            f"{count(len(both), 'patient')} of the records that are held out have records in the training data, too",
+            "patients of the records that are held out have records in the training data, too",
             why="the adapter may have learnt from them, and would look better than it is",
             fix="hold out all records of a patient or none (data and held_out in site.toml)",
         )

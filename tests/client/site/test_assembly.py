@@ -11,6 +11,7 @@ from support.process.resident_process import SITE, finish, refusal
 from support.study.site_study import SiteStudy, write_policy
 from support.study.tiny_models import save_tiny_model
 
+from grandrounds.client.budget.patients import Patients
 from grandrounds.client.budget.policy import POLICY
 from grandrounds.client.budget.reservations import Reservations
 from grandrounds.client.site import assembly
@@ -359,6 +360,25 @@ def test_a_site_that_lost_its_state_starts_with_everything_spent(folder, study, 
     rename_asset(folder, "renamed")
     with pytest.raises(PrivacyError, match="has patients of data asset 1, patients"):
         site_operator.join_study(folder, bundle, agreed=lambda agreement: True)
+
+
+def test_a_recovery_spends_the_budget_of_all_that_a_patient_is_known_by(folder):
+    shutil.rmtree(folder.state)
+    (folder.path / "walk.csv").write_text("from,to\nOLD,patient-0\n")
+    said = (folder.path / SETTINGS).read_text().splitlines(keepends=True)
+    lines = [line for line in said if not line.startswith("data = ")]
+    source = '[data]\nfiles = ["notes.jsonl"]\ncrosswalk = "walk.csv"\n'
+    (folder.path / SETTINGS).write_text("".join(lines) + source)
+    site_operator.recover(folder)
+    database = SiteDatabase.open_existing(folder.state)
+    try:
+        patients = Patients(database, folder.fingerprint_key())
+        patients.check("renamed", ["somebody else"])
+        for known in ("patient-0", "old"):
+            with pytest.raises(PrivacyError, match="has patients of data asset 1"):
+                patients.check("renamed", [known])
+    finally:
+        database.close()
 
 
 def test_a_recovery_that_was_broken_off_has_made_no_state(folder):

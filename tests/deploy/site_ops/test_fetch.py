@@ -218,9 +218,22 @@ def test_the_adapter_is_evaluated_on_records_that_are_held_out_and_the_figure_is
 @pytest.mark.parametrize("spelled", ["north-3", "North-03", "north\u20113", "north-3.0"])
 def test_records_of_patients_who_trained_are_not_held_out(folder, spelled):
     hold_out(folder, spelled, "someone")
-    with pytest.raises(DataError, match="one patient") as error:
+    with pytest.raises(DataError, match="patients of the records that are held out") as error:
         list(fetch(folder, output=None))
     assert spelled not in error.value.diagnostics()
+
+
+@pytest.mark.parametrize("settings", ["", 'similar_identifiers = "different"\n'])
+def test_nor_are_they_under_another_identifier_that_a_crosswalk_knows(folder, settings):
+    hold_out(folder, "OLD", "someone")
+    (folder.path / "walk.csv").write_text("from,to\nOLD,north-3\n")
+    said = (folder.path / SETTINGS).read_text().splitlines(keepends=True)
+    lines = [line for line in said if not line.startswith("data = ")]
+    (data,) = (line.removeprefix("data = ").strip() for line in said if line.startswith("data = "))
+    source = f'[data]\nfiles = [{data}]\ncrosswalk = "walk.csv"\n'
+    (folder.path / SETTINGS).write_text("".join(lines) + settings + source)
+    with pytest.raises(DataError, match="patients of the records that are held out"):
+        list(fetch(folder, output=None))
 
 
 def test_another_spelling_is_another_patient_where_the_settings_say_so(folder):
@@ -278,6 +291,6 @@ def test_patients_who_trained_are_no_others(folder):
     hold_out(folder, *strangers(FEWEST))
     with (folder.path / "held-out.jsonl").open("a") as file:
         file.write("\n" + json.dumps({"patient_id": "North-3", "text": "no complaints"}))
-    with pytest.raises(DataError, match="one patient of the records that are held out"):
+    with pytest.raises(DataError, match="patients of the records that are held out"):
         attacked(folder)
     assert not (folder.study().kept / WRITTEN).exists()
