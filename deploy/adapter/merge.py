@@ -11,6 +11,7 @@ from ...common.model.base_model import load_base, quiet
 from ...common.model.language_model import LanguageModel
 from ...common.model.reading import probe_logits
 from ...common.system.files import rename_folder
+from ...server.report.page import markdown
 from .comparison import distance, percent, require_close
 from .finished import FinishedAdapter
 from .output import beside, require_absent
@@ -30,10 +31,24 @@ _CARD: Final = """\
 - Base model: {base}, whose license ({license}) applies to these files.
 - Adapter: {origin}
 
-`grandrounds adapter merge` made them; transformers loads them without peft. All weights are in float32: the base
-model's, as the adapter was trained on them in {precision}, and what the adapter adds. What a report claims of the
-adapter's privacy holds of them too: all else in them is the base model's.
+{made}
+
+All else in them is the base model's, so that of their privacy holds what holds of the adapter's. {privacy}
 """
+_MADE: Final = """\
+`grandrounds adapter merge` made them; transformers loads them without peft. All weights are in float32: the base
+model's, as the adapter was trained on them in {precision}, and what the adapter adds."""
+
+
+def card(adapter: FinishedAdapter, *, made: str) -> str:
+    """What goes with base and adapter in one, as Markdown: whose they are, under which license, and what is claimed."""
+    return _CARD.format(
+        base=adapter.base,
+        license=adapter.license,
+        origin=adapter.origin,
+        privacy=markdown(adapter.privacy),
+        made=made,
+    )
 
 
 def merge(adapter: FinishedAdapter, base: Path, output: Path) -> Iterator[str]:
@@ -65,10 +80,11 @@ def write_merged(
     with quiet():
         model.module.merge_and_unload(safe_merge=True).save_pretrained(folder)
     _complete(folder, base)
-    (folder / "README.md").write_text(_CARD.format_map(vars(adapter)), encoding="utf-8")
+    (folder / "README.md").write_text(card(adapter, made=_MADE.format(precision=adapter.precision)), encoding="utf-8")
     found = probe_logits(load_base(folder, precision="float32"))
     compared = require_close(found, expected, tolerance=TOLERANCE, what="the merged model", to="base model and adapter")
     return found, (
+        adapter.privacy,
         compared,
         f"the adapter moves the logits of the base model by {moved}",
         *_as_trained(adapter, base, expected),

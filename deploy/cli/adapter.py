@@ -23,6 +23,10 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Folder or hub name of the base model, if it is not where the study has it."),
 ]
+Vouched = Annotated[
+    str | None,
+    typer.Option(metavar="HASH", help="The SHA-256 of the study's manifest, as somebody you trust tells it."),
+]
 _NAMED = "its SHA-256 is {}, by which a study that is fixed names it"
 
 
@@ -178,9 +182,10 @@ def merge(
     folder: Folder,
     output: Annotated[Path, typer.Option(metavar="OUT", help="The folder to write; there must be none.")],
     base: Base = None,
+    manifest_hash: Vouched = None,
 ) -> None:
     """Write base model and adapter as one model that transformers and vLLM load without peft, and compare it."""
-    found, place = _opened(folder, base)
+    found, place = _opened(folder, base, manifest_hash)
     from ..adapter.merge import merge as merged
 
     say(merged(found, place, output))
@@ -194,9 +199,10 @@ def export(
     precision: Annotated[
         Literal["f32", "f16"], typer.Option(help="Of the weights; llama-quantize makes smaller ones of the file.")
     ] = "f16",
+    manifest_hash: Vouched = None,
 ) -> None:
     """Write base model and adapter as a GGUF file for llama.cpp, read it again and compare it."""
-    found, place = _opened(folder, base)
+    found, place = _opened(folder, base, manifest_hash)
     from ..adapter.gguf_file import export_gguf
 
     say(export_gguf(found, place, gguf, precision=precision))
@@ -244,12 +250,12 @@ def attack(
         say([*found.lines(), *(written if attach else [])])
 
 
-def _opened(folder: Path, base: str | None) -> "tuple[FinishedAdapter, Path]":
+def _opened(folder: Path, base: str | None, manifest_hash: str | None = None) -> "tuple[FinishedAdapter, Path]":
     """The adapter and its base model's folder, which is compared when it is loaded."""
     say([f"the adapter in {folder} is read, and held against its study"])
     from ..adapter.finished import FinishedAdapter
 
-    found = FinishedAdapter.read(folder)
+    found = FinishedAdapter.read(folder, manifest_hash=manifest_hash)
     say([f"it is {found.origin}"])
     place = found.base_folder(base)
     say([f"the base model, {found.published}, is loaded from {place}"])

@@ -7,7 +7,7 @@ from typing import Any, Final
 from ...common.version import __version__
 from ...server.report.claim import NO_PRIVACY, for_whom
 from ...server.report.rounding import probability, up
-from ..adapter.finished import FinishedAdapter
+from ..adapter.finished import UNVOUCHED, FinishedAdapter
 from ..verify.case import Case
 from .prompts import Prompts
 from .sampling import Sampling
@@ -25,11 +25,6 @@ PROVIDED: Final = (
     "out or changed by comparing it with such records: whoever does so releases something that no ε covers."
 )
 NOBODY_S: Final = "Nothing shows whose adapter this is: no claim of privacy goes with the notes."
-UNVOUCHED: Final = (
-    "Nobody vouched for the study’s manifest (--manifest-hash was not given): anybody can make a study that is whole, "
-    "with keys of their own, and its claim is worth nothing. Ask a site for the hash of the manifest that it signed, "
-    "and compare it with manifest_sha256."
-)
 BASE_ALONE: Final = "No adapter was active: the notes are the base model’s, and have nothing of any study."
 
 

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError, StorageError, StudyError
 from grandrounds.common.model.adapter import vector_sha256
+from grandrounds.common.model.base_model import load_base
 from grandrounds.common.schema import known, validated
-from grandrounds.common.study.artefacts import ADAPTER, CARD, PAGE, REPORT
+from grandrounds.common.study.artefacts import ADAPTER, CARD, LEDGER, PAGE, REPORT
 from grandrounds.common.study.first_adapter import FirstAdapter, with_pinned_adapter
 from grandrounds.common.study.study import Study
 from grandrounds.common.system import files
+from grandrounds.deploy.adapter import gguf_file
 from grandrounds.deploy.adapter.continuation import continued
 from grandrounds.deploy.adapter.finished import FinishedAdapter
 from grandrounds.deploy.builtin import models
@@ -185,6 +187,36 @@ def test_a_third_stage_says_that_the_second_had_one_before_it_and_claims_keep_th
     assert "a claim for records bounds nothing for a patient" in page and "as the study says" in page
     claim = known(claimed(second))
     assert earlier.manifest.sha256 in claim["began_with"] and "began with another adapter" in in_short(claim)
+
+
+def test_a_merged_model_and_a_file_for_llama_cpp_have_the_claim_and_the_one_before_it_where_it_is_established(
+    base: Path, earlier: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = continued(a_study(base, first_adapter="first"), FinishedAdapter.read(known(earlier.folder)))
+    (tmp_path / "first").write_bytes(first.data)
+    later = simulated(a_study(base, first_adapter=str(tmp_path / "first")), tmp_path / "later")
+    shutil.copytree(tmp_path / "later", tmp_path / "unsigned")
+    ledger = tmp_path / "unsigned" / LEDGER
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[: -len(SITES)]))
+    monkeypatch.setattr(gguf_file, "require_converter", lambda: None)
+    monkeypatch.setattr(gguf_file, "_convert", lambda folder, file, precision: file.write_bytes(b"GGUF"))
+    monkeypatch.setattr(gguf_file, "_loaded", lambda file: load_base(file.with_name("merged"), precision="float32"))
+    for name, established in (("later", True), ("unsigned", False)):
+        words = ["--manifest-hash", later.manifest.sha256]
+        out, file = tmp_path / f"{name}-merged", tmp_path / f"{name}.gguf"
+        for made in (["merge", "--output", str(out)], ["export", "--gguf", str(file)]):
+            ran = CliRunner().invoke(app, ["adapter", made[0], str(tmp_path / name), *made[1:], *words])
+            assert ran.exit_code == 0, ran.exception
+        for card in (out / "README.md", tmp_path / f"{name}.gguf.README.md"):
+            text = card.read_text(encoding="utf-8")
+            assert ("differentially private for each patient" in text) is established, text
+            assert (earlier.manifest.sha256 in text and "all their ε add up" in text) is established
+            assert ("No claim of privacy goes with it" in text) is not established
+            assert "Base model:" in text and later.manifest.sha256 in text and "Nobody vouched" not in text
+    file.unlink()
+    with pytest.raises(StorageError, match=r"gguf\.README\.md exists"):
+        list(gguf_file.export_gguf(FinishedAdapter.read(tmp_path / "later"), base, file, precision="f32"))
+    assert "Nobody vouched for" in FinishedAdapter.read(tmp_path / "later").privacy
 
 
 def test_verify_refuses_a_study_that_calls_an_earlier_one_public_text(
