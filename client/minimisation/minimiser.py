@@ -117,9 +117,10 @@ class Minimiser:
 
 
 def check_columns(rules: Minimisation, source: DataSource) -> None:
-    """Raises StudyError where texts are made of a column that is suppressed."""
+    """Raises StudyError where texts are made of a column that is suppressed, in whatever case: to SQL all are one."""
+    used = {column.casefold() for column in source.text_columns}
     for column in rules.suppress_columns:
-        if column in source.text_columns:
+        if column.casefold() in used:
             raise StudyError(
                 f"the records of {source.name} are made of the column {column}, and minimise.suppress_columns has it",
                 why=_WHY,

@@ -227,7 +227,12 @@ def test_a_column_that_is_suppressed_is_no_text_s() -> None:
     with pytest.raises(StudyError, match=r"a\.csv are made of the column note, and minimise\.suppress_columns has it"):
         check_columns(rules, DataSource(files=files, patient="subject_id", text="note"))
     template, own = DataSource(files=files, prompt="{report}", completion="{sex}: {note}"), DataSource.of("a.jsonl")
-    for source, column in ((template, "note"), (own, "text"), (DataSource(files=files, format="omop"), "note_text")):
+    for source, column in (
+        (template, "note"),
+        (template, "NOTE"),
+        (own, "text"),
+        (DataSource(files=files, format="omop"), "note_text"),
+    ):
         with pytest.raises(StudyError, match=f"made of the column {column}"):
             check_columns(validated(Minimisation, {"suppress_columns": [column]}), source)
     check_columns(validated(Minimisation, {"suppress_columns": ["text"]}), template)
