@@ -102,7 +102,9 @@ def _range_to(
     if names != ("third", "second", "first"):
         return
     first = _RANGE.search(found.string, max(end, found.start() - _LONGEST_RANGE), found.start())
-    for year in (last.year, last.year - 1) if first else ():
+    if first is None:
+        return
+    for year in (last.year, last.year - 1):
         with suppress(ValueError):
             day = date(year, int(first["second"]), int(first["first"]))
             if day <= last:
