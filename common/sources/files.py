@@ -61,7 +61,8 @@ def found_files(named: Sequence[Path], endings: Collection[str]) -> list[SourceF
     """The files that are named: files, globs, and in folders all with one of these endings, each once, in the order of
     their paths. Raises DataError where nothing is there.
     """
-    paths = sorted({path.absolute() for one in named for path in _files(one, endings)})
+    every = sorted({path.absolute() for one in named for path in _files(one, endings)}, reverse=True)
+    paths = sorted({os.path.realpath(path): path for path in every}.values())  # of several names of a file, the first
     names = Counter(path.name for path in paths)
     top = Path(os.path.commonpath([path.parent for path in paths]))
     return [

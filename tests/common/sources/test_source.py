@@ -34,6 +34,13 @@ def test_files_globs_and_folders_are_read_in_the_order_of_their_paths_each_file_
     ]
 
 
+def test_a_file_that_has_several_names_is_read_once(tmp_path: Path) -> None:
+    folder = folder_of_exports(tmp_path / "exports")
+    (folder / "c.jsonl").symlink_to(folder / "b" / "notes.jsonl")
+    named = ("a/notes.jsonl", "b/../a/notes.jsonl", "c.jsonl", "b/notes.jsonl")
+    assert len(read_records(DataSource(files=tuple(folder / name for name in named)))) == 2
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [("*.parquet", "no file has such a name"), ("", "no file of a known kind"), ("x", "No such file")],
