@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, TRAITS
+from .rows import COLUMNS, KINDS, KNOWN, PATIENT_ID, TRAITS, utf8
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -65,8 +65,10 @@ class Template:
 def as_text(value: object) -> str:
     """A cell as text, as CSV would have it; a whole number has no decimals, for a column with gaps makes floats of all.
 
-    >>> [as_text(value) for value in (7, 7.0, 7.5, True, None, float("nan"), "NA")]
-    ['7', '7', '7.5', 'true', '', '', 'NA']
+    Bytes are UTF-8.
+
+    >>> [as_text(value) for value in (7, 7.0, 7.5, True, None, float("nan"), "NA", b"NA")]
+    ['7', '7', '7.5', 'true', '', '', 'NA', 'NA']
     """
     match value:
         case None:
@@ -77,6 +79,8 @@ def as_text(value: object) -> str:
             return ""
         case float() if value.is_integer():
             return str(int(value))
+        case bytes() | bytearray() | memoryview():
+            return utf8(bytes(value))
     return str(value)
 
 

@@ -59,6 +59,15 @@ class Database:
         return None if self._is_served else Path(str(self.url.database))
 
     @property
+    def log(self) -> Path | None:
+        """The file of changes that its own file has not yet, if there are any: the write-ahead log."""
+        if self.file is None:
+            return None
+        ending = "-wal" if self.url.get_backend_name() == "sqlite" else ".wal"
+        log = self.file.with_name(self.file.name + ending)
+        return log if log.is_file() and log.stat().st_size else None  # a reader may make an empty one
+
+    @property
     def name(self) -> str:
         """What messages call it: host and database, or its file."""
         return f"{self.url.host or 'this machine'}/{self.url.database}" if self.file is None else self.file.name

@@ -57,6 +57,12 @@ class Omop(Section):
         return () if file is None else (file,)
 
     @property
+    def found(self) -> tuple[Path, ...]:
+        """The database's file and its log of changes, if it has one."""
+        log = self.database().log
+        return self.files if log is None else (*self.files, log)
+
+    @property
     def place(self) -> str:
         """Database and schema, whoever asks for them and how."""
         url = self.database().url

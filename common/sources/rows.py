@@ -1,5 +1,6 @@
 """Rows of a source, each with its place, by the names that records have; and the one way to refuse a source."""
 
+import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, get_args
@@ -35,6 +36,23 @@ Rows = Iterable[tuple[str, Mapping[str, object] | Malformed]]
 def refuse(place: str, what: str, fix: str) -> NoReturn:
     """Raise the DataError of what stands at ``place``; ``from None``, for a reader's own exception may quote it."""
     raise DataError(f"{place}: {what}", why="a study trains only on data that was read whole", fix=fix) from None
+
+
+def codec(encoding: str) -> str:
+    """The codec of an encoding, by any of its names; that of UTF-8 passes over a byte order mark.
+
+    Raises LookupError.
+
+    >>> codec("UTF8"), codec("latin-1")
+    ('utf-8-sig', 'iso8859-1')
+    """
+    name = codecs.lookup(encoding).name
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def utf8(data: bytes) -> str:
+    """Bytes as text; those that are not UTF-8 are lone surrogates, which no text of a record may hold."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def has_surrogates(text: str) -> bool:

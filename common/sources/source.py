@@ -32,7 +32,7 @@ Delimiter = Literal[",", ";", "|", "tab"]
 Format = Literal["auto", "jsonl", "csv", "parquet", "fhir", "omop", "mimic-iv-note", "datasets"]
 
 _AnyPath = Annotated[Path, Field(strict=False)]
-_FINGERPRINT_LABEL: Final = b"grandrounds/source/v1\n"
+_FINGERPRINT_LABEL: Final = b"grandrounds/source/v2\n"
 
 
 def _known_encoding(name: str) -> str:
@@ -186,7 +186,7 @@ class DataSource(Section):
         if (format_ := _format(self)) == "datasets":
             files = dataset_files(self)
         else:
-            named = self.omop.files if self.omop else self.files
+            named = self.omop.found if self.omop else self.files
             files = found_files(named, RESOURCES if format_ == "fhir" else ENDINGS) if named else []
         return [*files, *(found_files([self.crosswalk], ENDINGS) if self.crosswalk else ())]
 

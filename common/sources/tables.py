@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .columns import Columns, Refuse
 from .files import LONGEST, Reading, SourceFile, found_files
-from .rows import SAY_ENCODING, UNDECODABLE, Malformed, Rows, has_surrogates
+from .rows import SAY_ENCODING, UNDECODABLE, Malformed, Rows, codec, has_surrogates, utf8
 
 if TYPE_CHECKING:
     from .source import DataSource
@@ -61,10 +61,9 @@ class Table:
 
         Bytes that the encoding does not have are lone surrogates, which no text of a record may hold.
         """
-        encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
         number = 0
         with self.reading.open(self.file) as file:
-            lines = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
+            lines = io.TextIOWrapper(file, codec(self.encoding), errors="surrogateescape", newline=newline)
             while line := self._line(lines, number + 1):
                 number += 1
                 yield line
@@ -124,7 +123,11 @@ def _jsonl(table: Table) -> Iterator[tuple[str, _Cells | Malformed]]:
 
 def _json_row(line: str) -> _Cells | Malformed:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
+    except _TwiceError:
+        return Malformed(
+            what="names a field twice in one object", fix="write each field once: which is meant, none can say"
+        )
     except (ValueError, RecursionError):
         if _is_garbled(line):
             return Malformed(what=UNDECODABLE, fix=SAY_ENCODING)
@@ -132,6 +135,18 @@ def _json_row(line: str) -> _Cells | Malformed:
     if isinstance(row, dict):
         return row
     return Malformed(what="is not a JSON object", fix="write one JSON object on each line")
+
+
+class _TwiceError(Exception):
+    """An object of JSON has two fields of one name."""
+
+
+def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """Without this, the last field would count: another patient's identifier, perhaps."""
+    found = dict(fields)
+    if len(found) != len(fields):
+        raise _TwiceError
+    return found
 
 
 def _is_garbled(line: str) -> bool:
@@ -216,14 +231,14 @@ def _batch_rows(batch: Any, names: Sequence[str]) -> Iterator[_Cells]:
 
 
 def _values(column: Any) -> Sequence[object]:
-    """A column's cells as Python has them; None where one has no value, as for strings that are not UTF-8."""
+    """A column's cells as Python has them; strings as ``utf8`` has them, None for what has none."""
     import pyarrow
 
     def value(scalar: Any) -> object:
         try:
             return scalar.as_py()
         except (ValueError, OverflowError, pyarrow.ArrowException):
-            return None
+            return utf8(scalar.as_buffer().to_pybytes()) if hasattr(scalar, "as_buffer") else None
 
     try:
         return column.to_pylist()  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from support.omop_notes import RADIOLOGY, note, write_notes
 from support.process.postgres import PASSWORD, postgres
 
 from grandrounds.common.data.quarantine import Quarantine
+from grandrounds.common.data.record import Text
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError, GrandRoundsError, StudyError
 from grandrounds.common.schema import validated
@@ -225,6 +226,38 @@ def test_paths_start_from_the_folder_of_the_settings_and_a_change_of_a_file_is_s
     before = source.fingerprint()
     os.utime(tmp_path / "notes.db", ns=(1, 1))
     assert source.fingerprint() != before
+
+
+def test_a_change_that_only_a_database_s_log_has_is_seen(tmp_path: Path) -> None:
+    sqlite, duckdb = (f"{kind}:///{tmp_path / kind}" for kind in ("sqlite", "duckdb"))
+    for url in (sqlite, duckdb):
+        write_notes(sqlalchemy.make_url(url), NOTES)
+    of_sqlite, of_duckdb = (DataSource(omop=Omop(url=url)) for url in (sqlite, duckdb))
+    writer = sqlite3.connect(tmp_path / "sqlite", isolation_level=None)
+    writer.execute("PRAGMA journal_mode=WAL")
+    before = of_sqlite.fingerprint()
+    writer.execute("UPDATE note SET person_id = 7")
+    assert {str(patient) for _, patient, _ in rows_of(of_sqlite)} == {"7"}
+    assert before != of_sqlite.fingerprint()
+    writer.close()
+    before = of_duckdb.fingerprint()
+    (tmp_path / "duckdb.wal").touch()  # as one that a reader made
+    assert before == of_duckdb.fingerprint()
+    (tmp_path / "duckdb.wal").write_bytes(b"changes")
+    assert before != of_duckdb.fingerprint()
+
+
+def test_a_template_has_the_words_of_a_blob_and_sets_aside_what_is_no_text(tmp_path: Path) -> None:
+    write_notes(sqlalchemy.make_url(f"sqlite:///{tmp_path / 'notes.db'}"), NOTES)
+    with sqlite3.connect(tmp_path / "notes.db") as connection:
+        connection.execute("UPDATE note SET note_text = X'4ac3b6' WHERE note_id < 3")
+        connection.execute("UPDATE note SET note_text = X'4aff' WHERE note_id = 3")
+    connection.close()
+    source = DataSource(omop=Omop(url=f"sqlite:///{tmp_path / 'notes.db'}"), text="N: {note_text}")
+    quarantine = Quarantine()
+    records = read_records(source, quarantine=quarantine)
+    said = [one.content.text for one in records if isinstance(one.content, Text)]
+    assert (said, [one.position for one in quarantine.set_aside]) == (["N: Jö"] * 2, ["note, note_id 3"])
 
 
 def test_a_source_is_files_or_a_database() -> None:

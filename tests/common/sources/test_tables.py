@@ -11,6 +11,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from grandrounds.common.data.quarantine import Quarantine
 from grandrounds.common.data.record import PromptCompletion
 from grandrounds.common.data.records import read_records
 from grandrounds.common.errors import DataError
@@ -99,6 +100,46 @@ def test_a_template_of_which_all_columns_are_empty_makes_no_record_of_its_row(tm
     write_zst(tmp_path / "notes.jsonl", [{"patient_id": 1, "a": " ", "b": None}, {"patient_id": 1, "a": NAME}])
     with pytest.raises(DataError, match="line 1: its text is empty"):
         read_records(DataSource(files=(tmp_path / "notes.jsonl",), text="A: {a}, B: {b}"))
+
+
+@pytest.mark.parametrize("type_", ["string", "large_string", "binary"])
+def test_of_a_template_bytes_are_their_words_and_what_is_not_utf8_is_set_aside(tmp_path: Path, type_: str) -> None:
+    raw = pyarrow.array([b"chest cl\xc3\xa4r", b"opac\xffity", b"well"])
+    cells = {
+        "binary": raw,
+        "string": raw.view("string"),
+        "large_string": raw.cast("large_binary").view("large_string"),
+    }[type_]
+    table = pyarrow.table({"patient_id": ["1", "2", "3"], "findings": cells, "completion": ["a", "b", "c"]})
+    pyarrow.parquet.write_table(table, tmp_path / "notes.parquet")
+    quarantine = Quarantine()
+    source = DataSource(files=(tmp_path / "notes.parquet",), prompt="{completion}: {findings}")
+    found = [each.content for each in read_records(source, quarantine=quarantine)]
+    assert [each.prompt for each in found if isinstance(each, PromptCompletion)] == [
+        "a: chest clär",
+        "c: well",
+    ]
+    assert [one.position for one in quarantine.set_aside] == ["notes.parquet, row 2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"patient_id": "A", "text": "{NAME}", "patient_id": "B"}}',
+        f'{{"patient_id": "A", "messages": [{{"role": "user", "content": "a", "content": "{NAME}"}}]}}',
+    ],
+)
+def test_a_field_that_is_there_twice_is_nobody_s(tmp_path: Path, line: str) -> None:
+    (tmp_path / "notes.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match="line 1: names a field twice in one object") as refusal:
+        read_records(tmp_path / "notes.jsonl")
+    assert NAME not in refusal.value.diagnostics()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "utf8", "U8", "utf-8-sig"])
+def test_a_byte_order_mark_is_passed_over_however_utf8_is_spelt(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "notes.jsonl").write_text('{"patient_id": 1, "text": "well"}\n', encoding="utf-8-sig")
+    assert len(read_records(DataSource(files=(tmp_path / "notes.jsonl",), encoding=encoding))) == 1
 
 
 @pytest.mark.parametrize("name", ["notes.csv", "notes.parquet", "saved"])
