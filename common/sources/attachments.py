@@ -14,7 +14,7 @@ from .binaries import Binaries
 from .elements import Element, ElementError, text_of
 from .files import LONGEST
 from .markup import html_text, rtf_text
-from .rows import Malformed
+from .rows import Malformed, codec
 
 _PLAIN: Final = "text/plain"
 _HTML: Final = ("text/html", "application/xhtml+xml")
@@ -28,6 +28,7 @@ _NAMED: Final = frozenset(
     }
 )
 _CHARSET: Final = re.compile(r"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_WIDE: Final = re.compile(r"utf[-_]?(?:16|32)|ucs", re.IGNORECASE)
 _HEAD: Final = 1024  # bytes of HTML in which it says its encoding
 
 # 16 characters or more, in one line or in lines as MIME breaks them.
@@ -75,8 +76,10 @@ class Attachments:
             )
         encoding = charset or ("cp1252" if kind in _RTF else self.encoding)
         content = self._content(attachment, encoding)
-        if kind in _HTML and not charset and (own := _CHARSET.search(content[:_HEAD].decode("latin-1"))):
-            encoding = own[1]
+        if kind in _HTML and not charset:
+            own = _CHARSET.search(content[:_HEAD].decode("latin-1"))
+            # What can be read as ASCII is neither UTF-16 nor UTF-32, which programs say of texts that they keep so.
+            encoding = own[1] if own and not _WIDE.match(own[1]) else encoding
         text = _decoded(content, encoding)
         try:
             text = html_text(text) if kind in _HTML else rtf_text(text) if kind in _RTF else text
@@ -154,7 +157,7 @@ def _unpacked(content: bytes, encoding: str) -> bytes:
 
 def _decoded(content: bytes, encoding: str) -> str:
     try:
-        return content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+        return content.decode(codec(encoding))
     except (LookupError, ValueError):
         raise ElementError(
             "its attachment is not in the encoding that it says, or none",

@@ -1,6 +1,7 @@
 """HTML and RTF as plain text, a line for each block, as they are read on a screen."""
 
 import re
+from html import escape
 from typing import Final
 
 _HIDDEN: Final = frozenset({"script", "style", "title", "template"})
@@ -13,6 +14,8 @@ _BLOCKS: Final = frozenset({
     "tr", "ul",
 })
 # fmt: on
+_CDATA_END: Final = "]]>"
+_CDATA: Final = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 _NEXT_CELL: Final = "\0"  # which no text has: it is taken out before
 
 # striprtf's patterns of links and fonts try every end that they may have, for hours: no link is shown to them (a space
@@ -25,6 +28,9 @@ def html_text(html: str) -> str:
     """What a browser would show of HTML or XHTML, whole or a part: a line for each block, a tab between cells."""
     import lxml.etree
 
+    # HTML has no such sections. Up to the last end alone, for each beginning to find one.
+    end = html.rfind(_CDATA_END) + len(_CDATA_END)
+    html = _CDATA.sub(lambda found: escape(found[1], quote=False), html[:end]) + html[end:]
     shown = _Shown()
     # The text is given in one encoding, whatever it says of its own; and its nodes may have any length.
     parser = lxml.etree.HTMLParser(target=shown, encoding="utf-8", huge_tree=True)

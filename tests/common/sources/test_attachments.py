@@ -9,6 +9,7 @@ from support.fhir_export import NOTE, SECRET, base64_of, document, export, inlin
 
 from grandrounds.common.sources.source import DataSource
 
+CDATA = "a b <left> &amp; c\n]]> d"
 LINK = r'{\field{\*\fldinst{ HYPERLINK "x" }}{\fldrslt{link}}}'
 
 
@@ -30,6 +31,10 @@ LINK = r'{\field{\*\fldinst{ HYPERLINK "x" }}{\fldrslt{link}}}'
             inline("<table><tr>\n <td>Na</td>\n <td>140<tr><td><td>1</table><pre>a\n  b</pre>", "text/html"),
             "Na\t140\n\t1\na\n  b",
         ),
+        (inline('<?xml version="1.0" encoding="utf-16"?><p>Größe</p>', "text/html"), "Größe"),
+        (inline('<meta charset="UTF-32LE"><p>well</p> ', "application/xhtml+xml"), "well"),
+        (inline("<p>a <![CDATA[b <left> &amp;]]> c<![CDATA[]]></p><p>]]> d <![CDATA[", "text/html"), CDATA),
+        (inline("<p>well" + "<![CDATA[" * 200_000, "text/html"), "well"),
         (inline("<title>x</title><style>y</style><div>  a\n b </div>", "application/xhtml+xml"), "a b"),
         (inline(r"{\rtf1\ansi\ansicpg1252 Gr\'f6\u223?e\par {\b fever}\par}", "application/rtf"), "Größe\nfever"),
         (inline(r"{\rtf1 \u-10179?\u-8704?}", "text/rtf"), "\N{GRINNING FACE}"),
