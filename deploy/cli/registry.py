@@ -11,7 +11,7 @@ from .terminal import say
 
 if TYPE_CHECKING:
     from ..registry.folder import RegistryFolder
-    from ..registry.releases import Registry
+    from ..registry.releases import Registry, Release
 
 registry = typer.Typer(
     name="registry",
@@ -73,9 +73,17 @@ def add(
             assets=named("--asset", asset or (), str),
             without_privacy=without_privacy,
         )
-    from ..views.registry import release_lines
+    from ..registry.lineage import Lineage
+    from ..views.registry import lineage_lines, release_lines
 
-    say([*release_lines(found, found.find(name)), *_head(found)])
+    added = found.versions(name)[-1]
+    say(
+        [
+            *release_lines(found, added),
+            *lineage_lines(Lineage(folder=place, registry=found, release=added)),
+            *_head(found),
+        ]
+    )
 
 
 @registry.command(name="list")
@@ -94,14 +102,17 @@ def list_(folder: Folder, as_json: AsJson = False) -> None:
 @registry.command()
 def show(folder: Folder, release: Which, as_json: AsJson = False) -> None:
     """Show all that is known of a release: its study, privacy, who received it, what happened."""
-    from ..views.registry import release_figures, release_lines
+    from ..registry.lineage import Lineage
+    from ..views.registry import lineage_figures, lineage_lines, release_figures, release_lines
 
-    found = _at(folder).read()
+    place = _at(folder)
+    found = place.read()
     chosen = found.find(release)
+    lineage = Lineage(folder=place, registry=found, release=chosen)
     if as_json:
-        _json(release_figures(found, chosen))
+        _json({**release_figures(found, chosen), "lineage": lineage_figures(lineage)})
     else:
-        say([*release_lines(found, chosen), *_not_compared(folder)])
+        say([*release_lines(found, chosen), *lineage_lines(lineage), *_not_compared(folder)])
 
 
 @registry.command()
@@ -145,9 +156,11 @@ def received(
     place = _at(folder)
     known = place.read()
     chosen = known.usable(known.find(release).adapter)
-    if output is not None:
-        place.hand_out(chosen.released, output)
-    found = place.note(Received, adapter=chosen.adapter, receiver=by)
+    say(_warnings(place, known, chosen))
+    if output is None:
+        found = place.note(Received, adapter=chosen.adapter, receiver=by)
+    else:
+        found = place.hand_out(chosen.released, output, receiver=by)
     said = [f"{chosen.adapter} is received by {by}: `registry withdraw` names them, so that you tell them"]
     if output is not None:
         check = f"grandrounds verify {output} --manifest-hash {chosen.released.facts.manifest_sha256}"
@@ -159,6 +172,7 @@ def received(
 def withdraw(folder: Folder, release: Version, reason: Reason) -> None:
     """Withdraw a release for good: it is neither put in use nor handed out any more; its ε stays spent."""
     from ..registry.entries import Withdrawn
+    from ..registry.lineage import Lineage
     from ..views.registry import receivers
 
     place = _at(folder)
@@ -180,6 +194,12 @@ def withdraw(folder: Folder, release: Version, reason: Reason) -> None:
             *_head(found),
         ]
     )
+    for later in Lineage(
+        folder=place, registry=found, release=chosen
+    ).after:  # of which one that cannot be read withholds no withdrawal
+        if later.withdrawn is None:
+            told = f"it was received by: {receivers(later)}; withdraw it, too, unless the reason is none against it"
+            say([f"{later.adapter} goes back to {chosen.adapter} and is not withdrawn: {told}"])
 
 
 @registry.command()
@@ -188,7 +208,9 @@ def rollback(folder: Folder, release: Version, reason: Reason) -> None:
     from ..registry.entries import Chosen
 
     place = _at(folder)
-    chosen = place.read().find(_version(release))
+    known = place.read()
+    chosen = known.find(_version(release))
+    say(_warnings(place, known, chosen))
     found = place.note(Chosen, adapter=chosen.adapter, reason=reason)
     say([f"{chosen.adapter} is in use; that cost no ε", f"its files: {place.place(chosen.adapter)}", *_head(found)])
 
@@ -306,6 +328,13 @@ def _at(folder: Path) -> "RegistryFolder":
     from ..registry.folder import RegistryFolder
 
     return RegistryFolder(folder)
+
+
+def _warnings(place: "RegistryFolder", known: "Registry", chosen: "Release") -> list[str]:
+    from ..registry.lineage import Lineage
+    from ..views.registry import withdrawn_lines
+
+    return list(withdrawn_lines(Lineage(folder=place, registry=known, release=chosen)))
 
 
 def _version(written: str) -> str:

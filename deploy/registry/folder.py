@@ -17,7 +17,7 @@ from ...common.system.locks import in_turn
 from ...common.system.privileges import whoever_runs_this
 from ..verify.case import Case
 from ..verify.evidence import read_evidence
-from .entries import REGISTRY_BOOK, Noted, Opened, Reference, Released
+from .entries import REGISTRY_BOOK, Noted, Opened, Received, Reference, Released
 from .facts import facts_of, require_verified
 from .releases import Registry, not_whole
 
@@ -136,9 +136,18 @@ class RegistryFolder:
             )
         return Case(evidence=evidence, manifest_hash=facts.manifest_sha256)
 
-    def hand_out(self, released: Released, output: Path) -> None:
-        """Write a copy of a release's files, compared before, to a new folder. Raises StorageError and StudyError."""
-        write_results(output, self.case(released).evidence.files)
+    def hand_out(self, released: Released, output: Path, *, receiver: str) -> Registry:
+        """Enter who receives a release, then write their copy to a new folder; what the registry is afterwards.
+
+        No copy is out that no entry names: whoever is stopped in between has an entry without one. Raises StorageError
+        and StudyError, before anything is entered where its files are not those or there is such a folder.
+        """
+        files = self.case(released).evidence.files
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise StorageError(f"{output} exists", why="nothing is written over", fix="name a new folder")
+        found = self.note(Received, adapter=released.adapter, receiver=receiver)
+        write_results(output, files)
+        return found
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ...common.model.perplexity import CONFIDENCE, Interval
+from ...common.schema import known
 from ...server.report.claim import NO_PRIVACY, for_whom
 from ...server.report.findings import Findings
 from ...server.report.rounding import area, bound, number, up
 from ..registry.drift import Drift, Measured
 from ..registry.entries import Chosen, Incident, Noted, Opened, Received, Released, Withdrawn
+from ..registry.lineage import Lineage
 from ..registry.releases import Registry, Release
 from ..registry.spent import NOTE, Spent
 from .console import plain_console
@@ -128,6 +130,36 @@ def release_lines(registry: Registry, release: Release) -> Iterator[str]:
         yield f"incident     {incident.at} {incident.what}"
     if release.withdrawn is not None:
         yield f"WITHDRAWN    {release.withdrawn.at}: {release.withdrawn.reason}"
+
+
+def lineage_lines(lineage: Lineage) -> Iterator[str]:
+    """Which releases it goes back to and which go back to it, with who has these."""
+    if lineage.began_with is not None:
+        yield f"began with   what the study of manifest {lineage.began_with} left, whose patients it tells of too"
+    for earlier in lineage.before:
+        yield f"goes back to {earlier.adapter}"
+    yield from withdrawn_lines(lineage)
+    for later in lineage.after:
+        state = "withdrawn" if later.withdrawn is not None else "not withdrawn"
+        yield f"led to       {later.adapter}, {state}, received by: {receivers(later)}"
+
+
+def withdrawn_lines(lineage: Lineage) -> Iterator[str]:
+    """A warning for each withdrawn release that it goes back to."""
+    for earlier in lineage.withdrawn:
+        noted = known(earlier.withdrawn)
+        yield (
+            f"WARNING      it goes back to {earlier.adapter}, which was withdrawn on {noted.at[:10]}: {noted.reason}. "
+            "Withdraw it, too, unless that is no reason against it"
+        )
+
+
+def lineage_figures(lineage: Lineage) -> dict[str, Any]:
+    """The same, for machines."""
+    return {
+        "began_with": lineage.began_with,
+        **{name: [str(each.adapter) for each in getattr(lineage, name)] for name in ("before", "withdrawn", "after")},
+    }
 
 
 def log_lines(notes: Iterable[Noted]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -57,7 +58,8 @@ def registry(made: Path, tmp_path: Path) -> Path:
 
 def test_a_release_is_listed_shown_and_counted_for_people_and_for_machines(made: Path, study: SmallStudy) -> None:
     (listed,) = json.loads(done("list", made, "--json"))
-    assert listed == json.loads(done("show", made, "letters", "--json")) and listed["in_use"]
+    nobody_s: dict[str, Any] = {"began_with": None, "before": [], "withdrawn": [], "after": []}
+    assert {**listed, "lineage": nobody_s} == json.loads(done("show", made, "letters", "--json")) and listed["in_use"]
     assert (listed["release"], listed["manifest_sha256"]) == ("letters@1", study.manifest.sha256)
     rows = json.loads(done("spent", made, "--json"))
     assert {row["asset"] for row in rows} == {"oncology", "site-2", "site-3", "site-4", "site-5"}
