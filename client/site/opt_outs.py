@@ -1,7 +1,9 @@
 """Opt-outs: patients whose records no study of this site reads. The list stays here, and so does its length."""
 
+import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +16,9 @@ MAX_BYTES: Final = 1 << 26
 _WHY: Final = "nobody who opted out may be read, so records are loaded only with the whole list"
 LINES_NAMED: Final = 20
 _COMMENT: Final = "#"
-_SEPARATORS: Final = re.compile(r"[,;|\t]")
+_SEPARATORS: Final = ",;|\t"
+_ENDS: Final = re.compile(rf"[{_SEPARATORS}{_COMMENT}\s]")
+_LONGEST: Final = 256  # no identifier is longer that has separators in it
 _BULLET: Final = re.compile(r"\s*[-*\u2022\u00b7]\s+")
 
 
@@ -31,8 +35,9 @@ class OptOuts:
     def read(cls, path: Path | None) -> "OptOuts":
         """Of a UTF-8 file with one patient identifier a line; nobody's where there is no file.
 
-        A comment begins with ``#``, and there may be quotes, bullets and further columns. A line that is blank or a
-        comment alone says nothing of anybody, unless an identifier is written so. Raises DataError, which never quotes
+        A comment begins with ``#``, and there may be quotes, bullets, further columns and words, each of which may be
+        an identifier, as may what stands before any separator. A line that is blank or a comment alone says nothing of
+        anybody, unless an identifier is written so. Raises DataError, which never quotes
         a line nor says how many there are, if the file cannot be read whole.
         """
         if path is None:
@@ -85,14 +90,31 @@ def _is_comment(forms: frozenset[str]) -> bool:
 
 
 def _forms(line: str) -> Iterator[str]:
-    """Whatever may be meant by the identifier of a line: all of it, its parts, and what stands before a remark."""
-    yield from filter(None, [canonical(line)])
-    for text in dict.fromkeys([line, line.partition(_COMMENT)[0]]):
-        if text.lstrip().startswith(_COMMENT):
-            continue
-        for part in _SEPARATORS.split(text):
-            entry = _BULLET.sub("", part, count=1) if _BULLET.match(part) else part
-            yield from filter(None, (canonical(one) for one in (entry, *entry.split(maxsplit=1)[:1])))
+    """The canonical forms of whatever a line may mean, also where some programs see several lines."""
+    entries = {line: None}
+    for text in (line, *line.splitlines()):
+        if not text.lstrip().startswith(_COMMENT):
+            entries |= dict.fromkeys(_entries(text))
+    yield from filter(None, map(canonical, entries))
+
+
+def _entries(text: str) -> Iterator[str]:
+    """All of a text, its cells, what stands before any separator in one, and each word but those of a remark."""
+    before = text.partition(_COMMENT)[0]
+    for cell in dict.fromkeys([text, before, *_cells(text), *_cells(before)]):
+        entry = _BULLET.sub("", cell, count=1)
+        yield entry
+        yield from (entry[: end.start()] for end in _ENDS.finditer(entry[:_LONGEST]))
+    for cell in _cells(before):
+        yield from cell.split()
+
+
+def _cells(text: str) -> Iterator[str]:
+    """What stands between separators, whichever separates, and whether or not quotes count."""
+    yield from re.split(f"[{_SEPARATORS}]", text)
+    for separator in _SEPARATORS:
+        with suppress(csv.Error):  # a cell is longer than any identifier
+            yield from next(csv.reader([text], delimiter=separator), [])
 
 
 def _text(path: Path) -> str:

@@ -58,6 +58,30 @@ def test_a_remark_quotes_separators_or_another_spelling_do_not_keep_a_patient_in
     assert left(f"B-2\n{line}\nB-3\n", "A-17", "B-1", "A-170", "A-1", "17") == ["B-1", "A-170", "A-1", "17"]
 
 
+@pytest.mark.parametrize(
+    ("line", "patient_id"),
+    [
+        ("HOSP|123  # withdrew", "HOSP|123"), ("HOSP|123;withdrew", "HOSP|123"), ('"HOSP|123","withdrew"', "HOSP|123"),
+        ("3 May;HOSP|123", "HOSP|123"), ("HOSP|123 withdrew", "HOSP|123"), ('"Site,7","x"', "Site,7"),
+        ("Site,7,withdrew", "Site,7"), ("A 17 withdrew", "A 17"), ("A 17\t2024", "A 17"), ("A#17 # gone", "A#17"),
+        ("- HOSP|123;3 May", "HOSP|123"), ("A1 A2", "A2"), ("A1\x0bA2", "A2"), ("A1\x0cA2", "A2"), ("A1\x85A2", "A2"),
+        ("A1\u2028A2", "A2"), ("A1 # gone\u2028A2", "A2"), ("# a list\x0bA2", "A2"), ("A1\x0bA2", "A1A2"),
+        ("x" * 200_000 + ",A2", "A2"), ("A2;" + "x" * 200_000, "A2"),
+    ],
+)  # fmt: skip
+def test_an_identifier_with_separators_in_it_or_beside_others_is_meant_too(left, line, patient_id):
+    assert left(f"B-2\n{line}\n", patient_id, "B-1", "B", "20") == ["B-1", "B", "20"]
+
+
+def test_words_of_a_remark_mean_nobody(left):
+    assert left("A-17 # asked on 3 May\n", "A-17", "3", "May", "asked") == ["3", "May", "asked"]
+
+
+def test_a_long_list_in_one_line_is_read_whole(left):
+    everybody = [f"N-{number}x" for number in range(20_000)]
+    assert left(",".join(everybody), *everybody[::100], "b") == ["b"]
+
+
 def test_rather_one_too_many_is_left_out_than_one_too_few(left):
     assert left("a-7", "A-7", "a-07", "b") == ["b"], "though a site may say that these are different patients"
     assert left("12, 13", "12", "13", "14") == ["14"]
@@ -159,7 +183,8 @@ def test_all_that_a_patient_is_known_by_belongs_to_one_budget(tmp_path):
 
 
 def test_what_one_spelling_of_a_patient_is_known_by_leaves_out_the_records_of_all(tmp_path):
-    rows = [{"patient_id": "B7", "text": "seen", OTHER_IDS: ("A1",)}, {"patient_id": "b7", "text": "well"}]
+    rows: list[dict[str, object]] = [{"patient_id": "B7", "text": "seen"}, {"patient_id": "b7", "text": "well"}]
+    rows[0][OTHER_IDS] = ("A1",)
     (tmp_path / "opted-out.txt").write_text("A1\n")
     assert not without_opted_out(parse_records("records", rows, similar="same"), tmp_path / "opted-out.txt")
     left = without_opted_out(parse_records("records", rows, similar="different"), tmp_path / "opted-out.txt")
