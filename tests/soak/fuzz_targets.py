@@ -33,6 +33,7 @@ from grandrounds.common.errors import (
     EnvelopeError,
     GrandRoundsError,
     LedgerError,
+    OtherProgramError,
     ProtocolError,
     StorageError,
     StudyError,
@@ -370,7 +371,7 @@ TARGETS: dict[str, Target] = {
     "server": Target(feed_server, (ProtocolError,), from_site),
     "worker": Target(feed_worker, (ProtocolError,), to_worker),
     "entry": Target(Entry.parse, (LedgerError,), lambda: ledger_story().lines),
-    "ledger": Target(feed_ledger, (LedgerError,), lambda: [written(ledger_story().lines)]),
+    "ledger": Target(feed_ledger, (LedgerError, OtherProgramError), lambda: [written(ledger_story().lines)]),
     "begin": Target(feed_begin, (LedgerError,), lambda: [written(at_begin()[1])]),
     "adapter": Target(
         lambda data: vector_from_bytes(data, dimension=3), (EnvelopeError,), lambda: [vector_bytes(np.ones(3, "<f4"))]
