@@ -42,8 +42,17 @@ def shown_key(key: str) -> str:
     return " ".join(key[start : start + 4] for start in range(0, len(key), 4))
 
 
+def written_out(given: str) -> str:
+    """A hash or a key as it is compared, of one as people copy it: in groups, or in capitals.
+
+    >>> written_out("0123 45AB")
+    '012345ab'
+    """
+    return "".join(given.split()).lower()
+
+
 def _written_out(given: Any) -> Any:
-    return "".join(given.split()).lower() if isinstance(given, str) else given
+    return written_out(given) if isinstance(given, str) else given
 
 
 # A public key as people hand it on: as it is printed, or without the spaces.

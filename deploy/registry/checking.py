@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...common.crypto.identity import shown_key
+from ...common.crypto.identity import shown_key, written_out
 from ...common.errors import GrandRoundsError, OtherProgramError, StudyError
 from ...server.report.claim import count
 from ..verify.case import Case, DisagreesError, differences
@@ -34,7 +34,7 @@ def check(
     said = [f"the ledger is whole: {count(len(registry.ledger), 'entry', 'entries')}, chained and signed by one key"]
     if key is None:
         said.append(f"whose key it is was not compared (--key): {shown_key(registry.key)}")
-    elif "".join(key.split()).lower() != registry.key:
+    elif written_out(key) != registry.key:
         raise StudyError(
             f"the registry's key is {shown_key(registry.key)}, and not the one that was given",
             why="somebody else wrote this registry",
@@ -42,9 +42,7 @@ def check(
         )
     if head is None:
         said.append("that no entry was taken off its end was not compared with a head noted earlier (--head)")
-    elif "".join(head.split()).lower() not in {
-        registry.ledger.head_at(length) for length in range(1, len(registry.ledger) + 1)
-    }:
+    elif written_out(head) not in {registry.ledger.head_at(length) for length in range(1, len(registry.ledger) + 1)}:
         raise StudyError(
             f"the ledger never had the head {head}",
             why="entries were taken off its end, or it was written anew: a withdrawal may be missing",

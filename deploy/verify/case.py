@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ...common.crypto.identity import written_out
 from ...common.errors import GrandRoundsError, OtherProgramError
 from ...common.ledger.chain import broken
 from ...common.ledger.replay import VerifiedLedger
@@ -51,7 +52,7 @@ class Case:
     @property
     def vouched(self) -> str | None:
         """``manifest_hash`` as hashes are written: people copy it in groups, or in capitals."""
-        return None if self.manifest_hash is None else "".join(self.manifest_hash.split()).lower()
+        return None if self.manifest_hash is None else written_out(self.manifest_hash)
 
     @property
     def verified(self) -> VerifiedLedger:
