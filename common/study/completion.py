@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import PrivacyError, StudyError
+from ..model.base_folder import BUILTIN_MODEL
 from ..privacy.draw_cap import cut_probability, draw_cap
 from ..privacy.events import NoiseStage, SampledGaussianRelease, Schedule
 from ..privacy.mechanism import honest_shares
 from ..schema import WHY_STUDY, known, validated
+from .builtin import tuned_rate
 from .study import DEFAULT_TARGET_EPSILON, LARGEST_DEFAULT_DELTA, PrivacySection, Study
-from .training import ATTEMPTS_PER_ROUND
+from .training import ATTEMPTS_PER_ROUND, DEFAULT_LEARNING_RATE, LARGEST_LEARNING_RATE
 
 
 def complete_study(study: Study) -> Study:
-    """Fill in what the study leaves open: δ, attempts, cohorts' bounds, threshold, modulus, and noise for the target.
+    """Fill in what the study leaves open: δ, attempts, rate, cohorts' bounds, threshold, modulus, and noise.
 
     Calibration covers all ``max_attempts`` and the stated overlap. Raises StudyError or PrivacyError.
     """
@@ -68,7 +70,11 @@ def complete_study(study: Study) -> Study:
         {
             **study.model_dump(),
             "privacy": {**privacy.model_dump(), **filled},
-            "training": {**training.model_dump(), "max_attempts": attempts},
+            "training": {
+                **training.model_dump(),
+                "max_attempts": attempts,
+                "learning_rate": _learning_rate(study, filled.get("noise_multiplier", privacy.noise_multiplier)),
+            },
             "secagg": secagg.model_dump(),
             "sites": [
                 {**site.model_dump(), "max_units": site.max_units or default_max_units(site.nominal_units)}
@@ -76,6 +82,29 @@ def complete_study(study: Study) -> Study:
             ],
         },
     )
+
+
+def learning_rate_of(study: Study) -> float:
+    """The server's, as stated, or what follows when the study is completed. Raises as ``complete_study`` does."""
+    stated = study.training.learning_rate
+    return known(complete_study(study).training.learning_rate) if stated is None else stated
+
+
+def rate_follows_noise(study: Study) -> bool:
+    """Whether a rate that is not stated is ``tuned_rate``: of gradient descent on the built-in model."""
+    is_builtin, optimizer = study.model.name == BUILTIN_MODEL, study.training.optimizer
+    return is_builtin and study.privacy.trust == "distributed" and optimizer in ("sgd", "disk")
+
+
+def _learning_rate(study: Study, noise_multiplier: float | None) -> float:
+    """Of a study whose noise multiplier is known, where it has noise."""
+    privacy, stated = study.privacy, study.training.learning_rate
+    if stated is not None or not rate_follows_noise(study):
+        return DEFAULT_LEARNING_RATE if stated is None else stated
+    noise = 0.0
+    if noise_multiplier is not None:
+        noise = noise_multiplier / (privacy.sampling_probability * study.total_nominal_units)
+    return min(tuned_rate(noise=noise, clipping_norm=privacy.clipping_norm), LARGEST_LEARNING_RATE)
 
 
 def schedule_of(

@@ -79,6 +79,7 @@ class Manifest(Section):
         needed = {
             "data.evaluation": self.study.data.evaluation,
             "privacy.delta": privacy.delta,
+            "training.learning_rate": training.learning_rate,
             "training.max_attempts": training.max_attempts,
             "secagg.threshold": secagg.threshold,
             "secagg.modulus_bits": secagg.modulus_bits,

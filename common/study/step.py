@@ -169,7 +169,7 @@ def _write(due: DueStep, *, adapter: IO[bytes], optimizer: IO[bytes]) -> None:
     training = manifest.study.training
     remembered, after = _remembered(manifest, before.optimizer), _places(manifest)
     schedule = {"rounds": training.rounds, "warmup_rounds": training.warmup_rounds}
-    learning_rate = training.learning_rate * rate_factor(training.rate_decay, due.round, **schedule)
+    learning_rate = known(training.learning_rate) * rate_factor(training.rate_decay, due.round, **schedule)
     known_noise = _known_noise(due)
     for tensor, (start, end) in enumerate(itertools.pairwise(manifest.tensor_starts)):
         noise = None if known_noise is None else known_noise(start, end)

@@ -5,11 +5,14 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import Field, model_validator
 
 from ..model.optimizers import KnownNoise, NoiseCorrection, Optimizer, OptimizerName, make_optimizer
-from ..schema import Help, Option, Section
+from ..schema import Help, Option, Section, known
 from .rates import Averaging, Decay
 
 # Attempts that fail have a reserve: a fifth of the rounds.
 ATTEMPTS_PER_ROUND = 1.2
+
+DEFAULT_LEARNING_RATE: Final = 0.05
+LARGEST_LEARNING_RATE: Final = 100.0
 
 # Each choice in the words of a report.
 _CORRECTED: Final[dict[NoiseCorrection, str]] = {
@@ -44,7 +47,15 @@ class TrainingSection(Section):
         int, Help("Rounds after which the adapter is evaluated: evenly, and after the last"), Field(ge=1, le=1000)
     ] = 1
     optimizer: Annotated[OptimizerName, Help("The server's")] = "adam"
-    learning_rate: Annotated[float, Option("Of the server's optimiser"), Field(gt=0, le=100)] = 0.05
+    learning_rate: Annotated[
+        float | None,
+        Option(
+            "Of the server's optimiser",
+            unset=f"{DEFAULT_LEARNING_RATE:g}; of sgd or disk on the built-in model 2.4, and less under more noise",
+            example="2.4",
+        ),
+        Field(gt=0, le=LARGEST_LEARNING_RATE),
+    ] = None
     noise_correction: Annotated[
         NoiseCorrection,
         Help("Of adam: the noise's known variance is taken off the second moments, each's or a tensor's together"),
@@ -99,10 +110,10 @@ class TrainingSection(Section):
         """How the server steps from a round's sum, and what it leaves of the rounds.
 
         >>> chosen = {"rate_decay": "linear", "warmup_rounds": 1, "averaging": "mean", "averaged_rounds": 2}
-        >>> TrainingSection(optimizer="sgd", **chosen).steps_in_words
+        >>> TrainingSection(optimizer="sgd", learning_rate=0.05, **chosen).steps_in_words
         'sgd; a learning rate of 0.05 (rounds of warm-up: 1), which falls evenly; the mean of the last 2 rounds is left'
         """
-        rate = f"a learning rate of {self.learning_rate:g}"
+        rate = f"a learning rate of {known(self.learning_rate):g}"
         filtered = f" (κ = {self.filter_gain:g})" if self.optimizer == "disk" else ""
         rises = f" (rounds of warm-up: {self.warmup_rounds})" if self.warmup_rounds else ""
         return "; ".join(
@@ -117,10 +128,9 @@ class TrainingSection(Section):
             )
         )
 
-    def server_optimizer(self, *, learning_rate: float | None = None, noise: KnownNoise | None = None) -> Optimizer:
-        """The server's, at its own learning rate or another."""
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        return self._optimizer(self.optimizer, rate, noise)
+    def server_optimizer(self, *, learning_rate: float, noise: KnownNoise | None = None) -> Optimizer:
+        """The server's, at a rate of its schedule."""
+        return self._optimizer(self.optimizer, learning_rate, noise)
 
     def site_optimizer(self) -> Optimizer:
         """A site's, under local trust."""
@@ -161,7 +171,7 @@ class TrainingSection(Section):
             )
         if self.noise_correction != "none" and self.optimizer != "adam":
             raise ValueError(f"noise_correction: {self.optimizer} has no second moments; only adam has")
-        if self.weight_decay * self.learning_rate >= 1:
+        if self.learning_rate is not None and self.weight_decay * self.learning_rate >= 1:
             raise ValueError(
                 f"weight_decay: {self.weight_decay:g} at a learning rate of {self.learning_rate:g} would take off all "
                 "of the adapter in each round"

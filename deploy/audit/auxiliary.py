@@ -17,6 +17,7 @@ from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.mechanism import NoNoise
+from ...common.schema import known
 from ...common.study.study import Study
 from ..generate.sampling import Note
 from ..plan.instant import dp_sgd_of
@@ -79,7 +80,7 @@ class Auxiliary:
         change = self.dp_sgd.train(
             lambda: [units[number] for number in next(drawn)],
             adapter=self.first,
-            optimizer=how.server_optimizer(),
+            optimizer=how.server_optimizer(learning_rate=known(how.learning_rate)),
             steps=len(batches),
             denominator=min(_AT_A_TIME, len(units)),
         )

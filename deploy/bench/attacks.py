@@ -13,6 +13,7 @@ from ...common.data.tokenisation import load_tokenizer
 from ...common.errors import StudyError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
+from ...common.study.builtin import tuned_rate
 from ...common.study.study import Study
 from ...server.report.findings import Findings, promise
 from ...server.report.rounding import area, share
@@ -64,9 +65,14 @@ class AttackBench:
     def ways(self) -> Mapping[str, tuple[int, dict[str, Any]]]:
         """Each row's name, how many are trained on, and what its study has beside the built-in settings."""
         memorising = {"noise": False, "sampling_probability": 1.0, "clipping_norm": 9.6}
+        whole = {"learning_rate": tuned_rate(noise=0.0)}  # in both, however few members there are
+        private = {"target_epsilon": 4.0, "sampling_probability": 0.5}
         return {
-            "private": (self.members, {"privacy": {"target_epsilon": 4.0, "sampling_probability": 0.5}}),
-            "noise off": (self.members, {"privacy": {"noise": False, "sampling_probability": 0.5}}),
+            "private": (self.members, {"privacy": private, "training": whole}),
+            "noise off": (
+                self.members,
+                {"privacy": {"noise": False, "sampling_probability": 0.5}, "training": whole},
+            ),
             "memorised": (
                 self.memorised,
                 {"privacy": memorising, "training": {"rounds": self.rounds, "physical_batch": 8}},

@@ -27,7 +27,8 @@ def with_spare_noise(study: Study) -> Study:
 def with_setting(study: Study, setting: Mapping[str, Any]) -> Study:
     """The study with other values of fields, by their dotted names: it changes these, and no default beside them.
 
-    But a derived stage of noise is derived again, from the setting's rounds and attempts. Raises StudyError where it
+    But a derived stage of noise is derived again, from the setting's rounds and attempts, and so is a rate that nobody
+    states, once the study is completed. Raises StudyError where it
     would be no study.
     """
     privacy = study.privacy

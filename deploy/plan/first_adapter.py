@@ -19,6 +19,7 @@ from ...common.errors import DataError, ModelError
 from ...common.model.adapter import Vector
 from ...common.model.language_model import LanguageModel
 from ...common.privacy.mechanism import NoNoise
+from ...common.study.completion import learning_rate_of
 from ...common.study.first_adapter import FirstAdapter, Made
 from ...common.study.study import Study
 from ..builtin.models import base_model_folder
@@ -95,12 +96,12 @@ def prepare(
 
 def _trained(study: Study, training: DpSgd, units: Sequence[Unit], steps: int) -> dict[str, Vector]:
     """The adapter's tensors after steps of the study's optimiser on the clipped gradients of all units."""
-    model, how = training.sampler.model, study.training
+    model = training.sampler.model
     start = model.get_adapter()
     change = replace(training, mechanism=NoNoise()).train(
         lambda: units,
         adapter=start,
-        optimizer=how.server_optimizer(),
+        optimizer=study.training.server_optimizer(learning_rate=learning_rate_of(study)),
         steps=steps,
         denominator=len(units),
     )

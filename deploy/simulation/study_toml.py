@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final, Literal, get_args, get_origin
 
 from ...common.schema import Section, as_toml, help_of, kind_of
-from ...common.study.completion import complete_study
+from ...common.study.completion import complete_study, rate_follows_noise
 from ...common.study.study import DEFAULT_TARGET_EPSILON, Study
 from .config import read_simulation
 from .settings import DEFAULT_DROPOUT, Simulation
@@ -46,13 +46,21 @@ def study_toml(study: Study, simulation: Simulation, *, heading: str = "") -> st
 
 
 def full_example() -> str:
-    """The built-in study with every default stated, its noise left to follow from ε."""
+    """The built-in study with every default stated, its noise and its rate left to follow from ε."""
     study, simulation = read_simulation(
         {"privacy": {"target_epsilon": DEFAULT_TARGET_EPSILON}, "simulation": {"dropouts": [DEFAULT_DROPOUT]}}
     )
-    study = complete_study(study)
-    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": None})})
-    return study_toml(study, simulation, heading=_FULL)
+    return study_toml(left_open(complete_study(study), study), simulation, heading=_FULL)
+
+
+def left_open(complete: Study, stated: Study) -> Study:
+    """The complete study without what follows from ε, where it was not stated: whoever edits ε would keep it."""
+    privacy, training = complete.privacy, complete.training
+    if stated.privacy.noise_multiplier is None:
+        privacy = privacy.model_copy(update={"noise_multiplier": None})
+    if stated.training.learning_rate is None and rate_follows_noise(stated):
+        training = training.model_copy(update={"learning_rate": None})
+    return complete.model_copy(update={"privacy": privacy, "training": training})
 
 
 def _lines(study: Study, simulation: Simulation, heading: str) -> Iterator[str]:

@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ...common.durations import duration
+from ...common.schema import known
 from ...common.study.study import PrivacySection, Study
 from ...server.report.claim import count
 from ...server.report.rounding import up
 from ..plan.plan import NOISE_RULES, NOISE_SHOWS, Noise, Plan, steps_reversed
 from ..simulation.settings import MAX_BUILTIN_SITES, Simulation
-from ..simulation.study_toml import study_toml
+from ..simulation.study_toml import left_open, study_toml
 
 _NONE: Final = "none"
 
@@ -52,19 +53,19 @@ def print_plan(console: Console, plan: Plan, written: Path | None) -> None:
 
 
 def study_file(plan: Plan, proposed: Study, simulation: Simulation, swept: str = "") -> str:
-    """The proposed study as TOML; its noise multiplier is left to follow from ε, unless it was given.
+    """The proposed study as TOML; its noise multiplier and its rate are left to follow from ε, unless they were given.
 
     ``swept`` says what was chosen by a sweep, and on what.
     """
-    study = plan.study
-    if proposed.privacy.noise_multiplier is None:
-        study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": None})})
+    study = left_open(plan.study, proposed)
     if not simulation.data and len(study.sites) <= MAX_BUILTIN_SITES:
         simulation = simulation.model_copy(update={"builtin_sites": len(study.sites)})
     heading = (
         "A study proposed by grandrounds plan.\n"
         f"The noise multiplier follows: {plan.study.privacy.noise_multiplier:g}"
         f"{stages_in_words(plan.study.privacy)}, for epsilon {up(plan.epsilon)}.\n"
+        f"The learning rate{' follows' * (study.training.learning_rate is None)}: "
+        f"{known(plan.study.training.learning_rate):g}.\n"
         f"Expected noise-to-signal: {plan.shares.noise_to_signal:.2f}. {_clipping(plan)}"
         + (f"\n{swept}" if swept else "")
     )

@@ -12,7 +12,7 @@ from ....common.schema import Section
 from ....common.study.study import Study
 from ....common.system.files import write_atomically
 from ...builtin.patients import Split
-from .ways import Run, Way
+from .ways import COMPARED, Run, Way
 
 Perplexity = Annotated[float, Field(ge=1)]
 F1 = Annotated[float, Field(ge=0, le=1)]
@@ -108,8 +108,8 @@ def stated_of(study: Study) -> dict[str, Any]:
         from ....common.study.public_records import with_pinned_records
 
         study = with_pinned_records(with_pinned_adapter(study))
-    said: dict[str, Any] = study.model_dump(mode="json", include=_TRAINING, exclude_defaults=True)
-    return said
+    said = study.model_dump(mode="json", include=_TRAINING, exclude={"privacy": set(COMPARED)}, exclude_defaults=True)
+    return {section: fields for section, fields in said.items() if fields}
 
 
 class RowFile:

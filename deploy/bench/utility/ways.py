@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, get_args
 from ....common.errors import StudyError
 from ....common.privacy.noise_layers import noise_over_claim
 from ....common.privacy.trust import Trust
+from ....common.study.completion import learning_rate_of
 from ....common.study.study import Study
 from ...builtin.patients import Split
 from ...simulation.config import read_simulation
@@ -82,15 +83,22 @@ class Run:
         return f"{self.way}{claim}, {case.sites} sites, {case.patients} patients ({case.split}), seed {case.seed}"
 
     def study(self, of_case: Study) -> Study:
-        """The study of this run: all ways have the model, schedule and rates that the case's has."""
+        """The study of this run: all ways have the model and schedule that the case's has.
+
+        And its rate, which, where nobody states one, is that of distributed trust at this ε, or without noise.
+        """
         changed: dict[str, Any] = {"target_epsilon": self.epsilon, "noise": self.epsilon is not None}
-        if self.way == "local":
-            changed["trust"] = "local"
-        if self.way == "local" or self.epsilon is None:  # of which neither has stages
+        if self.epsilon is None:
             changed["noise_stages"] = ()
+        rated = of_case.model_copy(update={"privacy": of_case.privacy.model_copy(update=changed)})
+        training = of_case.training.model_copy(update={"learning_rate": learning_rate_of(rated)})
+        if self.way == "local":  # which has no stages
+            changed |= {"trust": "local", "noise_stages": ()}
         if self.way == "no-privacy":
             changed["clipping_norm"] = _UNCLIPPED * of_case.privacy.clipping_norm
-        return of_case.model_copy(update={"privacy": of_case.privacy.model_copy(update=changed)})
+        return rated.model_copy(
+            update={"privacy": rated.privacy.model_copy(update=changed), "training": training},
+        )
 
     def noise_over_claimed(self, study: Study) -> float | None:
         """The noise in a sum that no site is missing from, over what its ε is claimed for."""

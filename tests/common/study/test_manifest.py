@@ -63,6 +63,7 @@ def complete(**privacy: Any) -> dict[str, Any]:
         },
         "data": {"evaluation": "synthetic", "public": f"sha256:{'bd' * 32}", "public_units": 3},
         "training": {
+            "learning_rate": 0.05,
             "max_attempts": 24,
             "answer_after_s": 60.0,
             "physical_batch": 4,
@@ -191,6 +192,7 @@ def test_sites_in_another_order_are_another_manifest() -> None:
         ("privacy", "delta"),
         ("privacy", "target_epsilon"),
         ("privacy", "noise_multiplier"),
+        ("training", "learning_rate"),
         ("training", "max_attempts"),
         ("secagg", "threshold"),
         ("secagg", "modulus_bits"),

@@ -186,7 +186,10 @@ def test_all_ways_have_one_schedule_and_differ_in_what_they_compare_alone() -> N
     of_case, simulation = CASE.read({"training": {"rounds": 2}, "privacy": {"target_epsilon": 1.0, "trust": "local"}})
     ways: dict[Way, float | None] = {"local": 4.0, "distributed": 4.0, "noise-off": None, "no-privacy": None}
     studies = {way: Run(way=way, epsilon=epsilon, case=CASE).study(of_case) for way, epsilon in ways.items()}
-    assert all(study.training == of_case.training for study in studies.values())
+    assert {study.training.rounds for study in studies.values()} == {2}
+    rates = {way: study.training.learning_rate for way, study in studies.items()}
+    assert rates == {"local": 0.37, "distributed": 0.37, "noise-off": 2.4, "no-privacy": 2.4}, "as of distributed trust"
+    assert of_case.training.learning_rate is None, "so that runs at each ε are of one study's settings"
     assert all(study.model == of_case.model for study in studies.values())
     assert [study.privacy.trust for study in studies.values()] == ["local"] + ["distributed"] * 3
     assert [study.privacy.target_epsilon for study in studies.values()] == [4.0, 4.0, None, None]

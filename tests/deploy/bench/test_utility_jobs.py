@@ -1,5 +1,6 @@
 """What the benchmark of utility runs, and what it takes as done: levers beside settings, and rows of earlier calls."""
 
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from grandrounds.deploy.bench.utility.bench import UtilityBench
 from grandrounds.deploy.bench.utility.levers import Levers
 from grandrounds.deploy.bench.utility.row import Row, RowFile, Subject, stated_of
 from grandrounds.deploy.bench.utility.table import markdown
-from grandrounds.deploy.bench.utility.ways import Case, Run
+from grandrounds.deploy.bench.utility.ways import Case, Run, Way
 
 CASE = Case(sites=3, patients=9, split="iid", seed=5)
 
@@ -49,6 +50,23 @@ def test_a_lever_changes_nothing_that_it_does_not_name(tmp_path: Path) -> None:
     adam["training"].update({name: tuned["training"][name] for name in ("optimizer", "learning_rate")})
     wider["model"]["rank"] = tuned["model"]["rank"]
     assert adam == wider == tuned
+
+
+def test_runs_at_several_epsilons_are_of_one_study_s_settings_and_train_each_at_its_rate(tmp_path: Path) -> None:
+    file = tmp_path / "levers.toml"
+    file.write_text("[wider]\nmodel.rank = 4\n[rated]\ntraining.learning_rate = 1.0\n")
+    given = {"privacy": {"sampling_probability": 0.25}}
+    at = {4.0: 0.8, 1.0: 0.35, None: 2.4}
+    settings: dict[str | None, set[str]] = defaultdict(set)
+    for epsilon in at:
+        way: Way = "noise-off" if epsilon is None else "distributed"
+        run = Run(way=way, epsilon=epsilon, case=replace(CASE, patients=39))
+        for job in Levers.read(file, given).jobs([run]):
+            settings[job.lever].add(job.subject.settings)
+            rate = job.run.study(job.read()[0]).training.learning_rate
+            assert rate == pytest.approx(1.0 if job.lever == "rated" else at[epsilon], rel=0.1), job
+    assert {lever: len(found) for lever, found in settings.items()} == {None: 1, "wider": 1, "rated": 1}
+    assert len(set().union(*settings.values())) == 3, "a stated rate is a setting"
 
 
 def test_a_lever_of_rounds_or_attempts_has_the_noise_of_its_own_spare_attempts(tmp_path: Path) -> None:
@@ -117,6 +135,10 @@ def test_the_levers_that_are_written_down_are_each_another_training_with_a_claim
         study = job.run.study(job.read()[0])
         assert study.privacy.noise and study.privacy.target_epsilon == 4.0, job
     settings = {job.lever: job.subject.settings for job in jobs if not (job.lever or "").startswith("public")}
+    settings |= {
+        job.lever: job.subject.settings
+        for job in Levers.read(results / "rate.toml", read_toml(results / "levers-base.toml")).jobs(runs)
+    }
     ran = {
         each.settings for each in RowFile(results / "levers.jsonl").read() if "first_adapter" not in str(each.stated)
     }

@@ -16,6 +16,7 @@ from support.utility_rows import row
 
 from grandrounds.client.training.grad_samples import Shape
 from grandrounds.common.schema import validated
+from grandrounds.common.study.completion import learning_rate_of
 from grandrounds.common.study.study import Study
 from grandrounds.deploy.bench.utility.row import RowFile
 from grandrounds.deploy.cli.main import main
@@ -131,6 +132,28 @@ def test_without_a_model_a_built_in_study_is_planned_with_its_defaults(run: Run,
     assert study.privacy.noise_multiplier is None
     assert study.sites == tuple(site.model_copy(update={"max_units": 30}) for site in read_simulation({})[0].sites)
     assert simulation.builtin_sites == 5
+
+
+@pytest.mark.parametrize(
+    ("privacy", "is_open"),
+    [
+        ("", True),
+        ("target_epsilon = 1.0", True),
+        ("noise_multiplier = 3.0", True),
+        ("[training]\nlearning_rate = 0.5", False),
+        ('[training]\noptimizer = "adam"', False),
+    ],
+)
+def test_what_is_planned_is_read_back_with_its_rate_whether_that_follows_or_is_stated(
+    privacy: str, is_open: bool, run: Run, tmp_path: Path
+) -> None:
+    config, proposed = tmp_path / "config.toml", tmp_path / "study.toml"
+    config.write_text(f"[privacy]\n{privacy}\n")
+    code, out, err = run(["plan", "--no-benchmark", f"--config={config}", f"--output={proposed}", "--json"])
+    assert code == 0, err
+    study, _ = read_simulation(tomllib.loads(proposed.read_text(encoding="utf-8")))
+    assert (study.training.learning_rate is None) == is_open
+    assert learning_rate_of(study) == json.loads(out)["study"]["training"]["learning_rate"]
 
 
 def test_the_page_says_where_norms_come_from_and_what_the_noise_does() -> None:
