@@ -43,8 +43,8 @@ def plan(
     public_text: Annotated[
         Path | None,
         typer.Option(
-            help="Records of nobody who has to be protected (.jsonl .csv .parquet), for the clipping norm "
-            "(default: built-in synthetic patients).",
+            help="Records of nobody who has to be protected (.jsonl .csv .parquet), for the clipping norm, unless the "
+            "study is as the built-in model was tuned (default: built-in synthetic patients).",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -81,7 +81,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Plan a study: its noise, batch and hours for a target epsilon, and a clipping norm from public text.
+    """Plan a study: its noise, batch and hours for a target epsilon, and, if none was tuned, a clipping norm.
 
     Reads no record that has to be protected. What is not given is proposed.
     """

@@ -13,6 +13,7 @@ from ...common.privacy.mechanism import honest_shares
 from ...common.privacy.noise_layers import noise_over_claim
 from ...common.privacy.trust import Trust
 from ...common.schema import known, validated
+from ...common.study.builtin import is_tuned
 from ...common.study.completion import complete_study, cut_probability_of, schedule_of, stages_of
 from ...common.study.study import Site, Study
 from ...server.report.rounding import up
@@ -182,7 +183,12 @@ def steps_reversed(ratio: float) -> float:
 
 
 def with_clipping_norm(study: Study, trial: "Trial") -> Study:
-    """The study, clipping at the median of the public norms (Andrew et al. 2021), rounded up to two digits."""
+    """The study, clipping at the median of the public norms (Andrew et al. 2021), rounded up to two digits.
+
+    One that is trained as the built-in model was tuned keeps its norm: at another, each step would be as much longer.
+    """
+    if is_tuned(study.model_dump()):
+        return study
     _, median, _ = trial.quartiles
     return _with_privacy(study, clipping_norm=two_digits_up(median))
 

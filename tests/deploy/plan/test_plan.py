@@ -180,6 +180,16 @@ def test_the_clipping_norm_is_the_median_rounded_up(norms: tuple[float, ...], ex
     assert with_clipping_norm(study(), trial).privacy.clipping_norm == expected
 
 
+def test_a_study_whose_rate_was_tuned_for_its_norm_keeps_it() -> None:
+    trial = Trial(source="a test", norms=(0.9, 1.0, 1.1), dimension=10, shapes=(Shape(64, 1),), batch_s=1)
+    tuned = validated(Study, {"sites": study().sites})
+    assert with_clipping_norm(tuned, trial) == tuned and tuned.privacy.clipping_norm == 0.3
+    rated = validated(Study, {"sites": study().sites, "training": {"learning_rate": 1.2}})
+    assert with_clipping_norm(rated, trial) == rated
+    other = validated(Study, {"sites": study().sites, "model": {"rank": 8}})
+    assert with_clipping_norm(other, trial).privacy.clipping_norm == 1.0
+
+
 def test_a_step_takes_more_units_only_where_the_noise_shows() -> None:
     assert with_enough_units(study(), None) == study()
     demanding = study(units=24, privacy={**BUILT_IN, "target_epsilon": 1.0})
