@@ -9,12 +9,12 @@ from typing import Any, Final, Self, get_args
 from ....common.errors import StudyError
 from ....common.privacy.trust import Trust
 from ....common.schema import known
-from ....common.study.study import DEFAULT_TARGET_EPSILON, PrivacySection, Study
+from ....common.study.study import DEFAULT_TARGET_EPSILON, Study
 from ...builtin.patients import Split
 from .paired import changed, said
 from .row import Row, stated_of
 from .scaling import PowerLaw
-from .ways import COMPARED, noise_over_claimed
+from .ways import noise_over_claimed
 
 _MOST: Final = 1e12
 _SHOWN: Final = 8
@@ -80,6 +80,8 @@ class Forecast:
         measured: the fewest and the most patients of theirs.
         left_out: runs of that kind and settings which ended no better than they began, in words: they are on no law by
             which patients help. ``failed`` has the most patients of one.
+        floor: the least and the most perplexity that the same schedule came to without noise, if it was measured, and
+            on how many patients at most: a power law goes below all that a schedule can learn.
     """
 
     kind: Kind
@@ -96,6 +98,7 @@ class Forecast:
     measured: tuple[float, float]
     left_out: tuple[str, ...]
     failed: int
+    floor: tuple[float, float, int] | None
 
     @classmethod
     def of(cls, rows: Sequence[Row], study: Study, *, split: Split, perplexity: float | None = None) -> Self:
@@ -122,15 +125,16 @@ class Forecast:
             runs=law.count,
             settings=alike[0].settings[:8],
             stated=stated,
-            differs=changed(_stated_of(study), stated),
+            differs=changed(stated_of(study), stated),
             measured=law.range,
             left_out=tuple(map(_left_out, left_out)),
             failed=max((row.patients for row in left_out), default=0),
+            floor=_floor(kind, alike[0], rows),
         )
 
     def beside(self, study: Study) -> Self:
         """The same, beside what the ``study`` has been planned to be since."""
-        return replace(self, differs=changed(_stated_of(study), self.stated))
+        return replace(self, differs=changed(stated_of(study), self.stated))
 
     def lines(self) -> Sequence[str]:
         """For people."""
@@ -172,6 +176,15 @@ class Forecast:
             )
         else:
             found.append(f"The runs show no lack of fit (F-test, p = {self.lack_of_fit:.2g}).")
+        if self.floor is not None:
+            low, high, patients = self.floor
+            came = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            found.append(f"Without noise the same schedule came to {came}, on up to {patients:,} patients.")
+            if min(self.expected[1], self.quality or math.inf) < low:
+                found.append(
+                    "Warning: that is above what the law says, which goes below all that the schedule can learn. More "
+                    "patients than were measured bring less noise, and no more than that."
+                )
         if self.left_out:
             found.append(f"Left out, since they ended no better than they began: {'; '.join(self.left_out)}.")
         if self.patients <= self.failed or (self.needed is not None and self.needed[0] <= self.failed):
@@ -185,7 +198,7 @@ class Forecast:
 def _of_one_settings(rows: Sequence[Row], study: Study) -> list[Row]:
     """Those of the study's own settings; else all, if they are of one. Raises StudyError where they are of several."""
     candidates = {row.settings: row.stated for row in rows}
-    own = _stated_of(study)
+    own = stated_of(study)
     chosen = [name for name, stated in candidates.items() if not changed(own, stated)] or list(candidates)
     if len(chosen) > 1:
         listed = ", ".join(f"{name[:8]} ({changed(own, candidates[name])})" for name in chosen)
@@ -197,10 +210,18 @@ def _of_one_settings(rows: Sequence[Row], study: Study) -> list[Row]:
     return [row for row in rows if row.settings in chosen]
 
 
-def _stated_of(study: Study) -> dict[str, Any]:
-    """As a row states it, which leaves out what is compared."""
-    unstated = {name: PrivacySection.model_fields[name].default for name in COMPARED}
-    return stated_of(study.model_copy(update={"privacy": study.privacy.model_copy(update=unstated)}))
+def _floor(kind: Kind, alike: Row, rows: Sequence[Row]) -> tuple[float, float, int] | None:
+    """What runs without noise came to, of the settings, rounds and split of those that are ``alike``."""
+    found = [
+        (after, row.patients)
+        for row in rows
+        if row.way == "noise-off" and (row.settings, row.rounds, row.split) == (alike.settings, kind.rounds, kind.split)
+        if (after := row.perplexity_after) is not None
+    ]
+    if not found:
+        return None
+    perplexities, patients = zip(*found, strict=True)
+    return min(perplexities), max(perplexities), max(patients)
 
 
 def _left_out(row: Row) -> str:

@@ -116,6 +116,24 @@ def test_runs_that_gained_nothing_or_came_to_no_figure_are_left_out_by_name() ->
     assert "1 runs with a gain, on 240 patients" in refusal(measured(study, [*[None] * 5, 10.0]), study)
 
 
+def test_what_the_schedule_comes_to_without_noise_is_said_and_that_no_law_goes_below_it() -> None:
+    study = study_of()
+    rows = measured(study)
+    assert Forecast.of(rows, study, split="iid").floor is None
+    off = measured(study, [9.0, 9.5, None, 9.2, 9.7, 9.1], way="noise-off", epsilon=None, noise_over_claimed=None)
+    elsewhere = [row.model_copy(update={"split": "age", "perplexity_after": 2.0}) for row in off]
+    longer = [row.model_copy(update={"rounds": 8, "perplexity_after": 2.0}) for row in off]
+    other = [row.model_copy(update={"settings": "ef" * 32, "perplexity_after": 2.0}) for row in off]
+    every = [*rows, *off, *elsewhere, *longer, *other]
+    near = Forecast.of(every, study, split="iid")
+    assert near.floor == (9.0, 9.7, 240)
+    assert near.lines()[-1] == "Without noise the same schedule came to 9 to 9.7, on up to 240 patients."
+    far = Forecast.of(every, study_of(patients=600), split="iid")
+    assert far.expected[1] < 9 and "Warning: that is above what the law says" in far.lines()[-1]
+    asked = Forecast.of(every, study, split="iid", perplexity=8.5)
+    assert "Warning: that is above what the law says" in asked.lines()[-1]
+
+
 def test_of_several_settings_the_study_s_own_count_whichever_run_was_over_first() -> None:
     study = study_of()
     others = measured(study_of({"training": {"learning_rate": 1.0}}), [19.0] * 6)
@@ -140,18 +158,22 @@ def test_what_is_planned_later_of_the_settings_is_said() -> None:
 def test_the_written_down_runs_are_read_as_their_page_says() -> None:
     tables = read_toml(Path(__file__).parents[2] / "results" / "levers-base.toml")
     rows = written_down("scaling", "levers")
-    found = Forecast.of(rows, study_of(tables), split="iid")
-    assert (found.settings, found.differs, found.runs, found.failed) == ("e018c7a3", "", 8, 60)
-    assert [f"{number:.3g}" for number in (found.slope, known_p(found), *found.expected)] == [
-        *("-0.207", "0.102", "9.66", "11.6", "14"),
-    ]
-    assert "may as well be 0" in refusal(rows, study_of(tables), perplexity=12.0)
-    before = [row for row in rows if row.patients in (60, 120, 240)]
-    for patients, predicted, warned in ((180, ["10.2", "12.1", "14.3"], False), (40, ["10.9", "14.8", "20.1"], True)):
-        one = Forecast.of(before, study_of(tables, patients=patients), split="iid")
-        assert [f"{number:.1f}" for number in one.expected] == predicted
-        assert ("ended no better than it began. With as few" in one.lines()[-1]) == warned
-        assert one.lack_of_fit is None and one.failed == 60
+    found = Forecast.of(rows, study_of(tables), split="iid", perplexity=9.0)
+    assert (found.settings, found.differs, found.runs, found.failed) == ("c803dec4", "", 12, 0)
+    assert (f"{found.slope:.2f}", f"{known_p(found):.2g}", found.needed) == ("-0.40", "0.081", (197, 314, 566))
+    assert found.floor == (9.43, 11.1, 120) and "Warning: that is above what the law says" in found.lines()[-1]
+    for patients, predicted, beyond, below in (
+        (40, ["15.4", "19.7", "25.3"], True, False),
+        (180, ["9.37", "11.4", "13.8"], False, False),
+        (240, ["8.11", "9.34", "10.8"], True, True),
+    ):
+        others = [row for row in rows if row.patients != patients]
+        one = Forecast.of(others, study_of(tables, patients=patients), split="iid")
+        assert [f"{number:.3g}" for number in one.expected] == predicted
+        text = " ".join(one.lines())
+        assert (("beyond what was measured" in text), ("Warning" in text)) == (beyond, below)
+    whole = [row for row in rows if row.stated["training"].get("learning_rate") == 2.4 and row.patients < 120]
+    assert [(row.patients, row.perplexity_after) for row in whole] == [(40, 121.0), (60, 24.7)]
 
 
 def known_p(found: Forecast) -> float:
