@@ -6,24 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from support.registry_commands import done, ran
 from support.study.federation import small_study
 from support.study.verified_study import SmallStudy
-from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError, StorageError
-from grandrounds.deploy.cli.registry import registry as commands
 from grandrounds.deploy.registry import folder as registry_folder
-
-
-def ran(*words: str | Path) -> Result:
-    return CliRunner().invoke(commands, list(map(str, words)))
-
-
-def done(*words: str | Path) -> str:
-    result = ran(*words)
-    assert result.exit_code == 0, result.exception
-    return result.stdout
 
 
 def continued_study(number: int, before: str) -> SmallStudy:

@@ -6,29 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
+from support.registry_commands import done, ran
 from support.study.attacked_study import PATIENTS, attacks_of, simulated
 from support.study.audited_study import audit_of
 from support.study.verified_study import SmallStudy
 from support.study.verified_study import ran as ran_study
-from typer.testing import CliRunner
 
 from grandrounds.common.errors import GrandRoundsError
 from grandrounds.common.study.artefacts import ATTACKS, AUDIT, PAGE, REPORT, WEIGHTS
-from grandrounds.deploy.cli.registry import registry as commands
 from grandrounds.server.report import attacks
 from grandrounds.server.report.audit import attached
 from grandrounds.server.report.findings import promise
-
-
-def ran(*words: str | Path) -> Result:
-    return CliRunner().invoke(commands, list(map(str, words)))
-
-
-def done(*words: str | Path) -> str:
-    result = ran(*words)
-    assert result.exit_code == 0, result.exception
-    return result.stdout
 
 
 def refused(*words: str | Path) -> str:
