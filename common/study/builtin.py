@@ -62,7 +62,7 @@ def is_tuned(fields: Mapping[str, Any]) -> bool:
 
 
 def tuned_rate(*, noise: float, clipping_norm: float = _NORM) -> float:
-    """Of gradient descent, by the ``noise`` of a step beside the mean that it is added to: z / (q × units), 0 for none.
+    """The rate of gradient descent, by a step's ``noise`` beside the mean that it is in: z / (q × units), 0 for none.
 
     Above what the rate was tuned under it goes as one over the noise. What is learnt grows with the rate, and the harm
     that noise does with its square: at the rate of a smaller noise a study can end worse than it began. Chosen on

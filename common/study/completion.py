@@ -98,10 +98,11 @@ def rate_follows_noise(study: Study) -> bool:
 
 def _learning_rate(study: Study, noise_multiplier: float | None) -> float:
     """Of a study whose noise multiplier is known, where it has noise."""
-    privacy, stated = study.privacy, study.training.learning_rate
-    if stated is not None or not rate_follows_noise(study):
-        return DEFAULT_LEARNING_RATE if stated is None else stated
-    noise = 0.0
+    if study.training.learning_rate is not None:
+        return study.training.learning_rate
+    if not rate_follows_noise(study):
+        return DEFAULT_LEARNING_RATE
+    privacy, noise = study.privacy, 0.0
     if noise_multiplier is not None:
         noise = noise_multiplier / (privacy.sampling_probability * study.total_nominal_units)
     return min(tuned_rate(noise=noise, clipping_norm=privacy.clipping_norm), LARGEST_LEARNING_RATE)

@@ -28,8 +28,7 @@ def with_setting(study: Study, setting: Mapping[str, Any]) -> Study:
     """The study with other values of fields, by their dotted names: it changes these, and no default beside them.
 
     But a derived stage of noise is derived again, from the setting's rounds and attempts, and so is a rate that nobody
-    states, once the study is completed. Raises StudyError where it
-    would be no study.
+    states, once the study is completed. Raises StudyError where it would be no study.
     """
     privacy = study.privacy
     is_derived = bool(privacy.noise_stages) and _STAGES not in privacy.model_fields_set

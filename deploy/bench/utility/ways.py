@@ -87,18 +87,16 @@ class Run:
 
         And its rate, which, where nobody states one, is that of distributed trust at this ε, or without noise.
         """
-        changed: dict[str, Any] = {"target_epsilon": self.epsilon, "noise": self.epsilon is not None}
+        privacy = of_case.privacy.model_copy(update={"target_epsilon": self.epsilon, "noise": self.epsilon is not None})
         if self.epsilon is None:
-            changed["noise_stages"] = ()
-        rated = of_case.model_copy(update={"privacy": of_case.privacy.model_copy(update=changed)})
-        training = of_case.training.model_copy(update={"learning_rate": learning_rate_of(rated)})
+            privacy = privacy.model_copy(update={"noise_stages": ()})
+        rate = learning_rate_of(of_case.model_copy(update={"privacy": privacy}))
         if self.way == "local":  # which has no stages
-            changed |= {"trust": "local", "noise_stages": ()}
+            privacy = privacy.model_copy(update={"trust": "local", "noise_stages": ()})
         if self.way == "no-privacy":
-            changed["clipping_norm"] = _UNCLIPPED * of_case.privacy.clipping_norm
-        return rated.model_copy(
-            update={"privacy": rated.privacy.model_copy(update=changed), "training": training},
-        )
+            privacy = privacy.model_copy(update={"clipping_norm": _UNCLIPPED * privacy.clipping_norm})
+        training = of_case.training.model_copy(update={"learning_rate": rate})
+        return of_case.model_copy(update={"privacy": privacy, "training": training})
 
     def noise_over_claimed(self, study: Study) -> float | None:
         """The noise in a sum that no site is missing from, over what its ε is claimed for."""
